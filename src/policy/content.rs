@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a caller may ask about the bytes of a range, and what is done to make it so.
+
+/// The byte that every byte of a scrambled page has.
+///
+/// Where nothing is promised about contents and the hardware would not destroy them, they are
+/// destroyed on purpose, so that nobody comes to rely on finding them again.
+pub const SCRAMBLE_BYTE: u8 = 0xab;
+
+/// What the caller wants to be promised about the bytes of the requested range.
+///
+/// The promise covers the pages of the whole range, also those that already have the requested
+/// attributes. It is about what the process of setting attributes does to the bytes; what a guest
+/// reads through keys of its own later is between it and its platform.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Nothing is promised.
+    None,
+    /// Every byte is zero.
+    Zero,
+    /// No byte is changed.
+    Preserve,
+}
+
+impl Content {
+    /// `KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_ZERO`.
+    const ZERO: u64 = 1 << 0;
+
+    /// `KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_PRESERVE`.
+    const PRESERVE: u64 = 1 << 1;
+
+    /// Returns the bits that ask for this in the `flags` of a request.
+    pub const fn flags(self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Zero => Self::ZERO,
+            Self::Preserve => Self::PRESERVE,
+        }
+    }
+
+    /// Reads the `flags` of a request.
+    ///
+    /// Returns [`None`] for an unknown bit, and for both of the known ones: nothing is zero and
+    /// unchanged.
+    pub const fn from_flags(flags: u64) -> Option<Self> {
+        match flags {
+            0 => Some(Self::None),
+            Self::ZERO => Some(Self::Zero),
+            Self::PRESERVE => Some(Self::Preserve),
+            _ => None,
+        }
+    }
+}
+
+/// What is done to the bytes of an allocated page.
+///
+/// Allocated means zeroed at its first use. All other pages read as zeroes when they are first
+/// used, so that nothing is ever done to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The bytes stay as they are.
+    Leave,
+    /// The bytes are overwritten by zeroes.
+    Zero,
+    /// The bytes are overwritten by [`SCRAMBLE_BYTE`].
+    Scramble,
+}

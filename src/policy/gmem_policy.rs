@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a conversion of guest memory means, without the machinery that carries it out.
+//!
+//! guest_memfd tracks for each page of a file whether it is private to the guest or shared with
+//! the host. This crate decides: which raw requests are legal ([`request`]), what each platform
+//! promises about the bytes ([`contract`]), and which pages and which part of the attribute map a
+//! request touches ([`plan`]). It does not lock, allocate, or know what a folio is.
+//!
+//! It uses nothing but `core`, so that the same source is compiled into the kernel and into
+//! ordinary test programs (`tools/testing/gmem-model`).
+//!
+//! # Invariants
+//!
+//! - Nothing here panics, whatever it is given: not for any raw request, and not for an attribute
+//!   map that answers nonsense.
+//! - A page index, a byte offset and a number of pages are never mixed up: the first two are types
+//!   of their own, and a [`PageRange`] is not empty.
+
+// Kbuild passes the attribute itself, and a second one is a warning.
+#![cfg_attr(not(CONFIG_RUST), no_std)]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+#[cfg(any(test, CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST))]
+pub mod checks;
+pub mod content;
+pub mod contract;
+pub mod plan;
+pub mod range;
+pub mod request;
+
+pub use content::{
+    Action,
+    Content, //
+};
+pub use contract::{
+    Phase,
+    Platform,
+    Refusal,
+    Terms, //
+};
+pub use plan::{
+    Attributes,
+    Change,
+    Plan,
+    Run, //
+};
+pub use range::{
+    ByteOffset,
+    Geometry,
+    PageIndex,
+    PageRange,
+    PageSize, //
+};
+pub use request::{
+    Invalid,
+    Query,
+    RawRequest,
+    Request,
+    Visibility, //
+};

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which pages a request changes, and which part of the attribute map.
+//!
+//! The map says for every page of a file whether it is shared or private, as entries of
+//! consecutive pages. This file reads it through [`Attributes`] and never writes it. The cost of
+//! everything here is proportional to the entries that a range touches, never to its pages.
+//!
+//! # Robustness
+//!
+//! The map is not trusted to make sense. An entry that does not contain the page it was asked for
+//! ends the walk that met it: the rest of a range counts as not yet being what was asked for, so
+//! that no step is left out for it; and it is no neighbour to merge with. Every walk thus moves on
+//! by a page at least with each look at the map, and stays inside the range or the file.
+
+use core::iter::FusedIterator;
+
+use crate::{
+    content::Action,
+    contract::Terms,
+    range::{
+        Geometry,
+        PageIndex,
+        PageRange, //
+    },
+    request::{
+        Request,
+        Visibility, //
+    }, //
+};
+
+/// Consecutive pages that are all shared or all private.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The pages.
+    pub range: PageRange,
+    /// What they are.
+    pub visibility: Visibility,
+}
+
+/// The attribute map of a file.
+pub trait Attributes {
+    /// Returns the map's entry that contains the page `at`.
+    ///
+    /// Its neighbours may have the same visibility.
+    fn run_at(&self, at: PageIndex) -> Run;
+}
+
+/// Returns the part of the map's entry at `at` that lies within `within`.
+///
+/// Returns [`None`] if `at` does not lie there, or if the map makes no sense: what is returned
+/// always contains `at`, which is what makes each walk end.
+fn look(attributes: &impl Attributes, at: PageIndex, within: &PageRange) -> Option<Run> {
+    let run = attributes.run_at(at);
+    let range = run.range.intersect(within)?;
+    range.contains(at).then_some(Run { range, ..run })
+}
+
+/// What a request comes to, given what the pages are at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// All pages are what was asked for, and their bytes need no work.
+    Nothing,
+    /// There is something to do.
+    Change(Change),
+}
+
+impl Plan {
+    /// Plans a request.
+    ///
+    /// `geometry` is that for which the request was parsed. `terms` are those on which the platform
+    /// has accepted it. The plan holds for as long as the map does not change.
+    pub fn new(
+        request: &Request,
+        terms: &Terms,
+        geometry: &Geometry,
+        attributes: &impl Attributes,
+    ) -> Self {
+        let changes = Differing::new(request, attributes).next().is_some();
+
+        if !changes && terms.settled == Action::Leave {
+            return Self::Nothing;
+        }
+        Self::Change(Change {
+            request: *request,
+            terms: *terms,
+            store: changes.then(|| merged(request, geometry, attributes)),
+        })
+    }
+}
+
+/// Returns the range of a request together with the pages on either side of it that already are
+/// what it asks for, up to where the attributes change or the file ends.
+///
+/// Stored as one entry this leaves no neighbours in the map that are equal.
+fn merged(request: &Request, geometry: &Geometry, attributes: &impl Attributes) -> PageRange {
+    let whole = geometry.whole();
+    let equal = |at| {
+        look(attributes, at, &whole)
+            .filter(|run| run.visibility == request.to())
+            .map(|run| run.range)
+    };
+    let mut hull = request.range();
+
+    // Both neighbours contain the page next to the hull, so that it grows each time.
+    while let Some(before) = hull.start().get().checked_sub(1) {
+        let Some(neighbour) = equal(PageIndex::new(before)) else {
+            break;
+        };
+        hull = hull.hull(&neighbour);
+    }
+    while hull.end() < whole.end() {
+        let Some(neighbour) = equal(hull.end()) else {
+            break;
+        };
+        hull = hull.hull(&neighbour);
+    }
+    hull
+}
+
+/// Work to be done for a request: on attributes, on bytes, or on both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    request: Request,
+    terms: Terms,
+    store: Option<PageRange>,
+}
+
+impl Change {
+    /// Returns the request.
+    pub const fn request(&self) -> Request {
+        self.request
+    }
+
+    /// Returns the pages that the request is about.
+    pub const fn range(&self) -> PageRange {
+        self.request.range()
+    }
+
+    /// Returns what the pages are to be.
+    pub const fn to(&self) -> Visibility {
+        self.request.to()
+    }
+
+    /// Returns on what terms the platform has accepted the request.
+    pub const fn terms(&self) -> Terms {
+        self.terms
+    }
+
+    /// Tells whether at least one page is not yet what the request asks for.
+    ///
+    /// If not, the content policy alone has work to do.
+    pub const fn changes_attributes(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// Returns the pages to store as one entry of the map, or [`None`] if no attribute changes.
+    ///
+    /// That is the range of the request and the equal pages on either side of it, so that the map
+    /// has no more entries than it needs.
+    pub const fn store(&self) -> Option<PageRange> {
+        self.store
+    }
+
+    /// Returns the parts of the range that are not yet what the request asks for.
+    ///
+    /// They come in ascending order, and no two of them touch. `attributes` is the map for which
+    /// the plan was made.
+    pub fn differing<'a, A: Attributes>(&self, attributes: &'a A) -> Differing<'a, A> {
+        Differing::new(&self.request, attributes)
+    }
+
+    /// Returns what is done to the bytes of an allocated page of the range.
+    ///
+    /// `is_changing` tells whether the page is not yet what the request asks for.
+    pub const fn action_for(&self, is_changing: bool) -> Action {
+        if is_changing {
+            self.terms.changing
+        } else {
+            self.terms.settled
+        }
+    }
+}
+
+/// The parts of a range that are not yet what a request asks for, see [`Change::differing`].
+#[derive(Debug)]
+pub struct Differing<'a, A> {
+    attributes: &'a A,
+    to: Visibility,
+    /// The pages that have not been looked at.
+    rest: Option<PageRange>,
+}
+
+impl<'a, A: Attributes> Differing<'a, A> {
+    fn new(request: &Request, attributes: &'a A) -> Self {
+        Self {
+            attributes,
+            to: request.to(),
+            rest: Some(request.range()),
+        }
+    }
+}
+
+impl<A: Attributes> Iterator for Differing<'_, A> {
+    type Item = PageRange;
+
+    fn next(&mut self) -> Option<PageRange> {
+        let mut found: Option<PageRange> = None;
+
+        while let Some(rest) = self.rest {
+            let run = look(self.attributes, rest.start(), &rest).unwrap_or(Run {
+                range: rest,
+                visibility: self.to.opposite(),
+            });
+            self.rest = PageRange::new(run.range.end(), rest.end());
+            if run.visibility != self.to {
+                found = Some(found.map_or(run.range, |range| range.hull(&run.range)));
+            } else if found.is_some() {
+                break;
+            }
+        }
+        found
+    }
+}
+
+impl<A: Attributes> FusedIterator for Differing<'_, A> {}
+
+/// Returns the pages from `at` on that are what the page `at` is, up to where the attributes change
+/// or the file ends.
+///
+/// An `at` behind the end of the file is taken to be its last page. Where the map makes no sense at
+/// `at`, the rest of the file is said to be private, which is what nobody is let in by.
+pub fn query(at: PageIndex, geometry: &Geometry, attributes: &impl Attributes) -> Run {
+    let rest = geometry.whole().tail(at);
+    let Some(mut run) = look(attributes, rest.start(), &rest) else {
+        return Run {
+            range: rest,
+            visibility: Visibility::Private,
+        };
+    };
+
+    while run.range.end() < rest.end() {
+        match look(attributes, run.range.end(), &rest) {
+            Some(next) if next.visibility == run.visibility => {
+                run.range = run.range.hull(&next.range);
+            }
+            _ => break,
+        }
+    }
+    run
+}
