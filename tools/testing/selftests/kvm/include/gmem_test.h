@@ -1,0 +1,647 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Helpers for the tests of guest_memfd's in-place conversion.
+ *
+ * Three things are here: wrappers around the two ioctls that return an errno
+ * instead of setting it, a VM with in-place memory at a guest physical
+ * address, and a guest that executes commands of the host (fill, check, read,
+ * write, ask for a conversion), so that a test is one straight piece of host
+ * code.
+ *
+ * Everything is static because a test is one translation unit that is linked
+ * with libkvm.
+ */
+#ifndef SELFTEST_KVM_GMEM_TEST_H
+#define SELFTEST_KVM_GMEM_TEST_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <linux/falloc.h>
+#include <linux/kvm_para.h>
+#include <linux/sizes.h>
+
+#include <linux/kvm_gmem.h>
+
+#include "kvm_util.h"
+#include "processor.h"
+#include "test_util.h"
+#include "ucall_common.h"
+
+#define GMEM_PRIVATE	KVM_MEMORY_ATTRIBUTE_PRIVATE
+#define GMEM_SHARED	0ULL
+
+#define GMEM_NONE	KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_NONE
+#define GMEM_ZERO	KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_ZERO
+#define GMEM_PRESERVE	KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_PRESERVE
+
+#define GMEM_MMAP_SHARED (GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)
+
+/* What a test writes to error_offset to see whether the kernel wrote it. */
+#define GMEM_POISON_OFFSET	0xdeadbeefcafef00dULL
+
+/*
+ * Above slot 0 of libkvm and above the PCI hole; gva = gpa there.
+ */
+#define GMEM_GPA		((gpa_t)SZ_4G)
+#define GMEM_SLOT		10
+
+/* A transient reference is gone after a few attempts, a pin is not. */
+#define GMEM_MAX_RETRIES	1000
+
+/* --- Byte patterns ------------------------------------------------------ */
+
+/*
+ * A pattern below 0x100 is that byte everywhere. Any other is a seed: the byte
+ * depends on the seed and on the position, so that exchanged pages and
+ * shifted bytes are seen, and is never 0x00, never 0xab and never above 0x7f,
+ * so that it is mistaken neither for a zeroed nor for a scrambled page.
+ */
+#define GMEM_ZEROES		0x00u
+#define GMEM_SCRAMBLED		0xabu
+#define GMEM_SEED(n)		(0x100u + (n))
+
+#define GMEM_ALL_GOOD		(~0ULL)
+
+static inline u8 gmem_pattern_byte(u32 pattern, u64 pos)
+{
+	u32 p = (u32)pos;
+
+	if (pattern < 0x100)
+		return pattern;
+	return (pattern * 29 + p * 7 + (p >> 8) * 13 + (p >> 12) * 31) % 127 + 1;
+}
+
+/* @pos is the position of @mem[0], normally its offset in the file. */
+static inline void gmem_fill(volatile u8 *mem, u64 size, u32 pattern, u64 pos)
+{
+	u64 i;
+
+	for (i = 0; i < size; i++)
+		mem[i] = gmem_pattern_byte(pattern, pos + i);
+}
+
+/* The offset from @mem of the first wrong byte, else GMEM_ALL_GOOD. */
+static inline u64 gmem_check(const volatile u8 *mem, u64 size, u32 pattern,
+			     u64 pos)
+{
+	u64 i;
+
+	for (i = 0; i < size; i++) {
+		if (mem[i] != gmem_pattern_byte(pattern, pos + i))
+			return i;
+	}
+	return GMEM_ALL_GOOD;
+}
+
+/* --- Host access that may be refused ------------------------------------ */
+
+static __thread sigjmp_buf gmem_probe_env;
+static __thread volatile sig_atomic_t gmem_probing;
+
+static void gmem_sigbus_handler(int sig)
+{
+	if (gmem_probing)
+		siglongjmp(gmem_probe_env, 1);
+
+	/* Nobody expected it: let it kill the test. */
+	signal(sig, SIG_DFL);
+	raise(sig);
+}
+
+/*
+ * The handler is process wide and stays, so that several threads can probe at
+ * the same time; what it does is decided per thread. Do not mix it with
+ * TEST_EXPECT_SIGBUS() in other threads.
+ */
+static inline void gmem_install_sigbus_handler(void)
+{
+	struct sigaction sa = { .sa_handler = gmem_sigbus_handler };
+
+	TEST_ASSERT(!sigaction(SIGBUS, &sa, NULL), "sigaction(SIGBUS) failed");
+}
+
+/* Read one byte; false if that gave SIGBUS. */
+static inline bool gmem_host_read(const volatile u8 *mem, u8 *val)
+{
+	volatile bool ok = false;
+
+	if (!sigsetjmp(gmem_probe_env, 1)) {
+		gmem_probing = 1;
+		*val = *mem;
+		ok = true;
+	}
+	gmem_probing = 0;
+	return ok;
+}
+
+/* Write one byte; false if that gave SIGBUS. */
+static inline bool gmem_host_write(volatile u8 *mem, u8 val)
+{
+	volatile bool ok = false;
+
+	if (!sigsetjmp(gmem_probe_env, 1)) {
+		gmem_probing = 1;
+		*mem = val;
+		ok = true;
+	}
+	gmem_probing = 0;
+	return ok;
+}
+
+/* Whether reading and writing the page at @mem both give SIGBUS. */
+static inline bool gmem_host_refused(volatile u8 *mem)
+{
+	u8 val;
+
+	return !gmem_host_read(mem, &val) && !gmem_host_write(mem, 0xee);
+}
+
+/* --- The ioctls --------------------------------------------------------- */
+
+/* Any ioctl, returning 0 or the positive errno. */
+static inline int gmem_ioctl(int fd, unsigned long cmd, void *arg)
+{
+	return ioctl(fd, cmd, arg) < 0 ? errno : 0;
+}
+
+/*
+ * One KVM_SET_MEMORY_ATTRIBUTES2, no retry. Returns 0 or the positive errno.
+ * If @error_offset is not NULL it gets the field's value, which is
+ * GMEM_POISON_OFFSET if the kernel did not write it.
+ */
+static inline int gmem_set_once(int fd, u64 offset, u64 size, u64 attributes,
+				u64 policy, u64 *error_offset)
+{
+	struct kvm_memory_attributes2 attrs = {
+		.offset = offset,
+		.size = size,
+		.attributes = attributes,
+		.flags = policy,
+		.error_offset = GMEM_POISON_OFFSET,
+	};
+	int r = gmem_ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, &attrs);
+
+	if (error_offset)
+		*error_offset = attrs.error_offset;
+	return r;
+}
+
+/*
+ * The same, retrying on EAGAIN as every user of the interface has to: a vCPU
+ * or another thread that faults at this moment holds a reference for a short
+ * time. A reference that stays is still reported, after GMEM_MAX_RETRIES.
+ */
+static inline int gmem_set(int fd, u64 offset, u64 size, u64 attributes,
+			   u64 policy, u64 *error_offset)
+{
+	int i, r = EAGAIN;
+
+	for (i = 0; i < GMEM_MAX_RETRIES && r == EAGAIN; i++) {
+		if (i)
+			sched_yield();
+		r = gmem_set_once(fd, offset, size, attributes, policy,
+				  error_offset);
+	}
+	return r;
+}
+
+/* The same, and it has to succeed. */
+#define gmem_convert(fd, offset, size, attributes, policy)			\
+do {										\
+	u64 __eo, __o = (offset), __s = (size), __a = (attributes);		\
+	u64 __p = (policy);							\
+	int __r = gmem_set(fd, __o, __s, __a, __p, &__eo);			\
+										\
+	TEST_ASSERT(!__r, "[%#lx, +%#lx) to %s, policy %#lx: errno %d (%s), error_offset %#lx", \
+		    __o, __s, __a ? "private" : "shared", __p, __r,		\
+		    strerror(__r), __eo);					\
+} while (0)
+
+/* One KVM_GET_MEMORY_ATTRIBUTES2. Returns 0 or the positive errno. */
+static inline int gmem_get(int fd, u64 offset, u64 *attributes, u64 *size)
+{
+	struct kvm_memory_attributes2 attrs = { .offset = offset };
+	int r = gmem_ioctl(fd, KVM_GET_MEMORY_ATTRIBUTES2, &attrs);
+
+	if (attributes)
+		*attributes = attrs.attributes;
+	if (size)
+		*size = attrs.size;
+	return r;
+}
+
+static inline bool gmem_is_private(int fd, u64 offset)
+{
+	u64 attributes;
+	int r = gmem_get(fd, offset, &attributes, NULL);
+
+	TEST_ASSERT(!r, "KVM_GET_MEMORY_ATTRIBUTES2 at %#lx: errno %d (%s)",
+		    offset, r, strerror(r));
+	return attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE;
+}
+
+/* Every page of the range has exactly these attributes. */
+#define gmem_assert_attributes(fd, offset, len, want)				\
+do {										\
+	u64 __off = (offset), __end = __off + (len), __attr, __size;		\
+										\
+	while (__off < __end) {							\
+		int __r = gmem_get(fd, __off, &__attr, &__size);		\
+										\
+		TEST_ASSERT(!__r, "KVM_GET_MEMORY_ATTRIBUTES2 at %#lx: errno %d (%s)", \
+			    __off, __r, strerror(__r));				\
+		TEST_ASSERT(__attr == (want),					\
+			    "Page at %#lx has attributes %#lx, wanted %#lx",	\
+			    __off, __attr, (u64)(want));			\
+		TEST_ASSERT(__size, "Run at %#lx has no length", __off);	\
+		__off += __size;						\
+	}									\
+} while (0)
+
+static inline int gmem_punch(int fd, u64 offset, u64 size)
+{
+	return fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
+			 offset, size) ? errno : 0;
+}
+
+static inline int gmem_allocate(int fd, u64 offset, u64 size)
+{
+	return fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, size) ? errno : 0;
+}
+
+/* What a page that CONTENT_POLICY_NONE has been applied to holds. */
+static inline bool gmem_scrambles(void)
+{
+	return get_kvm_param_bool("gmem_scramble");
+}
+
+/* --- The guest ---------------------------------------------------------- */
+
+enum gmem_op {
+	GMEM_OP_FILL,		/* write pattern to [gpa, gpa + size) */
+	GMEM_OP_CHECK,		/* compare it, bad = offset of the first error */
+	GMEM_OP_READ,		/* value = the byte at gpa */
+	GMEM_OP_WRITE,		/* the byte at gpa = value */
+	GMEM_OP_MAP_GPA,	/* KVM_HC_MAP_GPA_RANGE, pattern = its flags */
+};
+
+/*
+ * One slot per vCPU, in the guest's copy of the program's data; the host
+ * reaches it through addr_gva2hva().
+ */
+struct gmem_cmd {
+	u64 op;
+	u64 gpa;
+	u64 size;
+	u64 pos;
+	u64 pattern;
+	u64 value;	/* in for WRITE, out for READ, MAP_GPA, bad CHECK */
+	u64 bad;
+};
+
+#define GMEM_MAX_VCPUS 16
+
+static struct gmem_cmd gmem_cmds[GMEM_MAX_VCPUS];
+
+/* Entry point of every vCPU; its argument is the vCPU's index. */
+static void gmem_guest_code(u64 index)
+{
+	volatile struct gmem_cmd *cmd = &gmem_cmds[index];
+	volatile u8 *mem;
+
+	for (;;) {
+		GUEST_SYNC(index);
+
+		mem = (volatile u8 *)cmd->gpa;
+		switch (cmd->op) {
+		case GMEM_OP_FILL:
+			gmem_fill(mem, cmd->size, cmd->pattern, cmd->pos);
+			break;
+		case GMEM_OP_CHECK:
+			cmd->bad = gmem_check(mem, cmd->size, cmd->pattern,
+					      cmd->pos);
+			if (cmd->bad != GMEM_ALL_GOOD)
+				cmd->value = mem[cmd->bad];
+			break;
+		case GMEM_OP_READ:
+			cmd->value = *mem;
+			break;
+		case GMEM_OP_WRITE:
+			*mem = cmd->value;
+			break;
+		case GMEM_OP_MAP_GPA:
+			cmd->value = __kvm_hypercall_map_gpa_range(cmd->gpa,
+								   cmd->size,
+								   cmd->pattern);
+			break;
+		default:
+			GUEST_FAIL("Unknown command %lu", (u64)cmd->op);
+		}
+	}
+}
+
+/* --- The VM ------------------------------------------------------------- */
+
+static inline bool gmem_vm_type_supported(void)
+{
+	return kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM);
+}
+
+/*
+ * A SW_PROTECTED VM whose vCPUs execute commands. No vCPU has run when it
+ * returns. @extra_pages: how many pages of guest memory the test will map.
+ */
+static inline struct kvm_vm *gmem_vm_create(u32 nr_vcpus, u64 extra_pages,
+					    struct kvm_vcpu **vcpus)
+{
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = KVM_X86_SW_PROTECTED_VM,
+	};
+	struct kvm_vm *vm;
+	u32 i;
+
+	TEST_ASSERT(nr_vcpus <= GMEM_MAX_VCPUS, "Too many vCPUs");
+
+	vm = __vm_create_with_vcpus(shape, nr_vcpus, extra_pages,
+				    gmem_guest_code, vcpus);
+	for (i = 0; i < nr_vcpus; i++)
+		vcpu_args_set(vcpus[i], 1, (u64)i);
+
+	vm_enable_cap(vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE));
+	gmem_install_sigbus_handler();
+	return vm;
+}
+
+/* A guest_memfd, bound to a memslot, and the host's mapping of it if any. */
+struct gmem_area {
+	struct kvm_vm *vm;
+	int fd;
+	u32 slot;
+	gpa_t gpa;
+	u64 size;
+	u64 file_offset;
+	u8 *hva;	/* of file_offset; NULL without GUEST_MEMFD_FLAG_MMAP */
+};
+
+/* KVM_SET_USER_MEMORY_REGION2 for the area; size 0 deletes the slot. */
+static inline int __gmem_area_set_slot(struct gmem_area *a, u64 size)
+{
+	return __vm_set_user_memory_region2(a->vm, a->slot, KVM_MEM_GUEST_MEMFD,
+					    a->gpa, size, a->hva, a->fd,
+					    a->file_offset) ? errno : 0;
+}
+
+static inline void gmem_area_bind(struct gmem_area *a)
+{
+	int r = __gmem_area_set_slot(a, a->size);
+
+	TEST_ASSERT(!r, "KVM_SET_USER_MEMORY_REGION2: errno %d (%s)", r,
+		    strerror(r));
+}
+
+static inline void gmem_area_unbind(struct gmem_area *a)
+{
+	int r = __gmem_area_set_slot(a, 0);
+
+	TEST_ASSERT(!r, "Deleting slot %u: errno %d (%s)", a->slot, r,
+		    strerror(r));
+}
+
+/*
+ * Map the area in the guest's page tables, at gva = gpa. Once per address and
+ * VM: libkvm refuses to map twice.
+ */
+static inline void gmem_area_virt_map(struct gmem_area *a)
+{
+	virt_map(a->vm, a->gpa, a->gpa, a->size / a->vm->page_size);
+}
+
+/*
+ * A file of @size bytes with @flags, mapped by the host if it can be, bound
+ * as @slot at @gpa and mapped by the guest. Needs a VM with memory for page
+ * tables, i.e. not a barebones one.
+ */
+static inline void gmem_area_create(struct gmem_area *a, struct kvm_vm *vm,
+				    u32 slot, gpa_t gpa, u64 size, u64 flags)
+{
+	memset(a, 0, sizeof(*a));
+	a->vm = vm;
+	a->slot = slot;
+	a->gpa = gpa;
+	a->size = size;
+	a->fd = vm_create_guest_memfd(vm, size, flags);
+	if (flags & GUEST_MEMFD_FLAG_MMAP)
+		a->hva = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED,
+				  a->fd);
+	gmem_area_bind(a);
+	gmem_area_virt_map(a);
+}
+
+/* The guest's page tables keep the address: do not use it a second time. */
+static inline void gmem_area_destroy(struct gmem_area *a)
+{
+	gmem_area_unbind(a);
+	if (a->hva)
+		kvm_munmap(a->hva, a->size);
+	kvm_close(a->fd);
+}
+
+/* --- Commands to the guest ---------------------------------------------- */
+
+static inline volatile struct gmem_cmd *gmem_cmd_of(struct kvm_vcpu *vcpu)
+{
+	return addr_gva2hva(vcpu->vm, (gva_t)&gmem_cmds[vcpu->id]);
+}
+
+/*
+ * Run the vCPU until it asks for its next command. Returns
+ *   0		it did,
+ *   < 0	-errno of KVM_RUN; vcpu->run tells more (KVM_EXIT_MEMORY_FAULT),
+ *   > 0	the exit reason, for an exit that the protocol does not know.
+ * To go on after the latter two call it again: the guest repeats what it was
+ * at.
+ */
+static inline int gmem_guest_resume(struct kvm_vcpu *vcpu)
+{
+	struct ucall uc;
+	int r;
+
+	do {
+		r = __vcpu_run(vcpu);
+	} while (r < 0 && (errno == EINTR || errno == EAGAIN));
+	if (r < 0)
+		return -errno;
+	if (vcpu->run->exit_reason != KVM_EXIT_IO)
+		return vcpu->run->exit_reason;
+
+	switch (get_ucall(vcpu, &uc)) {
+	case UCALL_SYNC:
+		return 0;
+	case UCALL_ABORT:
+		REPORT_GUEST_ASSERT(uc);
+		break;
+	default:
+		TEST_FAIL("Unexpected ucall %lu", uc.cmd);
+	}
+	return 0;
+}
+
+/*
+ * Bring a vCPU to where it waits for its first command. This is the "first
+ * vCPU run", i.e. the VM is launched afterwards.
+ */
+static inline void gmem_guest_start(struct kvm_vcpu *vcpu)
+{
+	int r = gmem_guest_resume(vcpu);
+
+	TEST_ASSERT(!r, "First run of vCPU %u: %d, exit reason %u (%s)",
+		    vcpu->id, r, vcpu->run->exit_reason,
+		    exit_reason_str(vcpu->run->exit_reason));
+}
+
+/* Execute a command, return as gmem_guest_resume() does. */
+static inline int __gmem_guest_do(struct kvm_vcpu *vcpu, enum gmem_op op,
+				  gpa_t gpa, u64 size, u64 pattern, u64 pos,
+				  u64 value)
+{
+	volatile struct gmem_cmd *cmd = gmem_cmd_of(vcpu);
+
+	cmd->op = op;
+	cmd->gpa = gpa;
+	cmd->size = size;
+	cmd->pattern = pattern;
+	cmd->pos = pos;
+	cmd->value = value;
+	cmd->bad = GMEM_ALL_GOOD;
+	return gmem_guest_resume(vcpu);
+}
+
+#define gmem_guest_ok(vcpu, r)							\
+	TEST_ASSERT(!(r), "vCPU %u: %d (%s), exit reason %u (%s), fault at gpa %#llx flags %#llx", \
+		    (vcpu)->id, (r), (r) < 0 ? strerror(-(r)) : "exit",		\
+		    (vcpu)->run->exit_reason,					\
+		    exit_reason_str((vcpu)->run->exit_reason),			\
+		    (vcpu)->run->memory_fault.gpa,				\
+		    (vcpu)->run->memory_fault.flags)
+
+static inline void gmem_guest_fill(struct kvm_vcpu *vcpu, gpa_t gpa, u64 size,
+				   u32 pattern, u64 pos)
+{
+	int r = __gmem_guest_do(vcpu, GMEM_OP_FILL, gpa, size, pattern, pos, 0);
+
+	gmem_guest_ok(vcpu, r);
+}
+
+static inline u8 gmem_guest_read(struct kvm_vcpu *vcpu, gpa_t gpa)
+{
+	int r = __gmem_guest_do(vcpu, GMEM_OP_READ, gpa, 1, 0, 0, 0);
+
+	gmem_guest_ok(vcpu, r);
+	return gmem_cmd_of(vcpu)->value;
+}
+
+static inline void gmem_guest_write(struct kvm_vcpu *vcpu, gpa_t gpa, u8 val)
+{
+	int r = __gmem_guest_do(vcpu, GMEM_OP_WRITE, gpa, 1, 0, 0, val);
+
+	gmem_guest_ok(vcpu, r);
+}
+
+/*
+ * The guest compares every byte of the range. Returns the offset of the first
+ * wrong byte from @gpa (and its value in *@got), else GMEM_ALL_GOOD.
+ */
+static inline u64 __gmem_guest_check(struct kvm_vcpu *vcpu, gpa_t gpa, u64 size,
+				     u32 pattern, u64 pos, u8 *got)
+{
+	int r = __gmem_guest_do(vcpu, GMEM_OP_CHECK, gpa, size, pattern, pos, 0);
+
+	gmem_guest_ok(vcpu, r);
+	if (got)
+		*got = gmem_cmd_of(vcpu)->value;
+	return gmem_cmd_of(vcpu)->bad;
+}
+
+/* Macros, so that a failure names the line of the caller. */
+#define gmem_guest_assert(vcpu, gpa, size, pattern, pos)			\
+do {										\
+	u64 __pos = (pos);							\
+	u32 __pat = (pattern);							\
+	u8 __got;								\
+	u64 __bad = __gmem_guest_check(vcpu, gpa, size, __pat, __pos, &__got);	\
+										\
+	TEST_ASSERT(__bad == GMEM_ALL_GOOD,					\
+		    "Guest sees 0x%02x at position %#lx, wanted 0x%02x",	\
+		    __got, __pos + __bad,					\
+		    gmem_pattern_byte(__pat, __pos + __bad));			\
+} while (0)
+
+#define gmem_host_assert(mem, size, pattern, pos)				\
+do {										\
+	const volatile u8 *__mem = (mem);					\
+	u64 __pos = (pos);							\
+	u32 __pat = (pattern);							\
+	u64 __bad = gmem_check(__mem, size, __pat, __pos);			\
+										\
+	TEST_ASSERT(__bad == GMEM_ALL_GOOD,					\
+		    "Host sees 0x%02x at position %#lx, wanted 0x%02x",		\
+		    __mem[__bad], __pos + __bad,				\
+		    gmem_pattern_byte(__pat, __pos + __bad));			\
+} while (0)
+
+/* The host gets SIGBUS on every page of the range, reading and writing. */
+#define gmem_host_assert_refused(mem, size)					\
+do {										\
+	volatile u8 *__mem = (mem);						\
+	u64 __i;								\
+										\
+	for (__i = 0; __i < (size); __i += getpagesize())			\
+		TEST_ASSERT(gmem_host_refused(__mem + __i),			\
+			    "Host reaches the page %#lx bytes into a private range", \
+			    __i);						\
+} while (0)
+
+/*
+ * Have the guest issue KVM_HC_MAP_GPA_RANGE and convert in its place, the way
+ * a VMM does. Only for ranges inside @a.
+ */
+static inline void gmem_guest_convert(struct kvm_vcpu *vcpu, struct gmem_area *a,
+				      u64 offset, u64 size, u64 attributes,
+				      u64 policy)
+{
+	u64 flags = attributes ? KVM_MAP_GPA_RANGE_ENCRYPTED :
+				 KVM_MAP_GPA_RANGE_DECRYPTED;
+	struct kvm_run *run = vcpu->run;
+	int r;
+
+	r = __gmem_guest_do(vcpu, GMEM_OP_MAP_GPA, a->gpa + offset, size, flags,
+			    0, ~0ULL);
+	TEST_ASSERT(r == KVM_EXIT_HYPERCALL, "Wanted KVM_EXIT_HYPERCALL, got %d",
+		    r);
+	TEST_ASSERT_EQ(run->hypercall.nr, KVM_HC_MAP_GPA_RANGE);
+	TEST_ASSERT_EQ(run->hypercall.args[0], a->gpa + offset);
+	TEST_ASSERT_EQ(run->hypercall.args[1], size / vcpu->vm->page_size);
+	TEST_ASSERT(!!(run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED) ==
+		    !!attributes, "Hypercall flags %#llx", run->hypercall.args[2]);
+
+	gmem_convert(a->fd,
+		     run->hypercall.args[0] - a->gpa + a->file_offset,
+		     run->hypercall.args[1] * vcpu->vm->page_size,
+		     run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED ?
+		     GMEM_PRIVATE : GMEM_SHARED, policy);
+	run->hypercall.ret = 0;
+
+	r = gmem_guest_resume(vcpu);
+	gmem_guest_ok(vcpu, r);
+	TEST_ASSERT(!gmem_cmd_of(vcpu)->value, "Guest got %ld from its hypercall",
+		    (long)gmem_cmd_of(vcpu)->value);
+}
+
+#endif /* SELFTEST_KVM_GMEM_TEST_H */
