@@ -214,9 +214,7 @@ impl Request {
             return Err(Invalid::NoPrivateMemory);
         }
         let to = Visibility::from_attributes(raw.attributes).ok_or(Invalid::Attributes)?;
-        let range = geometry
-            .range(raw.offset, raw.size)
-            .ok_or(Invalid::Range)?;
+        let range = geometry.range(raw.offset, raw.size).ok_or(Invalid::Range)?;
         // INVARIANT: The geometry gives out no range that is not inside the file.
         Ok(Self { range, to, content })
     }
