@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Maps that make no sense: overlapping, contradicting themselves, pointing elsewhere.
+//!
+//! Nothing about the result is right or wrong then, but what the rest of the kernel relies on has
+//! to hold: the walks end soon, and no page outside the request or the file is named.
+
+use std::cell::Cell;
+
+use gmem_policy::{
+    plan::query,
+    Action,
+    Attributes,
+    Geometry,
+    PageIndex,
+    PageRange,
+    PageSize,
+    Plan,
+    RawRequest,
+    Request,
+    Run,
+    Terms,
+    Visibility, //
+};
+use proptest::prelude::*;
+
+use crate::map::range;
+
+const PAGE: u64 = 4096;
+
+const LEAVE: Terms = Terms {
+    changing: Action::Leave,
+    settled: Action::Leave,
+};
+
+/// Gives the answers of a script over and over, whatever it is asked.
+struct Script<'a> {
+    answers: &'a [Run],
+    pages: u64,
+    looks: Cell<usize>,
+    limit: usize,
+}
+
+impl<'a> Script<'a> {
+    /// `limit` is the number of looks after which the test gives up waiting.
+    fn new(answers: &'a [Run], pages: u64, limit: usize) -> Self {
+        Self {
+            answers,
+            pages,
+            looks: Cell::new(0),
+            limit,
+        }
+    }
+}
+
+impl Attributes for Script<'_> {
+    fn run_at(&self, at: PageIndex) -> Run {
+        let looks = self.looks.get();
+        self.looks.set(looks + 1);
+        assert!(looks < self.limit, "{looks} looks: {:?}", self.answers);
+        assert!(at.get() < self.pages, "page {at:?} is not in the file");
+        self.answers[looks % self.answers.len()]
+    }
+}
+
+/// Plans and asks, and checks what has to hold for each map.
+fn survive(answers: &[Run], pages: u64, start: u64, end: u64, to: Visibility, limit: usize) {
+    let geometry = Geometry::new(PageSize::new(12).unwrap(), pages * PAGE).unwrap();
+    let raw = RawRequest {
+        offset: start * PAGE,
+        size: (end - start) * PAGE,
+        attributes: to.attributes(),
+        ..RawRequest::default()
+    };
+    let request = Request::parse(&raw, &geometry, true).unwrap();
+    let script = || Script::new(answers, pages, limit);
+
+    if let Plan::Change(change) = Plan::new(&request, &LEAVE, &geometry, &script()) {
+        let store = change.store().expect("nothing else is to be done");
+        assert!(store.start().get() <= start && end <= store.end().get());
+        assert!(store.end().get() <= pages);
+
+        // A second reading may well contradict the first.
+        let script = script();
+        let mut last: Option<PageRange> = None;
+        for part in change.differing(&script) {
+            assert!(part.start() < part.end());
+            assert!(start <= part.start().get() && part.end().get() <= end);
+            if let Some(last) = last {
+                assert!(last.end() < part.start(), "{last:?} {part:?}");
+            }
+            last = Some(part);
+        }
+    }
+
+    let run = query(PageIndex::new(start), &geometry, &script());
+    assert_eq!(run.range.start().get(), start);
+    assert!(run.range.end().get() <= pages);
+}
+
+/// All scripts of up to three answers about a file of three pages, answers behind it included.
+#[test]
+fn all_short_scripts() {
+    const PAGES: u64 = 3;
+    // Each look settles at least one page, and one look more on either side finds no neighbour.
+    const LIMIT: usize = 2 * PAGES as usize + 2;
+
+    let mut answers = Vec::new();
+    for start in 0..PAGES + 1 {
+        for end in start + 1..=PAGES + 2 {
+            for visibility in [Visibility::Shared, Visibility::Private] {
+                let range = range(start, end);
+                answers.push(Run { range, visibility });
+            }
+        }
+    }
+    for &a in &answers {
+        for &b in &answers {
+            for &c in &answers {
+                for (start, end) in [(0, 3), (1, 2), (0, 1), (2, 3)] {
+                    survive(&[a, b, c], PAGES, start, end, Visibility::Shared, LIMIT);
+                    survive(&[a, b, c], PAGES, start, end, Visibility::Private, LIMIT);
+                }
+            }
+        }
+    }
+}
+
+fn any_run() -> impl Strategy<Value = Run> {
+    let index = prop_oneof![
+        3 => 0u64..40,
+        1 => any::<u64>(),
+        1 => u64::MAX - 3..=u64::MAX,
+        1 => (1u64 << 51) - 3..=(1u64 << 51) + 3,
+    ];
+    (index.clone(), index, any::<bool>()).prop_map(|(a, b, shared)| Run {
+        range: range(
+            a.min(b).min(u64::MAX - 1),
+            a.max(b).max(a.min(b).min(u64::MAX - 1) + 1),
+        ),
+        visibility: if shared {
+            Visibility::Shared
+        } else {
+            Visibility::Private
+        },
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 20_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// Longer scripts about small files, answers up to the last index there is.
+    #[test]
+    fn long_scripts(
+        answers in prop::collection::vec(any_run(), 1..12),
+        (pages, start, end) in (1u64..32).prop_flat_map(|pages| {
+            (Just(pages), 0..pages).prop_flat_map(|(pages, start)| {
+                (Just(pages), Just(start), start + 1..=pages)
+            })
+        }),
+        private in any::<bool>(),
+    ) {
+        let to = if private { Visibility::Private } else { Visibility::Shared };
+        survive(&answers, pages, start, end, to, 2 * pages as usize + 2);
+    }
+
+    /// In the largest file there is, a map that points elsewhere ends a walk at once.
+    #[test]
+    fn elsewhere_in_a_large_file(
+        answer in any_run(),
+        start in 0u64..(1 << 51) - 1,
+        private in any::<bool>(),
+    ) {
+        let to = if private { Visibility::Private } else { Visibility::Shared };
+        let pages = (1 << 51) - 1;
+        // A look at a script of one answer is an end or a neighbour; the request has two sides.
+        survive(&[answer], pages, start, pages, to, 6);
+        survive(&[answer], pages, start, start + 1, to, 6);
+        survive(&[answer], pages, 0, start + 1, to, 6);
+    }
+}

@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What holds for files and requests of every size, tried on random ones.
+
+use gmem_policy::{
+    plan::query,
+    Action,
+    ByteOffset,
+    Content,
+    Geometry,
+    PageIndex,
+    PageRange,
+    PageSize,
+    Plan,
+    Query,
+    RawRequest,
+    Request,
+    Run,
+    Terms,
+    Visibility, //
+};
+use proptest::prelude::*;
+
+use crate::{
+    map::{
+        range,
+        Map, //
+    },
+    naive::{
+        carry_out,
+        invalid_get,
+        invalid_set,
+        File, //
+    }, //
+};
+
+const LEAVE: Terms = Terms {
+    changing: Action::Leave,
+    settled: Action::Leave,
+};
+
+/// A number of any magnitude, or one next to a power of two.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        (0u32..64, any::<u64>()).prop_map(|(shift, bits)| bits >> shift),
+        (0u32..64, 0u64..5).prop_map(|(shift, more)| (1u64 << shift).wrapping_add(more)),
+        (0u32..64, 0u64..5).prop_map(|(shift, less)| (1u64 << shift).wrapping_sub(less)),
+    ]
+}
+
+fn page_size() -> impl Strategy<Value = PageSize> {
+    (12u32..=30).prop_map(|shift| PageSize::new(shift).unwrap())
+}
+
+fn geometry() -> impl Strategy<Value = Geometry> {
+    (page_size(), number()).prop_map(|(page, bytes)| {
+        let most = i64::MAX as u64 / page.bytes();
+        let pages = (bytes / page.bytes()).clamp(1, most);
+        Geometry::new(page, pages * page.bytes()).unwrap()
+    })
+}
+
+/// A number of bytes that often is a multiple of the page size, and often lies at the file's end.
+fn bytes_near(file: Geometry) -> impl Strategy<Value = u64> {
+    let page = file.page_size().bytes();
+    let end = file.pages() * page;
+    prop_oneof![
+        4 => (0..=file.pages()).prop_map(move |pages| pages * page),
+        1 => (0u64..3).prop_map(move |pages| end + pages * page),
+        1 => (0u64..3).prop_map(move |pages| (pages * page).wrapping_neg()),
+        1 => (0..=file.pages()).prop_map(move |pages| (pages * page).wrapping_neg()),
+        1 => number(),
+    ]
+}
+
+fn page_range() -> impl Strategy<Value = PageRange> {
+    // Small ones as well, so that two of them often touch.
+    let index = prop_oneof![0u64..12, number()];
+    (index.clone(), index).prop_filter_map("a range has a page", |(a, b)| {
+        PageRange::new(PageIndex::new(a.min(b)), PageIndex::new(a.max(b)))
+    })
+}
+
+fn visibility() -> impl Strategy<Value = Visibility> {
+    prop_oneof![Just(Visibility::Shared), Just(Visibility::Private)]
+}
+
+/// Mostly what a request may hold, with a mistake here and there.
+fn raw_request(file: Geometry) -> impl Strategy<Value = RawRequest> {
+    (
+        bytes_near(file),
+        bytes_near(file),
+        prop_oneof![4 => Just(0), 4 => Just(8), 1 => number()],
+        prop_oneof![4 => 0u64..3, 1 => number()],
+        prop_oneof![Just(0), number()],
+        prop_oneof![
+            4 => Just([0; 11]),
+            1 => (0usize..11, number()).prop_map(|(word, value)| {
+                let mut reserved = [0; 11];
+                reserved[word] = value;
+                reserved
+            }),
+        ],
+    )
+        .prop_map(
+            |(offset, size, attributes, flags, error_offset, reserved)| RawRequest {
+                offset,
+                size,
+                attributes,
+                flags,
+                error_offset,
+                reserved,
+            },
+        )
+}
+
+/// A canonical map of up to 40 runs, whose pages are few or as many as a file can have.
+fn canonical_map() -> impl Strategy<Value = Map> {
+    (
+        prop_oneof![1u64..4, 1u64..1 << 45],
+        prop::collection::vec(any::<u64>(), 1..40),
+        any::<bool>(),
+    )
+        .prop_map(|(longest, lengths, mut private)| {
+            let mut start = 0;
+            let mut entries = Vec::new();
+            for length in lengths {
+                let end = start + 1 + length % longest;
+                entries.push(Run {
+                    range: range(start, end),
+                    visibility: if private {
+                        Visibility::Private
+                    } else {
+                        Visibility::Shared
+                    },
+                });
+                private = !private;
+                start = end;
+            }
+            Map::new(entries)
+        })
+}
+
+fn file_of(map: &Map) -> Geometry {
+    Geometry::new(PageSize::new(12).unwrap(), map.page_count() * 4096).unwrap()
+}
+
+/// Two pages of a file of `pages`, the first not behind the second, often next to the borders of
+/// a map's entries.
+fn part_of(map: &Map, a: u64, b: u64) -> PageRange {
+    let pick = |seed: u64| {
+        let entry = map.entries()[seed as usize % map.entries().len()];
+        match seed >> 32 & 3 {
+            0 => entry.range.start().get(),
+            1 => entry.range.last().get(),
+            2 => entry.range.start().get() + (seed >> 34) % entry.range.len(),
+            _ => (seed >> 34) % map.page_count(),
+        }
+    };
+    let (a, b) = (pick(a), pick(b));
+    range(a.min(b), a.max(b) + 1)
+}
+
+fn request(file: &Geometry, pages: PageRange, to: Visibility) -> Request {
+    let raw = RawRequest {
+        offset: pages.start().get() * 4096,
+        size: pages.len() * 4096,
+        attributes: to.attributes(),
+        ..RawRequest::default()
+    };
+    Request::parse(&raw, file, true).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 10_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// Hazard 19: pages and bytes correspond as they do in numbers that have room.
+    #[test]
+    fn pages_and_bytes(page in page_size(), bytes in number()) {
+        let size = u128::from(page.bytes());
+        let index = page.index_of(ByteOffset::new(bytes));
+        prop_assert_eq!(u128::from(index.get()), u128::from(bytes) / size);
+        prop_assert_eq!(page.is_aligned(bytes), u128::from(bytes) % size == 0);
+
+        let made = Geometry::new(page, bytes);
+        let fits = bytes > 0 && u128::from(bytes) % size == 0 && i64::try_from(bytes).is_ok();
+        prop_assert_eq!(made.is_some(), fits);
+        if let Some(file) = made {
+            prop_assert_eq!(u128::from(file.pages()) * size, u128::from(bytes));
+            prop_assert_eq!(file.whole().len(), file.pages());
+            // The end of a file is a page index, too.
+            prop_assert_eq!(page.offset_of(file.whole().end()).get(), bytes);
+            prop_assert_eq!(page.offset_of(index).get(), bytes);
+        }
+    }
+
+    /// Ranges are sets of numbers.
+    #[test]
+    fn ranges_are_sets(a in page_range(), b in page_range(), index in number()) {
+        let (a0, a1) = (u128::from(a.start().get()), u128::from(a.end().get()));
+        let (b0, b1) = (u128::from(b.start().get()), u128::from(b.end().get()));
+        let at = u128::from(index);
+        let index = PageIndex::new(index);
+
+        prop_assert!(a0 < a1);
+        prop_assert_eq!(u128::from(a.len()), a1 - a0);
+        prop_assert_eq!(u128::from(a.last().get()), a1 - 1);
+        prop_assert_eq!(a.contains(index), (a0..a1).contains(&at));
+        prop_assert_eq!(u128::from(a.clamp(index).get()), a0.max(at));
+
+        let both = a.intersect(&b);
+        prop_assert_eq!(both, b.intersect(&a));
+        prop_assert_eq!(both.is_some(), a0.max(b0) < a1.min(b1));
+        let in_both = both.is_some_and(|both| both.contains(index));
+        prop_assert_eq!(in_both, a.contains(index) && b.contains(index));
+
+        let hull = a.hull(&b);
+        prop_assert_eq!(u128::from(hull.start().get()), a0.min(b0));
+        prop_assert_eq!(u128::from(hull.end().get()), a1.max(b1));
+
+        let tail = a.tail(index);
+        prop_assert_eq!(tail.end(), a.end());
+        prop_assert_eq!(u128::from(tail.start().get()), at.clamp(a0, a1 - 1));
+    }
+
+    /// What a file accepts as a range and as a page is what arithmetic without overflow accepts.
+    #[test]
+    fn ranges_of_a_file(
+        (file, offset, size) in geometry().prop_flat_map(|file| {
+            (Just(file), bytes_near(file), bytes_near(file))
+        }),
+    ) {
+        let page = u128::from(file.page_size().bytes());
+        let end = u128::from(offset) + u128::from(size);
+        let legal = size != 0
+            && u128::from(offset) % page == 0
+            && u128::from(size) % page == 0
+            && end <= u128::from(file.pages()) * page;
+        let made = file.range(offset, size);
+        prop_assert_eq!(made.is_some(), legal);
+        if let Some(pages) = made {
+            prop_assert_eq!(file.page_size().offset_of(pages.start()).get(), offset);
+            prop_assert_eq!(u128::from(pages.len()) * page, u128::from(size));
+            prop_assert_eq!(pages.intersect(&file.whole()), Some(pages));
+        }
+
+        let start = file.page_at(offset);
+        prop_assert_eq!(start.is_some(), file.range(offset, file.page_size().bytes()).is_some());
+        if let Some(at) = start {
+            prop_assert_eq!(u128::from(at.get()) * page, u128::from(offset));
+        }
+    }
+
+    /// The struct is refused for the first reason of the table, and for no other.
+    #[test]
+    fn first_mistake_decides(
+        (file, raw) in geometry().prop_flat_map(|file| (Just(file), raw_request(file))),
+        has_private_memory in prop::bool::weighted(0.9),
+    ) {
+        let page = file.page_size().bytes();
+        let size = file.pages() * page;
+
+        let parsed = Request::parse(&raw, &file, has_private_memory);
+        prop_assert_eq!(parsed.err(), invalid_set(&raw, page, size, has_private_memory));
+        if let Ok(request) = parsed {
+            prop_assert_eq!(Some(request.range()), file.range(raw.offset, raw.size));
+            prop_assert_eq!(request.to().attributes(), raw.attributes);
+            prop_assert_eq!(request.content().flags(), raw.flags);
+        }
+
+        let parsed = Query::parse(&raw, &file, has_private_memory);
+        prop_assert_eq!(parsed.err(), invalid_get(&raw, page, size, has_private_memory));
+        let question = RawRequest { offset: raw.offset, ..RawRequest::default() };
+        let parsed = Query::parse(&question, &file, has_private_memory);
+        prop_assert_eq!(parsed.err(), invalid_get(&question, page, size, has_private_memory));
+        if let Ok(query) = parsed {
+            prop_assert_eq!(file.page_size().offset_of(query.at()).get(), raw.offset);
+        }
+    }
+
+    /// The struct and its words are the same thing.
+    #[test]
+    fn words_round_trip(words in any::<[u64; 16]>()) {
+        prop_assert_eq!(RawRequest::from_words(words).to_words(), words);
+    }
+
+    /// Flags and attributes are read the way they are written, and nothing else is read.
+    #[test]
+    fn bits_round_trip(bits in prop_oneof![0u64..32, number()]) {
+        prop_assert_eq!(Content::from_flags(bits).is_some(), bits < 3);
+        prop_assert!(Content::from_flags(bits).is_none_or(|content| content.flags() == bits));
+        prop_assert_eq!(Visibility::from_attributes(bits).is_some(), bits == 0 || bits == 8);
+        prop_assert!(Visibility::from_attributes(bits).is_none_or(|is| is.attributes() == bits));
+    }
+
+    /// Planning costs a handful of looks, however large the range is and however many runs it
+    /// has; reading what differs costs one look for each run.
+    #[test]
+    fn cost_is_by_runs(
+        map in canonical_map(), a in any::<u64>(), b in any::<u64>(), to in visibility(),
+    ) {
+        let file = file_of(&map);
+        let pages = part_of(&map, a, b);
+        let request = request(&file, pages, to);
+
+        map.take_looks();
+        let plan = Plan::new(&request, &LEAVE, &file, &map);
+        let looks = map.take_looks();
+        // Up to three until the first run that differs has ended, two for each neighbour.
+        prop_assert!(looks <= 7, "{} looks", looks);
+        let Plan::Change(change) = plan else {
+            prop_assert_eq!(map.touched_by(pages), 1);
+            return Ok(());
+        };
+
+        let mut left = 0;
+        for part in change.differing(&map) {
+            for entry in map.entries() {
+                if let Some(both) = entry.range.intersect(&part) {
+                    prop_assert_ne!(entry.visibility, to);
+                    left += both.len();
+                }
+            }
+        }
+        prop_assert_eq!(map.take_looks(), map.touched_by(pages));
+        // Nothing that differs is left out.
+        let differs: u64 = map
+            .entries()
+            .iter()
+            .filter(|entry| entry.visibility != to)
+            .filter_map(|entry| entry.range.intersect(&pages))
+            .map(|part| part.len())
+            .sum();
+        prop_assert_eq!(left, differs);
+    }
+
+    /// A store leaves a canonical map canonical, and touches nothing but what the request is
+    /// about, in files of any size.
+    #[test]
+    fn stores_are_minimal(
+        mut map in canonical_map(), a in any::<u64>(), b in any::<u64>(), to in visibility(),
+    ) {
+        let file = file_of(&map);
+        let pages = part_of(&map, a, b);
+        let request = request(&file, pages, to);
+        let before: Vec<_> = map.entries().to_vec();
+
+        let Plan::Change(change) = Plan::new(&request, &LEAVE, &file, &map) else {
+            let settled = |entry: &Run| {
+                entry.visibility == to || entry.range.intersect(&pages).is_none()
+            };
+            prop_assert!(before.iter().all(settled));
+            return Ok(());
+        };
+        let store = change.store().expect("an attribute changes");
+        prop_assert_eq!(store.hull(&pages), store);
+        // What is stored besides the range already is what is stored.
+        for entry in before.iter().filter(|entry| entry.visibility != to) {
+            prop_assert_eq!(entry.range.intersect(&store), entry.range.intersect(&pages));
+        }
+        map.store(store, to);
+        prop_assert!(map.is_canonical());
+        let stored = Run { range: store, visibility: to };
+        prop_assert!(map.entries().contains(&stored));
+        prop_assert!(map.entries().len() <= before.len() + 2);
+    }
+
+    /// A file of R runs is walked in R questions, each of at most two looks.
+    #[test]
+    fn walk_takes_a_question_for_each_run(map in canonical_map()) {
+        let file = file_of(&map);
+        let mut at = PageIndex::new(0);
+        let mut walked = Vec::new();
+        while at < file.whole().end() {
+            let run = query(at, &file, &map);
+            prop_assert!(map.take_looks() <= 2);
+            walked.push(run);
+            at = run.range.end();
+        }
+        prop_assert_eq!(&walked[..], map.entries());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 2_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// One request after the other on one file: the map, the bytes and the model stay together,
+    /// and the map never has an entry too many.
+    #[test]
+    fn histories_agree_with_the_bitmap(
+        initial in visibility(),
+        pages in 1usize..150,
+        requests in prop::collection::vec(
+            (any::<u64>(), any::<u64>(), visibility(), 0u64..3, any::<bool>()), 1..30),
+    ) {
+        let mut expected = File::new(vec![initial; pages]);
+        let mut map = Map::canonical(&expected.pages);
+        let mut bytes = expected.bytes.clone();
+        let file = file_of(&map);
+
+        for (a, b, to, flags, scramble) in requests {
+            let part = part_of(&map, a, b);
+            let raw = RawRequest {
+                offset: part.start().get() * 4096,
+                size: part.len() * 4096,
+                attributes: to.attributes(),
+                flags,
+                ..RawRequest::default()
+            };
+            let request = Request::parse(&raw, &file, true).unwrap();
+            let terms = gmem_policy::contract::terms(
+                gmem_policy::Platform::SwProtected,
+                gmem_policy::Phase::PostLaunch,
+                to,
+                request.content(),
+                scramble,
+            ).unwrap();
+            if let Plan::Change(change) = Plan::new(&request, &terms, &file, &map) {
+                carry_out(&change, &mut map, &mut bytes);
+            }
+            expected.convert(
+                part.start().get() as usize..part.end().get() as usize,
+                to,
+                request.content(),
+                scramble,
+            );
+            prop_assert_eq!(&map.pages(), &expected.pages);
+            prop_assert_eq!(&bytes, &expected.bytes);
+            prop_assert!(map.is_canonical());
+        }
+    }
+}
