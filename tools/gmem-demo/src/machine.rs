@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The virtual machine: one vCPU, one guest_memfd, and the VMM's side of the commands.
+
+use crate::{
+    guest,
+    table::Seen, //
+};
+use gmem::{
+    AccessError,
+    Content,
+    ConvertError,
+    CreateFlags,
+    GuestMemfd,
+    Mapping,
+    Slot,
+    SlotLayout,
+    Visibility, //
+};
+use kvm_bindings::{
+    kvm_enable_cap,
+    kvm_regs,
+    kvm_segment,
+    KVM_CAP_EXIT_HYPERCALL,
+    KVM_MAX_CPUID_ENTRIES, //
+};
+use kvm_ioctls::{
+    Kvm,
+    VcpuExit,
+    VcpuFd,
+    VmFd, //
+};
+use std::{
+    ops::Range,
+    sync::Arc, //
+};
+
+/// What went wrong, for people. Nothing after it makes sense.
+pub type Result<T> = std::result::Result<T, String>;
+
+/// What the VMM converted at the guest's request, or why it could not.
+type Served = std::result::Result<Range<u64>, ConvertError>;
+
+/// A page of the guest.
+pub const PAGE: u64 = 0x1000;
+
+/// The slot begins neither at the start of the file nor at the same number as in the file, so that
+/// mistaking one kind of address for another cannot go unnoticed.
+const SLOT: Range<u64> = 0x10000..0x110000;
+const GUEST_BASE: u64 = 0x100000;
+
+/// The first pages of the slot have a use of their own, and stay shared.
+const CODE: u64 = SLOT.start;
+const STACK_TOP: u64 = SLOT.start + 2 * PAGE;
+const REPORT: Range<u64> = SLOT.start + 2 * PAGE..SLOT.start + 6 * PAGE;
+const FREE: u64 = SLOT.start + 16 * PAGE;
+
+/// How often a conversion is tried that is refused with `EAGAIN`.
+const ATTEMPTS: u32 = 1000;
+
+/// A virtual machine with one vCPU.
+pub struct Machine<'vm> {
+    vcpu: VcpuFd,
+    _slot: Slot<'vm>,
+    layout: SlotLayout,
+    mapping: Arc<Mapping>,
+    memory: GuestMemfd,
+    free: u64,
+    /// What the VMM asks KVM for when the guest asks for a conversion: a guest has no say in that.
+    content: Content,
+    /// How the last conversion that the guest asked for ended.
+    served: Option<Served>,
+}
+
+impl<'vm> Machine<'vm> {
+    /// Puts the machine together in a VM that has no memory and no vCPU yet.
+    pub fn new(kvm: &Kvm, vm: &'vm VmFd) -> Result<Self> {
+        let flags = CreateFlags::MMAP | CreateFlags::INIT_SHARED;
+        let memory = GuestMemfd::create(vm, SLOT.end, flags)
+            .map_err(|error| format!("creating the guest_memfd: {error}"))?;
+        let mapping = memory
+            .map(0..SLOT.end)
+            .map_err(|error| format!("mapping the guest_memfd: {error}"))?;
+        let mapping = Arc::new(mapping);
+        let layout = SlotLayout {
+            slot: 0,
+            guest_phys_addr: GUEST_BASE,
+            file_range: SLOT,
+        };
+        let slot = memory
+            .bind(vm, &layout, Some(&mapping))
+            .map_err(|error| format!("binding the guest_memfd: {error}"))?;
+        vm.enable_cap(&kvm_enable_cap {
+            cap: KVM_CAP_EXIT_HYPERCALL,
+            args: [1 << guest::KVM_HC_MAP_GPA_RANGE, 0, 0, 0],
+            ..Default::default()
+        })
+        .map_err(|error| format!("asking for hypercall exits: {error}"))?;
+
+        let machine = Self {
+            vcpu: make_vcpu(kvm, vm).map_err(|error| format!("making the vCPU: {error}"))?,
+            _slot: slot,
+            layout,
+            mapping,
+            memory,
+            free: FREE,
+            content: Content::None,
+            served: None,
+        };
+        machine.host_write(CODE, &guest::program())?;
+        Ok(machine)
+    }
+
+    /// Whether the guest_memfd is shared as a whole, as it was made to be.
+    pub fn starts_shared(&self) -> Result<bool> {
+        let whole = self.state_at(0)?;
+        Ok(whole == (0..self.memory.size(), Visibility::Shared))
+    }
+
+    /// Pages that nobody has used yet, and that nobody else will be given.
+    pub fn fresh(&mut self, pages: u64) -> Result<Range<u64>> {
+        let range = self.free..self.free + pages * PAGE;
+        if range.end > SLOT.end {
+            return Err("the guest's memory is too small for this demonstration".into());
+        }
+        self.free = range.end;
+        Ok(range)
+    }
+
+    /// Converts by the VMM's own decision.
+    pub fn convert(&self, range: &Range<u64>, to: Visibility, content: Content) -> Result<()> {
+        self.memory
+            .convert_retrying(range.clone(), to, content, ATTEMPTS)
+            .map(drop)
+            .map_err(|error| format!("converting {range:x?} to {to}, {content}: {error}"))
+    }
+
+    /// Has the guest ask for a conversion by hypercall, which the VMM then does with `content`.
+    pub fn guest_converts(
+        &mut self,
+        range: &Range<u64>,
+        to: Visibility,
+        content: Content,
+    ) -> Result<()> {
+        match self.guest_asks(range, to, content)? {
+            (0, Ok(served)) if served == *range => Ok(()),
+            (answer, Ok(served)) => Err(format!(
+                "guest asked for {range:x?}, VMM converted {served:x?}, guest got {answer:#x}"
+            )),
+            (_, Err(error)) => Err(format!(
+                "guest asked for {range:x?} to {to}, {content}: {error}"
+            )),
+        }
+    }
+
+    /// Has the guest ask on a VM that cannot convert: the guest has to get the VMM's error.
+    pub fn guest_asks_in_vain(&mut self, range: &Range<u64>) -> Result<()> {
+        match self.guest_asks(range, Visibility::Private, Content::Preserve)? {
+            (answer, Err(error)) if answer == -error.errno as u32 => Ok(()),
+            (answer, served) => Err(format!(
+                "the VMM's answer was {served:x?}, and the guest got {answer:#x}"
+            )),
+        }
+    }
+
+    /// What the guest was told, and what the VMM did.
+    fn guest_asks(
+        &mut self,
+        range: &Range<u64>,
+        to: Visibility,
+        content: Content,
+    ) -> Result<(u32, Served)> {
+        let attributes = match to {
+            Visibility::Private => guest::MAP_ENCRYPTED,
+            Visibility::Shared => 0,
+        };
+        let pages = (range.end - range.start) / PAGE;
+        self.content = content;
+        self.served = None;
+        let answer = self.command(guest::MAP, self.address(range)?, pages as u32, attributes)?;
+        match self.served.take() {
+            Some(served) => Ok((answer, served)),
+            None => Err(format!(
+                "the guest's hypercall did not reach the VMM and returned {answer:#x}"
+            )),
+        }
+    }
+
+    /// Gives pages memory without using it.
+    pub fn allocate(&self, range: Range<u64>) -> Result<()> {
+        self.memory
+            .allocate(range.clone())
+            .map_err(|error| format!("fallocate of {range:x?}: {error}"))
+    }
+
+    /// What state the file says the page at `offset` is in, and where that stretch ends.
+    pub fn state_at(&self, offset: u64) -> Result<(Range<u64>, Visibility)> {
+        let run = self
+            .memory
+            .attributes_at(offset)
+            .map_err(|error| format!("asking for the attributes at {offset:#x}: {error}"))?;
+        Ok((run.range, run.visibility))
+    }
+
+    /// Writes to memory that the host may write to.
+    pub fn host_write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.mapping
+            .try_write(offset, bytes)
+            .map_err(|error| format!("host write at {offset:#x}: {error}"))
+    }
+
+    /// What the host sees. It is refused only if it is refused everywhere, to read and to write.
+    pub fn host_read(&self, range: &Range<u64>) -> Result<Seen> {
+        let length = (range.end - range.start) as usize;
+        let mut bytes = vec![0xee; length];
+        match self.mapping.try_read(range.start, &mut bytes) {
+            Ok(()) => return Ok(Seen::Bytes(bytes)),
+            Err(AccessError::Refused { offset }) if offset == range.start => {}
+            Err(error) => return Err(format!("host read at {:#x}: {error}", range.start)),
+        }
+        for page in range.clone().step_by(PAGE as usize) {
+            for offset in [page, page + PAGE - 1] {
+                let read = self.mapping.try_read(offset, &mut [0]);
+                let write = self.mapping.try_write(offset, &[0xee]);
+                let refused = |access: std::result::Result<(), AccessError>| {
+                    access.is_err_and(|error| error.is_refused())
+                };
+                if !refused(read) || !refused(write) {
+                    return Err(format!(
+                        "the host may not read {:#x}, but it may touch {offset:#x}",
+                        range.start
+                    ));
+                }
+            }
+        }
+        Ok(Seen::Refused)
+    }
+
+    /// Whether an ordinary load from the page gets `SIGBUS`: a child process tries.
+    pub fn load_is_sigbus(&self, offset: u64) -> Result<bool> {
+        // SAFETY: The child makes no allocation and takes no lock: it resets a signal, loads a
+        // byte and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: As above; the handler that Rust has installed would print a message.
+            unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+            std::hint::black_box(self.mapping.load(offset));
+            // SAFETY: Ends the child without running the parent's destructors.
+            unsafe { libc::_exit(0) };
+        }
+        let mut status = 0;
+        // SAFETY: The kernel writes the status to the variable.
+        if child < 0 || unsafe { libc::waitpid(child, &mut status, 0) } != child {
+            let error = std::io::Error::last_os_error();
+            return Err(format!("trying a load in a child process: {error}"));
+        }
+        Ok(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGBUS)
+    }
+
+    /// What the guest sees.
+    pub fn guest_read(&mut self, range: &Range<u64>) -> Result<Vec<u8>> {
+        let length = range.end - range.start;
+        let report = REPORT.start..REPORT.start + length;
+        if report.end > REPORT.end {
+            return Err(format!("{range:x?} is too long for the guest's report"));
+        }
+        // What the guest does not write must not look like what it should have read.
+        self.host_write(report.start, &vec![0xee; length as usize])?;
+        let from = self.address(range)?;
+        let to = self.address(&report)?;
+        let sum = self.command(guest::READ, from, length as u32, to)?;
+        match self.host_read(&report)? {
+            Seen::Bytes(bytes) if guest::checksum(&bytes) == sum => Ok(bytes),
+            seen => Err(format!(
+                "the guest's checksum {sum:#x} of {range:x?} is not that of its report, {}",
+                seen.describe(&[])
+            )),
+        }
+    }
+
+    /// Has the guest write a pattern, and returns it.
+    pub fn guest_fill(&mut self, range: &Range<u64>, seed: u32) -> Result<Vec<u8>> {
+        let length = range.end - range.start;
+        let to = self.address(range)?;
+        self.command(guest::FILL, to, length as u32, seed)?;
+        Ok(guest::pattern(seed, length as usize))
+    }
+
+    /// Has the guest call the code at `offset`, and returns what that returns.
+    pub fn guest_call(&mut self, offset: u64, argument: u32) -> Result<u32> {
+        let address = self.address(&(offset..offset + 1))?;
+        self.command(guest::CALL, address, argument, 0)
+    }
+
+    fn address(&self, range: &Range<u64>) -> Result<u32> {
+        self.layout
+            .guest_address(range.start)
+            .and_then(|address| u32::try_from(address).ok())
+            .ok_or_else(|| format!("{range:x?} is not in the guest"))
+    }
+
+    /// Runs the guest until it has done a command.
+    fn command(&mut self, command: u32, a: u32, b: u32, c: u32) -> Result<u32> {
+        let words = [command, a, b, c];
+        let mut words = words.iter();
+        loop {
+            let exit = match self.vcpu.run() {
+                Err(error) if error.errno() == libc::EINTR => continue,
+                Err(error) => return Err(format!("running the vCPU: {error}")),
+                Ok(exit) => exit,
+            };
+            match exit {
+                VcpuExit::IoIn(guest::PORT, data) => match (words.next(), data.len()) {
+                    (Some(word), 4) => data.copy_from_slice(&word.to_le_bytes()),
+                    _ => return Err("the guest has lost count of its commands".into()),
+                },
+                VcpuExit::IoOut(guest::PORT, data) => {
+                    return match (words.next(), <[u8; 4]>::try_from(data)) {
+                        (None, Ok(word)) => Ok(u32::from_le_bytes(word)),
+                        _ => Err("the guest has answered too early".into()),
+                    };
+                }
+                VcpuExit::Hypercall(call) => {
+                    let served = serve(
+                        &self.memory,
+                        &self.layout,
+                        self.content,
+                        call.nr,
+                        &call.args,
+                    );
+                    *call.ret = match &served {
+                        Ok(_) => 0,
+                        Err(error) => i64::from(-error.errno) as u64,
+                    };
+                    self.served = Some(served);
+                }
+                VcpuExit::MemoryFault { flags, gpa, size } => {
+                    return Err(format!(
+                        "KVM could not map {size:#x} bytes at guest address {gpa:#x} (flags \
+                         {flags:#x})"
+                    ));
+                }
+                other => {
+                    let exit = format!("{other:?}");
+                    let at = self.vcpu.get_regs().map_or(0, |regs| regs.rip);
+                    return Err(format!("the guest stopped at {at:#x}: {exit}"));
+                }
+            }
+        }
+    }
+}
+
+/// Does what a guest asks for by `KVM_HC_MAP_GPA_RANGE`, the way that the VMM wants.
+fn serve(
+    memory: &GuestMemfd,
+    layout: &SlotLayout,
+    content: Content,
+    number: u64,
+    args: &[u64; 6],
+) -> Served {
+    let invalid = ConvertError {
+        errno: libc::EINVAL,
+        offset: None,
+    };
+    let [address, pages, attributes, ..] = *args;
+    // The arguments are the guest's: nothing about them can be relied on.
+    if number != u64::from(guest::KVM_HC_MAP_GPA_RANGE)
+        || attributes & !u64::from(guest::MAP_ENCRYPTED) != 0
+    {
+        return Err(invalid);
+    }
+    let range = pages
+        .checked_mul(PAGE)
+        .and_then(|size| layout.file_range_of(address, size))
+        .ok_or(invalid)?;
+    let to = match attributes {
+        0 => Visibility::Shared,
+        _ => Visibility::Private,
+    };
+    memory.convert_retrying(range.clone(), to, content, ATTEMPTS)?;
+    Ok(range)
+}
+
+/// A vCPU in 32-bit protected mode with flat segments, at the start of the program.
+fn make_vcpu(kvm: &Kvm, vm: &VmFd) -> std::result::Result<VcpuFd, kvm_ioctls::Error> {
+    let vcpu = vm.create_vcpu(0)?;
+    vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
+
+    let segment = |selector, type_| kvm_segment {
+        limit: 0xffff_ffff,
+        selector,
+        type_,
+        present: 1,
+        db: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    };
+    let data = segment(0x10, 3);
+    let mut sregs = vcpu.get_sregs()?;
+    sregs.cs = segment(0x8, 11);
+    sregs.ds = data;
+    sregs.es = data;
+    sregs.fs = data;
+    sregs.gs = data;
+    sregs.ss = data;
+    // Protection enabled, extension type; no paging, and caches on.
+    sregs.cr0 = 0x11;
+    vcpu.set_sregs(&sregs)?;
+
+    let address = |offset: u64| GUEST_BASE + (offset - SLOT.start);
+    vcpu.set_regs(&kvm_regs {
+        rip: address(CODE),
+        rsp: address(STACK_TOP),
+        rflags: 2,
+        ..Default::default()
+    })?;
+    Ok(vcpu)
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A minimal VMM that shows guest_memfd's in-place conversion with a running guest.
+
+#[cfg(target_arch = "x86_64")]
+mod contract;
+#[cfg(target_arch = "x86_64")]
+mod demo;
+#[cfg(target_arch = "x86_64")]
+mod guest;
+#[cfg(target_arch = "x86_64")]
+mod machine;
+#[cfg(target_arch = "x86_64")]
+mod scenes;
+#[cfg(target_arch = "x86_64")]
+mod table;
+
+use std::process::ExitCode;
+
+/// Why the demonstration did not end well.
+enum Failure {
+    /// It cannot be given here. The text says why, and what to do about it.
+    Unavailable(String),
+    /// It was given, and something is wrong.
+    Broken(String),
+}
+
+const HELP: &str = "\
+gmem-demo: converts the memory of a running guest in place, and checks every byte
+
+usage: gmem-demo [--guest-only | --help]
+
+It makes a software-protected VM whose memory is one guest_memfd, runs a small guest in it, and
+shows
+  1. payload injection: the host writes code, makes the page private, the guest runs it;
+  2. a bounce buffer: the guest asks by hypercall (KVM_HC_MAP_GPA_RANGE) for its private buffer to
+     become shared and private again, with the bytes staying where they are;
+  3. every content policy, in both directions and where nothing has to change, for pages that were
+     written to and pages that were not, before and after launch.
+Each row of the table says what was promised and what host and guest then read. All bytes of the
+range are compared; so is the page behind it, which the request must leave alone.
+
+  --guest-only  run the same guest on an ordinary VM without converting anything: tells a broken
+                nested virtualisation from a broken guest_memfd
+  --help        this text
+
+exit status: 0 every promise was kept, 1 some was not or the guest failed, 2 it cannot run here";
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let given = match arguments.as_slice() {
+        [] => run(false),
+        [only] if only == "--guest-only" => run(true),
+        [only] if only == "--help" || only == "-h" => {
+            println!("{HELP}");
+            Ok(())
+        }
+        _ => Err(Failure::Unavailable(
+            "unknown arguments; gmem-demo --help shows what there is".into(),
+        )),
+    };
+    match given {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Broken(why)) => {
+            println!("gmem-demo: FAILED: {why}");
+            ExitCode::from(1)
+        }
+        Err(Failure::Unavailable(why)) => {
+            eprintln!("gmem-demo: {why}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn run(guest_only: bool) -> Result<(), Failure> {
+    match guest_only {
+        true => demo::guest_only(),
+        false => demo::all(),
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn run(_guest_only: bool) -> Result<(), Failure> {
+    Err(Failure::Unavailable(
+        "its guest is x86 code, and only x86-64 has software-protected VMs: run it on an x86-64 \
+         kernel"
+            .into(),
+    ))
+}

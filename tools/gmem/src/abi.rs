@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The binary interface, as `include/uapi/linux/kvm_gmem.h` has it.
+//!
+//! Only what `kvm-bindings` does not know yet is defined here. The layout is asserted when the
+//! crate is compiled.
+
+use core::mem::{
+    offset_of,
+    size_of, //
+};
+use libc::c_ulong;
+use vmm_sys_util::ioctl::{
+    ioctl_expr,
+    _IOC_READ,
+    _IOC_WRITE, //
+};
+
+/// A range of a guest_memfd and its attributes: `struct kvm_memory_attributes2`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryAttributes2 {
+    /// Byte offset in the file.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+    /// 0 for shared, or [`KVM_MEMORY_ATTRIBUTE_PRIVATE`].
+    pub attributes: u64,
+    /// A content policy: 0, [`CONTENT_POLICY_ZERO`] or [`CONTENT_POLICY_PRESERVE`].
+    pub flags: u64,
+    /// Written by the kernel: where the first page lies that stopped the request.
+    pub error_offset: u64,
+    /// Has to be 0.
+    pub reserved: [u64; 11],
+}
+
+/// Convert a range of the file in place.
+pub const KVM_SET_MEMORY_ATTRIBUTES2: c_ulong = iowr(0xd2);
+/// Ask how much of the file, from an offset on, has the same attributes.
+pub const KVM_GET_MEMORY_ATTRIBUTES2: c_ulong = iowr(0xd3);
+
+/// The page belongs to the guest alone.
+pub const KVM_MEMORY_ATTRIBUTE_PRIVATE: u64 = kvm_bindings::KVM_MEMORY_ATTRIBUTE_PRIVATE as u64;
+
+/// The range reads as zeroes when the call returns.
+pub const CONTENT_POLICY_ZERO: u64 = 1 << 0;
+/// The call does not change the bytes of the range.
+pub const CONTENT_POLICY_PRESERVE: u64 = 1 << 1;
+
+/// The host may map the file.
+pub const GUEST_MEMFD_FLAG_MMAP: u64 = 1 << 0;
+/// All pages of the file are shared to begin with.
+pub const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 1 << 1;
+
+/// The VM type of x86 that has private memory without any hardware for it.
+pub const KVM_X86_SW_PROTECTED_VM: u64 = 1;
+/// Bit mask of the VM types that the host has.
+pub const KVM_CAP_VM_TYPES: c_ulong = 235;
+/// Which creation flags a guest_memfd may have.
+pub const KVM_CAP_GUEST_MEMFD_FLAGS: c_ulong = 244;
+/// Which attributes a guest_memfd itself keeps.
+pub const KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES: c_ulong = 252;
+/// Content policies that work after launch.
+pub const KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS: c_ulong = 0x10000;
+/// Content policies that work before launch.
+pub const KVM_CAP_MEMORY_ATTRIBUTES2_PRE_LAUNCH_FLAGS: c_ulong = 0x10001;
+/// [`KVM_GET_MEMORY_ATTRIBUTES2`] exists.
+pub const KVM_CAP_GET_MEMORY_ATTRIBUTES2: c_ulong = 0x10002;
+
+const fn iowr(nr: u32) -> c_ulong {
+    ioctl_expr(
+        _IOC_READ | _IOC_WRITE,
+        kvm_bindings::KVMIO,
+        nr,
+        size_of::<MemoryAttributes2>() as u32,
+    )
+}
+
+const _: () = {
+    assert!(size_of::<MemoryAttributes2>() == 128);
+    assert!(offset_of!(MemoryAttributes2, offset) == 0);
+    assert!(offset_of!(MemoryAttributes2, size) == 8);
+    assert!(offset_of!(MemoryAttributes2, attributes) == 16);
+    assert!(offset_of!(MemoryAttributes2, flags) == 24);
+    assert!(offset_of!(MemoryAttributes2, error_offset) == 32);
+    assert!(offset_of!(MemoryAttributes2, reserved) == 40);
+
+    // The VM's own ioctl has the same number and the same first four fields; only direction and
+    // size tell the two apart.
+    use kvm_bindings::kvm_memory_attributes as Old;
+    assert!(size_of::<Old>() == 32);
+    assert!(offset_of!(MemoryAttributes2, offset) == offset_of!(Old, address));
+    assert!(offset_of!(MemoryAttributes2, size) == offset_of!(Old, size));
+    assert!(offset_of!(MemoryAttributes2, attributes) == offset_of!(Old, attributes));
+    assert!(offset_of!(MemoryAttributes2, flags) == offset_of!(Old, flags));
+
+    assert!(KVM_MEMORY_ATTRIBUTE_PRIVATE == 8);
+    assert!(KVM_SET_MEMORY_ATTRIBUTES2 == 0xC080_AED2);
+    assert!(KVM_GET_MEMORY_ATTRIBUTES2 == 0xC080_AED3);
+};

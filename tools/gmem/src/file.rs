@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The file itself.
+
+use crate::{
+    abi::{
+        self,
+        MemoryAttributes2, //
+    },
+    mapping::Mapping, //
+};
+use kvm_bindings::kvm_create_guest_memfd;
+use kvm_ioctls::VmFd;
+use libc::{
+    c_int,
+    c_ulong,
+    off_t, //
+};
+use std::{
+    fs::File,
+    io,
+    ops::{
+        BitOr,
+        Range, //
+    },
+    os::{
+        fd::{
+            AsFd,
+            AsRawFd,
+            BorrowedFd,
+            FromRawFd,
+            OwnedFd,
+            RawFd, //
+        },
+        unix::fs::MetadataExt, //
+    },
+};
+use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+
+/// How a guest_memfd is made.
+///
+/// On a VM with private memory either flag makes the file convert in place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CreateFlags(u64);
+
+impl CreateFlags {
+    /// Neither: the VM's own attributes decide what is private.
+    pub const NONE: Self = Self(0);
+    /// The host may map the file.
+    pub const MMAP: Self = Self(abi::GUEST_MEMFD_FLAG_MMAP);
+    /// All pages are shared to begin with, instead of private.
+    pub const INIT_SHARED: Self = Self(abi::GUEST_MEMFD_FLAG_INIT_SHARED);
+
+    /// Flags by number; the kernel refuses those that it does not know.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The number.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Whether all flags of `other` are among these.
+    ///
+    /// ```
+    /// use gmem::CreateFlags;
+    ///
+    /// let both = CreateFlags::MMAP | CreateFlags::INIT_SHARED;
+    /// assert!(both.contains(CreateFlags::MMAP));
+    /// assert!(!CreateFlags::MMAP.contains(both));
+    /// ```
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for CreateFlags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Tells one file from another, however many descriptors it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+/// A guest_memfd: the memory of a virtual machine.
+///
+/// Offsets and ranges are bytes in the file, not guest physical addresses.
+#[derive(Debug)]
+pub struct GuestMemfd {
+    file: File,
+    size: u64,
+    identity: Identity,
+}
+
+impl GuestMemfd {
+    /// Makes a guest_memfd of `size` bytes for `vm`.
+    pub fn create(vm: &VmFd, size: u64, flags: CreateFlags) -> io::Result<Self> {
+        let fd = vm
+            .create_guest_memfd(kvm_create_guest_memfd {
+                size,
+                flags: flags.bits(),
+                ..Default::default()
+            })
+            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        // SAFETY: The kernel has just made the descriptor for us, so nobody else closes it.
+        Self::from_fd(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// Takes over a guest_memfd that was made elsewhere, for example by another process.
+    ///
+    /// Whether it is one only shows when it is used: other files answer `ENOTTY`.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let file = File::from(fd);
+        let metadata = file.metadata()?;
+        Ok(Self {
+            size: metadata.len(),
+            identity: Identity {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+            },
+            file,
+        })
+    }
+
+    /// Bytes; the size of a guest_memfd never changes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Maps `range` into the caller's address space, for reading and writing.
+    ///
+    /// The file has to be made with [`CreateFlags::MMAP`]. Pages need not be shared to be mapped,
+    /// only to be touched.
+    pub fn map(&self, range: Range<u64>) -> io::Result<Mapping> {
+        Mapping::new(&self.file, self.identity, range)
+    }
+
+    /// Gives the pages of `range` memory now instead of at their first use.
+    pub fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.fallocate(libc::FALLOC_FL_KEEP_SIZE, range)
+    }
+
+    /// Takes the memory of the pages of `range` away. Their state stays; they read as zeroes.
+    pub fn punch_hole(&self, range: Range<u64>) -> io::Result<()> {
+        self.fallocate(
+            libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE,
+            range,
+        )
+    }
+
+    fn fallocate(&self, mode: c_int, range: Range<u64>) -> io::Result<()> {
+        let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+        let length = range.end.checked_sub(range.start).ok_or_else(invalid)?;
+        let offset = off_t::try_from(range.start).map_err(|_| invalid())?;
+        let length = off_t::try_from(length).map_err(|_| invalid())?;
+        // SAFETY: The call takes numbers only.
+        match unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, length) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    pub(crate) fn set_memory_attributes(&self, request: &mut MemoryAttributes2) -> Result<(), i32> {
+        self.ioctl(abi::KVM_SET_MEMORY_ATTRIBUTES2, request)
+    }
+
+    pub(crate) fn get_memory_attributes(&self, request: &mut MemoryAttributes2) -> Result<(), i32> {
+        self.ioctl(abi::KVM_GET_MEMORY_ATTRIBUTES2, request)
+    }
+
+    fn ioctl(&self, number: c_ulong, request: &mut MemoryAttributes2) -> Result<(), i32> {
+        // SAFETY: Both ioctls read and write at most the struct that the reference is good for;
+        // its size is in the number.
+        match unsafe { ioctl_with_mut_ref(&self.file, number, request) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error().raw_os_error().unwrap_or(0)),
+        }
+    }
+}
+
+impl AsFd for GuestMemfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl AsRawFd for GuestMemfd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+impl From<GuestMemfd> for OwnedFd {
+    fn from(memory: GuestMemfd) -> Self {
+        memory.file.into()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::{
+        Content,
+        ConvertError,
+        Visibility, //
+    };
+
+    /// An ordinary memfd: it maps like a guest_memfd, and accesses beyond its end are refused like
+    /// those to a private page.
+    pub(crate) fn memfd(size: u64) -> GuestMemfd {
+        // SAFETY: The name is a C string.
+        let fd = unsafe { libc::memfd_create(c"gmem-test".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: The descriptor is new and ours.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(size).unwrap();
+        GuestMemfd::from_fd(file.into()).unwrap()
+    }
+
+    #[test]
+    fn size_and_identity_come_from_the_file() {
+        let one = memfd(0x3000);
+        let other = memfd(0x3000);
+        assert_eq!(one.size(), 0x3000);
+        assert_ne!(one.identity(), other.identity());
+        let again = GuestMemfd::from_fd(one.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        assert_eq!(one.identity(), again.identity());
+    }
+
+    #[test]
+    fn other_files_are_enotty() {
+        let file = memfd(0x1000);
+        assert_eq!(
+            file.convert(0..0x1000, Visibility::Private, Content::None),
+            Err(ConvertError {
+                errno: libc::ENOTTY,
+                offset: None
+            })
+        );
+        let error = file.attributes_at(0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTTY));
+        assert_eq!(file.runs().count(), 1);
+    }
+
+    #[test]
+    fn fallocate_checks_its_range() {
+        let file = memfd(0x2000);
+        file.allocate(0..0x2000).unwrap();
+        file.punch_hole(0x1000..0x2000).unwrap();
+        #[expect(clippy::reversed_empty_ranges)]
+        let inverted = file.allocate(0x2000..0x1000);
+        assert_eq!(inverted.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        let huge = file.punch_hole(u64::MAX - 1..u64::MAX);
+        assert_eq!(huge.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
+}
