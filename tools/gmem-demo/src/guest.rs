@@ -48,6 +48,11 @@ const PATTERN_STEP: u32 = 1_013_904_223;
 // would do so itself, but only where it can write to the code.
 global_asm!(
     ".pushsection .rodata.gmem_guest, \"a\"",
+    // The compiler may put the references to the labels and the labels into different objects.
+    ".hidden gmem_guest_start, gmem_guest_hypercall, gmem_guest_end",
+    ".globl gmem_guest_start, gmem_guest_hypercall, gmem_guest_end",
+    ".hidden gmem_payload_start, gmem_payload_runs, gmem_payload_text, gmem_payload_end",
+    ".globl gmem_payload_start, gmem_payload_runs, gmem_payload_text, gmem_payload_end",
     ".code32",
     "gmem_guest_start:",
     "mov ${port}, %dx",

@@ -119,6 +119,14 @@ impl Mapping {
         self.range.clone()
     }
 
+    /// Where the byte at `offset` is mapped, for system calls that take addresses.
+    ///
+    /// The address is good as long as the mapping lives. It must not become a reference: the
+    /// guest changes the memory at any time.
+    pub fn address(&self, offset: u64) -> Option<*mut u8> {
+        self.address_of(&(offset..offset.checked_add(1)?))
+    }
+
     pub(crate) fn identity(&self) -> Identity {
         self.identity
     }
@@ -134,9 +142,7 @@ impl Mapping {
     }
 
     fn atomic(&self, offset: u64) -> &AtomicU8 {
-        let end = offset.checked_add(1);
-        let address = end.and_then(|end| self.address_of(&(offset..end)));
-        let Some(address) = address else {
+        let Some(address) = self.address(offset) else {
             panic!("offset {offset:#x} outside of mapping {:x?}", self.range);
         };
         // SAFETY: The byte is mapped as long as `self` lives, and the module accesses it by atomic

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The wrappers against a kernel that converts in place.
+//!
+//! They need such a kernel, so an ordinary `cargo test` ignores them. Run them there by
+//! `cargo test --test kvm -- --ignored`, or the (static) test binary alone with `--ignored`.
+
+#![cfg(target_arch = "x86_64")]
+
+use gmem::{
+    abi,
+    Capabilities,
+    Content,
+    ConvertError,
+    CreateFlags,
+    GuestMemfd,
+    Mapping,
+    SlotLayout,
+    Visibility, //
+};
+use kvm_ioctls::{
+    Kvm,
+    VmFd, //
+};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::fd::{
+        AsRawFd,
+        FromRawFd, //
+    },
+    sync::Arc, //
+};
+
+const PAGE: u64 = 0x1000;
+const SIZE: u64 = 16 * PAGE;
+
+fn in_place() -> CreateFlags {
+    CreateFlags::MMAP | CreateFlags::INIT_SHARED
+}
+
+fn protected_vm() -> VmFd {
+    Kvm::new()
+        .unwrap()
+        .create_vm_with_type(abi::KVM_X86_SW_PROTECTED_VM)
+        .unwrap()
+}
+
+fn ordinary_vm() -> VmFd {
+    Kvm::new().unwrap().create_vm_with_type(0).unwrap()
+}
+
+fn pages(range: Range<u64>) -> Range<u64> {
+    range.start * PAGE..range.end * PAGE
+}
+
+fn error(errno: i32, offset: Option<u64>) -> Result<(), ConvertError> {
+    Err(ConvertError { errno, offset })
+}
+
+/// Holds a reference to a page until it is dropped: the page sits in a pipe.
+fn hold(mapping: &Mapping, offset: u64) -> (File, File) {
+    let mut fds = [-1; 2];
+    // SAFETY: The kernel writes two descriptors to the array.
+    assert_eq!(unsafe { libc::pipe(fds.as_mut_ptr()) }, 0);
+    // SAFETY: Both descriptors are new and ours.
+    let [reader, writer] = fds.map(|fd| unsafe { File::from_raw_fd(fd) });
+    let page = libc::iovec {
+        iov_base: mapping.address(offset).unwrap().cast(),
+        iov_len: PAGE as usize,
+    };
+    // SAFETY: The kernel only reads the page.
+    let moved = unsafe { libc::vmsplice(writer.as_raw_fd(), &page, 1, 0) };
+    assert_eq!(moved, PAGE as isize, "{}", io::Error::last_os_error());
+    (reader, writer)
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn capabilities_of_a_protected_vm() {
+    let capabilities = Capabilities::of(&protected_vm());
+    assert!(capabilities.converts_in_place);
+    assert!(capabilities.reads_attributes);
+    assert!(capabilities.create_flags.contains(in_place()));
+    for support in [capabilities.before_launch, capabilities.after_launch] {
+        for to in [Visibility::Shared, Visibility::Private] {
+            assert!(support.allows(to, Content::Zero));
+            assert!(support.allows(to, Content::Preserve));
+        }
+    }
+    assert!(!Capabilities::of(&ordinary_vm()).converts_in_place);
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn errors_about_the_request_have_no_offset() {
+    use Visibility::Private;
+    let vm = protected_vm();
+    let file = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
+    for range in [0..0, 1..PAGE, 0..PAGE + 1, SIZE..SIZE + PAGE] {
+        let converted = file.convert(range.clone(), Private, Content::None);
+        assert_eq!(converted, error(libc::EINVAL, None), "{range:x?}");
+    }
+    let old = GuestMemfd::create(&vm, SIZE, CreateFlags::NONE).unwrap();
+    let converted = old.convert(0..PAGE, Private, Content::None);
+    assert_eq!(converted, error(libc::ENOTTY, None));
+    let vm = ordinary_vm();
+    let ordinary = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
+    let converted = ordinary.convert(0..PAGE, Private, Content::None);
+    assert_eq!(converted, error(libc::EINVAL, None));
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn a_held_page_is_named_and_can_be_waited_for() {
+    let vm = protected_vm();
+    let file = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
+    let mapping = file.map(0..SIZE).unwrap();
+    let convert = || file.convert(0..SIZE, Visibility::Private, Content::Zero);
+    mapping.try_write(0, &[0x5a; SIZE as usize]).unwrap();
+
+    let held = hold(&mapping, 5 * PAGE);
+    assert_eq!(convert(), error(libc::EAGAIN, Some(5 * PAGE)));
+    assert_eq!(
+        file.convert_retrying(0..SIZE, Visibility::Private, Content::Zero, 3),
+        Err(ConvertError {
+            errno: libc::EAGAIN,
+            offset: Some(5 * PAGE)
+        })
+    );
+    // Nothing has happened to the pages before it.
+    assert_eq!(mapping.load(0), 0x5a);
+    drop(held);
+    file.convert_retrying(0..SIZE, Visibility::Private, Content::Zero, 1000)
+        .unwrap();
+    assert!(mapping.try_read(0, &mut [0]).unwrap_err().is_refused());
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn runs_are_what_was_converted() {
+    let vm = protected_vm();
+    let file = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
+    for range in [pages(2..5), pages(7..8), pages(5..6)] {
+        file.convert(range, Visibility::Private, Content::Preserve)
+            .unwrap();
+    }
+    let runs: Vec<_> = file.runs().map(|run| run.unwrap()).collect();
+    let seen: Vec<_> = runs
+        .iter()
+        .map(|run| (run.range.clone(), run.visibility == Visibility::Private))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (pages(0..2), false),
+            (pages(2..6), true),
+            (pages(6..7), false),
+            (pages(7..8), true),
+            (pages(8..16), false),
+        ]
+    );
+    let inside = file.attributes_at(3 * PAGE).unwrap();
+    assert_eq!(inside.range, pages(3..6));
+    for bad in [1, SIZE] {
+        let refused = file.attributes_at(bad).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL), "{bad:#x}");
+    }
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn a_slot_is_there_until_it_is_dropped() {
+    let vm = protected_vm();
+    let file = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
+    let mapping = Arc::new(file.map(0..SIZE).unwrap());
+    let layout = |slot| SlotLayout {
+        slot,
+        guest_phys_addr: 0x100000,
+        file_range: 0..SIZE,
+    };
+    let first = file.bind(&vm, &layout(0), Some(&mapping)).unwrap();
+    let second = file.bind(&vm, &layout(1), Some(&mapping)).unwrap_err();
+    assert_eq!(second.raw_os_error(), Some(libc::EEXIST));
+    drop(first);
+    // The state is the file's: it outlives the slot.
+    file.convert(0..PAGE, Visibility::Private, Content::Preserve)
+        .unwrap();
+    let again = file.bind(&vm, &layout(1), Some(&mapping)).unwrap();
+    let state = file.attributes_at(0).unwrap();
+    assert_eq!(
+        (state.range, state.visibility),
+        (0..PAGE, Visibility::Private)
+    );
+    drop(again);
+}
