@@ -385,10 +385,10 @@ static void check_host(struct cell *c, u64 offset, u64 attributes, u32 pattern,
 		return;
 	}
 	bad = gmem_check(c->a.hva + offset, PS, pattern, offset);
-	TEST_ASSERT(bad == GMEM_ALL_GOOD,
-		    "%s: %s: host sees 0x%02x at %#lx, wanted 0x%02x", c->name,
-		    what, c->a.hva[offset + bad], offset + bad,
-		    gmem_pattern_byte(pattern, offset + bad));
+	if (bad != GMEM_ALL_GOOD)
+		TEST_FAIL("%s: %s: host sees 0x%02x at %#lx, wanted 0x%02x",
+			  c->name, what, c->a.hva[offset + bad], offset + bad,
+			  gmem_pattern_byte(pattern, offset + bad));
 }
 
 static void check_guest(struct cell *c, struct kvm_vcpu *vcpu, u64 offset,
@@ -960,9 +960,10 @@ GMEM_TEST(poisoned_page_gives_ehwpoison)
 	int r;
 
 	fill_area(a, GMEM_SEED(5));
-	if (madvise(a->hva + bad, PS, MADV_HWPOISON))
-		SKIP(return, "No MADV_HWPOISON: errno %d (CONFIG_MEMORY_FAILURE, root)",
-		     errno);
+	r = gmem_host_poison(a->hva + bad);
+	if (r)
+		SKIP(return, "No MADV_HWPOISON: %s (CONFIG_MEMORY_FAILURE, root)",
+		     strerror(r));
 
 	/* Writing contents of a page that is shared already. */
 	TEST_ASSERT_EQ(gmem_set(a->fd, 0, a->size, GMEM_SHARED, GMEM_ZERO, &eo),
@@ -1020,9 +1021,10 @@ GMEM_TEST(poisoned_private_page_exits_private)
 	int r;
 
 	fill_area(a, GMEM_SEED(6));
-	if (madvise(a->hva + bad, PS, MADV_HWPOISON))
-		SKIP(return, "No MADV_HWPOISON: errno %d (CONFIG_MEMORY_FAILURE, root)",
-		     errno);
+	r = gmem_host_poison(a->hva + bad);
+	if (r)
+		SKIP(return, "No MADV_HWPOISON: %s (CONFIG_MEMORY_FAILURE, root)",
+		     strerror(r));
 
 	r = gmem_set(a->fd, bad, PS, GMEM_PRIVATE, GMEM_PRESERVE, &eo);
 	if (r == EAGAIN || r == EHWPOISON) {
@@ -1116,7 +1118,7 @@ static void order_file_create(struct order_file *f, struct kvm_vm *vm, u64 flags
 	gmem_fill(f->hva, 4 * PS, GMEM_SEED(7), 0);
 	pin_page(f->hva + PS, f->pipefd);
 	if (poison)
-		f->poisoned = !madvise(f->hva + 2 * PS, PS, MADV_HWPOISON);
+		f->poisoned = !gmem_host_poison(f->hva + 2 * PS);
 }
 
 static void order_file_destroy(struct order_file *f)
