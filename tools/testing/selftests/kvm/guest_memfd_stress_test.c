@@ -1,0 +1,1095 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Everything that can happen to an in-place guest_memfd, at once, against a
+ * model of who may see what.
+ *
+ * Two vCPUs and host threads touch the pages of one file, while other threads
+ * convert ranges of it with random policies, punch holes, delete and re-add
+ * the memslots, fork children that touch, and poison a few pages. Every thread
+ * does a number of operations and is done.
+ *
+ * The model, per page, in memory that the guest, all threads and the children
+ * share:
+ *
+ * state: counts up, the low two bits are the phase. 0: shared. 1: a request to
+ *	private is under way. 2: private. 3: a request to shared is under way.
+ *	It is advanced to 1 or 3 before the ioctl and to 2 or 0 after it, so
+ *	that whoever finds the same value before and after an access, and the
+ *	phase 2, made the whole access between the return of a request to
+ *	private and the start of the next one to shared: the host must have got
+ *	SIGBUS. With phase 0 it must not. In the phases 1 and 3, or if the
+ *	value changed, either is legal.
+ *
+ * owner: a lock that is only ever tried, by the guest, too. Requests hold it
+ *	for all of their pages. Who holds it knows that the page's state does
+ *	not change.
+ *
+ * word0: what the first word of the page holds. That word is only written by
+ *	who holds the lock; whoever gets it compares. Thus PRESERVE has to
+ *	preserve, ZERO to zero, NONE to scramble, and what the guest and the
+ *	host see has to be one and the same page.
+ *
+ * gen, exposed, destroyed: A guest that holds the lock of a private page
+ *	writes secrets, marked with the page's generation. A request or a hole
+ *	that destroys the bytes ends a generation: destroyed is the last one
+ *	that cannot be there any more. PRESERVE to shared exposes all up to the
+ *	present one. The host may see a secret of generation g only if
+ *	destroyed, as it was before the read, < g <= exposed, as it was after
+ *	it. All else is a leak.
+ *
+ * wiping: odd while a request that writes bytes is under way. The kernel may
+ *	write to a page that is in the wanted state already while others read
+ *	it, so that a word can be read half written then, and only then.
+ *
+ * All other words are written without any lock, by the guest in any state and
+ * by the host as long as it is let, and read likewise. Races of these with
+ * anything are legal, but a word must be one that was written for this very
+ * page, or zero, or what NONE leaves.
+ *
+ * The last pages of the file are wild: holes are punched there without the
+ * lock, and some of them are poisoned. word0 says nothing about these, and for
+ * those that are poisoned SIGBUS is legal in each phase.
+ *
+ * A guest that touches a page whose slot is away leaves KVM_RUN for MMIO. A
+ * read gets NO_SLOT for an answer and a write is dropped, and the VMM says so
+ * in "dropped", so that the guest tries again.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <sys/mman.h>
+#include <sys/wait.h>
+
+#include "gmem_test.h"
+
+#define NPAGES		64
+#define FIRST_WILD	48	/* holes without the lock from here on */
+#define FIRST_POISON	56	/* pages that may get poisoned, once each */
+#define NR_POISON	4
+#define NR_SLOTS	2
+#define SLOT_PAGES	(NPAGES / NR_SLOTS)
+#define NR_VCPUS	2
+#define WORDS		(PAGE_SIZE / sizeof(u64))
+
+#define CTL_SLOT	9
+#define CTL_GPA		((gpa_t)SZ_2G)
+
+#define DEFAULT_ITERATIONS 2000
+
+/* No progress of a thread for so long is a hang, even when sanitised. */
+#define HANG_SECONDS	120
+
+#define SCRAMBLED	0xababababababababULL
+#define NO_SLOT		0xfeedfeedfeedfeedULL
+
+enum kind {
+	KIND_HOST = 0x11,
+	KIND_GUEST = 0x22,
+	KIND_SECRET = 0x33,
+};
+
+enum phase {
+	SHARED,
+	TO_PRIVATE,
+	PRIVATE,
+	TO_SHARED,
+};
+
+/* What word0 may hold if it is not known exactly. */
+#define EXACT		0
+#define ZERO_OR_SCRAMBLED 1
+
+struct page_model {
+	u64 state;
+	u64 owner;
+	u64 word0;
+	u64 word0_kind;
+	u64 gen;
+	u64 exposed;
+	u64 destroyed;
+	u64 wiping;
+	u64 poisoned;
+};
+
+enum thread_id {
+	VCPU0,
+	VCPU1,
+	CONVERT0,
+	CONVERT1,
+	TOUCH0,
+	TOUCH1,
+	PUNCH,
+	SLOTS,
+	FORK,
+	POISON,
+	NR_THREADS,
+};
+
+static const char * const thread_names[] = {
+	[VCPU0] = "vcpu0", [VCPU1] = "vcpu1",
+	[CONVERT0] = "convert0", [CONVERT1] = "convert1",
+	[TOUCH0] = "touch0", [TOUCH1] = "touch1",
+	[PUNCH] = "punch", [SLOTS] = "slots", [FORK] = "fork",
+	[POISON] = "poison",
+};
+
+enum violation {
+	HOST_REACHED_PRIVATE,
+	HOST_REFUSED_SHARED,
+	SECRET_LEAKED,
+	MALFORMED_WORD,
+	WRONG_WORD0,
+	WRITE_LOST,
+	WRONG_ATTRIBUTES,
+	NR_VIOLATIONS,
+};
+
+static const char * const violation_names[] = {
+	[HOST_REACHED_PRIVATE] = "the host reached a private page",
+	[HOST_REFUSED_SHARED] = "the host got SIGBUS on a shared page",
+	[SECRET_LEAKED] = "the host saw a secret",
+	[MALFORMED_WORD] = "a word that nobody wrote to this page",
+	[WRONG_WORD0] = "the first word is not what it has to be",
+	[WRITE_LOST] = "a write of the guest was lost",
+	[WRONG_ATTRIBUTES] = "GET disagrees with what was set",
+};
+
+#define MAX_REPORTS 16
+
+enum counter {
+	HOST_READS,
+	HOST_REFUSED,
+	CONVERSIONS,
+	REFUSED_EAGAIN,
+	REFUSED_HWPOISON,
+	PUNCHES,
+	SECRETS,
+	SECRETS_SEEN,
+	GUEST_LOCKED,
+	SLOT_MISSES,
+	GUEST_FAULTS,
+	FORKS,
+	POISONED,
+	NR_STATS,
+};
+
+static const char * const stat_names[] = {
+	[HOST_READS] = "accesses by the host",
+	[HOST_REFUSED] = "SIGBUS for the host",
+	[CONVERSIONS] = "conversions",
+	[REFUSED_EAGAIN] = "requests refused by EAGAIN",
+	[REFUSED_HWPOISON] = "requests refused by EHWPOISON",
+	[PUNCHES] = "holes",
+	[SECRETS] = "secrets written",
+	[SECRETS_SEEN] = "secrets seen after PRESERVE",
+	[GUEST_LOCKED] = "checks of the first word by the guest",
+	[SLOT_MISSES] = "guest accesses without a slot",
+	[GUEST_FAULTS] = "memory faults of the guest",
+	[FORKS] = "children",
+	[POISONED] = "poisoned pages",
+};
+
+struct ctl {
+	struct page_model pages[NPAGES];
+	u64 iterations;
+	u64 seed;
+	u64 stop;
+	u64 scrambles;
+	u64 dropped[NR_VCPUS];
+	u64 progress[NR_THREADS];
+	u64 done[NR_THREADS];
+	u64 stats[NR_STATS];
+	u64 nr_violations;
+	struct {
+		u64 what, who, page, value, want, extra;
+	} reports[MAX_REPORTS];
+};
+
+/* What the host knows; the guest gets the address of ctl as an argument. */
+static struct ctl *ctl;
+static u8 *hva;
+static int gmem_fd;
+static struct kvm_vm *vm;
+static struct kvm_vcpu *vcpus[NR_VCPUS];
+
+#define LOAD(x)		__atomic_load_n(&(x), __ATOMIC_SEQ_CST)
+#define STORE(x, v)	__atomic_store_n(&(x), v, __ATOMIC_SEQ_CST)
+#define ADD(x, v)	__atomic_add_fetch(&(x), v, __ATOMIC_SEQ_CST)
+
+static void count(struct ctl *c, enum counter stat)
+{
+	__atomic_add_fetch(&c->stats[stat], 1, __ATOMIC_RELAXED);
+}
+
+static void violation(struct ctl *c, enum violation what, u64 who, u64 page,
+		      u64 value, u64 want, u64 extra)
+{
+	u64 n = __atomic_fetch_add(&c->nr_violations, 1, __ATOMIC_SEQ_CST);
+
+	if (n < MAX_REPORTS) {
+		c->reports[n].what = what;
+		c->reports[n].who = who;
+		c->reports[n].page = page;
+		c->reports[n].value = value;
+		c->reports[n].want = want;
+		c->reports[n].extra = extra;
+	}
+	STORE(c->stop, 1);
+}
+
+static u64 next_random(u64 *state)
+{
+	*state ^= *state << 13;
+	*state ^= *state >> 7;
+	*state ^= *state << 17;
+	return *state >> 11;
+}
+
+/* --- Words ------------------------------------------------------------------ */
+
+/* kind, page, generation, and a check over them so that none is made by chance. */
+static u64 word_check(u64 w)
+{
+	w *= 0x9e3779b97f4a7c15ULL;
+	return (w >> 40) & 0xffffff;
+}
+
+static u64 make_word(enum kind kind, u64 page, u64 gen)
+{
+	u64 w = (u64)kind << 56 | page << 48 | (gen & 0xffffff) << 24;
+
+	return w | word_check(w);
+}
+
+static u64 word_gen(u64 w)
+{
+	return w >> 24 & 0xffffff;
+}
+
+static bool word_is(u64 w, enum kind kind)
+{
+	return w >> 56 == kind;
+}
+
+static bool word_is_of(u64 w, u64 page)
+{
+	return (word_is(w, KIND_HOST) || word_is(w, KIND_GUEST) ||
+		word_is(w, KIND_SECRET)) && (w >> 48 & 0xff) == page &&
+	       (w & 0xffffff) == word_check(w & ~0xffffffULL);
+}
+
+static bool word_legal(struct ctl *c, u64 w, u64 page)
+{
+	return !w || (w == SCRAMBLED && c->scrambles) || word_is_of(w, page);
+}
+
+static bool word0_legal(struct page_model *p, u64 w)
+{
+	if (p->word0_kind == ZERO_OR_SCRAMBLED)
+		return !w || w == SCRAMBLED;
+	return w == p->word0;
+}
+
+static void set_word0(struct page_model *p, u64 w)
+{
+	p->word0 = w;
+	p->word0_kind = EXACT;
+}
+
+static bool precise(u64 page)
+{
+	return page < FIRST_WILD;
+}
+
+static bool may_be_poisoned(struct page_model *p)
+{
+	return LOAD(p->poisoned);
+}
+
+/* --- Locks -------------------------------------------------------------------- */
+
+static bool try_lock(struct ctl *c, u64 page, u64 who)
+{
+	u64 free = 0;
+
+	return __atomic_compare_exchange_n(&c->pages[page].owner, &free, who + 1,
+					   false, __ATOMIC_SEQ_CST,
+					   __ATOMIC_SEQ_CST);
+}
+
+static void unlock(struct ctl *c, u64 page)
+{
+	STORE(c->pages[page].owner, 0);
+}
+
+static bool try_lock_range(struct ctl *c, u64 first, u64 n, u64 who)
+{
+	u64 i;
+
+	for (i = 0; i < n; i++) {
+		if (try_lock(c, first + i, who))
+			continue;
+		while (i--)
+			unlock(c, first + i);
+		return false;
+	}
+	return true;
+}
+
+static void unlock_range(struct ctl *c, u64 first, u64 n)
+{
+	while (n--)
+		unlock(c, first + n);
+}
+
+static enum phase phase_of(u64 state)
+{
+	return state & 3;
+}
+
+/* --- The guest ------------------------------------------------------------------ */
+
+static volatile u64 *guest_word(u64 page, u64 word)
+{
+	return (volatile u64 *)(GMEM_GPA + page * PAGE_SIZE + word * sizeof(u64));
+}
+
+static u64 guest_read(u64 page, u64 word)
+{
+	u64 w;
+
+	do {
+		w = *guest_word(page, word);
+	} while (w == NO_SLOT);
+	return w;
+}
+
+/* Until it has arrived, and only for words that nobody else writes now. */
+static void guest_write_checked(struct ctl *c, u64 id, u64 page, u64 w)
+{
+	u64 got;
+
+	for (;;) {
+		STORE(c->dropped[id], 0);
+		*guest_word(page, 0) = w;
+		if (LOAD(c->dropped[id]))
+			continue;
+		got = guest_read(page, 0);
+		if (got != w && precise(page))
+			violation(c, WRITE_LOST, id, page, got, w, 0);
+		return;
+	}
+}
+
+/* With the lock: compare the first word and write a new one. */
+static void guest_locked(struct ctl *c, u64 id, u64 page, u64 *seed)
+{
+	struct page_model *p = &c->pages[page];
+	bool private = phase_of(LOAD(p->state)) == PRIVATE;
+	enum kind kind = private ? KIND_SECRET : KIND_GUEST;
+	u64 w = guest_read(page, 0);
+
+	if (precise(page) && !word0_legal(p, w))
+		violation(c, WRONG_WORD0, id, page, w, p->word0, p->word0_kind);
+
+	w = make_word(kind, page, p->gen);
+	guest_write_checked(c, id, page, w);
+	set_word0(p, w);
+
+	/* One more, where those without the lock may overwrite it. */
+	*guest_word(page, 1 + next_random(seed) % (WORDS - 1)) = w;
+	count(c, GUEST_LOCKED);
+	if (private)
+		count(c, SECRETS);
+}
+
+static void guest_unlocked_read(struct ctl *c, u64 id, u64 page, u64 word)
+{
+	struct page_model *p = &c->pages[page];
+	u64 wiping = LOAD(p->wiping), w = guest_read(page, word);
+
+	if (!word_legal(c, w, page) && !(wiping & 1) && wiping == LOAD(p->wiping))
+		violation(c, MALFORMED_WORD, id, page, w, 0, word);
+}
+
+static void guest_code(struct ctl *c, u64 id)
+{
+	u64 seed = c->seed * (id + 1) + 1, n = c->iterations * 20, i;
+
+	for (i = 0; i < n && !LOAD(c->stop); i++) {
+		u64 page = next_random(&seed) % NPAGES;
+		u64 word = 1 + next_random(&seed) % (WORDS - 1);
+
+		switch (next_random(&seed) % 4) {
+		case 0:
+			guest_unlocked_read(c, id, page, word);
+			break;
+		case 1:
+			*guest_word(page, word) =
+				make_word(KIND_GUEST, page, c->pages[page].gen);
+			break;
+		default:
+			if (!try_lock(c, page, id))
+				break;
+			guest_locked(c, id, page, &seed);
+			unlock(c, page);
+		}
+		STORE(c->progress[VCPU0 + id], i + 1);
+	}
+	GUEST_DONE();
+}
+
+/* --- The VMM ---------------------------------------------------------------------- */
+
+/* A hole in the place of poisoned pages heals them. */
+static void heal(u64 page)
+{
+	gmem_punch(gmem_fd, page * PAGE_SIZE, PAGE_SIZE);
+	count(ctl, PUNCHES);
+}
+
+static void *vcpu_thread(void *arg)
+{
+	u64 id = (unsigned long)arg, off, none = NO_SLOT;
+	struct kvm_vcpu *vcpu = vcpus[id];
+	struct kvm_run *run = vcpu->run;
+	struct ucall uc;
+	int r;
+
+	for (;;) {
+		r = __vcpu_run(vcpu);
+		if (r < 0 && (errno == EINTR || errno == EAGAIN))
+			continue;
+		if (r < 0 && (errno == EFAULT || errno == EHWPOISON)) {
+			TEST_ASSERT(run->exit_reason == KVM_EXIT_MEMORY_FAULT,
+				    "KVM_RUN: errno %d with exit reason %u", errno,
+				    run->exit_reason);
+			off = run->memory_fault.gpa - GMEM_GPA;
+			TEST_ASSERT(off < NPAGES * PAGE_SIZE,
+				    "Memory fault at %#llx", run->memory_fault.gpa);
+			count(ctl, GUEST_FAULTS);
+			if (errno == EHWPOISON) {
+				TEST_ASSERT(off / PAGE_SIZE >= FIRST_POISON,
+					    "Page %lu was never poisoned",
+					    (u64)(off / PAGE_SIZE));
+				heal(off / PAGE_SIZE);
+			}
+			sched_yield();
+			continue;
+		}
+		TEST_ASSERT(!r, "KVM_RUN of vCPU %lu: errno %d (%s)", id, errno,
+			    strerror(errno));
+
+		if (run->exit_reason == KVM_EXIT_MMIO) {
+			off = run->mmio.phys_addr - GMEM_GPA;
+			TEST_ASSERT(off < NPAGES * PAGE_SIZE,
+				    "MMIO at %#llx", run->mmio.phys_addr);
+			count(ctl, SLOT_MISSES);
+			if (run->mmio.is_write)
+				STORE(ctl->dropped[id], 1);
+			else
+				memcpy(run->mmio.data, &none, sizeof(none));
+			sched_yield();
+			continue;
+		}
+
+		TEST_ASSERT(run->exit_reason == KVM_EXIT_IO,
+			    "vCPU %lu: exit reason %u (%s)", id, run->exit_reason,
+			    exit_reason_str(run->exit_reason));
+		switch (get_ucall(vcpu, &uc)) {
+		case UCALL_DONE:
+			STORE(ctl->done[VCPU0 + id], 1);
+			return NULL;
+		case UCALL_ABORT:
+			REPORT_GUEST_ASSERT(uc);
+			break;
+		default:
+			TEST_FAIL("Unexpected ucall %lu", uc.cmd);
+		}
+	}
+}
+
+/* --- The host's accesses ---------------------------------------------------------- */
+
+static volatile u64 *host_word(u64 page, u64 word)
+{
+	return (volatile u64 *)(hva + page * PAGE_SIZE) + word;
+}
+
+static bool host_read_word(volatile u64 *p, u64 *w)
+{
+	volatile bool ok = false;
+
+	if (!sigsetjmp(gmem_probe_env, 1)) {
+		gmem_probing = 1;
+		*w = *p;
+		ok = true;
+	}
+	gmem_probing = 0;
+	return ok;
+}
+
+static bool host_write_word(volatile u64 *p, u64 w)
+{
+	volatile bool ok = false;
+
+	if (!sigsetjmp(gmem_probe_env, 1)) {
+		gmem_probing = 1;
+		*p = w;
+		ok = true;
+	}
+	gmem_probing = 0;
+	return ok;
+}
+
+/* The verdict about one access; before is the state as it was before it. */
+static void judge_access(u64 who, u64 page, u64 before, bool ok, u64 value)
+{
+	struct page_model *p = &ctl->pages[page];
+
+	count(ctl, ok ? HOST_READS : HOST_REFUSED);
+	if (before != LOAD(p->state))
+		return;
+	if (phase_of(before) == PRIVATE && ok)
+		violation(ctl, HOST_REACHED_PRIVATE, who, page, value, 0, before);
+	if (phase_of(before) == SHARED && !ok && !may_be_poisoned(p))
+		violation(ctl, HOST_REFUSED_SHARED, who, page, 0, 0, before);
+}
+
+static void host_read(u64 who, u64 page, u64 word)
+{
+	struct page_model *p = &ctl->pages[page];
+	u64 state = LOAD(p->state), wiping = LOAD(p->wiping);
+	u64 destroyed = LOAD(p->destroyed), exposed, w = 0;
+	bool ok = host_read_word(host_word(page, word), &w);
+
+	exposed = LOAD(p->exposed);
+	judge_access(who, page, state, ok, w);
+	if (!ok)
+		return;
+
+	if (!word_legal(ctl, w, page)) {
+		if (!(wiping & 1) && wiping == LOAD(p->wiping))
+			violation(ctl, MALFORMED_WORD, who, page, w, 0, word);
+	} else if (word_is(w, KIND_SECRET)) {
+		count(ctl, SECRETS_SEEN);
+		if (word_gen(w) <= destroyed || word_gen(w) > exposed)
+			violation(ctl, SECRET_LEAKED, who, page, w, destroyed,
+				  exposed);
+	}
+}
+
+static void host_write(u64 who, u64 page, u64 word)
+{
+	struct page_model *p = &ctl->pages[page];
+	u64 state = LOAD(p->state);
+	u64 w = make_word(KIND_HOST, page, LOAD(p->gen));
+	bool ok = host_write_word(host_word(page, word), w);
+
+	judge_access(who, page, state, ok, w);
+}
+
+/* With the lock, and the page shared: the first word is known. */
+static void host_check_word0(u64 who, u64 page)
+{
+	struct page_model *p = &ctl->pages[page];
+	u64 w = 0;
+
+	if (!precise(page))
+		return;
+	if (!host_read_word(host_word(page, 0), &w))
+		violation(ctl, HOST_REFUSED_SHARED, who, page, 0, 0, LOAD(p->state));
+	else if (!word0_legal(p, w))
+		violation(ctl, WRONG_WORD0, who, page, w, p->word0, p->word0_kind);
+	else
+		set_word0(p, w);
+}
+
+static void host_locked(u64 who, u64 page)
+{
+	struct page_model *p = &ctl->pages[page];
+	u64 w;
+
+	if (!try_lock(ctl, page, who))
+		return;
+	if (phase_of(LOAD(p->state)) == SHARED) {
+		host_check_word0(who, page);
+		w = make_word(KIND_HOST, page, p->gen);
+		if (host_write_word(host_word(page, 0), w))
+			set_word0(p, w);
+		else if (!may_be_poisoned(p))
+			violation(ctl, HOST_REFUSED_SHARED, who, page, w, 0,
+				  LOAD(p->state));
+	}
+	unlock(ctl, page);
+}
+
+static void host_touch(u64 who, u64 *seed, bool may_lock)
+{
+	u64 page = next_random(seed) % NPAGES;
+
+	switch (next_random(seed) % 4) {
+	case 0:
+		host_write(who, page, 1 + next_random(seed) % (WORDS - 1));
+		break;
+	case 1:
+		if (may_lock) {
+			host_locked(who, page);
+			break;
+		}
+		/* fallthrough */
+	default:
+		host_read(who, page, next_random(seed) % WORDS);
+	}
+}
+
+static void *touch_thread(void *arg)
+{
+	u64 who = (unsigned long)arg, seed = ctl->seed * (who + 7) + 3, i;
+
+	for (i = 0; i < ctl->iterations * 10 && !LOAD(ctl->stop); i++) {
+		host_touch(who, &seed, true);
+		STORE(ctl->progress[who], i + 1);
+	}
+	STORE(ctl->done[who], 1);
+	return NULL;
+}
+
+/*
+ * A child has a mapping of its own in an mm of its own, and the model in
+ * memory that it shares. It takes no lock, so that none is lost with it.
+ */
+static void *fork_thread(void *arg)
+{
+	u64 who = (unsigned long)arg, seed = ctl->seed * (who + 7) + 3, i, j;
+	int status;
+	pid_t pid;
+
+	for (i = 0; i < (ctl->iterations + 49) / 50 && !LOAD(ctl->stop); i++) {
+		next_random(&seed);
+		pid = fork();
+		TEST_ASSERT(pid >= 0, "fork(): errno %d", errno);
+		if (!pid) {
+			for (j = 0; j < 200 && !LOAD(ctl->stop); j++)
+				host_touch(who, &seed, false);
+			_exit(0);
+		}
+		TEST_ASSERT(waitpid(pid, &status, 0) == pid && WIFEXITED(status) &&
+			    !WEXITSTATUS(status), "Child: status %#x", status);
+		count(ctl, FORKS);
+		STORE(ctl->progress[who], i + 1);
+	}
+	STORE(ctl->done[who], 1);
+	return NULL;
+}
+
+/* --- Conversions -------------------------------------------------------------------- */
+
+/* With the locks: what is true of a range from before the request on. */
+static void before_request(u64 first, u64 n, u64 attrs, bool destroys,
+			   u64 *old_exposed)
+{
+	u64 i;
+
+	for (i = 0; i < n; i++) {
+		struct page_model *p = &ctl->pages[first + i];
+
+		if (destroys)
+			ADD(p->wiping, 1);
+		old_exposed[i] = p->exposed;
+		if (!attrs && !destroys)
+			STORE(p->exposed, p->gen);
+		if (phase_of(p->state) != (attrs ? SHARED : PRIVATE))
+			continue;
+		/* Secrets of the coming private time are nobody's to see. */
+		if (attrs)
+			STORE(p->gen, p->gen + 1);
+		ADD(p->state, 1);
+	}
+}
+
+/* And from after it on. */
+static void after_request(u64 first, u64 n, u64 policy, bool destroys, bool ok,
+			  u64 *old_exposed)
+{
+	u64 i;
+
+	for (i = 0; i < n; i++) {
+		struct page_model *p = &ctl->pages[first + i];
+		enum phase phase = phase_of(p->state);
+
+		if (ok && destroys) {
+			if (policy == GMEM_ZERO)
+				set_word0(p, 0);
+			else if (p->word0 || p->word0_kind == ZERO_OR_SCRAMBLED)
+				/*
+				 * A word that is not zero is that of an
+				 * allocated page; one that may be zero may be
+				 * that of a page which is not.
+				 */
+				p->word0 = SCRAMBLED;
+			else
+				p->word0_kind = ZERO_OR_SCRAMBLED;
+			STORE(p->destroyed, p->gen);
+			STORE(p->gen, p->gen + 1);
+		}
+		if (!ok)
+			STORE(p->exposed, old_exposed[i]);
+		if (phase == TO_PRIVATE || phase == TO_SHARED)
+			ADD(p->state, ok ? 1 : 3);
+		if (destroys)
+			ADD(p->wiping, 1);
+	}
+}
+
+static void check_after_request(u64 who, u64 first, u64 n)
+{
+	u64 i, w, attrs;
+
+	for (i = first; i < first + n; i++) {
+		struct page_model *p = &ctl->pages[i];
+		bool private = phase_of(p->state) == PRIVATE;
+		int r = gmem_get(gmem_fd, i * PAGE_SIZE, &attrs, NULL);
+
+		if (r || !!attrs != private)
+			violation(ctl, WRONG_ATTRIBUTES, who, i, attrs, private, r);
+		if (private) {
+			if (host_read_word(host_word(i, 0), &w))
+				violation(ctl, HOST_REACHED_PRIVATE, who, i, w, 0,
+					  p->state);
+		} else {
+			host_check_word0(who, i);
+		}
+	}
+}
+
+static void convert(u64 who, u64 *seed)
+{
+	static const u64 policies[] = { GMEM_NONE, GMEM_ZERO, GMEM_PRESERVE };
+	u64 first = next_random(seed) % NPAGES;
+	u64 n = 1 + next_random(seed) % (next_random(seed) % 8 ? 4 : 24);
+	u64 attrs = next_random(seed) & 1 ? GMEM_PRIVATE : GMEM_SHARED;
+	u64 policy = policies[next_random(seed) % 3];
+	u64 old_exposed[NPAGES], eo = 0, page;
+	bool destroys = policy == GMEM_ZERO ||
+			(policy == GMEM_NONE && ctl->scrambles);
+	int i, r = EAGAIN;
+
+	if (n > NPAGES - first)
+		n = NPAGES - first;
+	if (!try_lock_range(ctl, first, n, who))
+		return;
+
+	before_request(first, n, attrs, destroys, old_exposed);
+	for (i = 0; i < 50 && r == EAGAIN; i++) {
+		r = gmem_set_once(gmem_fd, first * PAGE_SIZE, n * PAGE_SIZE, attrs,
+				  policy, &eo);
+		if (r == EAGAIN) {
+			count(ctl, REFUSED_EAGAIN);
+			sched_yield();
+		}
+	}
+	after_request(first, n, policy, destroys, !r, old_exposed);
+
+	if (r) {
+		page = eo / PAGE_SIZE;
+		TEST_ASSERT((r == EAGAIN && attrs) || (r == EHWPOISON && destroys),
+			    "Pages %lu to %lu, attributes %#lx, policy %#lx: errno %d (%s)",
+			    first, first + n - 1, attrs, policy, r, strerror(r));
+		TEST_ASSERT(page >= first && page < first + n,
+			    "error_offset %#lx is outside pages %lu to %lu", eo,
+			    first, first + n - 1);
+		if (r == EHWPOISON) {
+			TEST_ASSERT(may_be_poisoned(&ctl->pages[page]),
+				    "Page %lu was never poisoned", page);
+			count(ctl, REFUSED_HWPOISON);
+			heal(page);
+		}
+	} else {
+		count(ctl, CONVERSIONS);
+	}
+	check_after_request(who, first, n);
+	unlock_range(ctl, first, n);
+}
+
+static void *convert_thread(void *arg)
+{
+	u64 who = (unsigned long)arg, seed = ctl->seed * (who + 7) + 3, i;
+
+	for (i = 0; i < ctl->iterations && !LOAD(ctl->stop); i++) {
+		convert(who, &seed);
+		STORE(ctl->progress[who], i + 1);
+	}
+	STORE(ctl->done[who], 1);
+	return NULL;
+}
+
+/* --- Holes, slots, poison --------------------------------------------------------------- */
+
+/* With the locks a hole is a request that zeroes and leaves the state alone. */
+static void punch_locked(u64 who, u64 first, u64 n)
+{
+	u64 i;
+
+	if (!try_lock_range(ctl, first, n, who))
+		return;
+	TEST_ASSERT(!gmem_punch(gmem_fd, first * PAGE_SIZE, n * PAGE_SIZE),
+		    "punch: errno %d", errno);
+	for (i = first; i < first + n; i++) {
+		struct page_model *p = &ctl->pages[i];
+
+		set_word0(p, 0);
+		STORE(p->destroyed, p->gen);
+		STORE(p->gen, p->gen + 1);
+	}
+	check_after_request(who, first, n);
+	unlock_range(ctl, first, n);
+	count(ctl, PUNCHES);
+}
+
+static void *punch_thread(void *arg)
+{
+	u64 who = (unsigned long)arg, seed = ctl->seed * (who + 7) + 3, i, first, n;
+
+	for (i = 0; i < (ctl->iterations + 1) / 2 && !LOAD(ctl->stop); i++) {
+		n = 1 + next_random(&seed) % 4;
+		if (next_random(&seed) & 1) {
+			first = next_random(&seed) % (NPAGES - n + 1);
+			punch_locked(who, first, n);
+		} else {
+			first = FIRST_WILD +
+				next_random(&seed) % (NPAGES - FIRST_WILD - n + 1);
+			TEST_ASSERT(!gmem_punch(gmem_fd, first * PAGE_SIZE,
+						n * PAGE_SIZE),
+				    "punch: errno %d", errno);
+			count(ctl, PUNCHES);
+		}
+		STORE(ctl->progress[who], i + 1);
+	}
+	STORE(ctl->done[who], 1);
+	return NULL;
+}
+
+static void set_slot(int i, bool present)
+{
+	u64 off = i * SLOT_PAGES * PAGE_SIZE;
+
+	vm_set_user_memory_region2(vm, GMEM_SLOT + i, KVM_MEM_GUEST_MEMFD,
+				   GMEM_GPA + off,
+				   present ? SLOT_PAGES * PAGE_SIZE : 0, hva + off,
+				   gmem_fd, off);
+}
+
+static void *slots_thread(void *arg)
+{
+	u64 who = (unsigned long)arg, seed = ctl->seed * (who + 7) + 3, i;
+
+	for (i = 0; i < (ctl->iterations + 19) / 20 && !LOAD(ctl->stop); i++) {
+		int slot = next_random(&seed) % NR_SLOTS;
+
+		set_slot(slot, false);
+		if (next_random(&seed) & 1)
+			sched_yield();
+		set_slot(slot, true);
+		STORE(ctl->progress[who], i + 1);
+	}
+	STORE(ctl->done[who], 1);
+	return NULL;
+}
+
+static int poison(u64 page)
+{
+	volatile int r = 0;
+
+	if (!sigsetjmp(gmem_probe_env, 1)) {
+		gmem_probing = 1;
+		if (madvise(hva + page * PAGE_SIZE, PAGE_SIZE, MADV_HWPOISON))
+			r = errno;
+	}
+	gmem_probing = 0;
+	return r;
+}
+
+static void *poison_thread(void *arg)
+{
+	u64 who = (unsigned long)arg, i, page, tries, n = 0;
+	int r;
+
+	for (i = 0; i < NR_POISON && !LOAD(ctl->stop); i++) {
+		page = FIRST_POISON + i;
+		STORE(ctl->pages[page].poisoned, 1);
+		/* Private pages cannot be, so wait for it to be shared. */
+		for (tries = 0; tries < 10000 && !LOAD(ctl->stop); tries++) {
+			r = poison(page);
+			if (!r)
+				n++;
+			STORE(ctl->progress[who], ctl->progress[who] + 1);
+			if (r != EFAULT)
+				break;
+			sched_yield();
+		}
+		/* What the others did meanwhile is the distance between two. */
+		tries = LOAD(ctl->progress[CONVERT0]) + ctl->iterations / (NR_POISON + 1);
+		while (LOAD(ctl->progress[CONVERT0]) < tries &&
+		       !LOAD(ctl->done[CONVERT0]) && !LOAD(ctl->stop)) {
+			STORE(ctl->progress[who], ctl->progress[who] + 1);
+			usleep(1000);
+		}
+	}
+	ctl->stats[POISONED] = n;
+	STORE(ctl->done[who], 1);
+	return NULL;
+}
+
+/* --- Main ------------------------------------------------------------------------------- */
+
+/* Returns when all are done; ends the program if one hangs. */
+static void watch(void)
+{
+	u64 last[NR_THREADS] = {}, now;
+	int quiet[NR_THREADS] = {}, i, left, ticks = 0;
+
+	do {
+		usleep(100000);
+		for (i = 0, left = 0; i < NR_THREADS; i++)
+			left += !LOAD(ctl->done[i]);
+		if (++ticks % 10)
+			continue;
+		for (i = 0; i < NR_THREADS; i++) {
+			now = LOAD(ctl->progress[i]);
+			quiet[i] = now == last[i] && !LOAD(ctl->done[i]) ? quiet[i] + 1 : 0;
+			last[i] = now;
+			if (quiet[i] < HANG_SECONDS)
+				continue;
+			for (i = 0; i < NR_THREADS; i++)
+				ksft_print_msg("%s: %lu operations, %s\n",
+					       thread_names[i],
+					       LOAD(ctl->progress[i]),
+					       LOAD(ctl->done[i]) ? "done" :
+					       quiet[i] >= HANG_SECONDS / 2 ? "STUCK" : "running");
+			for (i = 0; i < NPAGES; i++)
+				if (LOAD(ctl->pages[i].owner))
+					ksft_print_msg("page %d: phase %d, locked by %s\n",
+						       i, phase_of(LOAD(ctl->pages[i].state)),
+						       thread_names[LOAD(ctl->pages[i].owner) - 1]);
+			ksft_test_result_fail("stress: a thread hangs\n");
+			fflush(NULL);
+			_exit(KSFT_FAIL);
+		}
+	} while (left);
+}
+
+static void report(void)
+{
+	u64 i, n = ctl->nr_violations;
+
+	for (i = 0; i < NR_STATS; i++)
+		ksft_print_msg("%lu %s\n", ctl->stats[i], stat_names[i]);
+	for (i = 0; i < n && i < MAX_REPORTS; i++)
+		ksft_print_msg("VIOLATION: %s: page %lu by %s: value %#lx, wanted %#lx (%#lx)\n",
+			       violation_names[ctl->reports[i].what],
+			       ctl->reports[i].page,
+			       thread_names[ctl->reports[i].who],
+			       ctl->reports[i].value, ctl->reports[i].want,
+			       ctl->reports[i].extra);
+}
+
+/* A run in which one of these did not happen has not tested anything. */
+static bool all_happened(void)
+{
+	static const enum counter stats[] = {
+		HOST_READS, HOST_REFUSED, CONVERSIONS, PUNCHES, SECRETS,
+		SECRETS_SEEN, GUEST_LOCKED, FORKS,
+	};
+	bool ok = true;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(stats); i++) {
+		if (ctl->stats[stats[i]])
+			continue;
+		ksft_print_msg("This never happened: %s\n", stat_names[stats[i]]);
+		ok = false;
+	}
+	return ok;
+}
+
+int main(int argc, char *argv[])
+{
+	static void *(*fns[NR_THREADS])(void *) = {
+		[VCPU0] = vcpu_thread, [VCPU1] = vcpu_thread,
+		[CONVERT0] = convert_thread, [CONVERT1] = convert_thread,
+		[TOUCH0] = touch_thread, [TOUCH1] = touch_thread,
+		[PUNCH] = punch_thread, [SLOTS] = slots_thread,
+		[FORK] = fork_thread, [POISON] = poison_thread,
+	};
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = KVM_X86_SW_PROTECTED_VM,
+	};
+	const u64 ctl_size = align_up(sizeof(struct ctl), PAGE_SIZE);
+	u64 iterations = DEFAULT_ITERATIONS, seed = 0x5eed;
+	pthread_t threads[NR_THREADS];
+	bool ok;
+	int opt, i;
+
+	while ((opt = getopt(argc, argv, "i:s:h")) != -1) {
+		switch (opt) {
+		case 'i':
+			iterations = atoi_positive("iterations", optarg);
+			break;
+		case 's':
+			seed = atoi_positive("seed", optarg);
+			break;
+		default:
+			printf("usage: %s [-i iterations] [-s seed]\n", argv[0]);
+			return opt == 'h' ? 0 : KSFT_FAIL;
+		}
+	}
+
+	ksft_print_header();
+	__TEST_REQUIRE(gmem_vm_type_supported(), "KVM has no SW_PROTECTED VMs");
+	__TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
+		       "guest_memfd does not convert in place");
+	ksft_set_plan(1);
+	ksft_print_msg("%lu iterations, seed %lu\n", iterations, seed);
+
+	vm = __vm_create_with_vcpus(shape, NR_VCPUS, NPAGES, guest_code, vcpus);
+	gmem_install_sigbus_handler();
+
+	/* Shared with the children, hence not in the memory of libkvm. */
+	ctl = kvm_mmap(ctl_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
+	vm_set_user_memory_region(vm, CTL_SLOT, 0, CTL_GPA, ctl_size, ctl);
+	virt_map(vm, CTL_GPA, CTL_GPA, ctl_size / PAGE_SIZE);
+	ctl->iterations = iterations;
+	ctl->seed = seed;
+	ctl->scrambles = gmem_scrambles();
+	for (i = 0; i < NPAGES; i++)
+		ctl->pages[i].gen = 1;
+
+	gmem_fd = vm_create_guest_memfd(vm, NPAGES * PAGE_SIZE, GMEM_MMAP_SHARED);
+	hva = kvm_mmap(NPAGES * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, gmem_fd);
+	for (i = 0; i < NR_SLOTS; i++)
+		set_slot(i, true);
+	virt_map(vm, GMEM_GPA, GMEM_GPA, NPAGES);
+
+	for (i = 0; i < NR_VCPUS; i++)
+		vcpu_args_set(vcpus[i], 2, CTL_GPA, (u64)i);
+	for (i = 0; i < NR_THREADS; i++)
+		kvm_pthread_create(&threads[i], NULL, fns[i],
+				   (void *)(unsigned long)i);
+	watch();
+	for (i = 0; i < NR_THREADS; i++)
+		kvm_pthread_join(threads[i], NULL);
+
+	report();
+	ok = !ctl->nr_violations && all_happened();
+	ksft_test_result(ok, "stress\n");
+	ksft_finished();
+}
