@@ -1094,6 +1094,7 @@ GMEM_TEST(dead_vm_gives_eio)
 	TEST_ASSERT_EQ(gmem_ioctl(self->a.fd, KVM_SET_MEMORY_ATTRIBUTES2, &attrs),
 		       EIO);
 	TEST_ASSERT_EQ(attrs.error_offset, GMEM_POISON_OFFSET);
+	TEST_ASSERT_EQ(gmem_get(self->a.fd, 0, NULL, NULL), EIO);
 
 	/* A dead VM cannot give its slots back; closing everything must do. */
 	kvm_munmap(self->a.hva, self->a.size);
@@ -1326,6 +1327,63 @@ GMEM_TEST(file_outlives_the_vm)
 	kvm_close(fd);
 }
 
+static sigjmp_buf no_compat;
+
+static void no_compat_handler(int sig)
+{
+	siglongjmp(no_compat, 1);
+}
+
+/* ioctl() as a 32-bit process calls it, @arg below 4 GiB. Returns errno. */
+static int compat_ioctl(int fd, u32 cmd, void *arg)
+{
+	long r = 54;
+
+	asm volatile("int $0x80"
+		     : "+a" (r)
+		     : "b" ((long)fd), "c" ((long)cmd), "d" (arg)
+		     : "memory", "r8", "r9", "r10", "r11");
+	return -(int)r;
+}
+
+GMEM_TEST(callers_of_32_bits)
+{
+	struct sigaction sa = { .sa_handler = no_compat_handler };
+	struct kvm_memory_attributes2 *attrs;
+	int pipefd[2];
+
+	attrs = kvm_mmap(PS, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1);
+	TEST_ASSERT(!sigaction(SIGSEGV, &sa, NULL), "sigaction() failed");
+	if (sigsetjmp(no_compat, 1))
+		SKIP(return, "No IA32_EMULATION");
+
+	TEST_ASSERT_EQ(compat_ioctl(self->a.fd, KVM_GET_MEMORY_ATTRIBUTES2, attrs), 0);
+	TEST_ASSERT_EQ(attrs->attributes, 0);
+	TEST_ASSERT_EQ(attrs->size, self->a.size);
+
+	fill_area(&self->a, GMEM_SEED(9));
+	pin_page(self->a.hva + 3 * PS, pipefd);
+	memset(attrs, 0, sizeof(*attrs));
+	attrs->offset = 2 * PS;
+	attrs->size = 4 * PS;
+	attrs->attributes = GMEM_PRIVATE;
+	attrs->flags = GMEM_PRESERVE;
+	TEST_ASSERT_EQ(compat_ioctl(self->a.fd, KVM_SET_MEMORY_ATTRIBUTES2, attrs),
+		       EAGAIN);
+	TEST_ASSERT_EQ(attrs->error_offset, 3 * PS);
+	unpin_page(pipefd);
+
+	attrs->size = 1;
+	TEST_ASSERT_EQ(compat_ioctl(self->a.fd, KVM_SET_MEMORY_ATTRIBUTES2, attrs),
+		       EINVAL);
+	attrs->size = PS;
+	TEST_ASSERT_EQ(compat_ioctl(self->a.fd, KVM_SET_MEMORY_ATTRIBUTES2, attrs), 0);
+	gmem_assert_attributes(self->a.fd, 2 * PS, PS, GMEM_PRIVATE);
+	gmem_assert_attributes(self->a.fd, 3 * PS, 13 * PS, GMEM_SHARED);
+	kvm_munmap(attrs, PS);
+}
+
 /* --- GET ---------------------------------------------------------------- */
 
 static u32 count_runs(int fd, u64 size)
@@ -1454,6 +1512,8 @@ GMEM_TEST(capabilities)
 	TEST_ASSERT_EQ(vm_check_cap(self->vm, 0x10001), policies);
 	TEST_ASSERT_EQ(vm_check_cap(self->vm, 0x10002), 1);
 	TEST_ASSERT_EQ(vm_check_cap(self->vm, 244), GMEM_MMAP_SHARED);
+	TEST_ASSERT_EQ(vm_check_cap(self->vm, KVM_CAP_MEMORY_ATTRIBUTES),
+		       host_wide_mode() ? 0 : 8);
 
 	/* No private memory, nothing to convert. */
 	TEST_ASSERT_EQ(vm_check_cap(plain, 252), 0);
@@ -1980,6 +2040,54 @@ GMEM_TEST(conversion_of_a_mixed_range_keeps_the_other_mappings)
 	gmem_guest_assert(vcpu, a->gpa, a->size, GMEM_SEED(27), 0);
 	gmem_convert(a->fd, 0, a->size, GMEM_SHARED, GMEM_PRESERVE);
 	TEST_ASSERT_EQ(vm_get_stat(self->vm, pages_4k), mapped);
+}
+
+/*
+ * With kvm.gmem_in_place_conversion=Y a file needs no flags to convert, and
+ * nobody else has a say.
+ */
+GMEM_TEST(host_wide_mode_has_files_only)
+{
+	struct kvm_vcpu *vcpu = self->vcpu;
+	const u64 size = 4 * PS;
+	struct gmem_area b = {
+		.vm = self->vm, .slot = GMEM_SLOT + 1, .gpa = GMEM_GPA + SZ_1M,
+		.size = size,
+	};
+	u8 *decoy;
+	int r;
+
+	if (!host_wide_mode())
+		SKIP(return, "kvm.gmem_in_place_conversion=N");
+
+	decoy = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			 -1);
+	gmem_fill(decoy, size, GMEM_SEED(80), 0);
+	b.fd = vm_create_guest_memfd(self->vm, size, 0);
+	b.hva = decoy;
+	gmem_assert_attributes(b.fd, 0, size, GMEM_PRIVATE);
+	gmem_area_bind(&b);
+	gmem_area_virt_map(&b);
+
+	gmem_guest_start(vcpu);
+	gmem_guest_fill(vcpu, b.gpa, size, GMEM_SEED(81), 0);
+	gmem_convert(b.fd, PS, PS, GMEM_SHARED, GMEM_PRESERVE);
+	gmem_convert(b.fd, 2 * PS, PS, GMEM_SHARED, GMEM_ZERO);
+	gmem_guest_assert(vcpu, b.gpa, 2 * PS, GMEM_SEED(81), 0);
+	gmem_guest_assert(vcpu, b.gpa + 2 * PS, PS, GMEM_ZEROES, 0);
+	gmem_guest_assert(vcpu, b.gpa + 3 * PS, PS, GMEM_SEED(81), 3 * PS);
+	gmem_host_assert(decoy, size, GMEM_SEED(80), 0);
+
+	/* Not over a slot, and not where none is. */
+	TEST_ASSERT_EQ(vm_attributes(self->vm, b.gpa, PS, GMEM_PRIVATE), EINVAL);
+	TEST_ASSERT_EQ(vm_attributes(self->vm, b.gpa + SZ_1M, PS, GMEM_PRIVATE),
+		       EINVAL);
+	gmem_area_unbind(&b);
+	r = __gmem_guest_do(vcpu, GMEM_OP_READ, b.gpa, 1, 0, 0, 0);
+	TEST_ASSERT_EQ(r, KVM_EXIT_MMIO);
+
+	kvm_munmap(decoy, size);
+	kvm_close(b.fd);
 }
 
 /* --- VMs of both kinds at once ------------------------------------------ */
