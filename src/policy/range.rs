@@ -140,6 +140,7 @@ impl PageRange {
     }
 
     /// Returns the pages that both ranges have, or [`None`] if there are none.
+    #[inline]
     pub fn intersect(&self, other: &Self) -> Option<Self> {
         Self::new(self.start.max(other.start), self.end.min(other.end))
     }
@@ -148,6 +149,7 @@ impl PageRange {
     ///
     /// What stops a request may be found in a folio that starts before the range; the page that is
     /// reported must not. An index after the range is returned as it is.
+    #[inline]
     pub fn clamp(&self, index: PageIndex) -> PageIndex {
         self.start.max(index)
     }
@@ -155,6 +157,7 @@ impl PageRange {
     /// Returns the pages of the range from `at` on.
     ///
     /// That is the whole range if `at` lies before it, and its last page if `at` lies behind it.
+    #[inline]
     pub fn tail(&self, at: PageIndex) -> Self {
         // INVARIANT: The start is at most the last page, which is smaller than the end.
         Self {
@@ -164,6 +167,7 @@ impl PageRange {
     }
 
     /// Returns the smallest range that has all the pages of both.
+    #[inline]
     pub fn hull(&self, other: &Self) -> Self {
         // INVARIANT: The start does not grow and the end does not shrink, and `self` had a page.
         Self {

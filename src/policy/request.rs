@@ -137,31 +137,34 @@ const _: () = assert!(offset_of!(RawRequest, flags) == 24);
 const _: () = assert!(offset_of!(RawRequest, error_offset) == 32);
 const _: () = assert!(offset_of!(RawRequest, reserved) == 40);
 
-/// `KVM_SET_MEMORY_ATTRIBUTES2`, the ioctl on a guest_memfd that takes a [`RawRequest`].
-pub const SET_MEMORY_ATTRIBUTES2: u32 = 0xC080_AED2;
-
-/// `KVM_GET_MEMORY_ATTRIBUTES2`, the ioctl on a guest_memfd that fills a [`RawRequest`].
-pub const GET_MEMORY_ATTRIBUTES2: u32 = 0xC080_AED3;
-
-/// `KVM_SET_MEMORY_ATTRIBUTES`, the ioctl on a VM.
-///
-/// It has the number of [`SET_MEMORY_ATTRIBUTES2`], and differs from it in direction and size.
-pub const VM_SET_MEMORY_ATTRIBUTES: u32 = 0x4020_AED2;
-
 /// Computes an ioctl's command the way `asm-generic/ioctl.h` does, which x86 and arm64 use.
+///
+/// `direction` is 1 for what user space writes, 2 for what it reads.
 const fn ioc(direction: u32, number: u32, size: usize) -> u32 {
     /// `KVMIO`.
     const TYPE: u32 = 0xAE;
 
-    // CAST: A command has 14 bits for the size.
+    // PANIC: Only in a constant, where it is a build failure.
     assert!(size < 1 << 14);
+    // CAST: A command has 14 bits for the size.
     direction << 30 | (size as u32) << 16 | TYPE << 8 | number
 }
 
-// 1 is what user space writes and 2 what it reads. A panic in a constant is a build failure.
-const _: () = assert!(SET_MEMORY_ATTRIBUTES2 == ioc(1 | 2, 0xd2, size_of::<RawRequest>()));
-const _: () = assert!(GET_MEMORY_ATTRIBUTES2 == ioc(1 | 2, 0xd3, size_of::<RawRequest>()));
-const _: () = assert!(VM_SET_MEMORY_ATTRIBUTES == ioc(1, 0xd2, offset_of!(RawRequest, flags) + 8));
+/// `KVM_SET_MEMORY_ATTRIBUTES2`, the ioctl on a guest_memfd that takes a [`RawRequest`].
+pub const SET_MEMORY_ATTRIBUTES2: u32 = ioc(1 | 2, 0xd2, size_of::<RawRequest>());
+
+/// `KVM_GET_MEMORY_ATTRIBUTES2`, the ioctl on a guest_memfd that fills a [`RawRequest`].
+pub const GET_MEMORY_ATTRIBUTES2: u32 = ioc(1 | 2, 0xd3, size_of::<RawRequest>());
+
+/// `KVM_SET_MEMORY_ATTRIBUTES`, the ioctl on a VM.
+///
+/// It has the number of [`SET_MEMORY_ATTRIBUTES2`], and differs from it in direction and size: its
+/// struct ends with the flags.
+pub const VM_SET_MEMORY_ATTRIBUTES: u32 = ioc(1, 0xd2, offset_of!(RawRequest, error_offset));
+
+const _: () = assert!(SET_MEMORY_ATTRIBUTES2 == 0xC080_AED2);
+const _: () = assert!(GET_MEMORY_ATTRIBUTES2 == 0xC080_AED3);
+const _: () = assert!(VM_SET_MEMORY_ATTRIBUTES == 0x4020_AED2);
 
 /// What is wrong with a request.
 ///

@@ -211,9 +211,9 @@ fn queries_agree_with_the_bitmap() {
     for_each_map(|pages, cuts| {
         let file = File::new(pages.to_vec());
         let map = Map::split(pages, cuts);
-        for page in 0..PAGES {
+        for (page, &visibility) in pages.iter().enumerate() {
             let run = query(PageIndex::new(page as u64), &geometry, &map);
-            assert_eq!(run.visibility, pages[page]);
+            assert_eq!(run.visibility, visibility);
             assert_eq!(run.range.start().get(), page as u64);
             assert_eq!(run.range.end().get(), file.run_around(page..page + 1).end);
         }
