@@ -191,6 +191,13 @@ pub struct Differing<'a, A> {
     rest: Option<PageRange>,
 }
 
+// Deriving it would ask for a map that can be cloned.
+impl<A> Clone for Differing<'_, A> {
+    fn clone(&self) -> Self {
+        Self { ..*self }
+    }
+}
+
 impl<'a, A: Attributes> Differing<'a, A> {
     fn new(request: &Request, attributes: &'a A) -> Self {
         Self {

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which pages of a file are private and which shared: an interval map over the maple tree.
+//!
+//! Readers look entries up under RCU, from any context. The one writer at a time shows a
+//! [`Writer`], which only the holder of the file's invalidate lock can have. A change is made in
+//! two halves, as everything before the point of no return must be able to fail and nothing after
+//! it may: [`AttributeMap::reserve`] allocates, [`Reservation::commit`] stores.
+//!
+//! C header: [`include/linux/maple_tree.h`](srctree/include/linux/maple_tree.h)
+
+use crate::bindings;
+use core::{
+    marker::PhantomData,
+    mem::MaybeUninit,
+    ptr, //
+};
+use gmem_policy::{
+    plan::Run,
+    range::{
+        PageIndex,
+        PageRange, //
+    },
+    request::Visibility, //
+};
+use kernel::{
+    error::to_result,
+    prelude::*,
+    sync::rcu,
+    types::Opaque, //
+};
+
+/// The map, a `struct maple_tree` that lives inside an inode.
+///
+/// # Invariants
+///
+/// The tree was initialised with `MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU`, and each of its entries
+/// is one that [`entry`] made.
+#[repr(transparent)]
+pub struct AttributeMap(Opaque<bindings::maple_tree>);
+
+/// Evidence that nobody else writes the map for as long as `'g`.
+#[derive(Clone, Copy)]
+pub struct Writer<'g>(PhantomData<&'g ()>);
+
+impl<'g> Writer<'g> {
+    /// States that the caller is the map's only writer.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else may write the map this is used with during `'g`.
+    pub(crate) unsafe fn assume() -> Self {
+        Self(PhantomData)
+    }
+}
+
+/// An entry of the tree: a value entry (see `xa_mk_value()`), 0 for shared, 1 for private.
+fn entry(visibility: Visibility) -> *mut c_void {
+    let value: usize = match visibility {
+        Visibility::Shared => 0,
+        Visibility::Private => 1,
+    };
+    ptr::without_provenance_mut((value << 1) | 1)
+}
+
+/// Reads back what [`entry`] made; [`None`] for a hole.
+fn visibility(entry: *mut c_void) -> Option<Visibility> {
+    match entry.addr() {
+        0 => None,
+        1 => Some(Visibility::Shared),
+        _ => Some(Visibility::Private),
+    }
+}
+
+impl AttributeMap {
+    /// Initialises an empty map at `this`.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be valid for writes and hold no map.
+    pub(crate) unsafe fn init(this: *mut Self) {
+        // SAFETY: By the contract of this function.
+        // INVARIANT: The helper sets the flags; an empty tree has no entries.
+        unsafe { bindings::gmem_tree_init(this.cast()) }
+    }
+
+    /// Tells lockdep which lock writers hold.
+    ///
+    /// # Safety
+    ///
+    /// `mapping` must be valid, and outlive the map.
+    pub(crate) unsafe fn set_lock(&self, mapping: *mut bindings::address_space) {
+        // SAFETY: By the contract of this function and the type's invariants.
+        unsafe { bindings::gmem_tree_set_lock(self.0.get(), mapping) }
+    }
+
+    /// Frees all entries.
+    pub(crate) fn destroy(&self, _writer: Writer<'_>) {
+        // SAFETY: The tree is initialised, and the writer is the only one.
+        unsafe { bindings::__mt_destroy(self.0.get()) }
+    }
+
+    /// The attribute of one page, [`None`] for one that has no entry.
+    ///
+    /// Any context; takes the RCU read lock only.
+    pub fn load(&self, at: PageIndex) -> Option<Visibility> {
+        // SAFETY: The tree is initialised; mtree_load() takes the RCU read lock itself.
+        visibility(unsafe { bindings::mtree_load(self.0.get(), at.get() as usize) })
+    }
+
+    /// The entry that contains `at`, [`None`] in a hole.
+    pub fn run_at(&self, at: PageIndex) -> Option<Run> {
+        let mut mas = self.cursor(at.get() as usize, at.get() as usize);
+
+        let _rcu = rcu::read_lock();
+        // SAFETY: `mas` was initialised for this tree, under the RCU read lock.
+        let found = unsafe { bindings::mas_walk(&mut mas) };
+        let visibility = visibility(found)?;
+        // CAST: An index is an unsigned long, which has 64 bits here.
+        let end = (mas.last as u64).checked_add(1)?;
+        let range = PageRange::new(PageIndex::new(mas.index as u64), PageIndex::new(end))?;
+
+        Some(Run { range, visibility })
+    }
+
+    /// Allocates what storing `to` over `range` needs.
+    ///
+    /// The caller says in `range` which equal neighbours the store shall swallow; the map itself
+    /// does not merge.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn reserve<'g>(
+        &'g self,
+        _writer: Writer<'g>,
+        range: &PageRange,
+        to: Visibility,
+    ) -> Result<Reservation<'g>> {
+        let mut mas = self.cursor(
+            range.start().get() as usize,
+            range.last().get() as usize,
+        );
+
+        // SAFETY: `mas` was initialised for this tree and has a non-empty range; nobody else
+        // writes the tree.
+        to_result(unsafe {
+            bindings::mas_preallocate(&mut mas, entry(to), bindings::GFP_KERNEL)
+        })?;
+
+        // INVARIANT: The preallocation succeeded for this entry and range.
+        Ok(Reservation {
+            mas,
+            to,
+            _map: PhantomData,
+        })
+    }
+
+    fn cursor(&self, first: usize, last: usize) -> bindings::ma_state {
+        let mut mas = MaybeUninit::zeroed();
+
+        // SAFETY: `mas` is valid for writes and the tree is initialised.
+        unsafe { bindings::gmem_tree_cursor(mas.as_mut_ptr(), self.0.get(), first, last) };
+        // SAFETY: The helper initialised what zeroes do not.
+        unsafe { mas.assume_init() }
+    }
+}
+
+/// Memory set aside for one store; dropping it gives the memory back and changes nothing.
+///
+/// # Invariants
+///
+/// `mas` holds the nodes that mas_preallocate() allocated to store `to` over its range, and nobody
+/// has written the tree since.
+#[must_use = "dropping a reservation stores nothing"]
+pub struct Reservation<'g> {
+    mas: bindings::ma_state,
+    to: Visibility,
+    _map: PhantomData<&'g AttributeMap>,
+}
+
+impl Reservation<'_> {
+    /// Stores the attributes. Cannot fail.
+    pub fn commit(mut self) {
+        // SAFETY: By the type's invariants. The nodes left over are freed by mas_store_prealloc(),
+        // after which mas_destroy() has nothing to do.
+        unsafe { bindings::mas_store_prealloc(&mut self.mas, entry(self.to)) }
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        // SAFETY: `mas` is initialised; freeing what was preallocated is always possible.
+        unsafe { bindings::mas_destroy(&mut self.mas) }
+    }
+}

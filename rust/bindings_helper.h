@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What bindgen reads for the private bindings of this directory: KVM's side,
+ * which the kernel's own bindings do not have, and our helpers.  Everything
+ * else comes from the kernel's bindings (see the blocklist by allowlist in
+ * ../Kbuild), so that there is one type for one struct.
+ */
+#include "helpers.h"
+#include "guest_memfd.h"

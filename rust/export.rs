@@ -1,0 +1,677 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The entry points that KVM's C, the VFS and memory management call.
+//!
+//! The crate above implements [`GuestMemfd`] and says so with
+//! [`register_entry_points!`](crate::register_entry_points), which makes the C functions and the
+//! operations tables. Everything is resolved at compile time; there is no table of callbacks
+//! between the two crates.
+//!
+//! C headers: `virt/kvm/guest_memfd.h`,
+//! [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
+
+use crate::{
+    bindings,
+    fs::{
+        address_space::BindingsGuard,
+        file_ops::{
+            self,
+            ActiveFile,
+            Closing,
+            GmemFile, //
+        },
+        inode::GmemInode,
+        superblock, //
+    },
+    ioctl::UserPointer,
+    kvm::{
+        memslot::Memslot,
+        populate::Populate,
+        vm::{
+            Gfn,
+            Vm, //
+        }, //
+    },
+    mm::{
+        fault::{
+            self,
+            HostFault,
+            Served, //
+        },
+        folio::PageRef, //
+    }, //
+};
+use core::{
+    cell::UnsafeCell,
+    ptr,
+    sync::atomic::{
+        AtomicPtr,
+        Ordering, //
+    }, //
+};
+use gmem_policy::{
+    range::{
+        PageIndex,
+        PageRange, //
+    },
+    request::Visibility, //
+};
+use kernel::{
+    error::from_result,
+    prelude::*, //
+};
+
+/// A page for a guest, as [`GuestMemfd::get_pfn`] returns it.
+pub struct GuestPage {
+    /// The page, with a reference.
+    pub page: PageRef,
+    /// How large a mapping may be: 2 to the power of this, in pages.
+    pub max_order: u8,
+}
+
+/// What a guest_memfd implementation does, called with everything checked that is not policy.
+pub trait GuestMemfd: Sized + 'static {
+    /// The operations tables, which [`register_entry_points!`](crate::register_entry_points) makes.
+    fn tables() -> &'static Tables;
+
+    /// KVM_CREATE_GUEST_MEMFD: a descriptor for a new file of `size` bytes.
+    fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32>;
+
+    /// KVM_CHECK_EXTENSION, on a VM or on /dev/kvm. [`None`] for a capability that is not ours.
+    fn capability(vm: Option<&Vm>, cap: u64) -> Option<i32>;
+
+    /// Whether files of this VM can convert in place.
+    fn supports_in_place(vm: &Vm) -> bool;
+
+    /// How slots on this file are used.
+    fn slot_flags(file: &GmemFile) -> SlotFlags;
+
+    /// Gives a guest the page at `at`, which shows as `gfn`. Called inside SRCU; sleeps.
+    fn get_pfn(vm: &Vm, file: &GmemFile, gfn: Gfn, at: PageIndex) -> Result<GuestPage>;
+
+    /// Fills `npages` pages from `gfn` on; returns how many were. Called with slots_lock held.
+    fn populate(populate: &Populate<'_>, gfn: Gfn, npages: u64) -> Result<u64>;
+
+    /// fallocate(), `offset` and `len` in bytes.
+    fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Result;
+
+    /// ioctl() on the file.
+    fn ioctl(file: &GmemFile, cmd: u32, arg: UserPointer) -> Result;
+
+    /// A host fault. Called with mmap_lock held.
+    fn fault(fault: HostFault<'_>) -> Result<Served>;
+
+    /// The last reference to a file is gone. Called with slots_lock held.
+    fn release(closing: &Closing<'_>);
+
+    /// Memory of the file has failed. Called with the folio locked.
+    fn memory_failure(bindings: &BindingsGuard<'_>, range: &PageRange);
+}
+
+/// What kind of slot a file makes.
+#[derive(Clone, Copy)]
+pub struct SlotFlags {
+    /// Shared memory comes from the file, too.
+    pub gmem_only: bool,
+    /// The file is the authority on what is private.
+    pub in_place: bool,
+}
+
+/// The operations tables of an implementation, and what there is once of everything.
+pub struct Tables {
+    file: UnsafeCell<bindings::file_operations>,
+    vm: bindings::vm_operations_struct,
+    mapping: bindings::address_space_operations,
+    inode: bindings::inode_operations,
+    superblock: bindings::super_operations,
+    file_system: UnsafeCell<bindings::file_system_type>,
+    cache: AtomicPtr<bindings::kmem_cache>,
+    mount: AtomicPtr<bindings::vfsmount>,
+}
+
+// SAFETY: What is in cells is written before KVM can be used, or by the VFS under its own locks.
+unsafe impl Sync for Tables {}
+
+impl Tables {
+    /// The tables of `T`.
+    pub const fn new<T: GuestMemfd>() -> Self {
+        Self {
+            file: UnsafeCell::new(bindings::file_operations {
+                mmap: Some(file_ops::mmap::<T>),
+                open: Some(bindings::generic_file_open),
+                release: Some(file_ops::release::<T>),
+                fallocate: Some(file_ops::fallocate::<T>),
+                unlocked_ioctl: Some(file_ops::ioctl::<T>),
+                compat_ioctl: bindings::compat_ptr_ioctl,
+                ..pin_init::zeroed()
+            }),
+            vm: bindings::vm_operations_struct {
+                fault: Some(fault::fault::<T>),
+                #[cfg(CONFIG_NUMA)]
+                set_policy: Some(fault::set_policy),
+                #[cfg(CONFIG_NUMA)]
+                get_policy: Some(fault::get_policy),
+                ..pin_init::zeroed()
+            },
+            mapping: bindings::address_space_operations {
+                dirty_folio: Some(bindings::noop_dirty_folio),
+                migrate_folio: Some(migrate_folio),
+                error_remove_folio: Some(error_folio::<T>),
+                #[cfg(CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM)]
+                free_folio: Some(free_folio),
+                ..pin_init::zeroed()
+            },
+            inode: bindings::inode_operations {
+                setattr: Some(setattr),
+                ..pin_init::zeroed()
+            },
+            superblock: bindings::super_operations {
+                statfs: Some(bindings::simple_statfs),
+                alloc_inode: Some(superblock::alloc::<T>),
+                destroy_inode: Some(superblock::destroy),
+                free_inode: Some(superblock::free::<T>),
+                ..pin_init::zeroed()
+            },
+            file_system: UnsafeCell::new(bindings::file_system_type {
+                name: c"guest_memfd".as_ptr().cast(),
+                init_fs_context: Some(superblock::init_fs_context::<T>),
+                kill_sb: Some(bindings::kill_anon_super),
+                ..pin_init::zeroed()
+            }),
+            cache: AtomicPtr::new(ptr::null_mut()),
+            mount: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    pub(crate) fn file_operations(&self) -> *const bindings::file_operations {
+        self.file.get()
+    }
+
+    pub(crate) fn vm_operations(&self) -> *const bindings::vm_operations_struct {
+        &self.vm
+    }
+
+    pub(crate) fn address_space_operations(&self) -> *const bindings::address_space_operations {
+        &self.mapping
+    }
+
+    pub(crate) fn inode_operations(&self) -> *const bindings::inode_operations {
+        &self.inode
+    }
+
+    pub(crate) fn super_operations(&self) -> *const bindings::super_operations {
+        &self.superblock
+    }
+
+    pub(crate) fn file_system(&self) -> *mut bindings::file_system_type {
+        self.file_system.get()
+    }
+
+    pub(crate) fn cache(&self) -> *mut bindings::kmem_cache {
+        self.cache.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_cache(&self, cache: *mut bindings::kmem_cache) {
+        self.cache.store(cache, Ordering::Relaxed);
+    }
+
+    pub(crate) fn mount(&self) -> *mut bindings::vfsmount {
+        self.mount.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_mount(&self, mount: *mut bindings::vfsmount) {
+        self.mount.store(mount, Ordering::Relaxed);
+    }
+
+    pub(crate) fn super_block(&self) -> *mut bindings::super_block {
+        // SAFETY: Files are created while the file system is mounted only.
+        unsafe { bindings::gmem_mount_sb(self.mount()) }
+    }
+}
+
+/// Whether `kvm.gmem_in_place_conversion` makes every file of a VM with private memory convert in
+/// place.
+pub fn host_wide() -> bool {
+    // SAFETY: Reads a module parameter that does not change after load.
+    unsafe { bindings::gmem_host_wide() }
+}
+
+/// Whether `kvm.gmem_scramble` makes the policy NONE scramble on SW_PROTECTED VMs.
+pub fn scramble() -> bool {
+    // SAFETY: Reads a module parameter that does not change after load.
+    unsafe { bindings::gmem_scramble() }
+}
+
+/// # Safety
+///
+/// To be called by memory management only.
+unsafe extern "C" fn migrate_folio(
+    _mapping: *mut bindings::address_space,
+    _dst: *mut bindings::folio,
+    _src: *mut bindings::folio,
+    _mode: bindings::migrate_mode,
+) -> c_int {
+    // SAFETY: Only warns.
+    unsafe { bindings::gmem_warn_migrate() };
+    EINVAL.to_errno()
+}
+
+/// # Safety
+///
+/// To be called by memory failure only, with the folio locked.
+unsafe extern "C" fn error_folio<T: GuestMemfd>(
+    mapping: *mut bindings::address_space,
+    folio: *mut bindings::folio,
+) -> c_int {
+    // SAFETY: The folio is locked and in the mapping, which is one of ours.
+    let (inode, start, len) = unsafe {
+        (
+            GmemInode::of_mapping(mapping),
+            bindings::gmem_folio_index(folio) as u64,
+            bindings::gmem_folio_nr_pages(folio) as u64,
+        )
+    };
+
+    if let Some(range) = crate::fs::inode::clip(inode, start, start.saturating_add(len)) {
+        T::memory_failure(&inode.lock_bindings(), &range);
+    }
+    // The folio stays: what to do about it is for user space to decide, whom get_pfn tells.
+    bindings::mf_result_MF_DELAYED as c_int
+}
+
+/// # Safety
+///
+/// To be called by the page cache only.
+#[cfg(CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM)]
+unsafe extern "C" fn free_folio(folio: *mut bindings::folio) {
+    // SAFETY: The folio is on its way out of the page cache, and still valid.
+    unsafe { bindings::gmem_reclaim(folio) }
+}
+
+/// # Safety
+///
+/// To be called by the VFS only.
+unsafe extern "C" fn setattr(
+    _idmap: *mut bindings::mnt_idmap,
+    _dentry: *mut bindings::dentry,
+    _attr: *mut bindings::iattr,
+) -> c_int {
+    EINVAL.to_errno()
+}
+
+/// Bodies of the C functions; see [`register_entry_points!`](crate::register_entry_points).
+///
+/// Each has the contract of the C function whose name it has without `kvm_gmem_`.
+#[doc(hidden)]
+pub mod entry {
+    use super::*;
+
+    pub use crate::bindings::{
+        file,
+        kvm,
+        kvm_create_guest_memfd,
+        kvm_gmem_populate_cb,
+        kvm_memory_slot,
+        module,
+        page, //
+    };
+
+    /// # Safety
+    ///
+    /// Once, before any other entry point.
+    pub unsafe fn init<T: GuestMemfd>(module: *mut module) -> c_int {
+        from_result(|| {
+            // SAFETY: Nobody uses the table yet.
+            unsafe { (*T::tables().file.get()).owner = module };
+            // SAFETY: By the contract of this function.
+            unsafe { superblock::mount(T::tables()) }?;
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// After all VMs and files are gone.
+    pub unsafe fn exit<T: GuestMemfd>() {
+        // SAFETY: By the contract of this function.
+        unsafe { superblock::unmount(T::tables()) }
+    }
+
+    /// # Safety
+    ///
+    /// The pointers are valid.
+    pub unsafe fn create<T: GuestMemfd>(
+        kvm: *mut kvm,
+        args: *mut kvm_create_guest_memfd,
+    ) -> c_int {
+        // SAFETY: By the contract of this function.
+        let (vm, args) = unsafe { (Vm::from_raw(kvm), &*args) };
+        from_result(|| T::create(vm, args.size, args.flags))
+    }
+
+    /// # Safety
+    ///
+    /// The pointers are valid; slots_lock is held; the slot is visible to nobody else.
+    pub unsafe fn prepare<T: GuestMemfd>(
+        kvm: *mut kvm,
+        slot: *mut kvm_memory_slot,
+        fd: c_uint,
+        offset: u64,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: By the contract of this function.
+            let slot = unsafe { &mut *slot };
+            // CAST: The flags fit the slot's u32.
+            const GMEM_ONLY: u32 = bindings::GMEM_SLOT_GMEM_ONLY as u32;
+            const IN_PLACE: u32 = bindings::GMEM_SLOT_IN_PLACE as u32;
+
+            if slot.flags & (GMEM_ONLY | IN_PLACE) != 0 {
+                return Err(EINVAL);
+            }
+            let file = ActiveFile::from_fd::<T>(fd)?;
+            let geometry = file.inode().geometry();
+            let size = (slot.npages as u64)
+                .checked_mul(geometry.page_size().bytes())
+                .ok_or(EINVAL)?;
+            let range = geometry.range(offset, size).ok_or(EINVAL)?;
+
+            if !ptr::eq(file.vm().as_raw(), kvm) {
+                return Err(EINVAL);
+            }
+            let flags = T::slot_flags(&file);
+            if flags.gmem_only {
+                slot.flags |= GMEM_ONLY;
+            }
+            if flags.in_place {
+                slot.flags |= IN_PLACE;
+            }
+            // A slot with a file cannot be changed, only deleted, so binding always is to a new
+            // slot. It is not visible yet, thus get_pfn() is sure to see the file.
+            slot.gmem.pgoff = range.start().get() as usize;
+            // The caller gets the reference, and drops it when the slot is bound or given up.
+            // SAFETY: The slot is valid.
+            unsafe { bindings::gmem_slot_set_file(slot, file.into_raw()) };
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// As for [`prepare`], which has prepared the slot.
+    pub unsafe fn commit<T: GuestMemfd>(_kvm: *mut kvm, slot: *mut kvm_memory_slot) -> c_int {
+        from_result(|| {
+            // SAFETY: By the contract of this function; prepare() has set the file, to which the
+            // caller has a reference.
+            let (slot, file) = unsafe {
+                (
+                    Memslot::from_raw(slot),
+                    GmemFile::from_raw(bindings::gmem_slot_file(slot)),
+                )
+            };
+            let (_invalidate, bindings) = file.inode().lock_to_bind();
+            file.data().bind(&bindings, slot)?;
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// The slot is valid, slots_lock is held, and SRCU readers that knew the slot are done.
+    pub unsafe fn unbind<T: GuestMemfd>(slot: *mut kvm_memory_slot) {
+        // SAFETY: By the contract of this function.
+        let file = unsafe { bindings::gmem_slot_file(slot) };
+        if file.is_null() {
+            // Closed already: release() has unbound all slots.
+            return;
+        }
+        // The file may be on its way out. It is there still, as release() clears the slot's
+        // pointer under slots_lock, which is held.
+        // SAFETY: See above.
+        let (slot, file) = unsafe { (Memslot::from_raw(slot), GmemFile::from_raw(file)) };
+        let (_invalidate, bindings) = file.inode().lock_to_bind();
+
+        file.data().unbind(&bindings, slot);
+        // SAFETY: The slot is valid.
+        unsafe { bindings::gmem_slot_set_file(slot.as_raw(), ptr::null_mut()) };
+    }
+
+    /// # Safety
+    ///
+    /// The pointers are valid; SRCU is held.
+    pub unsafe fn get_pfn<T: GuestMemfd>(
+        kvm: *mut kvm,
+        slot: *mut kvm_memory_slot,
+        gfn: u64,
+        pfn: *mut u64,
+        page: *mut *mut page,
+        max_order: *mut c_int,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: By the contract of this function.
+            let (vm, slot) = unsafe { (Vm::from_raw(kvm), Memslot::from_raw(slot)) };
+            let gfn = Gfn::new(gfn);
+            let at = slot.index_of(gfn).ok_or(EFAULT)?;
+            let file = slot.active_file().ok_or(EFAULT)?;
+
+            if !slot.is_bound_to(&file) {
+                return Err(EFAULT);
+            }
+            if !file.data().is_bound(at, slot) {
+                return Err(EIO);
+            }
+            let found = T::get_pfn(vm, &file, gfn, at)?;
+            let (raw, frame) = found.page.into_raw();
+            // SAFETY: By the contract of this function; `max_order` may be NULL.
+            unsafe {
+                *pfn = frame.get();
+                *page = raw;
+                if let Some(order) = max_order.as_mut() {
+                    *order = found.max_order.into();
+                }
+            }
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// The pointers are valid; slots_lock is held.
+    #[allow(clippy::too_many_arguments)]
+    pub unsafe fn populate<T: GuestMemfd>(
+        kvm: *mut kvm,
+        gfn: u64,
+        source: *mut c_void,
+        npages: c_long,
+        writable_source: bool,
+        callback: kvm_gmem_populate_cb,
+        opaque: *mut c_void,
+    ) -> c_long {
+        from_result(|| {
+            let npages = u64::try_from(npages).map_err(|_| EINVAL)?;
+            let source = source.addr();
+            if npages == 0 || source % kernel::page::PAGE_SIZE != 0 {
+                return Err(EINVAL);
+            }
+            let populate = Populate {
+                // SAFETY: By the contract of this function.
+                vm: unsafe { Vm::from_raw(kvm) },
+                callback,
+                opaque,
+                source,
+                writable_source,
+            };
+            let done = T::populate(&populate, Gfn::new(gfn), npages)?;
+            // CAST: At most `npages`, which was one.
+            Ok(done as c_long)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// The slot is valid and has a file that converts in place; SRCU, slots_lock or mmu_lock is
+    /// held. Any context.
+    pub unsafe fn is_private<T: GuestMemfd>(slot: *const kvm_memory_slot, gfn: u64) -> bool {
+        // SAFETY: By the contract of this function.
+        let slot = unsafe { Memslot::from_raw(slot.cast_mut()) };
+        // A slot whose file is closed has no memory any more, and one that is being deleted is on
+        // its way there: nothing of them may be used as shared.
+        let Some(file) = slot.active_file() else {
+            return true;
+        };
+        match slot.index_of(Gfn::new(gfn)) {
+            Some(at) => file.inode().visibility(at) == Visibility::Private,
+            None => true,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `kvm` is valid or NULL.
+    pub unsafe fn check_extension<T: GuestMemfd>(kvm: *mut kvm, cap: c_long) -> c_int {
+        let vm = if kvm.is_null() {
+            None
+        } else {
+            // SAFETY: By the contract of this function.
+            Some(unsafe { Vm::from_raw(kvm) })
+        };
+        u64::try_from(cap)
+            .ok()
+            .and_then(|cap| T::capability(vm, cap))
+            .unwrap_or(ENOENT.to_errno())
+    }
+
+    /// # Safety
+    ///
+    /// `kvm` is valid.
+    pub unsafe fn supports_in_place<T: GuestMemfd>(kvm: *mut kvm) -> bool {
+        // SAFETY: By the contract of this function.
+        T::supports_in_place(unsafe { Vm::from_raw(kvm) })
+    }
+}
+
+/// Makes the C entry points for a type that implements [`GuestMemfd`](crate::export::GuestMemfd).
+///
+/// The type is a plain name, so that no code of the caller's gets into an unsafe block.
+#[macro_export]
+macro_rules! register_entry_points {
+    ($implementation:ident, $tables:ident) => {
+        static $tables: $crate::export::Tables = $crate::export::Tables::new::<$implementation>();
+
+        /// The C functions, with the names and the contracts that KVM's headers give them.
+        #[allow(missing_docs, clippy::missing_safety_doc, unreachable_pub)]
+        mod entry_points {
+            use super::$implementation as Implementation;
+            use ::kernel::ffi::{c_int, c_long, c_uint, c_void};
+            use $crate::export::entry;
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_init(module: *mut entry::module) -> c_int {
+                // SAFETY: The contract is the same.
+                unsafe { entry::init::<Implementation>(module) }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_exit() {
+                // SAFETY: The contract is the same.
+                unsafe { entry::exit::<Implementation>() }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_create(
+                kvm: *mut entry::kvm,
+                args: *mut entry::kvm_create_guest_memfd,
+            ) -> c_int {
+                // SAFETY: The contract is the same.
+                unsafe { entry::create::<Implementation>(kvm, args) }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_prepare_memory_region(
+                kvm: *mut entry::kvm,
+                slot: *mut entry::kvm_memory_slot,
+                fd: c_uint,
+                offset: u64,
+            ) -> c_int {
+                // SAFETY: The contract is the same.
+                unsafe { entry::prepare::<Implementation>(kvm, slot, fd, offset) }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_commit_memory_region(
+                kvm: *mut entry::kvm,
+                slot: *mut entry::kvm_memory_slot,
+            ) -> c_int {
+                // SAFETY: The contract is the same.
+                unsafe { entry::commit::<Implementation>(kvm, slot) }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_unbind(slot: *mut entry::kvm_memory_slot) {
+                // SAFETY: The contract is the same.
+                unsafe { entry::unbind::<Implementation>(slot) }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_get_pfn(
+                kvm: *mut entry::kvm,
+                slot: *mut entry::kvm_memory_slot,
+                gfn: u64,
+                pfn: *mut u64,
+                page: *mut *mut entry::page,
+                max_order: *mut c_int,
+            ) -> c_int {
+                // SAFETY: The contract is the same.
+                unsafe { entry::get_pfn::<Implementation>(kvm, slot, gfn, pfn, page, max_order) }
+            }
+
+            #[no_mangle]
+            #[cfg(CONFIG_HAVE_KVM_ARCH_GMEM_POPULATE)]
+            pub unsafe extern "C" fn kvm_gmem_populate(
+                kvm: *mut entry::kvm,
+                gfn: u64,
+                source: *mut c_void,
+                npages: c_long,
+                writable_source: bool,
+                callback: entry::kvm_gmem_populate_cb,
+                opaque: *mut c_void,
+            ) -> c_long {
+                // SAFETY: The contract is the same.
+                unsafe {
+                    entry::populate::<Implementation>(
+                        kvm,
+                        gfn,
+                        source,
+                        npages,
+                        writable_source,
+                        callback,
+                        opaque,
+                    )
+                }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_is_private(
+                slot: *const entry::kvm_memory_slot,
+                gfn: u64,
+            ) -> bool {
+                // SAFETY: The contract is the same.
+                unsafe { entry::is_private::<Implementation>(slot, gfn) }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_check_extension(
+                kvm: *mut entry::kvm,
+                cap: c_long,
+            ) -> c_int {
+                // SAFETY: The contract is the same.
+                unsafe { entry::check_extension::<Implementation>(kvm, cap) }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_supports_in_place(kvm: *mut entry::kvm) -> bool {
+                // SAFETY: The contract is the same.
+                unsafe { entry::supports_in_place::<Implementation>(kvm) }
+            }
+        }
+    };
+}

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The invalidate lock of a file's mapping, and what only its holder may do.
+//!
+//! Lock order: `mmap_lock` -> invalidate lock -> bindings mutex, folio lock; `slots_lock` ->
+//! invalidate lock -> `mmu_lock`. A folio lock may be held when the bindings mutex is taken, never
+//! when the invalidate lock is: that is how memory failure, which starts with a locked folio, gets
+//! along with conversion and hole punching.
+//!
+//! C header: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
+
+use crate::{
+    attribute_map::{
+        Reservation,
+        Writer, //
+    },
+    bindings,
+    fs::inode::GmemInode,
+    mm::folio::Batches,
+    sync::mutex::RawMutexGuard, //
+};
+use core::marker::PhantomData;
+use gmem_policy::{
+    plan::{
+        Attributes,
+        Run, //
+    },
+    range::{
+        Geometry,
+        PageIndex,
+        PageRange, //
+    },
+    request::Visibility, //
+};
+use kernel::{
+    prelude::*,
+    types::NotThreadSafe, //
+};
+
+mod sealed {
+    pub trait Mode {
+        unsafe fn lock(mapping: *mut crate::bindings::address_space);
+        unsafe fn unlock(mapping: *mut crate::bindings::address_space);
+    }
+}
+
+/// Held for writing: attributes, folios and bindings stay as they are unless the holder changes
+/// them.
+pub enum Exclusive {}
+
+/// Held for reading: attributes stay as they are, folios can be added.
+pub enum Shared {}
+
+impl sealed::Mode for Exclusive {
+    unsafe fn lock(mapping: *mut bindings::address_space) {
+        // SAFETY: By the contract of this function.
+        unsafe { bindings::gmem_invalidate_lock(mapping) }
+    }
+
+    unsafe fn unlock(mapping: *mut bindings::address_space) {
+        // SAFETY: By the contract of this function.
+        unsafe { bindings::gmem_invalidate_unlock(mapping) }
+    }
+}
+
+impl sealed::Mode for Shared {
+    unsafe fn lock(mapping: *mut bindings::address_space) {
+        // SAFETY: By the contract of this function.
+        unsafe { bindings::gmem_invalidate_lock_shared(mapping) }
+    }
+
+    unsafe fn unlock(mapping: *mut bindings::address_space) {
+        // SAFETY: By the contract of this function.
+        unsafe { bindings::gmem_invalidate_unlock_shared(mapping) }
+    }
+}
+
+/// The held invalidate lock of one inode; dropping it unlocks.
+pub struct InvalidateGuard<'a, M: sealed::Mode> {
+    inode: &'a GmemInode,
+    _mode: PhantomData<M>,
+    _task: NotThreadSafe,
+}
+
+impl<'a, M: sealed::Mode> InvalidateGuard<'a, M> {
+    /// Takes the lock; sleeps. No user memory may be touched while it is held.
+    pub(crate) fn new(inode: &'a GmemInode) -> Self {
+        // SAFETY: The mapping of a live inode is valid.
+        unsafe { M::lock(inode.mapping()) };
+        Self {
+            inode,
+            _mode: PhantomData,
+            _task: NotThreadSafe,
+        }
+    }
+
+    /// The inode that is locked.
+    pub fn inode(&self) -> &'a GmemInode {
+        self.inode
+    }
+}
+
+impl<M: sealed::Mode> Drop for InvalidateGuard<'_, M> {
+    fn drop(&mut self) {
+        // SAFETY: The guard exists only while this task holds the lock.
+        unsafe { M::unlock(self.inode.mapping()) }
+    }
+}
+
+impl<M: sealed::Mode> Attributes for InvalidateGuard<'_, M> {
+    fn run_at(&self, at: PageIndex) -> Run {
+        self.inode.run_at(at)
+    }
+}
+
+/// A page of the range is referenced by somebody else.
+pub struct Busy(
+    /// The first such page.
+    pub PageIndex,
+);
+
+/// The host has no mapping of the pages, and nobody else holds a reference.
+///
+/// Stays true while the lock is held: host faults take it shared.
+pub struct Quiesced<'g>(PhantomData<&'g ()>);
+
+impl<'a> InvalidateGuard<'a, Exclusive> {
+    fn writer(&self) -> Writer<'_> {
+        // SAFETY: The map is written with the invalidate lock held exclusively only.
+        unsafe { Writer::assume() }
+    }
+
+    /// Allocates what storing `to` over `range` needs.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; `EINVAL` if the file has no attribute map or the range leaves the file.
+    pub fn reserve(&self, range: &PageRange, to: Visibility) -> Result<Reservation<'_>> {
+        let map = self.inode.map().ok_or(EINVAL)?;
+        if range.end().get() > self.inode.geometry().pages() {
+            return Err(EINVAL);
+        }
+        map.reserve(self.writer(), range, to)
+    }
+
+    /// The folios of `range`, in batches, lowest first.
+    pub fn folios<'g>(&'g self, range: &PageRange) -> Batches<'g> {
+        // SAFETY: The mapping lives as long as the inode, which the guard borrows.
+        unsafe { Batches::new(self.inode.mapping(), *range) }
+    }
+
+    /// Takes the pages of `ranges` away from the host.
+    ///
+    /// Page tables first, then the LRU batches (all CPUs at most once), then the count: what it
+    /// has beyond the page cache's reference and ours is somebody who may still write. A host
+    /// fault that was served before the lock was taken holds the folio lock until its page table
+    /// entry is in place, so the mapping is looked for again with the folio locked.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`] with the first page that is held elsewhere. Host mappings are gone then, too; they
+    /// fault back.
+    pub fn quiesce(
+        &self,
+        ranges: impl Iterator<Item = PageRange> + Clone,
+    ) -> Result<Quiesced<'_>, Busy> {
+        for range in ranges.clone() {
+            self.unmap(&range);
+        }
+
+        let mut drained = bindings::lru_cache_drained_LRU_CACHE_NOT_DRAINED;
+        for range in ranges {
+            let mut folios = self.folios(&range);
+            while let Some(batch) = folios.next_batch() {
+                for folio in batch {
+                    if !folio.settle(&mut drained, |pages| self.unmap(pages)) {
+                        return Err(Busy(folio.pages().start()));
+                    }
+                }
+                reschedule();
+            }
+        }
+        Ok(Quiesced(PhantomData))
+    }
+
+    fn unmap(&self, range: &PageRange) {
+        // SAFETY: The mapping is valid. Copies made on write are not ours (`even_cows` false):
+        // only shared mappings of the file exist.
+        unsafe {
+            bindings::unmap_mapping_pages(
+                self.inode.mapping(),
+                range.start().get() as usize,
+                range.len() as usize,
+                false,
+            )
+        }
+    }
+
+    /// Frees the folios of `range`; their next use finds new, zeroed ones.
+    pub fn truncate(&self, range: &PageRange) {
+        let page = self.inode.geometry().page_size();
+        let start = page.offset_of(range.start()).get();
+        let end = page.offset_of(range.end()).get();
+
+        // SAFETY: The mapping is valid. The range lies inside the file, so it fits a loff_t.
+        unsafe {
+            bindings::truncate_inode_pages_range(self.inode.mapping(), start as i64, end - 1)
+        }
+    }
+}
+
+/// Lets others run; call it between folios of a long walk.
+pub fn reschedule() {
+    // SAFETY: Callers sleep anyway: all of them take the invalidate lock.
+    unsafe { bindings::gmem_cond_resched() }
+}
+
+/// Whether the calling task has a signal to handle.
+pub fn signal_pending() -> bool {
+    // SAFETY: `current` is always valid.
+    unsafe { bindings::gmem_signal_pending() }
+}
+
+/// Evidence that no slot is bound to, and no file added to or removed from, an inode.
+///
+/// Who changes them holds the invalidate lock exclusively *and* the bindings mutex, so holding
+/// either is enough.
+///
+/// # Safety
+///
+/// Implementors hold one of the two locks of the inode they return.
+pub unsafe trait Bindings {
+    /// The inode.
+    fn inode(&self) -> &GmemInode;
+
+    /// Its geometry.
+    fn geometry(&self) -> Geometry {
+        self.inode().geometry()
+    }
+}
+
+// SAFETY: The guard is the held invalidate lock.
+unsafe impl Bindings for InvalidateGuard<'_, Exclusive> {
+    fn inode(&self) -> &GmemInode {
+        self.inode
+    }
+}
+
+/// The held bindings mutex; for memory failure, which must not wait for the invalidate lock.
+pub struct BindingsGuard<'a> {
+    inode: &'a GmemInode,
+    _mutex: RawMutexGuard<'a>,
+}
+
+impl<'a> BindingsGuard<'a> {
+    pub(crate) fn new(inode: &'a GmemInode, mutex: RawMutexGuard<'a>) -> Self {
+        Self {
+            inode,
+            _mutex: mutex,
+        }
+    }
+}
+
+// SAFETY: The guard is the held bindings mutex.
+unsafe impl Bindings for BindingsGuard<'_> {
+    fn inode(&self) -> &GmemInode {
+        self.inode
+    }
+}
+
+/// The attributes of a file cannot change while this exists.
+///
+/// For a file that converts in place it is the shared invalidate lock; the attributes of other
+/// files are those they were created with, and nothing is locked for them.
+pub struct Stable<'a> {
+    inode: &'a GmemInode,
+    _guard: Option<InvalidateGuard<'a, Shared>>,
+}
+
+impl<'a> Stable<'a> {
+    pub(crate) fn new(inode: &'a GmemInode) -> Self {
+        Self {
+            inode,
+            _guard: inode
+                .converts_in_place()
+                .then(|| InvalidateGuard::new(inode)),
+        }
+    }
+
+    /// The inode.
+    pub fn inode(&self) -> &'a GmemInode {
+        self.inode
+    }
+
+    /// Whether the page `at` is private or shared.
+    pub fn visibility(&self, at: PageIndex) -> Visibility {
+        self.inode.visibility(at)
+    }
+}

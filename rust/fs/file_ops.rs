@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! guest_memfd files and the operations of theirs that the VFS calls.
+//!
+//! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
+
+use crate::{
+    bindings,
+    export::GuestMemfd,
+    fs::{
+        address_space::{
+            BindingsGuard,
+            Exclusive,
+            InvalidateGuard, //
+        },
+        inode::{
+            GmemInode,
+            Traits, //
+        }, //
+    },
+    ioctl::UserPointer,
+    kvm::{
+        memslot::FileData,
+        vm::Vm, //
+    }, //
+};
+use core::{
+    ops::Deref,
+    ptr::{
+        self,
+        NonNull, //
+    }, //
+};
+use kernel::{
+    error::{
+        from_err_ptr,
+        from_result, //
+    },
+    prelude::*,
+    types::Opaque, //
+};
+
+/// An open guest_memfd: one VM's view of an inode.
+///
+/// # Invariants
+///
+/// A reference to it is one to a file with our operations that has at least one user, or is being
+/// released; its private data is a [`FileData`].
+#[repr(transparent)]
+pub struct GmemFile(Opaque<bindings::file>);
+
+impl GmemFile {
+    /// Takes a pointer from C.
+    ///
+    /// # Safety
+    ///
+    /// `file` must be one of ours, and have a reference for as long as `'a`.
+    pub(crate) unsafe fn from_raw<'a>(file: *mut bindings::file) -> &'a Self {
+        // SAFETY: By the contract of this function; the type is transparent.
+        unsafe { &*file.cast() }
+    }
+
+    pub(crate) fn as_raw(&self) -> *mut bindings::file {
+        self.0.get()
+    }
+
+    /// The inode.
+    pub fn inode(&self) -> &GmemInode {
+        // SAFETY: By the type's invariants.
+        unsafe { GmemInode::of_file(self.as_raw()) }
+    }
+
+    pub(crate) fn data(&self) -> &FileData {
+        // SAFETY: By the type's invariants.
+        unsafe { &*(*self.as_raw()).private_data.cast() }
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &Vm {
+        self.data().vm()
+    }
+
+    /// Says that the file's contents changed, as fallocate() does.
+    pub fn modified(&self) {
+        // SAFETY: By the type's invariants. Nothing can be done about an error, nor by the C file.
+        unsafe { bindings::file_modified(self.as_raw()) };
+    }
+}
+
+/// A file with a reference to it; dropping it puts.
+pub struct ActiveFile(NonNull<bindings::file>);
+
+impl ActiveFile {
+    /// Takes over a reference. [`None`] for NULL.
+    ///
+    /// # Safety
+    ///
+    /// `file` is NULL or one of ours, and the caller gives up a reference.
+    pub(crate) unsafe fn from_raw(file: *mut bindings::file) -> Option<Self> {
+        NonNull::new(file).map(Self)
+    }
+
+    /// The open file with this descriptor, if it is a guest_memfd.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` if there is none, `EINVAL` if it is another kind of file.
+    pub(crate) fn from_fd<T: GuestMemfd>(fd: u32) -> Result<Self> {
+        // SAFETY: Any number can be asked for.
+        let file = NonNull::new(unsafe { bindings::fget(fd) }).ok_or(EBADF)?;
+        // SAFETY: The file is valid and has a reference.
+        if !ptr::eq(unsafe { file.as_ref() }.f_op, T::tables().file_operations()) {
+            // SAFETY: fget() took it.
+            unsafe { bindings::fput(file.as_ptr()) };
+            return Err(EINVAL);
+        }
+        Ok(Self(file))
+    }
+
+    /// Gives the reference to the caller.
+    pub(crate) fn into_raw(self) -> *mut bindings::file {
+        core::mem::ManuallyDrop::new(self).0.as_ptr()
+    }
+}
+
+impl Deref for ActiveFile {
+    type Target = GmemFile;
+
+    fn deref(&self) -> &GmemFile {
+        // SAFETY: One of ours, and the reference keeps it.
+        unsafe { GmemFile::from_raw(self.0.as_ptr()) }
+    }
+}
+
+impl Drop for ActiveFile {
+    fn drop(&mut self) {
+        // SAFETY: The reference is ours.
+        unsafe { bindings::fput(self.0.as_ptr()) }
+    }
+}
+
+/// Makes a file on a new inode for `vm`, and a descriptor for it in the calling process.
+///
+/// # Errors
+///
+/// `EMFILE`, `ENOMEM`, and what else the VFS returns; nothing is left behind then.
+pub fn create<T: GuestMemfd>(vm: &Vm, traits: Traits) -> Result<i32> {
+    const NAME: &CStr = c"[kvm-gmem]";
+
+    let tables = T::tables();
+    // Each of the guards below undoes one step; they are disarmed by forgetting them at the end.
+    let fd = Descriptor::reserve()?;
+    let data = FileData::new(vm)?;
+    let operations = Operations::get(tables.file_operations())?;
+
+    // SAFETY: The file system is mounted for as long as KVM is there.
+    let vfs = from_err_ptr(unsafe {
+        bindings::anon_inode_make_secure_inode(
+            tables.super_block(),
+            NAME.as_ptr().cast(),
+            ptr::null(),
+        )
+    })?;
+    let owned = OwnedInode(vfs);
+    // SAFETY: Nobody else knows the inode yet. The size fits a loff_t, which Geometry guarantees.
+    let inode = unsafe {
+        bindings::gmem_inode_init(
+            vfs,
+            tables.inode_operations(),
+            tables.address_space_operations(),
+            traits
+                .geometry
+                .page_size()
+                .offset_of(traits.geometry.whole().end())
+                .get() as i64,
+        );
+        GmemInode::set_up(GmemInode::from_vfs(vfs), traits)?
+    };
+    // SAFETY: The inode goes before the data on every path below, and release() takes the data out.
+    unsafe { inode.add_file(NonNull::from(&*data))? };
+
+    // SAFETY: All of the arguments are valid; on success the file takes over inode and operations.
+    let file = from_err_ptr(unsafe {
+        bindings::alloc_file_pseudo(
+            vfs,
+            tables.mount(),
+            NAME.as_ptr().cast(),
+            bindings::O_RDWR as c_int,
+            tables.file_operations(),
+        )
+    })?;
+    core::mem::forget(owned);
+    core::mem::forget(operations);
+
+    // SAFETY: The file is not visible to anybody yet. The data lives until release().
+    unsafe {
+        (*file).f_flags |= bindings::O_LARGEFILE;
+        (*file).private_data = KBox::into_raw(data).cast();
+        bindings::fd_install(fd.0 as u32, file);
+    }
+    let number = fd.0;
+    core::mem::forget(fd);
+    Ok(number)
+}
+
+/// A descriptor that nobody can use yet; dropping it gives the number back.
+struct Descriptor(c_int);
+
+impl Descriptor {
+    fn reserve() -> Result<Self> {
+        // SAFETY: Any task may ask for a descriptor.
+        let fd = unsafe { bindings::get_unused_fd_flags(0) };
+        kernel::error::to_result(fd.min(0))?;
+        Ok(Self(fd))
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        // SAFETY: Reserved by this task, and not installed.
+        unsafe { bindings::put_unused_fd(self.0 as u32) }
+    }
+}
+
+/// A reference to the module of file operations, which release() of the file puts.
+struct Operations(*const bindings::file_operations);
+
+impl Operations {
+    fn get(operations: *const bindings::file_operations) -> Result<Self> {
+        // SAFETY: The operations are static.
+        if unsafe { bindings::gmem_fops_get(operations) } {
+            Ok(Self(operations))
+        } else {
+            Err(ENOENT)
+        }
+    }
+}
+
+impl Drop for Operations {
+    fn drop(&mut self) {
+        // SAFETY: The reference is ours.
+        unsafe { bindings::gmem_fops_put(self.0) }
+    }
+}
+
+/// A new inode; dropping it puts.
+struct OwnedInode(*mut bindings::inode);
+
+impl Drop for OwnedInode {
+    fn drop(&mut self) {
+        // SAFETY: The reference is ours.
+        unsafe { bindings::iput(self.0) }
+    }
+}
+
+/// A file that is going away, with everything locked that its end needs.
+///
+/// The slots stay bound while it exists, but nobody finds the file through them any more.
+pub struct Closing<'a> {
+    file: &'a GmemFile,
+    bindings: BindingsGuard<'a>,
+    invalidate: InvalidateGuard<'a, Exclusive>,
+}
+
+impl Closing<'_> {
+    /// The inode.
+    pub fn inode(&self) -> &GmemInode {
+        self.file.inode()
+    }
+
+    /// Takes the file's mappings out of its guest's page tables, those of `kinds`.
+    pub fn zap(&self, kinds: crate::kvm::mmu::Kinds) {
+        let span = crate::kvm::mmu::InvalidateSpan::begin_one(
+            &self.invalidate,
+            self.file.data(),
+            self.inode().geometry().whole(),
+        );
+        // What the zap found out about the VM no longer matters: its memory is not touched, only
+        // unmapped.
+        let _ = span.zap(kinds);
+    }
+}
+
+/// The `release` operation.
+///
+/// # Safety
+///
+/// To be called by the VFS only.
+pub(crate) unsafe extern "C" fn release<T: GuestMemfd>(
+    _inode: *mut bindings::inode,
+    file: *mut bindings::file,
+) -> c_int {
+    // SAFETY: The file is ours, and this is its end.
+    let file = unsafe { GmemFile::from_raw(file) };
+    let data = file.data();
+
+    {
+        // No new binding can be made, as this was the last reference. Existing ones must not be
+        // undone meanwhile: unbind() is called with slots_lock held and frees the slot.
+        let _slots = data.vm().lock_slots();
+        let (invalidate, bindings) = file.inode().lock_to_bind();
+        let whole = file.inode().geometry().whole();
+
+        data.for_each_slot(&bindings, &whole, |slot| {
+            // SAFETY: The slot is bound to this file, with slots_lock held.
+            unsafe { bindings::gmem_slot_set_file(slot.as_raw(), ptr::null_mut()) };
+        });
+        let closing = Closing {
+            file,
+            bindings,
+            invalidate,
+        };
+        T::release(&closing);
+        file.inode()
+            .remove_file(&closing.invalidate, &closing.bindings, data);
+    }
+
+    // SAFETY: The box was leaked by create(), and nobody has the pointer any more. This puts the
+    // VM as well, so it comes last.
+    drop(unsafe { KBox::from_raw((*file.as_raw()).private_data.cast::<FileData>()) });
+    0
+}
+
+/// The `fallocate` operation.
+///
+/// # Safety
+///
+/// To be called by the VFS only.
+pub(crate) unsafe extern "C" fn fallocate<T: GuestMemfd>(
+    file: *mut bindings::file,
+    mode: c_int,
+    offset: bindings::loff_t,
+    len: bindings::loff_t,
+) -> c_long {
+    // SAFETY: The VFS has a reference to the file, which is ours.
+    let file = unsafe { GmemFile::from_raw(file) };
+
+    from_result(|| {
+        // vfs_fallocate() lets neither be negative, nor the sum overflow.
+        let offset = u64::try_from(offset).map_err(|_| EINVAL)?;
+        let len = u64::try_from(len).map_err(|_| EINVAL)?;
+        T::fallocate(file, mode, offset, len)?;
+        Ok(0)
+    })
+}
+
+/// The `unlocked_ioctl` operation.
+///
+/// # Safety
+///
+/// To be called by the VFS only.
+pub(crate) unsafe extern "C" fn ioctl<T: GuestMemfd>(
+    file: *mut bindings::file,
+    cmd: c_uint,
+    arg: c_ulong,
+) -> c_long {
+    // SAFETY: The VFS has a reference to the file, which is ours.
+    let file = unsafe { GmemFile::from_raw(file) };
+
+    from_result(|| {
+        T::ioctl(file, cmd, UserPointer::new(arg))?;
+        Ok(0)
+    })
+}
+
+/// The `mmap` operation.
+///
+/// # Safety
+///
+/// To be called by the VFS only.
+pub(crate) unsafe extern "C" fn mmap<T: GuestMemfd>(
+    file: *mut bindings::file,
+    vma: *mut bindings::vm_area_struct,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: The VFS has a reference to the file, which is ours.
+        let file = unsafe { GmemFile::from_raw(file) };
+        if !file.inode().is_mappable() {
+            return Err(ENODEV);
+        }
+        // SAFETY: The mapping is being made, so `vma` is valid and nobody else uses it.
+        unsafe {
+            if !bindings::gmem_vma_is_shared(vma) {
+                return Err(EINVAL);
+            }
+            (*vma).vm_ops = T::tables().vm_operations();
+        }
+        Ok(0)
+    })
+}

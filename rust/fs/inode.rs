@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The inode of a guest_memfd: the memory, what is private of it, and the files that show it to VMs.
+//!
+//! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
+
+use crate::{
+    attribute_map::AttributeMap,
+    bindings,
+    fs::address_space::{
+        Bindings,
+        BindingsGuard,
+        Exclusive,
+        InvalidateGuard,
+        Shared,
+        Stable, //
+    },
+    kvm::memslot::FileData,
+    mm::{
+        folio::LockedFolio,
+        mempolicy::{
+            PolicyRef,
+            SharedPolicy, //
+        }, //
+    },
+    sync::mutex::RawMutex, //
+};
+use core::{
+    cell::UnsafeCell,
+    ptr::NonNull, //
+};
+use gmem_policy::{
+    plan::Run,
+    range::{
+        Geometry,
+        PageIndex,
+        PageRange,
+        PageSize, //
+    },
+    request::Visibility, //
+};
+use kernel::{
+    container_of,
+    prelude::*,
+    types::Opaque, //
+};
+
+/// The kernel's page size.
+pub const PAGE: PageSize = match PageSize::new(kernel::page::PAGE_SHIFT as u32) {
+    Some(page) => page,
+    // PANIC: At compile time, on an architecture with pages that the policy crate does not know.
+    None => panic!("unknown page size"),
+};
+
+/// The smallest file.
+const ONE_PAGE: Geometry = match Geometry::new(PAGE, PAGE.bytes()) {
+    Some(geometry) => geometry,
+    // PANIC: At compile time.
+    None => panic!("a page is not a file"),
+};
+
+/// How a file was created, which its inode keeps.
+#[derive(Clone, Copy)]
+pub struct Traits {
+    /// Size in pages.
+    pub geometry: Geometry,
+    /// What all pages start as.
+    pub initial: Visibility,
+    /// The host may map it (`GUEST_MEMFD_FLAG_MMAP`).
+    pub mappable: bool,
+    /// Private and shared are tracked per page in the file, which is the authority for the guest
+    /// frames bound to it.
+    pub in_place: bool,
+}
+
+/// The inode, allocated from a slab cache of its own.
+///
+/// # Invariants
+///
+/// - `vfs`, `policy`, `map` and `bindings_lock` are initialised from
+///   [`alloc`](crate::fs::superblock) on.
+/// - `traits` is [`Some`] from [`GmemInode::set_up`] on, before which no reference to the inode
+///   exists, and does not change.
+/// - `files` is changed with the invalidate lock held exclusively and `bindings_lock` held, and
+///   each of its pointers is valid.
+#[repr(C)]
+pub struct GmemInode {
+    policy: SharedPolicy,
+    vfs: Opaque<bindings::inode>,
+    map: AttributeMap,
+    bindings_lock: RawMutex,
+    files: UnsafeCell<KVec<NonNull<FileData>>>,
+    traits: Option<Traits>,
+}
+
+impl GmemInode {
+    /// The inode around the VFS's.
+    ///
+    /// # Safety
+    ///
+    /// `vfs` must be the `vfs` field of one of ours.
+    pub(crate) unsafe fn from_vfs(vfs: *mut bindings::inode) -> *mut Self {
+        // SAFETY: By the contract of this function.
+        unsafe { container_of!(vfs.cast::<Opaque<bindings::inode>>(), Self, vfs) }
+    }
+
+    /// The inode of a file.
+    ///
+    /// # Safety
+    ///
+    /// `file` must be one of ours, and have a reference for as long as `'a`.
+    pub(crate) unsafe fn of_file<'a>(file: *mut bindings::file) -> &'a Self {
+        // SAFETY: By the contract of this function; an open file has its inode.
+        unsafe { &*Self::from_vfs((*file).f_inode) }
+    }
+
+    /// The inode of a mapping.
+    ///
+    /// # Safety
+    ///
+    /// `mapping` must be that of one of ours, and valid for as long as `'a`.
+    pub(crate) unsafe fn of_mapping<'a>(mapping: *mut bindings::address_space) -> &'a Self {
+        // SAFETY: By the contract of this function; a mapping's host is its inode.
+        unsafe { &*Self::from_vfs((*mapping).host) }
+    }
+
+    /// Initialises what a new inode from the slab has besides the VFS's part.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be valid for writes, and in use by nobody.
+    pub(crate) unsafe fn init(this: *mut Self) {
+        // SAFETY: By the contract of this function.
+        unsafe {
+            SharedPolicy::init(&raw mut (*this).policy);
+            AttributeMap::init(&raw mut (*this).map);
+            RawMutex::init(&raw mut (*this).bindings_lock);
+            (&raw mut (*this).files).write(UnsafeCell::new(KVec::new()));
+            (&raw mut (*this).traits).write(None);
+        }
+    }
+
+    /// Gives the inode its traits, and its attribute map the one entry that stands for all pages.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be an inode that [`init`](Self::init) and the VFS have initialised, and of which
+    /// nobody has a reference.
+    pub(crate) unsafe fn set_up<'a>(this: *mut Self, traits: Traits) -> Result<&'a Self> {
+        // SAFETY: By the contract of this function.
+        // INVARIANT: This is where `traits` is set.
+        let inode = unsafe {
+            (&raw mut (*this).traits).write(Some(traits));
+            &*this
+        };
+
+        if traits.in_place {
+            // SAFETY: The mapping is a part of the inode, as the map is.
+            unsafe { inode.map.set_lock(inode.mapping()) };
+            inode
+                .lock()
+                .reserve(&traits.geometry.whole(), traits.initial)?
+                .commit();
+        }
+        Ok(inode)
+    }
+
+    /// Frees what [`init`](Self::init) made.
+    ///
+    /// # Safety
+    ///
+    /// The inode is being destroyed; nobody uses it, and `init` will be called before anybody does.
+    pub(crate) unsafe fn tear_down(this: *mut Self) {
+        // SAFETY: By the contract of this function.
+        let inode = unsafe { &*this };
+        if inode.converts_in_place() {
+            // The lock is for lockdep, which watches the map; nobody is there to contend for it.
+            let _guard = inode.lock();
+            // SAFETY: The lock is held.
+            inode
+                .map
+                .destroy(unsafe { crate::attribute_map::Writer::assume() });
+        }
+        // SAFETY: By the contract of this function.
+        unsafe {
+            inode.policy.free();
+            core::ptr::drop_in_place(inode.files.get());
+        }
+    }
+
+    pub(crate) fn vfs(&self) -> *mut bindings::inode {
+        self.vfs.get()
+    }
+
+    /// The VFS's part of an inode that is not set up yet.
+    pub(crate) fn vfs_of(this: *mut Self) -> *mut bindings::inode {
+        // SAFETY: Only an address is computed; callers pass an allocated inode.
+        Opaque::cast_into(unsafe { &raw const (*this).vfs })
+    }
+
+    pub(crate) fn mapping(&self) -> *mut bindings::address_space {
+        // SAFETY: The VFS's part is initialised, and `i_mapping` never changes for these inodes.
+        unsafe { (*self.vfs()).i_mapping }
+    }
+
+    /// The inode number.
+    #[cfg(CONFIG_NUMA)]
+    pub(crate) fn number(&self) -> usize {
+        // SAFETY: The VFS's part is initialised.
+        // CAST: An inode number is 64 bits, as a long is here.
+        unsafe { (*self.vfs()).i_ino as usize }
+    }
+
+    fn traits(&self) -> &Traits {
+        /// What an inode that was never set up is like: empty, and nothing of it is shared.
+        static NOTHING: Traits = Traits {
+            geometry: ONE_PAGE,
+            initial: Visibility::Private,
+            mappable: false,
+            in_place: false,
+        };
+
+        self.traits.as_ref().unwrap_or(&NOTHING)
+    }
+
+    /// Page size and number of pages.
+    pub fn geometry(&self) -> Geometry {
+        self.traits().geometry
+    }
+
+    /// Whether the host may map it.
+    pub fn is_mappable(&self) -> bool {
+        self.traits().mappable
+    }
+
+    /// What all of its pages were at first.
+    pub fn initial(&self) -> Visibility {
+        self.traits().initial
+    }
+
+    /// Whether it keeps private and shared apart page by page.
+    pub fn converts_in_place(&self) -> bool {
+        self.traits().in_place
+    }
+
+    /// The attribute map of a file that converts in place.
+    pub(crate) fn map(&self) -> Option<&AttributeMap> {
+        self.converts_in_place().then_some(&self.map)
+    }
+
+    /// Whether the page `at` is private or shared, at this moment. Any context.
+    ///
+    /// A page without an entry is a bug, as creation stores one for all of them; it is then what
+    /// the file started as.
+    pub fn visibility(&self, at: PageIndex) -> Visibility {
+        match self.map() {
+            None => self.initial(),
+            Some(map) => map.load(at).unwrap_or_else(|| self.missing()),
+        }
+    }
+
+    /// The entry of the map that contains `at`. Any context.
+    pub(crate) fn run_at(&self, at: PageIndex) -> Run {
+        let whole = self.geometry().whole();
+        match self.map() {
+            None => Run {
+                range: whole,
+                visibility: self.initial(),
+            },
+            Some(map) => map.run_at(at).unwrap_or_else(|| Run {
+                range: whole.tail(at),
+                visibility: self.missing(),
+            }),
+        }
+    }
+
+    #[cold]
+    fn missing(&self) -> Visibility {
+        // SAFETY: Only warns.
+        unsafe { bindings::gmem_warn_missing_entry() };
+        self.initial()
+    }
+
+    /// Takes the invalidate lock for writing; sleeps.
+    pub fn lock(&self) -> InvalidateGuard<'_, Exclusive> {
+        InvalidateGuard::new(self)
+    }
+
+    /// Takes the invalidate lock for reading; sleeps.
+    pub fn lock_shared(&self) -> InvalidateGuard<'_, Shared> {
+        InvalidateGuard::new(self)
+    }
+
+    /// Keeps the attributes as they are; sleeps.
+    pub fn stable(&self) -> Stable<'_> {
+        Stable::new(self)
+    }
+
+    /// Takes the bindings mutex alone; sleeps. Allowed with a folio locked.
+    pub fn lock_bindings(&self) -> BindingsGuard<'_> {
+        BindingsGuard::new(self, self.bindings_lock.lock())
+    }
+
+    /// Takes both locks that changing bindings needs. The order is that of the lock hierarchy.
+    pub(crate) fn lock_to_bind(&self) -> (InvalidateGuard<'_, Exclusive>, BindingsGuard<'_>) {
+        let guard = self.lock();
+        (guard, self.lock_bindings())
+    }
+
+    /// The locked folio of page `at`, allocated if need be; sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` behind the end of the file, `ENOMEM`, and what else the page cache returns.
+    pub fn folio(&self, at: PageIndex) -> Result<LockedFolio<'_>> {
+        if at.get() >= self.geometry().pages() {
+            return Err(EINVAL);
+        }
+        LockedFolio::get(self, at)
+    }
+
+    pub(crate) fn policy_at(&self, at: PageIndex) -> PolicyRef {
+        self.policy.at(at)
+    }
+
+    #[cfg(CONFIG_NUMA)]
+    pub(crate) fn policy(&self) -> &SharedPolicy {
+        &self.policy
+    }
+
+    /// The files that show the inode to VMs.
+    pub(crate) fn files<'a>(&'a self, _stable: &'a dyn Bindings) -> impl Iterator<Item = &'a FileData> {
+        // SAFETY: `files` cannot change, and its pointers stay valid, while the bindings are
+        // locked (see the type's invariants).
+        unsafe { (*self.files.get()).iter().map(|file| file.as_ref()) }
+    }
+
+    /// Adds a file.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Safety
+    ///
+    /// `file` must be valid until [`remove_file`](Self::remove_file), or until the inode is gone.
+    pub(crate) unsafe fn add_file(&self, file: NonNull<FileData>) -> Result {
+        let _locks = self.lock_to_bind();
+        // SAFETY: Both locks are held.
+        unsafe { (*self.files.get()).push(file, GFP_KERNEL)? };
+        Ok(())
+    }
+
+    /// Removes a file.
+    pub(crate) fn remove_file(
+        &self,
+        _invalidate: &InvalidateGuard<'_, Exclusive>,
+        _bindings: &BindingsGuard<'_>,
+        file: &FileData,
+    ) {
+        // SAFETY: Both locks are held.
+        let files = unsafe { &mut *self.files.get() };
+        files.retain(|other| !core::ptr::eq(other.as_ptr(), file));
+    }
+}
+
+/// Pages `start..end` as a range of the file, as far as they are in it.
+pub fn clip(inode: &GmemInode, start: u64, end: u64) -> Option<PageRange> {
+    PageRange::new(PageIndex::new(start), PageIndex::new(end))?.intersect(&inode.geometry().whole())
+}

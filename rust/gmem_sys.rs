@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe types over the C that guest_memfd stands on: page cache, VFS, maple tree, KVM.
+//!
+//! Every `unsafe` and every binding of the project is in this crate; the crates above it
+//! (`gmem_core`, `gmem_policy`) forbid both. It assumes that they are wrong but safe: whatever they
+//! answer or in whichever order they call, nothing here is undefined behaviour, and no byte of a
+//! page whose attribute is private becomes reachable for the host.
+//!
+//! The files are shaped like those of the kernel crate, one C header each.
+
+use kernel::{
+    str::CStr,
+    ThisModule, //
+};
+
+pub mod attribute_map;
+pub mod export;
+pub mod ioctl;
+
+/// The page cache and memory management.
+pub mod mm {
+    pub mod fault;
+    pub mod folio;
+    pub(crate) mod mempolicy;
+}
+
+/// The virtual file system.
+pub mod fs {
+    pub mod address_space;
+    pub mod file_ops;
+    pub mod inode;
+    pub(crate) mod superblock;
+}
+
+/// Locks.
+pub mod sync {
+    pub(crate) mod mutex;
+}
+
+/// KVM's own objects.
+pub mod kvm {
+    pub mod memslot;
+    pub mod mmu;
+    pub mod populate;
+    pub mod vm;
+}
+
+/// The private bindings (KVM and `helpers.c`) on top of the kernel's.
+mod bindings {
+    #![allow(
+        clippy::all,
+        clippy::undocumented_unsafe_blocks,
+        dead_code,
+        improper_ctypes,
+        missing_docs,
+        non_camel_case_types,
+        non_snake_case,
+        non_upper_case_globals,
+        unreachable_pub,
+        unsafe_op_in_unsafe_fn
+    )]
+
+    use kernel::ffi;
+
+    pub use kernel::bindings::*;
+
+    include!(concat!(
+        env!("OBJTREE"),
+        "/virt/kvm/gmem/rust/bindings_generated.rs"
+    ));
+}
+
+/// Metadata that `#[vtable]` looks for; `module!` would make it, but kvm.ko is a C module.
+pub struct LocalModule;
+
+impl kernel::ModuleMetadata for LocalModule {
+    const NAME: &'static CStr = c"kvm";
+    const THIS_MODULE: ThisModule = {
+        #[cfg(MODULE)]
+        // SAFETY: `__this_module` is what the C side of this module calls THIS_MODULE.
+        unsafe {
+            // The bindings' `struct module` has empty structs in some configurations.
+            #[allow(improper_ctypes)]
+            extern "C" {
+                static __this_module: kernel::types::Opaque<kernel::bindings::module>;
+            }
+            ThisModule::from_ptr(__this_module.get())
+        }
+        #[cfg(not(MODULE))]
+        // SAFETY: THIS_MODULE is NULL for what is built in.
+        unsafe {
+            ThisModule::from_ptr(core::ptr::null_mut())
+        }
+    };
+}
+
+/// What the kernel's print macros put before each line.
+const __LOG_PREFIX: &[u8] = b"kvm_gmem\0";

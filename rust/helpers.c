@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Inline functions and macros for the Rust side, one function each.
+ *
+ * They are an object of kvm.ko and not of the kernel's own rust/helpers,
+ * because several of them call what only kvm.ko has.
+ */
+#include <linux/mman.h>
+
+#include "helpers.h"
+#include "kvm_mm.h"
+#include "guest_memfd.h"
+
+struct folio *gmem_filemap_lock_folio(struct address_space *mapping, pgoff_t index)
+{
+	return filemap_lock_folio(mapping, index);
+}
+
+struct folio *gmem_filemap_create_folio(struct address_space *mapping, pgoff_t index,
+					struct mempolicy *policy)
+{
+	return __filemap_get_folio_mpol(mapping, index, FGP_LOCK | FGP_CREAT,
+					mapping_gfp_mask(mapping), policy);
+}
+
+void gmem_folio_lock(struct folio *folio)
+{
+	folio_lock(folio);
+}
+
+void gmem_folio_unlock_put(struct folio *folio)
+{
+	folio_unlock(folio);
+	folio_put(folio);
+}
+
+void gmem_folio_put(struct folio *folio)
+{
+	folio_put(folio);
+}
+
+bool gmem_folio_uptodate(struct folio *folio)
+{
+	return folio_test_uptodate(folio);
+}
+
+bool gmem_folio_hwpoison(struct folio *folio)
+{
+	return folio_test_hwpoison(folio) || folio_test_has_hwpoisoned(folio);
+}
+
+bool gmem_folio_mapped(struct folio *folio)
+{
+	return folio_mapped(folio);
+}
+
+/* Zero at first use; the test is on this side because every fault asks. */
+void gmem_folio_prepare(struct folio *folio)
+{
+	unsigned long page, nr = folio_nr_pages(folio);
+
+	if (folio_test_uptodate(folio))
+		return;
+	for (page = 0; page < nr; page++)
+		clear_highpage(folio_page(folio, page));
+	folio_mark_uptodate(folio);
+}
+
+void gmem_folio_clear(struct folio *folio, unsigned long page)
+{
+	clear_highpage(folio_page(folio, page));
+}
+
+void gmem_page_mark_uptodate(struct page *page)
+{
+	folio_mark_uptodate(page_folio(page));
+}
+
+void gmem_put_page(struct page *page)
+{
+	put_page(page);
+}
+
+void gmem_folio_fill(struct folio *folio, unsigned long page, u8 byte)
+{
+	void *kaddr = kmap_local_folio(folio, page * PAGE_SIZE);
+
+	memset(kaddr, byte, PAGE_SIZE);
+	flush_dcache_folio(folio);
+	kunmap_local(kaddr);
+}
+
+/*
+ * References beyond those of the page cache, of page tables, the caller's own,
+ * and the one that memory failure keeps for ever to a page that it has poisoned.
+ */
+unsigned int gmem_folio_excess_refs(struct folio *folio, unsigned int own)
+{
+	int excess = folio_ref_count(folio) - folio_expected_ref_count(folio) - (int)own -
+		     (int)folio_test_hwpoison(folio);
+
+	return max(excess, 0);
+}
+
+pgoff_t gmem_folio_index(struct folio *folio)
+{
+	return folio->index;
+}
+
+unsigned long gmem_folio_nr_pages(struct folio *folio)
+{
+	return folio_nr_pages(folio);
+}
+
+kvm_pfn_t gmem_folio_pfn(struct folio *folio)
+{
+	return folio_pfn(folio);
+}
+
+struct page *gmem_folio_page(struct folio *folio, unsigned long page)
+{
+	return folio_page(folio, page);
+}
+
+void gmem_folio_batch_init(struct folio_batch *batch)
+{
+	folio_batch_init(batch);
+}
+
+void gmem_folio_batch_release(struct folio_batch *batch)
+{
+	folio_batch_release(batch);
+}
+
+void gmem_invalidate_lock(struct address_space *mapping)
+{
+	filemap_invalidate_lock(mapping);
+}
+
+void gmem_invalidate_unlock(struct address_space *mapping)
+{
+	filemap_invalidate_unlock(mapping);
+}
+
+void gmem_invalidate_lock_shared(struct address_space *mapping)
+{
+	filemap_invalidate_lock_shared(mapping);
+}
+
+void gmem_invalidate_unlock_shared(struct address_space *mapping)
+{
+	filemap_invalidate_unlock_shared(mapping);
+}
+
+void gmem_mutex_init(struct mutex *lock)
+{
+	mutex_init(lock);
+}
+
+void *gmem_alloc_inode(struct super_block *sb, struct kmem_cache *cache)
+{
+	return alloc_inode_sb(sb, cache, GFP_KERNEL);
+}
+
+struct kmem_cache *gmem_inode_cache_create(unsigned int size, void (*ctor)(void *))
+{
+	struct kmem_cache_args args = {
+		.align = 0,
+		.ctor = ctor,
+	};
+
+	return kmem_cache_create("kvm_gmem_inode_cache", size, &args, SLAB_ACCOUNT);
+}
+
+bool gmem_init_pseudo(struct fs_context *fc, unsigned long magic,
+		      const struct super_operations *ops)
+{
+	struct pseudo_fs_context *ctx = init_pseudo(fc, magic);
+
+	if (!ctx)
+		return false;
+	ctx->ops = ops;
+	return true;
+}
+
+void gmem_mount_noexec(struct vfsmount *mnt)
+{
+	mnt->mnt_flags |= MNT_NOEXEC;
+}
+
+struct super_block *gmem_mount_sb(struct vfsmount *mnt)
+{
+	return mnt->mnt_sb;
+}
+
+void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
+		     const struct address_space_operations *aops, loff_t size)
+{
+	inode->i_op = iops;
+	inode->i_mode |= S_IFREG;
+	inode->i_size = size;
+	inode->i_mapping->a_ops = aops;
+	mapping_set_gfp_mask(inode->i_mapping, GFP_HIGHUSER);
+	mapping_set_inaccessible(inode->i_mapping);
+	/* Unmovable mappings are supposed to be marked unevictable as well. */
+	WARN_ON_ONCE(!mapping_unevictable(inode->i_mapping));
+}
+
+bool gmem_vma_is_shared(struct vm_area_struct *vma)
+{
+	const vm_flags_t shared = VM_SHARED | VM_MAYSHARE;
+
+	return (vma->vm_flags & shared) == shared;
+}
+
+pgoff_t gmem_vma_index(struct vm_area_struct *vma, unsigned long addr)
+{
+	return linear_page_index(vma, addr);
+}
+
+/* Creation stores an entry for every page of a file. */
+void gmem_warn_missing_entry(void)
+{
+	WARN_ON_ONCE(1);
+}
+
+/* The mapping is unmovable. */
+void gmem_warn_migrate(void)
+{
+	WARN_ON_ONCE(1);
+}
+
+bool gmem_fops_get(const struct file_operations *fops)
+{
+	return fops_get(fops);
+}
+
+void gmem_fops_put(const struct file_operations *fops)
+{
+	fops_put(fops);
+}
+
+bool gmem_signal_pending(void)
+{
+	return signal_pending(current);
+}
+
+void gmem_cond_resched(void)
+{
+	cond_resched();
+}
+
+void gmem_tree_init(struct maple_tree *tree)
+{
+	mt_init_flags(tree, MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU);
+}
+
+void gmem_tree_set_lock(struct maple_tree *tree, struct address_space *mapping)
+{
+	mt_set_external_lock(tree, &mapping->invalidate_lock);
+}
+
+void gmem_tree_cursor(struct ma_state *mas, struct maple_tree *tree,
+		      unsigned long first, unsigned long last)
+{
+	mas_init(mas, tree, first);
+	mas->last = last;
+}
+
+static_assert(GMEM_XA_PRESENT == (__force unsigned int)XA_PRESENT);
+
+void gmem_xa_init(struct xarray *xa)
+{
+	xa_init(xa);
+}
+
+int gmem_xa_err(void *entry)
+{
+	return xa_err(entry);
+}
+
+void gmem_policy_init(struct shared_policy *policy)
+{
+	mpol_shared_policy_init(policy, NULL);
+}
+
+void gmem_policy_free(struct shared_policy *policy)
+{
+	mpol_free_shared_policy(policy);
+}
+
+struct mempolicy *gmem_policy_lookup(struct shared_policy *policy, pgoff_t index)
+{
+	return mpol_shared_policy_lookup(policy, index);
+}
+
+void gmem_policy_put(struct mempolicy *policy)
+{
+	mpol_cond_put(policy);
+}
+
+void gmem_vm_mmu_lock(struct kvm *kvm)
+{
+	KVM_MMU_LOCK(kvm);
+}
+
+void gmem_vm_mmu_unlock(struct kvm *kvm)
+{
+	KVM_MMU_UNLOCK(kvm);
+}
+
+void gmem_vm_slots_lock(struct kvm *kvm)
+{
+	mutex_lock(&kvm->slots_lock);
+}
+
+void gmem_vm_slots_unlock(struct kvm *kvm)
+{
+	mutex_unlock(&kvm->slots_lock);
+}
+
+void gmem_vm_assert_slots_lock(struct kvm *kvm)
+{
+	lockdep_assert_held(&kvm->slots_lock);
+}
+
+void gmem_vm_flush_remote_tlbs(struct kvm *kvm)
+{
+	kvm_flush_remote_tlbs(kvm);
+}
+
+bool gmem_vm_zap(struct kvm *kvm, struct kvm_gfn_range *range)
+{
+	bool flush;
+
+	lockdep_assert_held_write(&kvm->mmu_lock);
+	flush = kvm_unmap_gfn_range(kvm, range);
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_INVALIDATE
+	kvm_arch_gmem_invalidate_range(kvm, range);
+#endif
+	return flush;
+}
+
+bool gmem_vm_dead(struct kvm *kvm)
+{
+	return READ_ONCE(kvm->vm_dead);
+}
+
+bool gmem_vm_has_private_mem(struct kvm *kvm)
+{
+	return kvm_arch_has_private_mem(kvm);
+}
+
+bool gmem_vm_is_sw_protected(struct kvm *kvm)
+{
+#ifdef CONFIG_X86
+	return IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) &&
+	       kvm->arch.vm_type == KVM_X86_SW_PROTECTED_VM;
+#else
+	return false;
+#endif
+}
+
+bool gmem_vm_has_run(struct kvm *kvm)
+{
+#ifdef CONFIG_X86
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		if (READ_ONCE(vcpu->arch.last_vmentry_cpu) != -1)
+			return true;
+	}
+	return false;
+#else
+	return kvm_vm_has_ran_once(kvm);
+#endif
+}
+
+bool gmem_vm_mem_is_private(struct kvm *kvm, gfn_t gfn)
+{
+	return kvm_mem_is_private(kvm, gfn_to_memslot(kvm, gfn), gfn);
+}
+
+bool gmem_host_wide(void)
+{
+	return kvm_gmem_host_wide();
+}
+
+bool gmem_scramble(void)
+{
+	return kvm_gmem_scramble;
+}
+
+u64 gmem_vm_supported_flags(struct kvm *kvm)
+{
+	return kvm_gmem_get_supported_flags(kvm);
+}
+
+int gmem_vm_make_private(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn, kvm_pfn_t nr)
+{
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_CONVERT
+	return kvm_arch_gmem_make_private(kvm, gfn, pfn, nr);
+#else
+	return 0;
+#endif
+}
+
+struct kvm_memory_slot *gmem_vm_gmem_slot(struct kvm *kvm, gfn_t gfn)
+{
+	struct kvm_memory_slot *slot = gfn_to_memslot(kvm, gfn);
+
+	return kvm_slot_has_gmem(slot) ? slot : NULL;
+}
+
+int gmem_pin_user_page(unsigned long addr, bool write, struct page **page)
+{
+	return get_user_pages_fast(addr, 1, write ? FOLL_WRITE : 0, page);
+}
+
+void gmem_reclaim(struct folio *folio)
+{
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM
+	kvm_arch_gmem_reclaim(folio_pfn(folio), folio_nr_pages(folio));
+#endif
+}
+
+/*
+ * A file that is being closed is no longer there for a new user; some time
+ * can pass between its last fput() and release() clearing the slot's pointer.
+ */
+struct file *gmem_slot_get_file(struct kvm_memory_slot *slot)
+{
+	return get_file_active(&slot->gmem.file);
+}
+
+struct file *gmem_slot_file(struct kvm_memory_slot *slot)
+{
+	return READ_ONCE(slot->gmem.file);
+}
+
+void gmem_slot_set_file(struct kvm_memory_slot *slot, struct file *file)
+{
+	WRITE_ONCE(slot->gmem.file, file);
+}
+
+bool __weak kvm_arch_supports_gmem_init_shared(struct kvm *kvm)
+{
+	return true;
+}
+
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_get_pfn);
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_is_private);
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_POPULATE
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_populate);
+#endif

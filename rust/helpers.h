@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What Rust cannot call by itself: inline functions and macros of the kernel
+ * and of KVM, one thin function each.  See helpers.c.
+ */
+#ifndef _KVM_GMEM_HELPERS_H
+#define _KVM_GMEM_HELPERS_H
+
+#include <linux/fs.h>
+#include <linux/kvm_host.h>
+#include <linux/mempolicy.h>
+#include <linux/pagemap.h>
+#include <linux/pseudo_fs.h>
+#include <linux/swap.h>
+
+/* Folios. */
+struct folio *gmem_filemap_lock_folio(struct address_space *mapping, pgoff_t index);
+struct folio *gmem_filemap_create_folio(struct address_space *mapping, pgoff_t index,
+					struct mempolicy *policy);
+void gmem_folio_lock(struct folio *folio);
+void gmem_folio_unlock_put(struct folio *folio);
+void gmem_folio_put(struct folio *folio);
+bool gmem_folio_uptodate(struct folio *folio);
+bool gmem_folio_hwpoison(struct folio *folio);
+bool gmem_folio_mapped(struct folio *folio);
+void gmem_folio_prepare(struct folio *folio);
+void gmem_folio_clear(struct folio *folio, unsigned long page);
+void gmem_page_mark_uptodate(struct page *page);
+void gmem_put_page(struct page *page);
+void gmem_folio_fill(struct folio *folio, unsigned long page, u8 byte);
+unsigned int gmem_folio_excess_refs(struct folio *folio, unsigned int own);
+pgoff_t gmem_folio_index(struct folio *folio);
+unsigned long gmem_folio_nr_pages(struct folio *folio);
+kvm_pfn_t gmem_folio_pfn(struct folio *folio);
+struct page *gmem_folio_page(struct folio *folio, unsigned long page);
+void gmem_folio_batch_init(struct folio_batch *batch);
+void gmem_folio_batch_release(struct folio_batch *batch);
+
+/* The mapping, its lock, the file. */
+void gmem_invalidate_lock(struct address_space *mapping);
+void gmem_invalidate_unlock(struct address_space *mapping);
+void gmem_invalidate_lock_shared(struct address_space *mapping);
+void gmem_invalidate_unlock_shared(struct address_space *mapping);
+void gmem_mutex_init(struct mutex *lock);
+void *gmem_alloc_inode(struct super_block *sb, struct kmem_cache *cache);
+bool gmem_fops_get(const struct file_operations *fops);
+void gmem_fops_put(const struct file_operations *fops);
+bool gmem_signal_pending(void);
+void gmem_cond_resched(void);
+
+/* The attribute tree. */
+void gmem_tree_init(struct maple_tree *tree);
+void gmem_tree_set_lock(struct maple_tree *tree, struct address_space *mapping);
+void gmem_tree_cursor(struct ma_state *mas, struct maple_tree *tree,
+		      unsigned long first, unsigned long last);
+
+/* The file system. */
+struct kmem_cache *gmem_inode_cache_create(unsigned int size, void (*ctor)(void *));
+bool gmem_init_pseudo(struct fs_context *fc, unsigned long magic,
+		      const struct super_operations *ops);
+void gmem_mount_noexec(struct vfsmount *mnt);
+struct super_block *gmem_mount_sb(struct vfsmount *mnt);
+void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
+		     const struct address_space_operations *aops, loff_t size);
+bool gmem_vma_is_shared(struct vm_area_struct *vma);
+pgoff_t gmem_vma_index(struct vm_area_struct *vma, unsigned long addr);
+void gmem_warn_missing_entry(void);
+void gmem_warn_migrate(void);
+
+/* Arrays of memslots. */
+#define GMEM_XA_PRESENT 8U
+void gmem_xa_init(struct xarray *xa);
+int gmem_xa_err(void *entry);
+
+/* Memory policy. */
+void gmem_policy_init(struct shared_policy *policy);
+void gmem_policy_free(struct shared_policy *policy);
+struct mempolicy *gmem_policy_lookup(struct shared_policy *policy, pgoff_t index);
+void gmem_policy_put(struct mempolicy *policy);
+
+/* KVM. */
+enum {
+	GMEM_SLOT_GMEM_ONLY = KVM_MEMSLOT_GMEM_ONLY,
+	GMEM_SLOT_IN_PLACE = KVM_MEMSLOT_GMEM_IN_PLACE,
+};
+void gmem_vm_mmu_lock(struct kvm *kvm);
+void gmem_vm_mmu_unlock(struct kvm *kvm);
+void gmem_vm_slots_lock(struct kvm *kvm);
+void gmem_vm_slots_unlock(struct kvm *kvm);
+void gmem_vm_assert_slots_lock(struct kvm *kvm);
+void gmem_vm_flush_remote_tlbs(struct kvm *kvm);
+bool gmem_vm_zap(struct kvm *kvm, struct kvm_gfn_range *range);
+bool gmem_vm_dead(struct kvm *kvm);
+bool gmem_vm_has_private_mem(struct kvm *kvm);
+bool gmem_vm_is_sw_protected(struct kvm *kvm);
+bool gmem_vm_has_run(struct kvm *kvm);
+bool gmem_vm_mem_is_private(struct kvm *kvm, gfn_t gfn);
+bool gmem_host_wide(void);
+bool gmem_scramble(void);
+u64 gmem_vm_supported_flags(struct kvm *kvm);
+int gmem_vm_make_private(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn, kvm_pfn_t nr);
+struct kvm_memory_slot *gmem_vm_gmem_slot(struct kvm *kvm, gfn_t gfn);
+int gmem_pin_user_page(unsigned long addr, bool write, struct page **page);
+void gmem_reclaim(struct folio *folio);
+struct file *gmem_slot_get_file(struct kvm_memory_slot *slot);
+struct file *gmem_slot_file(struct kvm_memory_slot *slot);
+void gmem_slot_set_file(struct kvm_memory_slot *slot, struct file *file);
+
+#endif /* _KVM_GMEM_HELPERS_H */

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memslots, and which of them are bound to a file.
+//!
+//! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
+
+use crate::{
+    bindings,
+    fs::{
+        address_space::Bindings,
+        file_ops::{
+            ActiveFile,
+            GmemFile, //
+        }, //
+    },
+    kvm::vm::{
+        Gfn,
+        Vm, //
+    }, //
+};
+use core::ptr;
+use gmem_policy::range::{
+    PageIndex,
+    PageRange, //
+};
+use kernel::{
+    error::to_result,
+    prelude::*,
+    sync::aref::ARef,
+    types::Opaque, //
+};
+
+/// A memslot, `struct kvm_memory_slot`.
+///
+/// # Invariants
+///
+/// A reference to it is one to a slot that is not freed meanwhile: its user is inside SRCU, holds
+/// `slots_lock`, or is installing it.
+#[repr(transparent)]
+pub struct Memslot(Opaque<bindings::kvm_memory_slot>);
+
+impl Memslot {
+    /// Takes a pointer from C.
+    ///
+    /// # Safety
+    ///
+    /// `slot` must be valid for as long as `'a`.
+    pub(crate) unsafe fn from_raw<'a>(slot: *mut bindings::kvm_memory_slot) -> &'a Self {
+        // SAFETY: By the contract of this function; the type is transparent.
+        unsafe { &*slot.cast() }
+    }
+
+    pub(crate) fn as_raw(&self) -> *mut bindings::kvm_memory_slot {
+        self.0.get()
+    }
+
+    fn base_gfn(&self) -> u64 {
+        // SAFETY: By the type's invariants; never written after the slot was made.
+        unsafe { (*self.as_raw()).base_gfn }
+    }
+
+    fn pgoff(&self) -> u64 {
+        // SAFETY: By the type's invariants; written before anybody else sees the slot.
+        // CAST: unsigned long has 64 bits here.
+        unsafe { (*self.as_raw()).gmem.pgoff as u64 }
+    }
+
+    fn npages(&self) -> u64 {
+        // SAFETY: By the type's invariants; never written after the slot was made.
+        // CAST: unsigned long has 64 bits here.
+        unsafe { (*self.as_raw()).npages as u64 }
+    }
+
+    /// Where in the file `gfn` lies. [`None`] if the slot does not have it.
+    pub fn index_of(&self, gfn: Gfn) -> Option<PageIndex> {
+        let at = gfn.get().checked_sub(self.base_gfn())?;
+        if at >= self.npages() {
+            return None;
+        }
+        Some(PageIndex::new(self.pgoff().checked_add(at)?))
+    }
+
+    /// The pages of the file that the slot shows.
+    pub fn file_range(&self) -> Option<PageRange> {
+        let start = self.pgoff();
+        PageRange::new(
+            PageIndex::new(start),
+            PageIndex::new(start.checked_add(self.npages())?),
+        )
+    }
+
+    /// The guest frames of `range`, as far as the slot shows it: first, and the one after the last.
+    pub(crate) fn gfns_of(&self, range: &PageRange) -> Option<(u64, u64)> {
+        let seen = self.file_range()?.intersect(range)?;
+        let gfn = |at: PageIndex| {
+            at.get()
+                .checked_sub(self.pgoff())?
+                .checked_add(self.base_gfn())
+        };
+        Some((gfn(seen.start())?, gfn(seen.end())?))
+    }
+
+    /// The file that the slot is bound to, with a reference; [`None`] once it is being closed.
+    pub fn active_file(&self) -> Option<ActiveFile> {
+        // SAFETY: By the type's invariants; get_file_active() copes with a file that goes away.
+        let file = unsafe { bindings::gmem_slot_get_file(self.as_raw()) };
+        // SAFETY: A slot's file is a guest_memfd of ours, and the reference is handed over.
+        unsafe { ActiveFile::from_raw(file) }
+    }
+
+    /// Whether the slot is bound to exactly this file still.
+    pub(crate) fn is_bound_to(&self, file: &GmemFile) -> bool {
+        // SAFETY: By the type's invariants.
+        ptr::eq(
+            unsafe { bindings::gmem_slot_file(self.as_raw()) },
+            file.as_raw(),
+        )
+    }
+}
+
+/// What a guest_memfd file (one VM's view of the inode) knows: its VM and the slots bound to it.
+pub(crate) struct FileData {
+    vm: ARef<Vm>,
+    /// `struct kvm_memory_slot` by page index, a multi-index entry for each slot.
+    slots: Opaque<bindings::xarray>,
+}
+
+impl FileData {
+    /// A file of `vm` with nothing bound to it.
+    pub(crate) fn new(vm: &Vm) -> Result<KBox<Self>> {
+        let slots = Opaque::zeroed();
+        let data = KBox::new(
+            Self {
+                vm: vm.into(),
+                slots,
+            },
+            GFP_KERNEL,
+        )?;
+        // SAFETY: The array is at its final place and not in use.
+        unsafe { bindings::gmem_xa_init(data.slots.get()) };
+        Ok(data)
+    }
+
+    pub(crate) fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// The slot bound at `at`.
+    pub(crate) fn is_bound(&self, at: PageIndex, slot: &Memslot) -> bool {
+        // SAFETY: The array is initialised; the entry is compared, not followed.
+        let bound = unsafe { bindings::xa_load(self.slots.get(), at.get() as usize) };
+        ptr::eq(bound, slot.as_raw().cast())
+    }
+
+    /// The next bound slot that shows a page of `range`, from `at` on.
+    fn next(&self, at: &mut PageIndex, range: &PageRange) -> Option<&Memslot> {
+        if at.get() >= range.end().get() {
+            return None;
+        }
+        let mut index = at.get() as usize;
+        // SAFETY: The array is initialised.
+        let slot = unsafe {
+            bindings::xa_find(
+                self.slots.get(),
+                &mut index,
+                range.last().get() as usize,
+                bindings::GMEM_XA_PRESENT,
+            )
+        };
+        if slot.is_null() {
+            return None;
+        }
+        // SAFETY: A slot is unbound before it is freed, with the bindings locked, and whoever gets
+        // here holds them (see `slots()`).
+        let slot = unsafe { Memslot::from_raw(slot.cast()) };
+        // A slot's pages can be several entries of the array: go on behind all of them.
+        let end = slot.file_range().map_or(range.end(), |seen| seen.end());
+        *at = PageIndex::new(end.get().max((index as u64).saturating_add(1)));
+        Some(slot)
+    }
+
+    /// Calls `f` for each bound slot that shows a page of `range`, lowest first.
+    pub(crate) fn for_each_slot<'a>(
+        &'a self,
+        _stable: &'a dyn Bindings,
+        range: &PageRange,
+        mut f: impl FnMut(&'a Memslot),
+    ) {
+        let mut at = range.start();
+        while let Some(slot) = self.next(&mut at, range) {
+            f(slot);
+        }
+    }
+
+    /// Whether a slot is bound that shows a page of `range`.
+    pub(crate) fn has_slot(&self, _stable: &dyn Bindings, range: &PageRange) -> bool {
+        let mut at = range.start();
+        self.next(&mut at, range).is_some()
+    }
+
+    /// Binds `slot` to its pages.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST` if one of them is bound already, `ENOMEM`.
+    pub(crate) fn bind(&self, stable: &dyn Bindings, slot: &Memslot) -> Result {
+        let range = slot.file_range().ok_or(EINVAL)?;
+
+        if self.has_slot(stable, &range) {
+            return Err(EEXIST);
+        }
+        let bound = self.store(&range, slot.as_raw());
+        if bound.is_err() {
+            self.unbind(stable, slot);
+        }
+        bound
+    }
+
+    /// Unbinds `slot`.
+    pub(crate) fn unbind(&self, _stable: &dyn Bindings, slot: &Memslot) {
+        if let Some(range) = slot.file_range() {
+            // Storing nothing over an existing range needs no memory and cannot fail.
+            let _ = self.store(&range, ptr::null_mut());
+        }
+    }
+
+    fn store(&self, range: &PageRange, slot: *mut bindings::kvm_memory_slot) -> Result {
+        // SAFETY: The array is initialised, and the range is not empty.
+        let old = unsafe {
+            bindings::xa_store_range(
+                self.slots.get(),
+                range.start().get() as usize,
+                range.last().get() as usize,
+                slot.cast(),
+                bindings::GFP_KERNEL,
+            )
+        };
+        // SAFETY: `old` is what the call returned.
+        to_result(unsafe { bindings::gmem_xa_err(old) })
+    }
+}
+
+impl Drop for FileData {
+    fn drop(&mut self) {
+        // SAFETY: The array is initialised, and nobody else can reach it any more.
+        unsafe { bindings::xa_destroy(self.slots.get()) }
+    }
+}

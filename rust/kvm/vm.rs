@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A virtual machine.
+//!
+//! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
+
+use crate::bindings;
+use core::ptr::NonNull;
+use kernel::{
+    sync::aref::AlwaysRefCounted,
+    types::Opaque, //
+};
+
+/// A guest frame number: guest physical address in units of the page size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gfn(u64);
+
+impl Gfn {
+    /// Wraps a number.
+    pub const fn new(gfn: u64) -> Self {
+        Self(gfn)
+    }
+
+    /// The number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// A page frame number of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pfn(u64);
+
+impl Pfn {
+    pub(crate) const fn new(pfn: u64) -> Self {
+        Self(pfn)
+    }
+
+    /// The number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// Whether this kernel has SW_PROTECTED VMs at all.
+pub fn has_sw_protected() -> bool {
+    cfg!(CONFIG_KVM_SW_PROTECTED_VM)
+}
+
+/// A VM, `struct kvm`.
+///
+/// # Invariants
+///
+/// A reference to it is one to a `struct kvm` that has at least one user.
+#[repr(transparent)]
+pub struct Vm(Opaque<bindings::kvm>);
+
+// SAFETY: `struct kvm` is shared between threads; all of the methods here are safe to call from any.
+unsafe impl Send for Vm {}
+// SAFETY: As above.
+unsafe impl Sync for Vm {}
+
+// SAFETY: kvm_get_kvm() and kvm_put_kvm() count users, and the last one frees.
+unsafe impl AlwaysRefCounted for Vm {
+    fn inc_ref(&self) {
+        // SAFETY: By the type's invariants there is a user already.
+        unsafe { bindings::kvm_get_kvm(self.as_raw()) }
+    }
+
+    unsafe fn dec_ref(obj: NonNull<Self>) {
+        // SAFETY: By the contract of this function the caller gives up one user.
+        unsafe { bindings::kvm_put_kvm(obj.as_ptr().cast()) }
+    }
+}
+
+impl Vm {
+    /// Takes a pointer from C.
+    ///
+    /// # Safety
+    ///
+    /// `kvm` must be valid and have a user for as long as `'a`.
+    pub(crate) unsafe fn from_raw<'a>(kvm: *mut bindings::kvm) -> &'a Self {
+        // SAFETY: By the contract of this function; the type is transparent.
+        // INVARIANT: There is a user.
+        unsafe { &*kvm.cast() }
+    }
+
+    /// The C pointer.
+    pub(crate) fn as_raw(&self) -> *mut bindings::kvm {
+        self.0.get()
+    }
+
+    /// Whether the VM was marked dead, after which none of its contents can be relied upon.
+    pub fn is_dead(&self) -> bool {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_dead(self.as_raw()) }
+    }
+
+    /// Whether VMs of this type have private memory at all.
+    pub fn has_private_mem(&self) -> bool {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_has_private_mem(self.as_raw()) }
+    }
+
+    /// Whether it is a `KVM_X86_SW_PROTECTED_VM`.
+    pub fn is_sw_protected(&self) -> bool {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_is_sw_protected(self.as_raw()) }
+    }
+
+    /// Whether one of its vCPUs has entered the guest.
+    pub fn has_run(&self) -> bool {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_has_run(self.as_raw()) }
+    }
+
+    /// The `GUEST_MEMFD_FLAG_*` that KVM_CREATE_GUEST_MEMFD takes for this VM.
+    pub fn supported_flags(&self) -> u64 {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_supported_flags(self.as_raw()) }
+    }
+
+    /// Whether KVM holds `gfn` to be private. The caller is inside SRCU or holds slots_lock.
+    pub(crate) fn mem_is_private(&self, gfn: Gfn) -> bool {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_mem_is_private(self.as_raw(), gfn.get()) }
+    }
+
+    /// Takes `slots_lock`; sleeps. Outer to the invalidate lock.
+    pub(crate) fn lock_slots(&self) -> SlotsGuard<'_> {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_slots_lock(self.as_raw()) };
+        SlotsGuard(self)
+    }
+
+    /// Takes `mmu_lock` for writing. A spinlock: nothing below it sleeps.
+    pub(crate) fn lock_mmu(&self) -> MmuGuard<'_> {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_mmu_lock(self.as_raw()) };
+        MmuGuard(self)
+    }
+}
+
+/// Held `slots_lock`.
+pub(crate) struct SlotsGuard<'a>(&'a Vm);
+
+impl Drop for SlotsGuard<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The guard exists only while this task holds the mutex.
+        unsafe { bindings::gmem_vm_slots_unlock(self.0.as_raw()) }
+    }
+}
+
+/// Held `mmu_lock`.
+pub(crate) struct MmuGuard<'a>(&'a Vm);
+
+impl Drop for MmuGuard<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The guard exists only while this task holds the lock.
+        unsafe { bindings::gmem_vm_mmu_unlock(self.0.as_raw()) }
+    }
+}

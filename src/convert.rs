@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Converting a range of a file between private and shared, in place.
+//!
+//! Each step makes the value that the next one needs, so that none can be left out or come too
+//! early; up to step 8 every one of them can fail, and has changed nothing then but that host
+//! mappings were dropped, which fault back. From 9c on nothing fails but the platform, and that
+//! kills the VM. Dropping the values in reverse order ends the invalidation, then unlocks.
+//!
+//! # Lock order
+//!
+//! `mmap_lock` -> invalidate lock -> folio lock; `kvm->slots_lock` -> invalidate lock ->
+//! `mmu_lock`. Bindings are changed under the invalidate lock *and* the bindings mutex, which is
+//! inner to folio locks: memory failure comes with a locked folio, takes the mutex only, and
+//! never waits for a conversion. `mmu_lock` is a spinlock.
+//!
+//! | lock | protects |
+//! |---|---|
+//! | invalidate lock, exclusive | writing the attribute map; folios leaving; bindings |
+//! | invalidate lock, shared | from reading an attribute to having the folio locked (host) or made private (guest) |
+//! | bindings mutex, or invalidate lock exclusive | which slots and files an invalidation walks |
+//! | RCU | `is this gfn private?` anywhere else, checked again by `mmu_invalidate_seq` |
+//! | `mmu_lock` | `mmu_invalidate_seq`, page tables |
+
+use crate::{
+    content,
+    vendor::Vendor, //
+};
+use gmem_policy::{
+    contract::Refusal,
+    plan::{
+        Change,
+        Plan, //
+    },
+    range::PageIndex,
+    request::{
+        Request,
+        Visibility, //
+    }, //
+};
+use gmem_sys::{
+    attribute_map::Reservation,
+    fs::{
+        address_space::{
+            Busy,
+            Exclusive,
+            InvalidateGuard,
+            Quiesced, //
+        },
+        file_ops::GmemFile, //
+    },
+    kvm::mmu::{
+        Dead,
+        InvalidateSpan,
+        Kinds, //
+    }, //
+};
+use kernel::prelude::*;
+
+/// Why a request failed, and at which page if it is about one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+    pub(crate) at: Option<PageIndex>,
+}
+
+impl Failure {
+    /// A failure that `at` is to blame for.
+    pub(crate) fn at(error: Error, at: PageIndex) -> Self {
+        Self {
+            error,
+            at: Some(at),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, at: None }
+    }
+}
+
+/// Steps 4 to 12 of one KVM_SET_MEMORY_ATTRIBUTES2; `src/ioctl.rs` has those around.
+///
+/// # Errors
+///
+/// `EIO` for a dead VM, `EOPNOTSUPP`, `ENOMEM`, `EAGAIN`, `EHWPOISON`, and `EIO` if the VM dies.
+/// Nothing has changed then, except for the last.
+pub(crate) fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<(), Failure> {
+    // 4. Attributes, folios and bindings are ours from here on.
+    let guard = file.inode().lock();
+    if file.vm().is_dead() {
+        return Err(EIO.into());
+    }
+
+    // 5 and 6. What is there to do, on which terms?
+    let Some(change) = plan::<V>(file, &guard, request)? else {
+        return Ok(());
+    };
+    // 7. Room for the result.
+    let reserved = Reserved::new(&guard, &change)?;
+    // 8. Nobody else holds the pages, and all that will be written can be.
+    let quiet = reserved.quiesce(&guard)?;
+    content::check(&guard, &change)?;
+
+    // 9a. No guest gets a page of the range any more.
+    let span = InvalidateSpan::begin(&guard, change.range());
+    // 9b and 9c. What only mmu_lock makes stable; then the old mappings go.
+    let converting = quiet.zap::<V>(&span)?;
+    // 10. Contents.
+    let converted = converting.apply(&guard, &span);
+    // 11. Attributes.
+    converted.commit();
+    Ok(())
+    // 12. The span ends, then the lock is released.
+}
+
+fn plan<V: Vendor>(
+    file: &GmemFile,
+    guard: &InvalidateGuard<'_, Exclusive>,
+    request: &Request,
+) -> Result<Option<Change>, Failure> {
+    let refused = Failure::at(EOPNOTSUPP, request.range().start());
+
+    let terms = match V::terms(file.vm(), request) {
+        Ok(terms) if content::keeps_promise(request.content(), &terms) => terms,
+        Ok(_) | Err(Refusal::NotSupported) => return Err(refused),
+    };
+    match Plan::new(request, &terms, &guard.inode().geometry(), guard) {
+        Plan::Nothing => Ok(None),
+        Plan::Change(change) => Ok(Some(change)),
+    }
+}
+
+/// Step 7 is done.
+struct Reserved<'g> {
+    change: &'g Change,
+    /// [`None`] if no attribute changes and only contents do.
+    reservation: Option<Reservation<'g>>,
+}
+
+impl<'g> Reserved<'g> {
+    fn new(
+        guard: &'g InvalidateGuard<'_, Exclusive>,
+        change: &'g Change,
+    ) -> Result<Self, Failure> {
+        let reservation = match change.store() {
+            Some(range) => Some(
+                guard
+                    .reserve(&range, change.to())
+                    .map_err(|error| Failure::at(error, change.range().start()))?,
+            ),
+            None => None,
+        };
+        Ok(Self {
+            change,
+            reservation,
+        })
+    }
+
+    /// Only what becomes private has host mappings to lose.
+    fn quiesce(self, guard: &'g InvalidateGuard<'_, Exclusive>) -> Result<Quiet<'g>, Failure> {
+        let quiesced = match self.change.to() {
+            Visibility::Private => Some(
+                guard
+                    .quiesce(self.change.differing(guard))
+                    .map_err(|Busy(at)| Failure::at(EAGAIN, at))?,
+            ),
+            Visibility::Shared => None,
+        };
+        Ok(Quiet {
+            change: self.change,
+            reservation: self.reservation,
+            _quiesced: quiesced,
+        })
+    }
+}
+
+/// Step 8 is done.
+struct Quiet<'g> {
+    change: &'g Change,
+    reservation: Option<Reservation<'g>>,
+    _quiesced: Option<Quiesced<'g>>,
+}
+
+impl<'g> Quiet<'g> {
+    fn zap<V: Vendor>(self, span: &InvalidateSpan<'_>) -> Result<Converting<'g>, Failure> {
+        if V::HAS_SUPPORTS_PAGES {
+            span.ask(|vm, pages| V::supports_pages(vm, self.change, pages))?;
+        }
+        if self.change.changes_attributes() {
+            // A private page that is already private keeps its mapping: on some platforms zapping
+            // it would destroy it.
+            span.zap(Kinds::Only(self.change.to().opposite()))
+                .map_err(|Dead| Failure::at(EIO, self.change.range().start()))?;
+        }
+        Ok(Converting {
+            change: self.change,
+            reservation: self.reservation,
+        })
+    }
+}
+
+/// Step 9 is done; there is no way back.
+struct Converting<'g> {
+    change: &'g Change,
+    reservation: Option<Reservation<'g>>,
+}
+
+impl<'g> Converting<'g> {
+    fn apply(
+        self,
+        guard: &InvalidateGuard<'_, Exclusive>,
+        span: &InvalidateSpan<'_>,
+    ) -> Converted<'g> {
+        content::apply(guard, span, self.change);
+        Converted {
+            reservation: self.reservation,
+        }
+    }
+}
+
+/// Step 10 is done.
+struct Converted<'g> {
+    reservation: Option<Reservation<'g>>,
+}
+
+impl Converted<'_> {
+    fn commit(self) {
+        if let Some(reservation) = self.reservation {
+            reservation.commit();
+        }
+    }
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Allocating memory ahead of its use, and giving it back.
+
+use crate::bind::kinds;
+use gmem_policy::range::PageIndex;
+use gmem_sys::{
+    fs::{
+        address_space::{
+            reschedule,
+            signal_pending, //
+        },
+        file_ops::GmemFile,
+        inode::{
+            clip,
+            GmemInode, //
+        }, //
+    },
+    kvm::mmu::InvalidateSpan, //
+};
+use kernel::prelude::*;
+
+/// `FALLOC_FL_KEEP_SIZE`: the size of a file never changes, so callers have to say so.
+const KEEP_SIZE: i32 = 0x01;
+/// `FALLOC_FL_PUNCH_HOLE`.
+const PUNCH_HOLE: i32 = 0x02;
+
+/// fallocate().
+///
+/// # Errors
+///
+/// `EOPNOTSUPP` for an unknown mode, `EINVAL` for what is not page aligned or (allocating) not in
+/// the file, `EINTR`, `ENOMEM`.
+pub(crate) fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Result {
+    let inode = file.inode();
+    let page = inode.geometry().page_size();
+
+    if mode & KEEP_SIZE == 0 || mode & !(KEEP_SIZE | PUNCH_HOLE) != 0 {
+        return Err(EOPNOTSUPP);
+    }
+    if !page.is_aligned(offset) || !page.is_aligned(len) {
+        return Err(EINVAL);
+    }
+
+    if mode & PUNCH_HOLE != 0 {
+        punch_hole(inode, offset, len);
+    } else {
+        allocate(inode, offset, len)?;
+    }
+    file.modified();
+    Ok(())
+}
+
+/// The attributes stay as they are: what is used next at this place is private or shared as before.
+fn punch_hole(inode: &GmemInode, offset: u64, len: u64) {
+    let page_size = inode.geometry().page_size().bytes();
+    let Some(range) = clip(
+        inode,
+        offset / page_size,
+        offset.saturating_add(len) / page_size,
+    ) else {
+        return;
+    };
+
+    // The bindings are stable while this is held, so begin and end of the invalidation match.
+    let guard = inode.lock();
+    let span = InvalidateSpan::begin(&guard, range);
+    // A dead VM's memory is given back as well.
+    let _ = span.zap(kinds(inode));
+    guard.truncate(&range);
+}
+
+/// The folios are not marked up to date: they are zeroed at their first use.
+fn allocate(inode: &GmemInode, offset: u64, len: u64) -> Result {
+    let range = inode.geometry().range(offset, len).ok_or(EINVAL)?;
+    let _guard = inode.lock_shared();
+
+    for at in range.start().get()..range.end().get() {
+        if signal_pending() {
+            return Err(EINTR);
+        }
+        drop(inode.folio(PageIndex::new(at))?);
+        reschedule();
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Beginning and end of a file.
+
+use crate::{
+    bind::kinds,
+    vendor, //
+};
+use gmem_policy::{
+    range::Geometry,
+    request::Visibility, //
+};
+use gmem_sys::{
+    export::host_wide,
+    fs::{
+        file_ops::{
+            self,
+            Closing, //
+        },
+        inode::{
+            Traits,
+            PAGE, //
+        }, //
+    },
+    kvm::vm::Vm, //
+};
+use kernel::prelude::*;
+
+/// `GUEST_MEMFD_FLAG_MMAP`: the host may map the file.
+const MMAP: u64 = 1 << 0;
+/// `GUEST_MEMFD_FLAG_INIT_SHARED`: all pages start shared.
+const INIT_SHARED: u64 = 1 << 1;
+
+/// KVM_CREATE_GUEST_MEMFD.
+///
+/// The file converts in place if it has a use for it, which its flags say: one that the host can
+/// neither map nor find shared is private for ever, and works as it always did.
+///
+/// # Errors
+///
+/// `EINVAL` for flags that the VM does not support, and for a size that is 0, negative or not page
+/// aligned; and what creating a file returns.
+pub(crate) fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32> {
+    if flags & !vm.supported_flags() != 0 {
+        return Err(EINVAL);
+    }
+    let geometry = Geometry::new(PAGE, size).ok_or(EINVAL)?;
+    let mappable = flags & MMAP != 0;
+    let init_shared = flags & INIT_SHARED != 0;
+
+    file_ops::create::<crate::Gmem>(
+        vm,
+        Traits {
+            geometry,
+            initial: if init_shared {
+                Visibility::Shared
+            } else {
+                Visibility::Private
+            },
+            mappable,
+            in_place: vendor::platform(vm).is_some() && (mappable || init_shared || host_wide()),
+        },
+    )
+}
+
+/// The last reference to a file is gone.
+///
+/// The memory stays: it is the inode's, which mappings keep. The size is the file's real one, as
+/// there is nothing to find behind it.
+pub(crate) fn release(closing: &Closing<'_>) {
+    closing.zap(kinds(closing.inode()));
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The ioctls of a file: copy in, dispatch, copy out.
+
+use crate::{
+    convert::Failure,
+    vendor, //
+};
+use gmem_policy::{
+    plan::query,
+    request::{
+        Invalid,
+        Query,
+        RawRequest,
+        Request,
+        GET_MEMORY_ATTRIBUTES2,
+        SET_MEMORY_ATTRIBUTES2, //
+    }, //
+};
+use gmem_sys::{
+    fs::file_ops::GmemFile,
+    ioctl::UserPointer, //
+};
+use kernel::prelude::*;
+
+/// ioctl().
+///
+/// # Errors
+///
+/// `ENOTTY` for an ioctl that the file does not have; see `Documentation/` for those of each.
+pub(crate) fn ioctl(file: &GmemFile, cmd: u32, arg: UserPointer) -> Result {
+    let handler = match cmd {
+        SET_MEMORY_ATTRIBUTES2 => set_memory_attributes,
+        GET_MEMORY_ATTRIBUTES2 => get_memory_attributes,
+        _ => return Err(ENOTTY),
+    };
+    // The VM's own ioctl decides for such a file. On a VM that has no private memory nobody
+    // decides, which is the VM's fault and not the file's.
+    if !file.inode().converts_in_place() && file.vm().has_private_mem() {
+        return Err(ENOTTY);
+    }
+
+    let mut raw = RawRequest::from_words(arg.read()?);
+    if file.vm().is_dead() {
+        return Err(EIO);
+    }
+    handler(file, &mut raw, arg)
+}
+
+/// KVM_SET_MEMORY_ATTRIBUTES2. Writes the struct back if, and only if, a page is to blame.
+fn set_memory_attributes(file: &GmemFile, raw: &mut RawRequest, arg: UserPointer) -> Result {
+    let geometry = file.inode().geometry();
+    let request = Request::parse(raw, &geometry, file.vm().has_private_mem()).map_err(errno)?;
+
+    let Err(Failure { error, at }) = vendor::convert(file, &request) else {
+        return Ok(());
+    };
+    if let Some(at) = at {
+        // Not below what was asked for, should a larger folio begin there.
+        let at = request.range().clamp(at);
+        raw.error_offset = geometry.page_size().offset_of(at).get();
+        // EFAULT hides the error then; either way nothing was converted.
+        arg.write(&raw.to_words())?;
+    }
+    Err(error)
+}
+
+/// KVM_GET_MEMORY_ATTRIBUTES2.
+fn get_memory_attributes(file: &GmemFile, raw: &mut RawRequest, arg: UserPointer) -> Result {
+    let inode = file.inode();
+    let geometry = inode.geometry();
+    let asked = Query::parse(raw, &geometry, file.vm().has_private_mem()).map_err(errno)?;
+    let run = query(asked.at(), &geometry, &inode.lock_shared());
+
+    raw.attributes = run.visibility.attributes();
+    raw.size = geometry
+        .page_size()
+        .bytes()
+        .saturating_mul(run.range.len());
+    arg.write(&raw.to_words())
+}
+
+/// All that is wrong with a request is the same to user space.
+fn errno(_: Invalid) -> Error {
+    EINVAL
+}

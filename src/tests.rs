@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit: the policy's checks, the same as under cargo.
