@@ -174,6 +174,20 @@ static int hz_set_until(struct hz *h, u64 page, u64 n, u64 attrs, u64 policy,
 	return r;
 }
 
+/*
+ * The same against threads that never stop to take references: as often as it
+ * takes, which the harness's timeout limits.
+ */
+#define hz_convert_racing(h, page, n, attrs, policy)				\
+do {										\
+	int __r;								\
+										\
+	while ((__r = gmem_set_once((h)->a.fd, OFF(page), OFF(n), attrs,	\
+				    policy, NULL)) == EAGAIN)			\
+		sched_yield();							\
+	TEST_ASSERT(!__r, "errno %d (%s)", __r, strerror(__r));			\
+} while (0)
+
 static bool hz_have_debugfs(void)
 {
 	if (!access(DEBUGFS "/kvm", F_OK))
@@ -871,9 +885,7 @@ HAZARD(h08_host_fault_races_conversion)
 
 	for (i = 0; i < 1000; i++) {
 		/* The readers' references are transient, but there are many. */
-		while (gmem_set_once(h.a.fd, 0, OFF(2), GMEM_PRIVATE,
-				     GMEM_ZERO, NULL))
-			sched_yield();
+		hz_convert_racing(&h, 0, 2, GMEM_PRIVATE, GMEM_ZERO);
 		gmem_guest_write(h.vcpus[0], hz_gpa(&h, 0) + 8, SECRET);
 		gmem_guest_write(h.vcpus[0], hz_gpa(&h, 1) + 8, SECRET);
 		hz_convert(&h, 0, 2, GMEM_SHARED, GMEM_ZERO);
@@ -907,10 +919,8 @@ HAZARD(h09_guest_fault_races_conversion)
 	spin_start(&t, h.vcpus[0], hz_gpa(&h, 0), 4, 0, true);
 
 	for (i = 0; i < 1000; i++) {
-		while (gmem_set_once(h.a.fd, OFF(i & 3), PG,
-				     i & 4 ? GMEM_PRIVATE : GMEM_SHARED,
-				     GMEM_PRESERVE, NULL))
-			sched_yield();
+		hz_convert_racing(&h, i & 3, 1, i & 4 ? GMEM_PRIVATE : GMEM_SHARED,
+				  GMEM_PRESERVE);
 		if (!(i & 63))
 			spin_wait_round(&t);
 	}
@@ -1067,8 +1077,7 @@ HAZARD(h11_speculative_reference_before_commit)
 		sched_yield();
 
 	for (i = 0; i < 500; i++) {
-		while (gmem_set_once(h.a.fd, 0, PG, GMEM_PRIVATE, GMEM_ZERO, NULL))
-			sched_yield();
+		hz_convert_racing(&h, 0, 1, GMEM_PRIVATE, GMEM_ZERO);
 		gmem_guest_write(h.vcpus[0], hz_gpa(&h, 0) + 8, SECRET);
 		hz_convert(&h, 0, 1, GMEM_SHARED, GMEM_ZERO);
 	}
@@ -1299,7 +1308,8 @@ HAZARD(h18_release_invalidates_both_kinds)
 
 /*
  * Poison a page through the mapping. The kernel tells the process by SIGBUS,
- * which comes when madvise() returns.
+ * which comes when madvise() returns. EBUSY is what it says for a page that is
+ * poisoned but still there, and guest_memfd keeps it until a hole is punched.
  */
 static int poison_mapped(volatile u8 *hva)
 {
@@ -1307,7 +1317,7 @@ static int poison_mapped(volatile u8 *hva)
 
 	if (!sigsetjmp(gmem_probe_env, 1)) {
 		gmem_probing = 1;
-		if (madvise((void *)hva, PG, MADV_HWPOISON))
+		if (madvise((void *)hva, PG, MADV_HWPOISON) && errno != EBUSY)
 			r = errno;
 	}
 	gmem_probing = 0;
@@ -1322,6 +1332,8 @@ static int poison_pfn(u64 pfn)
 	if (!sigsetjmp(gmem_probe_env, 1)) {
 		gmem_probing = 1;
 		r = hz_write_file(DEBUGFS "/hwpoison/corrupt-pfn", "%#lx", pfn);
+		if (r == EBUSY)
+			r = 0;
 	}
 	gmem_probing = 0;
 	return r;
@@ -2938,22 +2950,16 @@ static void h42_storm(bool by_pfn)
 			if (!poison_mapped(hva))
 				n++;
 		} else {
-			u8 *mine;
-
 			/*
 			 * A frame that was let go may be anybody's by the
 			 * time that its number is written. Pin it so that it
-			 * stays what it is; conversions fail meanwhile.
+			 * stays what it is, and see that it was this one.
 			 */
 			struct pin pin;
 
-			if (pin_page(&pin, PIN_VMSPLICE, hva)) {
-				unpin_page(&pin);
-				continue;
-			}
-			mine = (u8 *)hva;
-			pfn = hz_pfn(mine);
-			if (pfn && !poison_pfn(pfn))
+			pfn = hz_pfn(hva);
+			if (!pin_page(&pin, PIN_VMSPLICE, hva) && pfn &&
+			    pfn == hz_pfn(hva) && !poison_pfn(pfn))
 				n++;
 			unpin_page(&pin);
 		}

@@ -904,13 +904,15 @@ static void *slots_thread(void *arg)
 	return NULL;
 }
 
+/* EBUSY: poisoned, but kept by the file until a hole is punched. */
 static int poison(u64 page)
 {
 	volatile int r = 0;
 
 	if (!sigsetjmp(gmem_probe_env, 1)) {
 		gmem_probing = 1;
-		if (madvise(hva + page * PAGE_SIZE, PAGE_SIZE, MADV_HWPOISON))
+		if (madvise(hva + page * PAGE_SIZE, PAGE_SIZE, MADV_HWPOISON) &&
+		    errno != EBUSY)
 			r = errno;
 	}
 	gmem_probing = 0;
