@@ -1890,12 +1890,15 @@ GMEM_TEST(without_a_slot_the_vm_decides)
 	gmem_guest_ok(vcpu, r);
 	TEST_ASSERT_EQ(gmem_cmd_of(vcpu)->value, 0x42);
 
-	/* Private because the VM's attributes say so. */
-	TEST_ASSERT_EQ(vm_attributes(self->vm, a->gpa, PS, GMEM_PRIVATE), 0);
-	r = __gmem_guest_do(vcpu, GMEM_OP_READ, a->gpa, 1, 0, 0, 0);
+	/*
+	 * Private because the VM's attributes say so. Another page: KVM has
+	 * noted that the first one is MMIO.
+	 */
+	TEST_ASSERT_EQ(vm_attributes(self->vm, a->gpa + PS, PS, GMEM_PRIVATE), 0);
+	r = __gmem_guest_do(vcpu, GMEM_OP_READ, a->gpa + PS, 1, 0, 0, 0);
 	TEST_ASSERT_EQ(r, -EFAULT);
 	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_MEMORY_FAULT);
-	TEST_ASSERT_EQ(run->memory_fault.gpa, a->gpa);
+	TEST_ASSERT_EQ(run->memory_fault.gpa, a->gpa + PS);
 	TEST_ASSERT_EQ(run->memory_fault.flags, KVM_MEMORY_EXIT_FLAG_PRIVATE);
 
 	/* A slot in place ends that; the interrupted read goes on. */
@@ -1903,7 +1906,8 @@ GMEM_TEST(without_a_slot_the_vm_decides)
 	r = gmem_guest_resume(vcpu);
 	gmem_guest_ok(vcpu, r);
 	TEST_ASSERT_EQ(gmem_cmd_of(vcpu)->value,
-		       gmem_pattern_byte(GMEM_SEED(21), 0));
+		       gmem_pattern_byte(GMEM_SEED(21), PS));
+	gmem_guest_assert(vcpu, a->gpa, a->size, GMEM_SEED(21), 0);
 }
 
 GMEM_TEST(attributes_stored_before_the_slot_are_ignored)
@@ -2240,7 +2244,7 @@ GMEM_TEST(bounce_buffer_by_hypercall)
 
 GMEM_TEST(prefault_of_a_mixed_range)
 {
-	struct gmem_area *a = &self->a;
+	struct gmem_area *a = &self->a, warm_up;
 	struct kvm_vcpu *vcpu = self->vcpu;
 	u64 mapped;
 	int i;
@@ -2248,12 +2252,17 @@ GMEM_TEST(prefault_of_a_mixed_range)
 	if (!kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY))
 		SKIP(return, "No KVM_CAP_PRE_FAULT_MEMORY");
 
+	/* Have the guest's code mapped before anything is counted. */
+	gmem_area_create(&warm_up, self->vm, GMEM_SLOT + 1, GMEM_GPA + SZ_1M, PS,
+			 GMEM_MMAP_SHARED);
+	gmem_guest_start(vcpu);
+	gmem_guest_assert(vcpu, warm_up.gpa, PS, GMEM_ZEROES, 0);
+
 	/* Even pages private, the first half written, the second untouched. */
 	gmem_fill(a->hva, a->size / 2, GMEM_SEED(60), 0);
 	for (i = 0; i < NR_PAGES; i += 2)
 		gmem_convert(a->fd, i * PS, PS, GMEM_PRIVATE, GMEM_PRESERVE);
 
-	gmem_guest_start(vcpu);
 	mapped = vm_get_stat(self->vm, pages_4k);
 	dirty_free_pages();
 	TEST_ASSERT_EQ(prefault(vcpu, a->gpa, a->size), 0);
@@ -2274,6 +2283,7 @@ GMEM_TEST(prefault_of_a_mixed_range)
 	TEST_ASSERT_EQ(prefault(vcpu, a->gpa, a->size), 0);
 	gmem_guest_assert(vcpu, a->gpa, a->size, GMEM_ZEROES, 0);
 	gmem_host_assert_refused(a->hva, a->size);
+	gmem_area_destroy(&warm_up);
 }
 
 /* --- Exits -------------------------------------------------------------- */
