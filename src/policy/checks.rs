@@ -331,7 +331,7 @@ pub fn geometry_checks_the_range() -> Check {
     check!(file.range(0, 9 * PAGE).is_none());
     check!(file.range(7 * PAGE, 2 * PAGE).is_none());
     check!(file.range(8 * PAGE, PAGE).is_none());
-    // Without a check of the sum these would start, and end, inside the file.
+    // The sum overflows, to a place inside the file.
     check!(file.range(PAGE, PAGE.wrapping_neg()).is_none());
     check!(file.range(PAGE.wrapping_neg(), 2 * PAGE).is_none());
     check!(file.range(2 * PAGE, PAGE.wrapping_neg()).is_none());

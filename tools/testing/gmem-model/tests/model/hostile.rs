@@ -148,7 +148,7 @@ fn any_run() -> impl Strategy<Value = Run> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 20_000,
+        cases: 5_000,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

@@ -173,7 +173,7 @@ fn request(file: &Geometry, pages: PageRange, to: Visibility) -> Request {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 10_000,
+        cases: 4_000,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -387,7 +387,7 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 2_000,
+        cases: 1_000,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
