@@ -1816,6 +1816,94 @@ GMEM_TEST(two_slots_on_one_file)
 	kvm_close(fd);
 }
 
+/* Slots show two windows of the file; the rest of it converts all the same. */
+GMEM_TEST(unbound_parts_of_a_file_convert_too)
+{
+	struct kvm_vcpu *vcpu = self->vcpu;
+	const u64 size = NR_PAGES * PS;
+	struct gmem_area w[2] = {
+		{ .vm = self->vm, .slot = GMEM_SLOT + 1, .gpa = GMEM_GPA + SZ_1M,
+		  .size = 4 * PS, .file_offset = 3 * PS },
+		{ .vm = self->vm, .slot = GMEM_SLOT + 2, .gpa = GMEM_GPA + SZ_2M,
+		  .size = 2 * PS, .file_offset = 12 * PS },
+	};
+	u64 policy;
+	u8 *mem;
+	int fd, i;
+
+	fd = vm_create_guest_memfd(self->vm, size, GMEM_MMAP_SHARED);
+	mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	for (i = 0; i < 2; i++) {
+		w[i].fd = fd;
+		w[i].hva = mem + w[i].file_offset;
+		gmem_area_bind(&w[i]);
+		gmem_area_virt_map(&w[i]);
+	}
+
+	gmem_guest_start(vcpu);
+	for (policy = GMEM_ZERO; policy <= GMEM_PRESERVE; policy++) {
+		u32 after = policy == GMEM_ZERO ? GMEM_ZEROES : GMEM_SEED(90);
+
+		gmem_fill(mem, size, GMEM_SEED(90), 0);
+		for (i = 0; i < 2; i++)
+			gmem_guest_assert(vcpu, w[i].gpa, w[i].size,
+					  GMEM_SEED(90), w[i].file_offset);
+
+		/* From before the first window into the second one. */
+		gmem_convert(fd, PS, 12 * PS, GMEM_PRIVATE, policy);
+		gmem_host_assert(mem, PS, GMEM_SEED(90), 0);
+		gmem_host_assert_refused(mem + PS, 12 * PS);
+		gmem_host_assert(mem + 13 * PS, 3 * PS, GMEM_SEED(90), 13 * PS);
+		gmem_guest_assert(vcpu, w[0].gpa, w[0].size, after,
+				  w[0].file_offset);
+		gmem_guest_assert(vcpu, w[1].gpa, PS, after, 12 * PS);
+		gmem_guest_assert(vcpu, w[1].gpa + PS, PS, GMEM_SEED(90), 13 * PS);
+
+		gmem_convert(fd, 0, size, GMEM_SHARED, GMEM_PRESERVE);
+		gmem_host_assert(mem + PS, 12 * PS, after, PS);
+	}
+
+	for (i = 0; i < 2; i++)
+		gmem_area_unbind(&w[i]);
+	kvm_munmap(mem, size);
+	kvm_close(fd);
+}
+
+/* Mappings that start elsewhere in the file lose the same pages, no others. */
+GMEM_TEST(every_mapping_of_the_file_loses_the_range)
+{
+	struct gmem_area *a = &self->a;
+	u8 *tail, *head, byte;
+	int i;
+
+	tail = __kvm_mmap(10 * PS, PROT_READ | PROT_WRITE, MAP_SHARED, a->fd, 6 * PS);
+	head = kvm_mmap(7 * PS, PROT_READ, MAP_SHARED, a->fd);
+	fill_area(a, GMEM_SEED(91));
+	gmem_host_assert(tail, 10 * PS, GMEM_SEED(91), 6 * PS);
+	gmem_host_assert(head, 7 * PS, GMEM_SEED(91), 0);
+
+	gmem_convert(a->fd, 5 * PS, 4 * PS, GMEM_PRIVATE, GMEM_PRESERVE);
+	for (i = 0; i < NR_PAGES; i++) {
+		bool private = i >= 5 && i < 9;
+
+		TEST_ASSERT(gmem_host_read(a->hva + i * PS, &byte) == !private,
+			    "Page %d in the mapping of all", i);
+		if (i >= 6)
+			TEST_ASSERT(gmem_host_write(tail + (i - 6) * PS,
+						    gmem_pattern_byte(GMEM_SEED(91), i * PS)) == !private,
+				    "Page %d in the mapping of the tail", i);
+		if (i < 7)
+			TEST_ASSERT(gmem_host_read(head + i * PS, &byte) == !private,
+				    "Page %d in the mapping of the head", i);
+	}
+
+	gmem_convert(a->fd, 0, a->size, GMEM_SHARED, GMEM_PRESERVE);
+	gmem_host_assert(tail, 10 * PS, GMEM_SEED(91), 6 * PS);
+	gmem_host_assert(head, 7 * PS, GMEM_SEED(91), 0);
+	kvm_munmap(tail, 10 * PS);
+	kvm_munmap(head, 7 * PS);
+}
+
 GMEM_TEST(state_survives_deletion_of_the_slot)
 {
 	struct gmem_area *a = &self->a;
