@@ -2045,6 +2045,8 @@ HAZARD(h36_fork_childs_mapping)
 	if (!pid) {
 		u64 step;
 
+		/* Else it would keep itself waiting for the end. */
+		close(to_child[1]);
 		/* One step for each byte that comes. */
 		for (step = 0; read(to_child[0], &cmd, 1) == 1; step++) {
 			ok = 0;
