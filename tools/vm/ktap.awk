@@ -21,8 +21,12 @@ text ~ /^1\.\.[0-9]+/ {
 	seen = 1
 	n = text
 	sub(/^1\.\./, "", n)
+	# A plan may close its results instead of opening them; a second one opens the next document.
+	if (indent in plan) {
+		if (got[indent] < plan[indent]) emit("fail", "", "only " got[indent] " of " plan[indent] " tests reported")
+		got[indent] = 0
+	}
 	plan[indent] = n + 0
-	got[indent] = 0
 	if (n + 0 == 0) {
 		why = text
 		if (sub(/.*# *[Ss][Kk][Ii][Pp][:]? */, "", why)) { emit("skip", "", why == "" ? "no reason given" : why); skipped_all = 1 }
@@ -55,6 +59,7 @@ text ~ /^(not )?ok [0-9]+/ {
 		}
 		results[i] = bads[i] = 0
 		delete plan[i]
+		got[i] = 0
 	}
 	results[indent]++
 	if (bad && !skip) bads[indent]++

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0
+# The commands of the project; `make help` lists them. The work is done by the scripts of tools/vm. The kernel's build
+# uses Kbuild instead of this file.
+
+SHELL := /bin/bash
+export ARCH FLAVOUR KSRC LLVM O PROG ARGS APPEND ICOUNT MODE TIMEOUT TESTS JOBS
+vm := tools/vm
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup kernel demo run shell check check-all kunit selftests model clippy rustdoc fmt clean clean-cache
+
+help:
+	@echo 'make demo          build everything and watch a nested guest being converted in place'
+	@echo 'make check         every test of the gate (x86-64 plain and sanitised, arm64); ends with a count'
+	@echo 'make check-all     also the C kernels as reference, the configuration matrix, sanitised arm64'
+	@echo ''
+	@echo 'make setup         install what is needed (says what first); the other commands do it too'
+	@echo 'make kernel        build a kernel                                 FLAVOUR= ARCH='
+	@echo 'make run           run a static binary in a booted kernel         PROG= ARGS= ARCH= APPEND= ICOUNT=1'
+	@echo 'make shell         a shell in a booted kernel (exit ends it)      ARCH= FLAVOUR= APPEND='
+	@echo 'make kunit         the KUnit suites                               FLAVOUR='
+	@echo 'make selftests     build the KVM selftests, ours and the kernel'"'"'s  ARCH='
+	@echo 'make model         the cargo tests of the policy crate'
+	@echo 'make clippy, rustdoc, fmt     lints, documentation, formatting of the Rust sources'
+	@echo 'make clean         forget what was built; clean-cache also the downloads'
+	@echo ''
+	@echo 'Parameters:'
+	@echo '  ARCH=x86_64|arm64     architecture of the machine (x86_64)'
+	@echo '  FLAVOUR=name          kernel configuration, see tools/vm/configs/flavours (x86-rust, arm64-rust)'
+	@echo '  MODE=vhe|nvhe|protected   how KVM runs on arm64 (vhe)'
+	@echo '  KSRC=path             a 7.3.y kernel tree of yours instead of Debian'"'"'s source. It is copied, never'
+	@echo '                        written to; patches/ is applied to the copy unless it is in the tree already'
+	@echo '  LLVM=-19              as for the kernel'"'"'s make'
+	@echo '  O=path                the cache, instead of $${XDG_CACHE_HOME:-~/.cache}/kvm-gmem'
+	@echo '  TIMEOUT=seconds       when a run counts as hung (600)'
+	@echo '  TESTS="name ..."      only these test programs, for check'
+
+setup:
+	@$(vm)/setup
+
+kernel: setup
+	@$(vm)/kernel $(or $(FLAVOUR),$(if $(filter arm64 aarch64,$(ARCH)),arm64-rust,x86-rust))
+
+demo: setup
+	@$(vm)/demo
+
+run: setup
+	@$(vm)/run
+
+shell: setup
+	@$(vm)/run shell
+
+check: setup
+	@$(vm)/check check
+
+check-all: setup
+	@$(vm)/check $(if $(CHECKED),extra,all)
+
+kunit: setup
+	@TESTS=kunit $(vm)/check $(or $(FLAVOUR),x86-rust)
+
+selftests: setup
+	@$(vm)/selftests $(or $(ARCH),x86_64)
+
+model: setup
+	@$(vm)/check model
+
+clippy: setup
+	@$(vm)/lint clippy
+
+rustdoc: setup
+	@$(vm)/lint rustdoc
+
+fmt: setup
+	@$(vm)/lint fmt
+
+clean:
+	@$(vm)/clean
+
+clean-cache:
+	@$(vm)/clean all
