@@ -81,7 +81,7 @@
 #define CTL_SLOT	9
 #define CTL_GPA		((gpa_t)SZ_2G)
 
-#define DEFAULT_ITERATIONS 2000
+#define DEFAULT_ITERATIONS 5000
 
 /* No progress of a thread for so long is a hang, even when sanitised. */
 #define HANG_SECONDS	120
@@ -646,7 +646,7 @@ static void host_touch(u64 who, u64 *seed, bool may_lock)
 		}
 		/* fallthrough */
 	default:
-		host_read(who, page, next_random(seed) % WORDS);
+		host_read(who, page, next_random(seed) & 1 ? 0 : next_random(seed) % WORDS);
 	}
 }
 
