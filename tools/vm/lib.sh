@@ -136,12 +136,14 @@ flavour_arch() {
 	local line
 	line=$(flavour_line "$1")
 	[ -n "$line" ] || die "there is no kernel flavour '$1'; configs/flavours lists: $(awk '!/^#/ && NF { printf "%s ", $1 }' "$GMEM_VM/configs/flavours")"
+	# shellcheck disable=SC2086
 	set -- $line
 	printf '%s\n' "$2"
 }
 
 flavour_fragments() {
 	local f
+	# shellcheck disable=SC2046
 	set -- $(flavour_line "$1")
 	shift 2
 	for f in "$@"; do printf '%s\n' "$GMEM_VM/configs/$f.config"; done
