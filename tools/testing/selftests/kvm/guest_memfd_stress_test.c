@@ -65,6 +65,7 @@
 #include <unistd.h>
 
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #include "gmem_test.h"
@@ -563,12 +564,34 @@ static void judge_access(u64 who, u64 page, u64 before, bool ok, u64 value)
 		violation(ctl, HOST_REFUSED_SHARED, who, page, 0, 0, before);
 }
 
-static void host_read(u64 who, u64 page, u64 word)
+/*
+ * Read by way of a reference of the page that a pipe holds for a while, which
+ * makes requests to private fail as long as it does.
+ */
+static bool host_read_pinned(volatile u64 *p, u64 *w)
+{
+	struct iovec iov = { .iov_base = (void *)p, .iov_len = sizeof(*p) };
+	int fds[2];
+	bool ok;
+
+	TEST_ASSERT(!pipe(fds), "pipe(): errno %d", errno);
+	ok = vmsplice(fds[1], &iov, 1, 0) == sizeof(*p);
+	if (ok) {
+		sched_yield();
+		ok = read(fds[0], w, sizeof(*w)) == sizeof(*w);
+	}
+	close(fds[0]);
+	close(fds[1]);
+	return ok;
+}
+
+static void host_read(u64 who, u64 page, u64 word, bool pinned)
 {
 	struct page_model *p = &ctl->pages[page];
 	u64 state = LOAD(p->state), wiping = LOAD(p->wiping);
 	u64 destroyed = LOAD(p->destroyed), exposed, w = 0;
-	bool ok = host_read_word(host_word(page, word), &w);
+	bool ok = pinned ? host_read_pinned(host_word(page, word), &w) :
+			   host_read_word(host_word(page, word), &w);
 
 	exposed = LOAD(p->exposed);
 	judge_access(who, page, state, ok, w);
@@ -646,7 +669,9 @@ static void host_touch(u64 who, u64 *seed, bool may_lock)
 		}
 		/* fallthrough */
 	default:
-		host_read(who, page, next_random(seed) & 1 ? 0 : next_random(seed) % WORDS);
+		host_read(who, page,
+			  next_random(seed) & 1 ? 0 : next_random(seed) % WORDS,
+			  !(next_random(seed) % 16));
 	}
 }
 
@@ -772,11 +797,13 @@ static void check_after_request(u64 who, u64 first, u64 n)
 
 static void convert(u64 who, u64 *seed)
 {
-	static const u64 policies[] = { GMEM_NONE, GMEM_ZERO, GMEM_PRESERVE };
+	static const u64 policies[] = {
+		GMEM_NONE, GMEM_ZERO, GMEM_PRESERVE, GMEM_PRESERVE,
+	};
 	u64 first = next_random(seed) % NPAGES;
 	u64 n = 1 + next_random(seed) % (next_random(seed) % 8 ? 4 : 24);
 	u64 attrs = next_random(seed) & 1 ? GMEM_PRIVATE : GMEM_SHARED;
-	u64 policy = policies[next_random(seed) % 3];
+	u64 policy = policies[next_random(seed) % ARRAY_SIZE(policies)];
 	u64 old_exposed[NPAGES], eo = 0, page;
 	bool destroys = policy == GMEM_ZERO ||
 			(policy == GMEM_NONE && ctl->scrambles);
@@ -1007,7 +1034,7 @@ static void report(void)
 static bool all_happened(void)
 {
 	static const enum counter stats[] = {
-		HOST_READS, HOST_REFUSED, CONVERSIONS, PUNCHES, SECRETS,
+		HOST_READS, HOST_REFUSED, CONVERSIONS, REFUSED_EAGAIN, PUNCHES, SECRETS,
 		SECRETS_SEEN, GUEST_LOCKED, FORKS,
 	};
 	bool ok = true;
