@@ -49,12 +49,14 @@ impl<'g> Writer<'g> {
     /// # Safety
     ///
     /// Nobody else may write the map this is used with during `'g`.
+    #[inline]
     pub(crate) unsafe fn assume() -> Self {
         Self(PhantomData)
     }
 }
 
 /// An entry of the tree: a value entry (see `xa_mk_value()`), 0 for shared, 1 for private.
+#[inline]
 fn entry(visibility: Visibility) -> *mut c_void {
     let value: usize = match visibility {
         Visibility::Shared => 0,
@@ -64,6 +66,7 @@ fn entry(visibility: Visibility) -> *mut c_void {
 }
 
 /// Reads back what [`entry`] made; [`None`] for a hole.
+#[inline]
 fn visibility(entry: *mut c_void) -> Option<Visibility> {
     match entry.addr() {
         0 => None,
@@ -89,6 +92,7 @@ impl AttributeMap {
     /// # Safety
     ///
     /// `mapping` must be valid, and outlive the map.
+    #[inline]
     pub(crate) unsafe fn set_lock(&self, mapping: *mut bindings::address_space) {
         // SAFETY: By the contract of this function and the type's invariants.
         unsafe { bindings::gmem_tree_set_lock(self.0.get(), mapping) }
@@ -103,6 +107,7 @@ impl AttributeMap {
     /// The attribute of one page, [`None`] for one that has no entry.
     ///
     /// Any context; takes the RCU read lock only.
+    #[inline]
     pub fn load(&self, at: PageIndex) -> Option<Visibility> {
         // SAFETY: The tree is initialised; mtree_load() takes the RCU read lock itself.
         visibility(unsafe { bindings::mtree_load(self.0.get(), at.get() as usize) })
@@ -137,16 +142,11 @@ impl AttributeMap {
         range: &PageRange,
         to: Visibility,
     ) -> Result<Reservation<'g>> {
-        let mut mas = self.cursor(
-            range.start().get() as usize,
-            range.last().get() as usize,
-        );
+        let mut mas = self.cursor(range.start().get() as usize, range.last().get() as usize);
 
         // SAFETY: `mas` was initialised for this tree and has a non-empty range; nobody else
         // writes the tree.
-        to_result(unsafe {
-            bindings::mas_preallocate(&mut mas, entry(to), bindings::GFP_KERNEL)
-        })?;
+        to_result(unsafe { bindings::mas_preallocate(&mut mas, entry(to), bindings::GFP_KERNEL) })?;
 
         // INVARIANT: The preallocation succeeded for this entry and range.
         Ok(Reservation {
@@ -156,6 +156,7 @@ impl AttributeMap {
         })
     }
 
+    #[inline]
     fn cursor(&self, first: usize, last: usize) -> bindings::ma_state {
         let mut mas = MaybeUninit::zeroed();
 
@@ -189,6 +190,7 @@ impl Reservation<'_> {
 }
 
 impl Drop for Reservation<'_> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: `mas` is initialised; freeing what was preallocated is always possible.
         unsafe { bindings::mas_destroy(&mut self.mas) }

@@ -340,10 +340,7 @@ pub mod entry {
     /// # Safety
     ///
     /// The pointers are valid.
-    pub unsafe fn create<T: GuestMemfd>(
-        kvm: *mut kvm,
-        args: *mut kvm_create_guest_memfd,
-    ) -> c_int {
+    pub unsafe fn create<T: GuestMemfd>(kvm: *mut kvm, args: *mut kvm_create_guest_memfd) -> c_int {
         // SAFETY: By the contract of this function.
         let (vm, args) = unsafe { (Vm::from_raw(kvm), &*args) };
         from_result(|| T::create(vm, args.size, args.flags))
@@ -452,19 +449,12 @@ pub mod entry {
             let gfn = Gfn::new(gfn);
             let at = slot.index_of(gfn).ok_or(EFAULT)?;
             let file = slot.active_file().ok_or(EFAULT)?;
-
-            if !slot.is_bound_to(&file) {
-                return Err(EFAULT);
-            }
-            if !file.data().is_bound(at, slot) {
-                return Err(EIO);
-            }
             let found = T::get_pfn(vm, &file, gfn, at)?;
-            let (raw, frame) = found.page.into_raw();
+            let frame = found.page.pfn();
             // SAFETY: By the contract of this function; `max_order` may be NULL.
             unsafe {
                 *pfn = frame.get();
-                *page = raw;
+                *page = found.page.into_raw();
                 if let Some(order) = max_order.as_mut() {
                     *order = found.max_order.into();
                 }
@@ -515,13 +505,11 @@ pub mod entry {
         let slot = unsafe { Memslot::from_raw(slot.cast_mut()) };
         // A slot whose file is closed has no memory any more, and one that is being deleted is on
         // its way there: nothing of them may be used as shared.
-        let Some(file) = slot.active_file() else {
+        let Some(at) = slot.index_of(Gfn::new(gfn)) else {
             return true;
         };
-        match slot.index_of(Gfn::new(gfn)) {
-            Some(at) => file.inode().visibility(at) == Visibility::Private,
-            None => true,
-        }
+        slot.with_inode(|inode| inode.visibility(at) == Visibility::Private)
+            .unwrap_or(true)
     }
 
     /// # Safety

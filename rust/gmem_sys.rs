@@ -17,6 +17,8 @@ use kernel::{
 pub mod attribute_map;
 pub mod export;
 pub mod ioctl;
+#[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+mod tests;
 
 /// The page cache and memory management.
 pub mod mm {

@@ -46,7 +46,9 @@ bool gmem_folio_uptodate(struct folio *folio)
 
 bool gmem_folio_hwpoison(struct folio *folio)
 {
-	return folio_test_hwpoison(folio) || folio_test_has_hwpoisoned(folio);
+	/* The other flag is in a second page, which single pages do not have. */
+	return folio_test_hwpoison(folio) ||
+	       (folio_test_large(folio) && folio_test_has_hwpoisoned(folio));
 }
 
 bool gmem_folio_mapped(struct folio *folio)
@@ -112,14 +114,14 @@ unsigned long gmem_folio_nr_pages(struct folio *folio)
 	return folio_nr_pages(folio);
 }
 
-kvm_pfn_t gmem_folio_pfn(struct folio *folio)
+struct page *gmem_folio_file_page(struct folio *folio, pgoff_t index)
 {
-	return folio_pfn(folio);
+	return folio_file_page(folio, index);
 }
 
-struct page *gmem_folio_page(struct folio *folio, unsigned long page)
+kvm_pfn_t gmem_page_pfn(struct page *page)
 {
-	return folio_page(folio, page);
+	return page_to_pfn(page);
 }
 
 void gmem_folio_batch_init(struct folio_batch *batch)
@@ -434,6 +436,27 @@ struct file *gmem_slot_get_file(struct kvm_memory_slot *slot)
 	return get_file_active(&slot->gmem.file);
 }
 
+/*
+ * The inode of a slot's file without a reference, for a caller inside RCU.
+ *
+ * The memory of a struct file can become that of another file at any time.
+ * But the slot's pointer is cleared before the file goes away: if it still is
+ * the same after f_inode was read, what was read is this file's.  The inode
+ * itself is freed behind RCU.
+ */
+struct inode *gmem_slot_inode_rcu(const struct kvm_memory_slot *slot)
+{
+	struct file *file = READ_ONCE(slot->gmem.file);
+	struct inode *inode;
+
+	if (!file)
+		return NULL;
+	inode = READ_ONCE(file->f_inode);
+	/* Pairs with the full barrier of the file's last file_ref_put(). */
+	smp_rmb();
+	return READ_ONCE(slot->gmem.file) == file ? inode : NULL;
+}
+
 struct file *gmem_slot_file(struct kvm_memory_slot *slot)
 {
 	return READ_ONCE(slot->gmem.file);
@@ -448,6 +471,59 @@ bool __weak kvm_arch_supports_gmem_init_shared(struct kvm *kvm)
 {
 	return true;
 }
+
+#ifdef CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST
+/* Enough of a VM to count users and to begin and end invalidations of. */
+struct kvm *gmem_test_vm_alloc(void)
+{
+	struct kvm *kvm = kvzalloc(sizeof(*kvm), GFP_KERNEL);
+
+	if (!kvm)
+		return NULL;
+	KVM_MMU_LOCK_INIT(kvm);
+	mutex_init(&kvm->slots_lock);
+	spin_lock_init(&kvm->mn_invalidate_lock);
+	refcount_set(&kvm->users_count, 1);
+	return kvm;
+}
+
+void gmem_test_vm_free(struct kvm *kvm)
+{
+	WARN_ON_ONCE(refcount_read(&kvm->users_count) != 1);
+	kvfree(kvm);
+}
+
+unsigned long gmem_test_vm_invalidations(struct kvm *kvm)
+{
+	return kvm->mmu_invalidate_in_progress;
+}
+
+unsigned long gmem_test_vm_sequence(struct kvm *kvm)
+{
+	return kvm->mmu_invalidate_seq;
+}
+
+/* Enough of an inode to lock its mapping, and to find no folio in it. */
+void gmem_test_inode_init(struct inode *inode, u64 size)
+{
+	static struct lock_class_key key;
+
+	inode_init_once(inode);
+	inode->i_size = size;
+	inode->i_mapping = &inode->i_data;
+	inode->i_mapping->host = inode;
+	__init_rwsem(&inode->i_mapping->invalidate_lock, "gmem_test_invalidate_lock", &key);
+}
+
+void gmem_test_slot_init(struct kvm_memory_slot *slot, gfn_t base, unsigned long npages,
+			 pgoff_t pgoff)
+{
+	memset(slot, 0, sizeof(*slot));
+	slot->base_gfn = base;
+	slot->npages = npages;
+	slot->gmem.pgoff = pgoff;
+}
+#endif
 
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_get_pfn);
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_is_private);

@@ -31,8 +31,8 @@ void gmem_folio_fill(struct folio *folio, unsigned long page, u8 byte);
 unsigned int gmem_folio_excess_refs(struct folio *folio, unsigned int own);
 pgoff_t gmem_folio_index(struct folio *folio);
 unsigned long gmem_folio_nr_pages(struct folio *folio);
-kvm_pfn_t gmem_folio_pfn(struct folio *folio);
-struct page *gmem_folio_page(struct folio *folio, unsigned long page);
+struct page *gmem_folio_file_page(struct folio *folio, pgoff_t index);
+kvm_pfn_t gmem_page_pfn(struct page *page);
 void gmem_folio_batch_init(struct folio_batch *batch);
 void gmem_folio_batch_release(struct folio_batch *batch);
 
@@ -103,7 +103,19 @@ struct kvm_memory_slot *gmem_vm_gmem_slot(struct kvm *kvm, gfn_t gfn);
 int gmem_pin_user_page(unsigned long addr, bool write, struct page **page);
 void gmem_reclaim(struct folio *folio);
 struct file *gmem_slot_get_file(struct kvm_memory_slot *slot);
+struct inode *gmem_slot_inode_rcu(const struct kvm_memory_slot *slot);
 struct file *gmem_slot_file(struct kvm_memory_slot *slot);
 void gmem_slot_set_file(struct kvm_memory_slot *slot, struct file *file);
+
+#ifdef CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST
+/* Objects that KUnit makes by itself, as much of them as is used. */
+struct kvm *gmem_test_vm_alloc(void);
+void gmem_test_vm_free(struct kvm *kvm);
+unsigned long gmem_test_vm_invalidations(struct kvm *kvm);
+unsigned long gmem_test_vm_sequence(struct kvm *kvm);
+void gmem_test_inode_init(struct inode *inode, u64 size);
+void gmem_test_slot_init(struct kvm_memory_slot *slot, gfn_t base, unsigned long npages,
+			 pgoff_t pgoff);
+#endif
 
 #endif /* _KVM_GMEM_HELPERS_H */

@@ -75,7 +75,10 @@ fn for_each_folio<E>(
 /// # Errors
 ///
 /// `EHWPOISON` with the first poisoned page whose contents the policy would write.
-pub(crate) fn check(guard: &InvalidateGuard<'_, Exclusive>, change: &Change) -> Result<(), Failure> {
+pub(crate) fn check(
+    guard: &InvalidateGuard<'_, Exclusive>,
+    change: &Change,
+) -> Result<(), Failure> {
     for_each_folio(guard, change, |folio, _| {
         if folio.is_poisoned() {
             return Err(Failure::at(EHWPOISON, folio.pages().start()));

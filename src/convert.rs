@@ -106,7 +106,7 @@ pub(crate) fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<(
     // 9a. No guest gets a page of the range any more.
     let span = InvalidateSpan::begin(&guard, change.range());
     // 9b and 9c. What only mmu_lock makes stable; then the old mappings go.
-    let converting = quiet.zap::<V>(&span)?;
+    let converting = quiet.zap::<V>(&guard, &span)?;
     // 10. Contents.
     let converted = converting.apply(&guard, &span);
     // 11. Attributes.
@@ -140,10 +140,7 @@ struct Reserved<'g> {
 }
 
 impl<'g> Reserved<'g> {
-    fn new(
-        guard: &'g InvalidateGuard<'_, Exclusive>,
-        change: &'g Change,
-    ) -> Result<Self, Failure> {
+    fn new(guard: &'g InvalidateGuard<'_, Exclusive>, change: &'g Change) -> Result<Self, Failure> {
         let reservation = match change.store() {
             Some(range) => Some(
                 guard
@@ -184,14 +181,19 @@ struct Quiet<'g> {
 }
 
 impl<'g> Quiet<'g> {
-    fn zap<V: Vendor>(self, span: &InvalidateSpan<'_>) -> Result<Converting<'g>, Failure> {
+    fn zap<V: Vendor>(
+        self,
+        guard: &InvalidateGuard<'_, Exclusive>,
+        span: &InvalidateSpan<'_>,
+    ) -> Result<Converting<'g>, Failure> {
         if V::HAS_SUPPORTS_PAGES {
             span.ask(|vm, pages| V::supports_pages(vm, self.change, pages))?;
         }
         if self.change.changes_attributes() {
-            // A private page that is already private keeps its mapping: on some platforms zapping
-            // it would destroy it.
-            span.zap(Kinds::Only(self.change.to().opposite()))
+            // A private page that already is private keeps its mapping: on some platforms zapping
+            // it would destroy it, on the others the guest would fault for nothing.
+            let old = Kinds::Only(self.change.to().opposite());
+            span.zap_pages(old, self.change.differing(guard))
                 .map_err(|Dead| Failure::at(EIO, self.change.range().start()))?;
         }
         Ok(Converting {

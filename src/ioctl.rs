@@ -73,10 +73,7 @@ fn get_memory_attributes(file: &GmemFile, raw: &mut RawRequest, arg: UserPointer
     let run = query(asked.at(), &geometry, &inode.lock_shared());
 
     raw.attributes = run.visibility.attributes();
-    raw.size = geometry
-        .page_size()
-        .bytes()
-        .saturating_mul(run.range.len());
+    raw.size = geometry.page_size().bytes().saturating_mul(run.range.len());
     arg.write(&raw.to_words())
 }
 

@@ -89,9 +89,7 @@ pub(crate) fn platform(vm: &Vm) -> Option<Platform> {
 /// See [`convert::convert`].
 pub(crate) fn convert(file: &GmemFile, request: &Request) -> Result<(), Failure> {
     match platform(file.vm()) {
-        Some(Platform::SwProtected) => {
-            convert::convert::<sw_protected::SwProtected>(file, request)
-        }
+        Some(Platform::SwProtected) => convert::convert::<sw_protected::SwProtected>(file, request),
         None => Err(EINVAL.into()),
     }
 }

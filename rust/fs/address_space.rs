@@ -52,11 +52,13 @@ pub enum Exclusive {}
 pub enum Shared {}
 
 impl sealed::Mode for Exclusive {
+    #[inline]
     unsafe fn lock(mapping: *mut bindings::address_space) {
         // SAFETY: By the contract of this function.
         unsafe { bindings::gmem_invalidate_lock(mapping) }
     }
 
+    #[inline]
     unsafe fn unlock(mapping: *mut bindings::address_space) {
         // SAFETY: By the contract of this function.
         unsafe { bindings::gmem_invalidate_unlock(mapping) }
@@ -64,11 +66,13 @@ impl sealed::Mode for Exclusive {
 }
 
 impl sealed::Mode for Shared {
+    #[inline]
     unsafe fn lock(mapping: *mut bindings::address_space) {
         // SAFETY: By the contract of this function.
         unsafe { bindings::gmem_invalidate_lock_shared(mapping) }
     }
 
+    #[inline]
     unsafe fn unlock(mapping: *mut bindings::address_space) {
         // SAFETY: By the contract of this function.
         unsafe { bindings::gmem_invalidate_unlock_shared(mapping) }
@@ -84,6 +88,7 @@ pub struct InvalidateGuard<'a, M: sealed::Mode> {
 
 impl<'a, M: sealed::Mode> InvalidateGuard<'a, M> {
     /// Takes the lock; sleeps. No user memory may be touched while it is held.
+    #[inline]
     pub(crate) fn new(inode: &'a GmemInode) -> Self {
         // SAFETY: The mapping of a live inode is valid.
         unsafe { M::lock(inode.mapping()) };
@@ -95,12 +100,14 @@ impl<'a, M: sealed::Mode> InvalidateGuard<'a, M> {
     }
 
     /// The inode that is locked.
+    #[inline]
     pub fn inode(&self) -> &'a GmemInode {
         self.inode
     }
 }
 
 impl<M: sealed::Mode> Drop for InvalidateGuard<'_, M> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: The guard exists only while this task holds the lock.
         unsafe { M::unlock(self.inode.mapping()) }
@@ -125,6 +132,7 @@ pub struct Busy(
 pub struct Quiesced<'g>(PhantomData<&'g ()>);
 
 impl<'a> InvalidateGuard<'a, Exclusive> {
+    #[inline]
     fn writer(&self) -> Writer<'_> {
         // SAFETY: The map is written with the invalidate lock held exclusively only.
         unsafe { Writer::assume() }
@@ -144,6 +152,7 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
     }
 
     /// The folios of `range`, in batches, lowest first.
+    #[inline]
     pub fn folios<'g>(&'g self, range: &PageRange) -> Batches<'g> {
         // SAFETY: The mapping lives as long as the inode, which the guard borrows.
         unsafe { Batches::new(self.inode.mapping(), *range) }
@@ -183,6 +192,7 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
         Ok(Quiesced(PhantomData))
     }
 
+    #[inline]
     fn unmap(&self, range: &PageRange) {
         // SAFETY: The mapping is valid. Copies made on write are not ours (`even_cows` false):
         // only shared mappings of the file exist.
@@ -203,19 +213,19 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
         let end = page.offset_of(range.end()).get();
 
         // SAFETY: The mapping is valid. The range lies inside the file, so it fits a loff_t.
-        unsafe {
-            bindings::truncate_inode_pages_range(self.inode.mapping(), start as i64, end - 1)
-        }
+        unsafe { bindings::truncate_inode_pages_range(self.inode.mapping(), start as i64, end - 1) }
     }
 }
 
 /// Lets others run; call it between folios of a long walk.
+#[inline]
 pub fn reschedule() {
     // SAFETY: Callers sleep anyway: all of them take the invalidate lock.
     unsafe { bindings::gmem_cond_resched() }
 }
 
 /// Whether the calling task has a signal to handle.
+#[inline]
 pub fn signal_pending() -> bool {
     // SAFETY: `current` is always valid.
     unsafe { bindings::gmem_signal_pending() }
@@ -234,6 +244,7 @@ pub unsafe trait Bindings {
     fn inode(&self) -> &GmemInode;
 
     /// Its geometry.
+    #[inline]
     fn geometry(&self) -> Geometry {
         self.inode().geometry()
     }
@@ -241,6 +252,7 @@ pub unsafe trait Bindings {
 
 // SAFETY: The guard is the held invalidate lock.
 unsafe impl Bindings for InvalidateGuard<'_, Exclusive> {
+    #[inline]
     fn inode(&self) -> &GmemInode {
         self.inode
     }
@@ -253,6 +265,7 @@ pub struct BindingsGuard<'a> {
 }
 
 impl<'a> BindingsGuard<'a> {
+    #[inline]
     pub(crate) fn new(inode: &'a GmemInode, mutex: RawMutexGuard<'a>) -> Self {
         Self {
             inode,
@@ -263,6 +276,7 @@ impl<'a> BindingsGuard<'a> {
 
 // SAFETY: The guard is the held bindings mutex.
 unsafe impl Bindings for BindingsGuard<'_> {
+    #[inline]
     fn inode(&self) -> &GmemInode {
         self.inode
     }
@@ -278,6 +292,7 @@ pub struct Stable<'a> {
 }
 
 impl<'a> Stable<'a> {
+    #[inline]
     pub(crate) fn new(inode: &'a GmemInode) -> Self {
         Self {
             inode,
@@ -288,11 +303,13 @@ impl<'a> Stable<'a> {
     }
 
     /// The inode.
+    #[inline]
     pub fn inode(&self) -> &'a GmemInode {
         self.inode
     }
 
     /// Whether the page `at` is private or shared.
+    #[inline]
     pub fn visibility(&self, at: PageIndex) -> Visibility {
         self.inode.visibility(at)
     }

@@ -55,32 +55,38 @@ impl GmemFile {
     /// # Safety
     ///
     /// `file` must be one of ours, and have a reference for as long as `'a`.
+    #[inline]
     pub(crate) unsafe fn from_raw<'a>(file: *mut bindings::file) -> &'a Self {
         // SAFETY: By the contract of this function; the type is transparent.
         unsafe { &*file.cast() }
     }
 
+    #[inline]
     pub(crate) fn as_raw(&self) -> *mut bindings::file {
         self.0.get()
     }
 
     /// The inode.
+    #[inline]
     pub fn inode(&self) -> &GmemInode {
         // SAFETY: By the type's invariants.
         unsafe { GmemInode::of_file(self.as_raw()) }
     }
 
+    #[inline]
     pub(crate) fn data(&self) -> &FileData {
         // SAFETY: By the type's invariants.
         unsafe { &*(*self.as_raw()).private_data.cast() }
     }
 
     /// The VM.
+    #[inline]
     pub fn vm(&self) -> &Vm {
         self.data().vm()
     }
 
     /// Says that the file's contents changed, as fallocate() does.
+    #[inline]
     pub fn modified(&self) {
         // SAFETY: By the type's invariants. Nothing can be done about an error, nor by the C file.
         unsafe { bindings::file_modified(self.as_raw()) };
@@ -96,6 +102,7 @@ impl ActiveFile {
     /// # Safety
     ///
     /// `file` is NULL or one of ours, and the caller gives up a reference.
+    #[inline]
     pub(crate) unsafe fn from_raw(file: *mut bindings::file) -> Option<Self> {
         NonNull::new(file).map(Self)
     }
@@ -118,6 +125,7 @@ impl ActiveFile {
     }
 
     /// Gives the reference to the caller.
+    #[inline]
     pub(crate) fn into_raw(self) -> *mut bindings::file {
         core::mem::ManuallyDrop::new(self).0.as_ptr()
     }
@@ -126,6 +134,7 @@ impl ActiveFile {
 impl Deref for ActiveFile {
     type Target = GmemFile;
 
+    #[inline]
     fn deref(&self) -> &GmemFile {
         // SAFETY: One of ours, and the reference keeps it.
         unsafe { GmemFile::from_raw(self.0.as_ptr()) }
@@ -133,6 +142,7 @@ impl Deref for ActiveFile {
 }
 
 impl Drop for ActiveFile {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: The reference is ours.
         unsafe { bindings::fput(self.0.as_ptr()) }
@@ -216,6 +226,7 @@ impl Descriptor {
 }
 
 impl Drop for Descriptor {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: Reserved by this task, and not installed.
         unsafe { bindings::put_unused_fd(self.0 as u32) }
@@ -226,6 +237,7 @@ impl Drop for Descriptor {
 struct Operations(*const bindings::file_operations);
 
 impl Operations {
+    #[inline]
     fn get(operations: *const bindings::file_operations) -> Result<Self> {
         // SAFETY: The operations are static.
         if unsafe { bindings::gmem_fops_get(operations) } {
@@ -237,6 +249,7 @@ impl Operations {
 }
 
 impl Drop for Operations {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: The reference is ours.
         unsafe { bindings::gmem_fops_put(self.0) }
@@ -247,6 +260,7 @@ impl Drop for Operations {
 struct OwnedInode(*mut bindings::inode);
 
 impl Drop for OwnedInode {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: The reference is ours.
         unsafe { bindings::iput(self.0) }
@@ -264,6 +278,7 @@ pub struct Closing<'a> {
 
 impl Closing<'_> {
     /// The inode.
+    #[inline]
     pub fn inode(&self) -> &GmemInode {
         self.file.inode()
     }

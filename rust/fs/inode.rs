@@ -18,10 +18,7 @@ use crate::{
     kvm::memslot::FileData,
     mm::{
         folio::LockedFolio,
-        mempolicy::{
-            PolicyRef,
-            SharedPolicy, //
-        }, //
+        mempolicy::SharedPolicy, //
     },
     sync::mutex::RawMutex, //
 };
@@ -99,6 +96,7 @@ impl GmemInode {
     /// # Safety
     ///
     /// `vfs` must be the `vfs` field of one of ours.
+    #[inline]
     pub(crate) unsafe fn from_vfs(vfs: *mut bindings::inode) -> *mut Self {
         // SAFETY: By the contract of this function.
         unsafe { container_of!(vfs.cast::<Opaque<bindings::inode>>(), Self, vfs) }
@@ -109,6 +107,7 @@ impl GmemInode {
     /// # Safety
     ///
     /// `file` must be one of ours, and have a reference for as long as `'a`.
+    #[inline]
     pub(crate) unsafe fn of_file<'a>(file: *mut bindings::file) -> &'a Self {
         // SAFETY: By the contract of this function; an open file has its inode.
         unsafe { &*Self::from_vfs((*file).f_inode) }
@@ -119,6 +118,7 @@ impl GmemInode {
     /// # Safety
     ///
     /// `mapping` must be that of one of ours, and valid for as long as `'a`.
+    #[inline]
     pub(crate) unsafe fn of_mapping<'a>(mapping: *mut bindings::address_space) -> &'a Self {
         // SAFETY: By the contract of this function; a mapping's host is its inode.
         unsafe { &*Self::from_vfs((*mapping).host) }
@@ -192,16 +192,19 @@ impl GmemInode {
         }
     }
 
+    #[inline]
     pub(crate) fn vfs(&self) -> *mut bindings::inode {
         self.vfs.get()
     }
 
     /// The VFS's part of an inode that is not set up yet.
+    #[inline]
     pub(crate) fn vfs_of(this: *mut Self) -> *mut bindings::inode {
         // SAFETY: Only an address is computed; callers pass an allocated inode.
         Opaque::cast_into(unsafe { &raw const (*this).vfs })
     }
 
+    #[inline]
     pub(crate) fn mapping(&self) -> *mut bindings::address_space {
         // SAFETY: The VFS's part is initialised, and `i_mapping` never changes for these inodes.
         unsafe { (*self.vfs()).i_mapping }
@@ -209,12 +212,14 @@ impl GmemInode {
 
     /// The inode number.
     #[cfg(CONFIG_NUMA)]
+    #[inline]
     pub(crate) fn number(&self) -> usize {
         // SAFETY: The VFS's part is initialised.
         // CAST: An inode number is 64 bits, as a long is here.
         unsafe { (*self.vfs()).i_ino as usize }
     }
 
+    #[inline]
     fn traits(&self) -> &Traits {
         /// What an inode that was never set up is like: empty, and nothing of it is shared.
         static NOTHING: Traits = Traits {
@@ -228,26 +233,31 @@ impl GmemInode {
     }
 
     /// Page size and number of pages.
+    #[inline]
     pub fn geometry(&self) -> Geometry {
         self.traits().geometry
     }
 
     /// Whether the host may map it.
+    #[inline]
     pub fn is_mappable(&self) -> bool {
         self.traits().mappable
     }
 
     /// What all of its pages were at first.
+    #[inline]
     pub fn initial(&self) -> Visibility {
         self.traits().initial
     }
 
     /// Whether it keeps private and shared apart page by page.
+    #[inline]
     pub fn converts_in_place(&self) -> bool {
         self.traits().in_place
     }
 
     /// The attribute map of a file that converts in place.
+    #[inline]
     pub(crate) fn map(&self) -> Option<&AttributeMap> {
         self.converts_in_place().then_some(&self.map)
     }
@@ -256,6 +266,7 @@ impl GmemInode {
     ///
     /// A page without an entry is a bug, as creation stores one for all of them; it is then what
     /// the file started as.
+    #[inline]
     pub fn visibility(&self, at: PageIndex) -> Visibility {
         match self.map() {
             None => self.initial(),
@@ -286,26 +297,31 @@ impl GmemInode {
     }
 
     /// Takes the invalidate lock for writing; sleeps.
+    #[inline]
     pub fn lock(&self) -> InvalidateGuard<'_, Exclusive> {
         InvalidateGuard::new(self)
     }
 
     /// Takes the invalidate lock for reading; sleeps.
+    #[inline]
     pub fn lock_shared(&self) -> InvalidateGuard<'_, Shared> {
         InvalidateGuard::new(self)
     }
 
     /// Keeps the attributes as they are; sleeps.
+    #[inline]
     pub fn stable(&self) -> Stable<'_> {
         Stable::new(self)
     }
 
     /// Takes the bindings mutex alone; sleeps. Allowed with a folio locked.
+    #[inline]
     pub fn lock_bindings(&self) -> BindingsGuard<'_> {
         BindingsGuard::new(self, self.bindings_lock.lock())
     }
 
     /// Takes both locks that changing bindings needs. The order is that of the lock hierarchy.
+    #[inline]
     pub(crate) fn lock_to_bind(&self) -> (InvalidateGuard<'_, Exclusive>, BindingsGuard<'_>) {
         let guard = self.lock();
         (guard, self.lock_bindings())
@@ -316,6 +332,7 @@ impl GmemInode {
     /// # Errors
     ///
     /// `EINVAL` behind the end of the file, `ENOMEM`, and what else the page cache returns.
+    #[inline]
     pub fn folio(&self, at: PageIndex) -> Result<LockedFolio<'_>> {
         if at.get() >= self.geometry().pages() {
             return Err(EINVAL);
@@ -323,17 +340,17 @@ impl GmemInode {
         LockedFolio::get(self, at)
     }
 
-    pub(crate) fn policy_at(&self, at: PageIndex) -> PolicyRef {
-        self.policy.at(at)
-    }
-
-    #[cfg(CONFIG_NUMA)]
+    #[inline]
     pub(crate) fn policy(&self) -> &SharedPolicy {
         &self.policy
     }
 
     /// The files that show the inode to VMs.
-    pub(crate) fn files<'a>(&'a self, _stable: &'a dyn Bindings) -> impl Iterator<Item = &'a FileData> {
+    #[inline]
+    pub(crate) fn files<'a>(
+        &'a self,
+        _stable: &'a dyn Bindings,
+    ) -> impl Iterator<Item = &'a FileData> {
         // SAFETY: `files` cannot change, and its pointers stay valid, while the bindings are
         // locked (see the type's invariants).
         unsafe { (*self.files.get()).iter().map(|file| file.as_ref()) }
@@ -369,6 +386,7 @@ impl GmemInode {
 }
 
 /// Pages `start..end` as a range of the file, as far as they are in it.
+#[inline]
 pub fn clip(inode: &GmemInode, start: u64, end: u64) -> Option<PageRange> {
     PageRange::new(PageIndex::new(start), PageIndex::new(end))?.intersect(&inode.geometry().whole())
 }

@@ -41,7 +41,8 @@ pub(crate) unsafe extern "C" fn alloc<T: GuestMemfd>(
     sb: *mut bindings::super_block,
 ) -> *mut bindings::inode {
     // SAFETY: The cache exists while the file system is mounted; its constructor has run.
-    let this: *mut GmemInode = unsafe { bindings::gmem_alloc_inode(sb, T::tables().cache()) }.cast();
+    let this: *mut GmemInode =
+        unsafe { bindings::gmem_alloc_inode(sb, T::tables().cache()) }.cast();
     if this.is_null() {
         return ptr::null_mut();
     }

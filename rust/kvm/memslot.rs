@@ -8,10 +8,8 @@ use crate::{
     bindings,
     fs::{
         address_space::Bindings,
-        file_ops::{
-            ActiveFile,
-            GmemFile, //
-        }, //
+        file_ops::ActiveFile,
+        inode::GmemInode, //
     },
     kvm::vm::{
         Gfn,
@@ -26,7 +24,10 @@ use gmem_policy::range::{
 use kernel::{
     error::to_result,
     prelude::*,
-    sync::aref::ARef,
+    sync::{
+        aref::ARef,
+        rcu, //
+    },
     types::Opaque, //
 };
 
@@ -45,26 +46,31 @@ impl Memslot {
     /// # Safety
     ///
     /// `slot` must be valid for as long as `'a`.
+    #[inline]
     pub(crate) unsafe fn from_raw<'a>(slot: *mut bindings::kvm_memory_slot) -> &'a Self {
         // SAFETY: By the contract of this function; the type is transparent.
         unsafe { &*slot.cast() }
     }
 
+    #[inline]
     pub(crate) fn as_raw(&self) -> *mut bindings::kvm_memory_slot {
         self.0.get()
     }
 
+    #[inline]
     fn base_gfn(&self) -> u64 {
         // SAFETY: By the type's invariants; never written after the slot was made.
         unsafe { (*self.as_raw()).base_gfn }
     }
 
+    #[inline]
     fn pgoff(&self) -> u64 {
         // SAFETY: By the type's invariants; written before anybody else sees the slot.
         // CAST: unsigned long has 64 bits here.
         unsafe { (*self.as_raw()).gmem.pgoff as u64 }
     }
 
+    #[inline]
     fn npages(&self) -> u64 {
         // SAFETY: By the type's invariants; never written after the slot was made.
         // CAST: unsigned long has 64 bits here.
@@ -72,6 +78,7 @@ impl Memslot {
     }
 
     /// Where in the file `gfn` lies. [`None`] if the slot does not have it.
+    #[inline]
     pub fn index_of(&self, gfn: Gfn) -> Option<PageIndex> {
         let at = gfn.get().checked_sub(self.base_gfn())?;
         if at >= self.npages() {
@@ -81,6 +88,7 @@ impl Memslot {
     }
 
     /// The pages of the file that the slot shows.
+    #[inline]
     pub fn file_range(&self) -> Option<PageRange> {
         let start = self.pgoff();
         PageRange::new(
@@ -90,6 +98,7 @@ impl Memslot {
     }
 
     /// The guest frames of `range`, as far as the slot shows it: first, and the one after the last.
+    #[inline]
     pub(crate) fn gfns_of(&self, range: &PageRange) -> Option<(u64, u64)> {
         let seen = self.file_range()?.intersect(range)?;
         let gfn = |at: PageIndex| {
@@ -101,6 +110,7 @@ impl Memslot {
     }
 
     /// The file that the slot is bound to, with a reference; [`None`] once it is being closed.
+    #[inline]
     pub fn active_file(&self) -> Option<ActiveFile> {
         // SAFETY: By the type's invariants; get_file_active() copes with a file that goes away.
         let file = unsafe { bindings::gmem_slot_get_file(self.as_raw()) };
@@ -108,13 +118,18 @@ impl Memslot {
         unsafe { ActiveFile::from_raw(file) }
     }
 
-    /// Whether the slot is bound to exactly this file still.
-    pub(crate) fn is_bound_to(&self, file: &GmemFile) -> bool {
-        // SAFETY: By the type's invariants.
-        ptr::eq(
-            unsafe { bindings::gmem_slot_file(self.as_raw()) },
-            file.as_raw(),
-        )
+    /// Calls `f` with the inode of the file that the slot is bound to; [`None`] once that is
+    /// closed. Any context; `f` is called inside RCU and must not sleep.
+    #[inline]
+    pub(crate) fn with_inode<R>(&self, f: impl FnOnce(&GmemInode) -> R) -> Option<R> {
+        let _rcu = rcu::read_lock();
+        // SAFETY: By the type's invariants, and inside RCU.
+        let inode = unsafe { bindings::gmem_slot_inode_rcu(self.as_raw()) };
+        if inode.is_null() {
+            return None;
+        }
+        // SAFETY: The inode of a slot's file is one of ours, and inodes are freed behind RCU.
+        Some(f(unsafe { &*GmemInode::from_vfs(inode) }))
     }
 }
 
@@ -127,6 +142,7 @@ pub(crate) struct FileData {
 
 impl FileData {
     /// A file of `vm` with nothing bound to it.
+    #[inline]
     pub(crate) fn new(vm: &Vm) -> Result<KBox<Self>> {
         let slots = Opaque::zeroed();
         let data = KBox::new(
@@ -141,11 +157,14 @@ impl FileData {
         Ok(data)
     }
 
+    #[inline]
     pub(crate) fn vm(&self) -> &Vm {
         &self.vm
     }
 
-    /// The slot bound at `at`.
+    /// Whether `slot` is what is bound at `at`.
+    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    #[inline]
     pub(crate) fn is_bound(&self, at: PageIndex, slot: &Memslot) -> bool {
         // SAFETY: The array is initialised; the entry is compared, not followed.
         let bound = unsafe { bindings::xa_load(self.slots.get(), at.get() as usize) };
@@ -153,6 +172,7 @@ impl FileData {
     }
 
     /// The next bound slot that shows a page of `range`, from `at` on.
+    #[inline]
     fn next(&self, at: &mut PageIndex, range: &PageRange) -> Option<&Memslot> {
         if at.get() >= range.end().get() {
             return None;
@@ -193,6 +213,7 @@ impl FileData {
     }
 
     /// Whether a slot is bound that shows a page of `range`.
+    #[inline]
     pub(crate) fn has_slot(&self, _stable: &dyn Bindings, range: &PageRange) -> bool {
         let mut at = range.start();
         self.next(&mut at, range).is_some()
@@ -241,6 +262,7 @@ impl FileData {
 }
 
 impl Drop for FileData {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: The array is initialised, and nobody else can reach it any more.
         unsafe { bindings::xa_destroy(self.slots.get()) }

@@ -66,7 +66,11 @@ impl<'g> InvalidateSpan<'g> {
     }
 
     /// Begins to invalidate `range` in the VM of one file.
-    pub(crate) fn begin_one(stable: &'g dyn Bindings, file: &'g FileData, range: PageRange) -> Self {
+    pub(crate) fn begin_one(
+        stable: &'g dyn Bindings,
+        file: &'g FileData,
+        range: PageRange,
+    ) -> Self {
         Self::begin_in(stable, Some(file), range)
     }
 
@@ -81,30 +85,69 @@ impl<'g> InvalidateSpan<'g> {
             // set of bound slots is the same then, as the bindings are locked.
             let _mmu = file.vm().lock_mmu();
             unsafe { bindings::kvm_mmu_invalidate_start(file.vm().as_raw()) };
-            span.for_each_gfn_range(file, |_, start, end| {
+            span.for_each_gfn_range(file, &span.range, |_, start, end| {
                 // SAFETY: mmu_lock is held, inside of a start.
-                unsafe {
-                    bindings::kvm_mmu_invalidate_range_add(file.vm().as_raw(), start, end)
-                }
+                unsafe { bindings::kvm_mmu_invalidate_range_add(file.vm().as_raw(), start, end) }
             });
         });
         span
     }
 
-    /// Takes the mappings of `kinds` out of the guests' page tables and flushes their TLBs.
+    /// Takes all mappings of `kinds` out of the guests' page tables and flushes their TLBs.
     ///
     /// # Errors
     ///
     /// [`Dead`] if one of the VMs is dead now: a zap that fails cannot say so, but kills the VM.
     pub fn zap(&self, kinds: Kinds) -> Result<Zapped<'_>, Dead> {
+        self.zap_pages(kinds, core::iter::once(self.range))
+    }
+
+    /// Like [`zap`](Self::zap), of the pages of `ranges` only, as far as they are in the span's.
+    ///
+    /// # Errors
+    ///
+    /// As for [`zap`](Self::zap).
+    pub fn zap_pages(
+        &self,
+        kinds: Kinds,
+        ranges: impl Iterator<Item = PageRange> + Clone,
+    ) -> Result<Zapped<'_>, Dead> {
         let mut dead = false;
 
         self.for_each_file(|file| {
-            let vm = file.vm();
-            let _mmu = vm.lock_mmu();
-            let mut flush = false;
+            let mut ranges = ranges.clone().peekable();
+            while ranges.peek().is_some() {
+                self.zap_some(file, kinds, &mut ranges);
+            }
+            dead |= file.vm().is_dead();
+        });
 
-            self.for_each_gfn_range(file, |slot, start, end| {
+        if dead {
+            Err(Dead)
+        } else {
+            Ok(Zapped(PhantomData))
+        }
+    }
+
+    /// Zaps the next few of `ranges`, so that `mmu_lock`, which vCPUs wait for, is not held for as
+    /// long as a map of many runs would take. The TLBs are flushed each time before it is released.
+    fn zap_some(
+        &self,
+        file: &FileData,
+        kinds: Kinds,
+        ranges: &mut impl Iterator<Item = PageRange>,
+    ) {
+        const AT_ONCE: usize = 32;
+
+        let vm = file.vm();
+        let _mmu = vm.lock_mmu();
+        let mut flush = false;
+
+        for pages in ranges
+            .take(AT_ONCE)
+            .filter_map(|pages| pages.intersect(&self.range))
+        {
+            self.for_each_gfn_range(file, &pages, |slot, start, end| {
                 let mut range = bindings::kvm_gfn_range {
                     slot,
                     start,
@@ -116,17 +159,10 @@ impl<'g> InvalidateSpan<'g> {
                 // SAFETY: mmu_lock is held and the slot is valid.
                 flush |= unsafe { bindings::gmem_vm_zap(vm.as_raw(), &mut range) };
             });
-            if flush {
-                // SAFETY: The VM is valid.
-                unsafe { bindings::gmem_vm_flush_remote_tlbs(vm.as_raw()) };
-            }
-            dead |= vm.is_dead();
-        });
-
-        if dead {
-            Err(Dead)
-        } else {
-            Ok(Zapped(PhantomData))
+        }
+        if flush {
+            // SAFETY: The VM is valid.
+            unsafe { bindings::gmem_vm_flush_remote_tlbs(vm.as_raw()) };
         }
     }
 
@@ -142,7 +178,9 @@ impl<'g> InvalidateSpan<'g> {
         self.for_each_file(|file| {
             let _mmu = file.vm().lock_mmu();
             file.for_each_slot(self.stable, &self.range, |slot| {
-                let piece = slot.file_range().and_then(|seen| seen.intersect(&self.range));
+                let piece = slot
+                    .file_range()
+                    .and_then(|seen| seen.intersect(&self.range));
                 if let (Ok(()), Some(piece)) = (&answer, piece) {
                     answer = f(file.vm(), &piece);
                 }
@@ -163,10 +201,11 @@ impl<'g> InvalidateSpan<'g> {
     fn for_each_gfn_range(
         &self,
         file: &FileData,
+        pages: &PageRange,
         mut f: impl FnMut(*mut bindings::kvm_memory_slot, u64, u64),
     ) {
-        file.for_each_slot(self.stable, &self.range, |slot| {
-            if let Some((start, end)) = slot.gfns_of(&self.range) {
+        file.for_each_slot(self.stable, pages, |slot| {
+            if let Some((start, end)) = slot.gfns_of(pages) {
                 f(slot.as_raw(), start, end);
             }
         });

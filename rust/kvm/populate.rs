@@ -85,7 +85,8 @@ impl Populate<'_> {
         if self.source != 0 {
             let at = self.source + (n as usize) * kernel::page::PAGE_SIZE;
             // SAFETY: `page` has room for one.
-            let pinned = unsafe { bindings::gmem_pin_user_page(at, self.writable_source, &mut page) };
+            let pinned =
+                unsafe { bindings::gmem_pin_user_page(at, self.writable_source, &mut page) };
             to_result(pinned.min(0))?;
             if pinned != 1 {
                 return Err(ENOMEM);

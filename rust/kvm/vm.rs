@@ -17,11 +17,13 @@ pub struct Gfn(u64);
 
 impl Gfn {
     /// Wraps a number.
+    #[inline]
     pub const fn new(gfn: u64) -> Self {
         Self(gfn)
     }
 
     /// The number.
+    #[inline]
     pub const fn get(self) -> u64 {
         self.0
     }
@@ -32,17 +34,20 @@ impl Gfn {
 pub struct Pfn(u64);
 
 impl Pfn {
+    #[inline]
     pub(crate) const fn new(pfn: u64) -> Self {
         Self(pfn)
     }
 
     /// The number.
+    #[inline]
     pub const fn get(self) -> u64 {
         self.0
     }
 }
 
 /// Whether this kernel has SW_PROTECTED VMs at all.
+#[inline]
 pub fn has_sw_protected() -> bool {
     cfg!(CONFIG_KVM_SW_PROTECTED_VM)
 }
@@ -62,11 +67,13 @@ unsafe impl Sync for Vm {}
 
 // SAFETY: kvm_get_kvm() and kvm_put_kvm() count users, and the last one frees.
 unsafe impl AlwaysRefCounted for Vm {
+    #[inline]
     fn inc_ref(&self) {
         // SAFETY: By the type's invariants there is a user already.
         unsafe { bindings::kvm_get_kvm(self.as_raw()) }
     }
 
+    #[inline]
     unsafe fn dec_ref(obj: NonNull<Self>) {
         // SAFETY: By the contract of this function the caller gives up one user.
         unsafe { bindings::kvm_put_kvm(obj.as_ptr().cast()) }
@@ -79,6 +86,7 @@ impl Vm {
     /// # Safety
     ///
     /// `kvm` must be valid and have a user for as long as `'a`.
+    #[inline]
     pub(crate) unsafe fn from_raw<'a>(kvm: *mut bindings::kvm) -> &'a Self {
         // SAFETY: By the contract of this function; the type is transparent.
         // INVARIANT: There is a user.
@@ -86,47 +94,55 @@ impl Vm {
     }
 
     /// The C pointer.
+    #[inline]
     pub(crate) fn as_raw(&self) -> *mut bindings::kvm {
         self.0.get()
     }
 
     /// Whether the VM was marked dead, after which none of its contents can be relied upon.
+    #[inline]
     pub fn is_dead(&self) -> bool {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_vm_dead(self.as_raw()) }
     }
 
     /// Whether VMs of this type have private memory at all.
+    #[inline]
     pub fn has_private_mem(&self) -> bool {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_vm_has_private_mem(self.as_raw()) }
     }
 
     /// Whether it is a `KVM_X86_SW_PROTECTED_VM`.
+    #[inline]
     pub fn is_sw_protected(&self) -> bool {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_vm_is_sw_protected(self.as_raw()) }
     }
 
     /// Whether one of its vCPUs has entered the guest.
+    #[inline]
     pub fn has_run(&self) -> bool {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_vm_has_run(self.as_raw()) }
     }
 
     /// The `GUEST_MEMFD_FLAG_*` that KVM_CREATE_GUEST_MEMFD takes for this VM.
+    #[inline]
     pub fn supported_flags(&self) -> u64 {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_vm_supported_flags(self.as_raw()) }
     }
 
     /// Whether KVM holds `gfn` to be private. The caller is inside SRCU or holds slots_lock.
+    #[inline]
     pub(crate) fn mem_is_private(&self, gfn: Gfn) -> bool {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_vm_mem_is_private(self.as_raw(), gfn.get()) }
     }
 
     /// Takes `slots_lock`; sleeps. Outer to the invalidate lock.
+    #[inline]
     pub(crate) fn lock_slots(&self) -> SlotsGuard<'_> {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_vm_slots_lock(self.as_raw()) };
@@ -134,6 +150,7 @@ impl Vm {
     }
 
     /// Takes `mmu_lock` for writing. A spinlock: nothing below it sleeps.
+    #[inline]
     pub(crate) fn lock_mmu(&self) -> MmuGuard<'_> {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_vm_mmu_lock(self.as_raw()) };
@@ -145,6 +162,7 @@ impl Vm {
 pub(crate) struct SlotsGuard<'a>(&'a Vm);
 
 impl Drop for SlotsGuard<'_> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: The guard exists only while this task holds the mutex.
         unsafe { bindings::gmem_vm_slots_unlock(self.0.as_raw()) }
@@ -155,6 +173,7 @@ impl Drop for SlotsGuard<'_> {
 pub(crate) struct MmuGuard<'a>(&'a Vm);
 
 impl Drop for MmuGuard<'_> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: The guard exists only while this task holds the lock.
         unsafe { bindings::gmem_vm_mmu_unlock(self.0.as_raw()) }

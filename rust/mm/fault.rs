@@ -31,6 +31,7 @@ pub struct Served(PhantomData<()>);
 
 impl<'a> HostFault<'a> {
     /// The file's inode.
+    #[inline]
     pub fn inode(&self) -> &'a GmemInode {
         self.inode
     }
@@ -41,6 +42,7 @@ impl<'a> HostFault<'a> {
     ///
     /// `EFAULT` behind the end of the file, `EACCES` for a private page; `EINVAL` if `stable` is
     /// another file's.
+    #[inline]
     pub fn permit<'s>(&self, stable: &'s Stable<'_>) -> Result<Permit<'s>> {
         if !core::ptr::eq(stable.inode(), self.inode) {
             return Err(EINVAL);
@@ -68,6 +70,7 @@ impl<'a> HostFault<'a> {
     /// # Errors
     ///
     /// `EINVAL` if the folio is not that of the page that was permitted.
+    #[inline]
     pub fn serve(self, permit: Permit<'_>, folio: LockedFolio<'_>) -> Result<Served> {
         if !folio.is_page_of(self.inode, permit.at) {
             return Err(EINVAL);
@@ -88,6 +91,7 @@ pub struct Permit<'s> {
 
 impl Permit<'_> {
     /// The page.
+    #[inline]
     pub fn at(&self) -> PageIndex {
         self.at
     }
@@ -102,9 +106,7 @@ pub(crate) unsafe extern "C" fn fault<T: GuestMemfd>(
     vmf: *mut bindings::vm_fault,
 ) -> bindings::vm_fault_t {
     // SAFETY: The mapping's file is one of ours and cannot go away during the fault.
-    let inode = unsafe {
-        GmemInode::of_file((*(*vmf).__bindgen_anon_1.vma).vm_file)
-    };
+    let inode = unsafe { GmemInode::of_file((*(*vmf).__bindgen_anon_1.vma).vm_file) };
 
     match T::fault(HostFault { vmf, inode }) {
         Ok(Served(_)) => bindings::vm_fault_reason_VM_FAULT_LOCKED,
@@ -146,6 +148,6 @@ pub(crate) unsafe extern "C" fn get_policy(
         let inode = GmemInode::of_file((*vma).vm_file);
         *ilx = inode.number();
         let at = bindings::gmem_vma_index(vma, addr);
-        inode.policy_at(PageIndex::new(at as u64)).into_raw()
+        inode.policy().at(PageIndex::new(at as u64)).into_raw()
     }
 }

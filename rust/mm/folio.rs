@@ -44,6 +44,7 @@ use kernel::{
 /// # Safety
 ///
 /// `folio` must be valid and in the page cache.
+#[inline]
 unsafe fn pages_of(folio: *mut bindings::folio) -> Option<PageRange> {
     // SAFETY: By the contract of this function.
     // CAST: An index is an unsigned long, which has 64 bits here.
@@ -72,21 +73,30 @@ impl<'a> LockedFolio<'a> {
     /// # Errors
     ///
     /// `ENOMEM`, `EAGAIN` and what else the page cache returns.
+    #[inline]
     pub(crate) fn get(inode: &'a GmemInode, at: PageIndex) -> Result<Self> {
         let mapping = inode.mapping();
         let index = at.get() as usize;
 
-        // Most of the time it is there, and the policy need not be looked up.
-        // SAFETY: The mapping of a live inode is valid.
-        let found = from_err_ptr(unsafe { bindings::gmem_filemap_lock_folio(mapping, index) });
-        let folio = match found {
-            Ok(folio) => folio,
-            Err(_) => {
-                let policy = inode.policy_at(at);
-                // SAFETY: The mapping is valid, and `policy` holds a reference.
-                from_err_ptr(unsafe {
-                    bindings::gmem_filemap_create_folio(mapping, index, policy.as_ptr())
-                })?
+        // One look-up does for both if there is no policy. If there is one, the folio most of the
+        // time exists already, and the policy need not be looked up.
+        let folio = if inode.policy().is_unset() {
+            // SAFETY: The mapping of a live inode is valid.
+            from_err_ptr(unsafe {
+                bindings::gmem_filemap_create_folio(mapping, index, core::ptr::null_mut())
+            })?
+        } else {
+            // SAFETY: The mapping of a live inode is valid.
+            let found = from_err_ptr(unsafe { bindings::gmem_filemap_lock_folio(mapping, index) });
+            match found {
+                Ok(folio) => folio,
+                Err(_) => {
+                    let policy = inode.policy().at(at);
+                    // SAFETY: The mapping is valid, and `policy` holds a reference.
+                    from_err_ptr(unsafe {
+                        bindings::gmem_filemap_create_folio(mapping, index, policy.as_ptr())
+                    })?
+                }
             }
         };
 
@@ -97,11 +107,13 @@ impl<'a> LockedFolio<'a> {
         })
     }
 
+    #[inline]
     fn as_ptr(&self) -> *mut bindings::folio {
         self.folio.as_ptr()
     }
 
     /// Whether it was got for this page of this inode.
+    #[inline]
     pub(crate) fn is_page_of(&self, inode: &GmemInode, at: PageIndex) -> bool {
         core::ptr::eq(self.inode, inode) && self.at == at
     }
@@ -109,34 +121,31 @@ impl<'a> LockedFolio<'a> {
     /// Zeroes the folio if this is its first use, and marks it up to date.
     ///
     /// Until then it holds whatever its last owner left.
+    #[inline]
     pub fn prepare(&self) {
         // SAFETY: The folio is valid and locked.
         unsafe { bindings::gmem_folio_prepare(self.as_ptr()) }
     }
 
     /// Whether the memory has failed.
+    #[inline]
     pub fn is_poisoned(&self) -> bool {
         // SAFETY: The folio is valid.
         unsafe { bindings::gmem_folio_hwpoison(self.as_ptr()) }
     }
 
-    fn page_in_folio(&self) -> usize {
-        // SAFETY: The folio is valid, locked and in the page cache, so its index is stable.
-        let first = unsafe { bindings::gmem_folio_index(self.as_ptr()) };
-        (self.at.get() as usize).wrapping_sub(first)
+    /// The `struct page`.
+    #[inline]
+    fn page(&self) -> *mut bindings::page {
+        // SAFETY: The folio is valid and contains the page.
+        unsafe { bindings::gmem_folio_file_page(self.as_ptr(), self.at.get() as usize) }
     }
 
     /// The host's frame of the page.
+    #[inline]
     pub fn pfn(&self) -> Pfn {
-        // SAFETY: The folio is valid.
-        let first: u64 = unsafe { bindings::gmem_folio_pfn(self.as_ptr()) };
-        Pfn::new(first + self.page_in_folio() as u64)
-    }
-
-    /// The `struct page`.
-    pub(crate) fn page(&self) -> *mut bindings::page {
-        // SAFETY: The folio is valid and contains the page.
-        unsafe { bindings::gmem_folio_page(self.as_ptr(), self.page_in_folio()) }
+        // SAFETY: The page is valid.
+        Pfn::new(unsafe { bindings::gmem_page_pfn(self.page()) })
     }
 
     /// Gives the page to the platform, as the private page that `vm`'s guest sees at `gfn`.
@@ -144,6 +153,7 @@ impl<'a> LockedFolio<'a> {
     /// # Errors
     ///
     /// What the architecture returns; without such a hook there are none.
+    #[inline]
     pub fn make_private(&self, vm: &Vm, gfn: Gfn) -> Result {
         // SAFETY: The VM and the folio are valid, and the folio is up to date and locked, as the
         // hook expects.
@@ -153,11 +163,9 @@ impl<'a> LockedFolio<'a> {
     }
 
     /// Unlocks, and gives the reference to the caller as one to the page.
+    #[inline]
     pub fn into_page(self) -> PageRef {
-        let page = PageRef {
-            page: self.page(),
-            pfn: self.pfn(),
-        };
+        let page = PageRef(self.page());
         let this = ManuallyDrop::new(self);
         // SAFETY: The folio is locked by this task; the reference goes on living in `page`.
         unsafe { bindings::folio_unlock(this.as_ptr()) };
@@ -165,6 +173,7 @@ impl<'a> LockedFolio<'a> {
     }
 
     /// Gives lock and reference to the caller.
+    #[inline]
     pub(crate) fn into_locked_page(self) -> *mut bindings::page {
         let page = self.page();
         let _ = ManuallyDrop::new(self);
@@ -173,6 +182,7 @@ impl<'a> LockedFolio<'a> {
 }
 
 impl Drop for LockedFolio<'_> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: This task holds the lock and one reference.
         unsafe { bindings::gmem_folio_unlock_put(self.as_ptr()) }
@@ -180,34 +190,35 @@ impl Drop for LockedFolio<'_> {
 }
 
 /// A page with a reference to it, on its way to KVM.
-pub struct PageRef {
-    page: *mut bindings::page,
-    pfn: Pfn,
-}
+pub struct PageRef(*mut bindings::page);
 
 impl PageRef {
     /// The host's frame.
+    #[inline]
     pub fn pfn(&self) -> Pfn {
-        self.pfn
+        // SAFETY: The reference keeps the page.
+        Pfn::new(unsafe { bindings::gmem_page_pfn(self.0) })
     }
 
     /// Marks the page's folio up to date: somebody has filled it.
+    #[inline]
     pub(crate) fn mark_uptodate(&self) {
         // SAFETY: The reference keeps the page.
-        unsafe { bindings::gmem_page_mark_uptodate(self.page) }
+        unsafe { bindings::gmem_page_mark_uptodate(self.0) }
     }
 
     /// Hands the reference over.
-    pub(crate) fn into_raw(self) -> (*mut bindings::page, Pfn) {
-        let this = ManuallyDrop::new(self);
-        (this.page, this.pfn)
+    #[inline]
+    pub(crate) fn into_raw(self) -> *mut bindings::page {
+        ManuallyDrop::new(self).0
     }
 }
 
 impl Drop for PageRef {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: The reference is ours.
-        unsafe { bindings::gmem_put_page(self.page) }
+        unsafe { bindings::gmem_put_page(self.0) }
     }
 }
 
@@ -226,6 +237,7 @@ impl<'g> Batches<'g> {
     /// # Safety
     ///
     /// `mapping` must be valid, and no folio may leave it, for as long as `'g`.
+    #[inline]
     pub(crate) unsafe fn new(mapping: *mut bindings::address_space, range: PageRange) -> Self {
         let mut batch = MaybeUninit::zeroed();
         // SAFETY: Valid for writes.
@@ -262,17 +274,23 @@ impl<'g> Batches<'g> {
 
         let range = self.range;
         let count = usize::from(self.batch.nr);
-        Some(self.batch.folios.iter().take(count).filter_map(move |&folio| {
-            Some(FolioRef {
-                // SAFETY: The batch holds a reference to each of its folios, and the folio stays
-                // in the page cache.
-                pages: unsafe { pages_of(folio) }?.intersect(&range)?,
-                // SAFETY: As above.
-                first: unsafe { pages_of(folio) }?.start(),
-                folio: NonNull::new(folio)?,
-                _batch: PhantomData,
-            })
-        }))
+        Some(
+            self.batch
+                .folios
+                .iter()
+                .take(count)
+                .filter_map(move |&folio| {
+                    Some(FolioRef {
+                        // SAFETY: The batch holds a reference to each of its folios, and the folio stays
+                        // in the page cache.
+                        pages: unsafe { pages_of(folio) }?.intersect(&range)?,
+                        // SAFETY: As above.
+                        first: unsafe { pages_of(folio) }?.start(),
+                        folio: NonNull::new(folio)?,
+                        _batch: PhantomData,
+                    })
+                }),
+        )
     }
 
     fn release(&mut self) {
@@ -282,6 +300,7 @@ impl<'g> Batches<'g> {
 }
 
 impl Drop for Batches<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.release();
     }
@@ -296,23 +315,27 @@ pub struct FolioRef<'b> {
 }
 
 impl FolioRef<'_> {
+    #[inline]
     fn as_ptr(&self) -> *mut bindings::folio {
         self.folio.as_ptr()
     }
 
     /// The folio's pages that lie in the walk's range.
+    #[inline]
     pub fn pages(&self) -> PageRange {
         self.pages
     }
 
     /// Whether the folio was ever used: zeroed, then perhaps written. One that was not holds stale
     /// bytes which nobody may see, and is to be left alone.
+    #[inline]
     pub fn is_allocated(&self) -> bool {
         // SAFETY: The batch holds a reference.
         unsafe { bindings::gmem_folio_uptodate(self.as_ptr()) }
     }
 
     /// Whether the memory has failed.
+    #[inline]
     pub fn is_poisoned(&self) -> bool {
         // SAFETY: The batch holds a reference.
         unsafe { bindings::gmem_folio_hwpoison(self.as_ptr()) }
@@ -347,6 +370,7 @@ impl FolioRef<'_> {
     }
 
     /// Zeroes the folio's pages that lie in the range.
+    #[inline]
     pub fn zero(&self) {
         self.each(|page| {
             // SAFETY: The batch holds a reference, and the page is one of the folio's.
@@ -355,6 +379,7 @@ impl FolioRef<'_> {
     }
 
     /// Fills the folio's pages that lie in the range.
+    #[inline]
     pub fn fill(&self, byte: u8) {
         self.each(|page| {
             // SAFETY: The batch holds a reference, and the page is one of the folio's.
@@ -362,6 +387,7 @@ impl FolioRef<'_> {
         });
     }
 
+    #[inline]
     fn each(&self, f: impl Fn(usize)) {
         let first = self.first.get();
         for at in self.pages.start().get()..self.pages.end().get() {

@@ -17,18 +17,21 @@ pub(crate) struct PolicyRef(*mut bindings::mempolicy);
 
 impl PolicyRef {
     /// The C pointer, NULL for none.
+    #[inline]
     pub(crate) fn as_ptr(&self) -> *mut bindings::mempolicy {
         self.0
     }
 
     /// Gives the reference to the caller.
     #[cfg(CONFIG_NUMA)]
+    #[inline]
     pub(crate) fn into_raw(self) -> *mut bindings::mempolicy {
         core::mem::ManuallyDrop::new(self).0
     }
 }
 
 impl Drop for PolicyRef {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: The reference is ours; NULL is fine.
         unsafe { bindings::gmem_policy_put(self.0) }
@@ -51,12 +54,29 @@ impl SharedPolicy {
     /// # Safety
     ///
     /// Nobody uses it any more.
+    #[inline]
     pub(crate) unsafe fn free(&self) {
         // SAFETY: By the contract of this function.
         unsafe { bindings::gmem_policy_free(self.0.get()) }
     }
 
+    /// Whether no policy was ever set. One that is being set at this moment may be missed, as by
+    /// a page that was allocated a moment before.
+    #[inline]
+    pub(crate) fn is_unset(&self) -> bool {
+        #[cfg(CONFIG_NUMA)]
+        // SAFETY: It is initialised, and a pointer is read at once.
+        unsafe {
+            (&raw const (*self.0.get()).root.rb_node)
+                .read_volatile()
+                .is_null()
+        }
+        #[cfg(not(CONFIG_NUMA))]
+        true
+    }
+
     /// The policy of the page `at`.
+    #[inline]
     pub(crate) fn at(&self, at: PageIndex) -> PolicyRef {
         // SAFETY: It is initialised.
         PolicyRef(unsafe { bindings::gmem_policy_lookup(self.0.get(), at.get() as usize) })
@@ -68,6 +88,7 @@ impl SharedPolicy {
     ///
     /// The arguments are those of a `set_policy` operation.
     #[cfg(CONFIG_NUMA)]
+    #[inline]
     pub(crate) unsafe fn set(
         &self,
         vma: *mut bindings::vm_area_struct,

@@ -11,11 +11,13 @@ pub struct PageIndex(u64);
 
 impl PageIndex {
     /// Makes the index of the page that has `index` pages before it.
+    #[inline]
     pub const fn new(index: u64) -> Self {
         Self(index)
     }
 
     /// Returns the index as a number of pages.
+    #[inline]
     pub const fn get(self) -> u64 {
         self.0
     }
@@ -27,11 +29,13 @@ pub struct ByteOffset(u64);
 
 impl ByteOffset {
     /// Makes the position that has `offset` bytes before it.
+    #[inline]
     pub const fn new(offset: u64) -> Self {
         Self(offset)
     }
 
     /// Returns the position in bytes.
+    #[inline]
     pub const fn get(self) -> u64 {
         self.0
     }
@@ -55,6 +59,7 @@ impl PageSize {
     pub const MAX_SHIFT: u32 = 30;
 
     /// Makes the size of pages of `1 << shift` bytes, or [`None`] if no machine has such pages.
+    #[inline]
     pub const fn new(shift: u32) -> Option<Self> {
         if shift < Self::MIN_SHIFT || shift > Self::MAX_SHIFT {
             return None;
@@ -64,6 +69,7 @@ impl PageSize {
     }
 
     /// Returns the size in bytes.
+    #[inline]
     pub const fn bytes(self) -> u64 {
         // By the type's invariant the shift is smaller than the word, so that "wrapping" only
         // says that there is nothing to check.
@@ -74,16 +80,19 @@ impl PageSize {
     ///
     /// Exact for each index up to and including the number of pages of any [`Geometry`], because
     /// a geometry ends before byte `1 << 63`. The result for a larger index is meaningless.
+    #[inline]
     pub const fn offset_of(self, index: PageIndex) -> ByteOffset {
         ByteOffset(index.0.wrapping_shl(self.shift))
     }
 
     /// Returns the page that holds the byte at `offset`.
+    #[inline]
     pub const fn index_of(self, offset: ByteOffset) -> PageIndex {
         PageIndex(offset.0.wrapping_shr(self.shift))
     }
 
     /// Tells whether a number of bytes, or a position, is a multiple of the page size.
+    #[inline]
     pub const fn is_aligned(self, bytes: u64) -> bool {
         // A page is a power of two and at least 2, so that nothing is lost by the subtraction.
         bytes & self.bytes().wrapping_sub(1) == 0
@@ -103,6 +112,7 @@ pub struct PageRange {
 
 impl PageRange {
     /// Makes the range from `start` up to and not including `end`, or [`None`] if it is empty.
+    #[inline]
     pub const fn new(start: PageIndex, end: PageIndex) -> Option<Self> {
         if start.0 >= end.0 {
             return None;
@@ -112,16 +122,19 @@ impl PageRange {
     }
 
     /// Returns the first page.
+    #[inline]
     pub const fn start(&self) -> PageIndex {
         self.start
     }
 
     /// Returns the page after the last one.
+    #[inline]
     pub const fn end(&self) -> PageIndex {
         self.end
     }
 
     /// Returns the last page, which is what C's inclusive interfaces want.
+    #[inline]
     pub const fn last(&self) -> PageIndex {
         // By the type's invariant `end` is larger than some other index, so that it is not 0.
         PageIndex(self.end.0.wrapping_sub(1))
@@ -129,12 +142,14 @@ impl PageRange {
 
     /// Returns the number of pages, at least 1.
     #[expect(clippy::len_without_is_empty, reason = "a range is never empty")]
+    #[inline]
     pub const fn len(&self) -> u64 {
         // By the type's invariant `start < end`.
         self.end.0.wrapping_sub(self.start.0)
     }
 
     /// Tells whether the page at `index` belongs to the range.
+    #[inline]
     pub const fn contains(&self, index: PageIndex) -> bool {
         self.start.0 <= index.0 && index.0 < self.end.0
     }
@@ -194,6 +209,7 @@ impl Geometry {
     ///
     /// Returns [`None`] if the size is 0, not a multiple of the page size, or larger than a file
     /// can be (`loff_t` is signed).
+    #[inline]
     pub const fn new(page_size: PageSize, size_bytes: u64) -> Option<Self> {
         // CAST: `i64::MAX` is positive.
         const MAX_BYTES: u64 = i64::MAX as u64;
@@ -209,16 +225,19 @@ impl Geometry {
     }
 
     /// Returns the size of the file's pages.
+    #[inline]
     pub const fn page_size(&self) -> PageSize {
         self.page_size
     }
 
     /// Returns the number of pages, at least 1.
+    #[inline]
     pub const fn pages(&self) -> u64 {
         self.pages
     }
 
     /// Returns the range of all pages.
+    #[inline]
     pub const fn whole(&self) -> PageRange {
         // INVARIANT: By the type's invariant there is at least one page.
         PageRange {
@@ -231,6 +250,7 @@ impl Geometry {
     ///
     /// Returns [`None`] if the size is 0, if `offset + size` overflows, if either is not a multiple
     /// of the page size, or if the bytes are not all inside the file.
+    #[inline]
     pub const fn range(&self, offset: u64, size: u64) -> Option<PageRange> {
         let Some(end) = offset.checked_add(size) else {
             return None;
@@ -248,6 +268,7 @@ impl Geometry {
     }
 
     /// Returns the page that starts at `offset`, or [`None`] if none of the file's does.
+    #[inline]
     pub const fn page_at(&self, offset: u64) -> Option<PageIndex> {
         let index = self.page_size.index_of(ByteOffset(offset));
         if !self.page_size.is_aligned(offset) || index.0 >= self.pages {

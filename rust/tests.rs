@@ -1,0 +1,430 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit: the attribute map, the address space, and invalidation in several VMs.
+//!
+//! The objects are made here and not by the VFS and by KVM_CREATE_VM, so that no test needs a
+//! mounted file system, a vCPU or hardware. In 7.3 nothing in user space can give an inode a second
+//! VM, so that this is also the only place where one has two.
+
+use crate::{
+    attribute_map::{
+        AttributeMap,
+        Writer, //
+    },
+    bindings,
+    fs::inode::{
+        GmemInode,
+        Traits,
+        PAGE, //
+    },
+    kvm::{
+        memslot::{
+            FileData,
+            Memslot, //
+        },
+        mmu::InvalidateSpan,
+        vm::Vm, //
+    },
+};
+use core::ptr::NonNull;
+use gmem_policy::{
+    plan::Attributes,
+    range::{
+        Geometry,
+        PageIndex,
+        PageRange, //
+    },
+    request::Visibility, //
+};
+use kernel::prelude::*;
+
+const SHARED: Visibility = Visibility::Shared;
+const PRIVATE: Visibility = Visibility::Private;
+
+fn range(start: u64, end: u64) -> Result<PageRange> {
+    PageRange::new(PageIndex::new(start), PageIndex::new(end)).ok_or(EINVAL)
+}
+
+/// A map of its own; freed at the end of the test.
+struct TestMap(KBox<AttributeMap>);
+
+impl TestMap {
+    fn new() -> Result<Self> {
+        let mut map = KBox::<AttributeMap>::new_uninit(GFP_KERNEL)?;
+        // SAFETY: The memory is valid for writes, and initialised by the call.
+        unsafe {
+            AttributeMap::init(map.as_mut_ptr());
+            Ok(Self(map.assume_init()))
+        }
+    }
+
+    fn writer(&self) -> Writer<'_> {
+        // SAFETY: The map is this test's alone.
+        unsafe { Writer::assume() }
+    }
+
+    fn store(&self, start: u64, end: u64, to: Visibility) -> Result {
+        self.0
+            .reserve(self.writer(), &range(start, end)?, to)?
+            .commit();
+        Ok(())
+    }
+
+    fn at(&self, at: u64) -> Option<Visibility> {
+        self.0.load(PageIndex::new(at))
+    }
+}
+
+impl Drop for TestMap {
+    fn drop(&mut self) {
+        self.0.destroy(self.writer());
+    }
+}
+
+/// A VM that can be invalidated in and nothing else.
+struct TestVm(*mut bindings::kvm);
+
+impl TestVm {
+    fn new() -> Result<Self> {
+        // SAFETY: Allocates only.
+        let kvm = unsafe { bindings::gmem_test_vm_alloc() };
+        if kvm.is_null() {
+            return Err(ENOMEM);
+        }
+        Ok(Self(kvm))
+    }
+
+    fn vm(&self) -> &Vm {
+        // SAFETY: It has a user until it is dropped.
+        unsafe { Vm::from_raw(self.0) }
+    }
+
+    /// How many invalidations are going on.
+    fn invalidations(&self) -> usize {
+        // SAFETY: It is valid until it is dropped.
+        unsafe { bindings::gmem_test_vm_invalidations(self.0) }
+    }
+
+    /// How many have ended.
+    fn sequence(&self) -> usize {
+        // SAFETY: It is valid until it is dropped.
+        unsafe { bindings::gmem_test_vm_sequence(self.0) }
+    }
+}
+
+impl Drop for TestVm {
+    fn drop(&mut self) {
+        // SAFETY: The files that used it are gone, which the function checks.
+        unsafe { bindings::gmem_test_vm_free(self.0) }
+    }
+}
+
+/// An inode that no file system knows.
+struct TestInode(NonNull<GmemInode>);
+
+impl TestInode {
+    fn new(pages: u64, initial: Visibility) -> Result<Self> {
+        let geometry = Geometry::new(PAGE, pages * PAGE.bytes()).ok_or(EINVAL)?;
+        let this = KBox::<GmemInode>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
+        let this = NonNull::new(KBox::into_raw(this).cast::<GmemInode>()).ok_or(EINVAL)?;
+
+        // SAFETY: The memory is valid and in use by nobody; what the VFS does for an inode that is
+        // used here is done by the helper.
+        unsafe {
+            bindings::gmem_test_inode_init(GmemInode::vfs_of(this.as_ptr()), pages * PAGE.bytes());
+            GmemInode::init(this.as_ptr());
+        }
+        // From here on drop() tears it down.
+        let inode = Self(this);
+        // SAFETY: Initialised just now, and nobody has a reference.
+        unsafe {
+            GmemInode::set_up(
+                this.as_ptr(),
+                Traits {
+                    geometry,
+                    initial,
+                    mappable: true,
+                    in_place: true,
+                },
+            )?
+        };
+        Ok(inode)
+    }
+
+    fn get(&self) -> &GmemInode {
+        // SAFETY: Valid until it is dropped.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for TestInode {
+    fn drop(&mut self) {
+        // SAFETY: The test is over; nobody uses the inode, which came from a box.
+        unsafe {
+            GmemInode::tear_down(self.0.as_ptr());
+            drop(KBox::from_raw(
+                self.0.as_ptr().cast::<core::mem::MaybeUninit<GmemInode>>(),
+            ));
+        }
+    }
+}
+
+/// A slot that no VM knows.
+fn slot(base: u64, npages: usize, pgoff: usize) -> Result<KBox<bindings::kvm_memory_slot>> {
+    let mut slot = KBox::<bindings::kvm_memory_slot>::new_uninit(GFP_KERNEL)?;
+    // SAFETY: The memory is valid for writes, and initialised by the call.
+    unsafe {
+        bindings::gmem_test_slot_init(slot.as_mut_ptr(), base, npages, pgoff);
+        Ok(slot.assume_init())
+    }
+}
+
+fn memslot(slot: &mut bindings::kvm_memory_slot) -> &Memslot {
+    // SAFETY: The slot lives as long as the reference.
+    unsafe { Memslot::from_raw(slot) }
+}
+
+#[kunit_tests(kvm_gmem_attribute_map)]
+mod attribute_map {
+    use super::*;
+
+    #[test]
+    fn empty_map_has_no_entries() -> Result {
+        let map = TestMap::new()?;
+
+        assert_eq!(map.at(0), None);
+        assert!(map.0.run_at(PageIndex::new(7)).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn commit_stores_the_range_and_nothing_else() -> Result {
+        let map = TestMap::new()?;
+        map.store(0, 16, PRIVATE)?;
+        map.store(4, 8, SHARED)?;
+
+        for at in 0..16 {
+            let wanted = if (4..8).contains(&at) {
+                SHARED
+            } else {
+                PRIVATE
+            };
+            assert_eq!(map.at(at), Some(wanted));
+        }
+        assert_eq!(map.at(16), None);
+        Ok(())
+    }
+
+    #[test]
+    fn dropped_reservation_stores_nothing() -> Result {
+        let map = TestMap::new()?;
+        map.store(0, 16, PRIVATE)?;
+
+        drop(map.0.reserve(map.writer(), &range(4, 8)?, SHARED)?);
+        for at in 0..16 {
+            assert_eq!(map.at(at), Some(PRIVATE));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn runs_are_entries() -> Result {
+        let map = TestMap::new()?;
+        map.store(0, 16, PRIVATE)?;
+        map.store(4, 8, SHARED)?;
+
+        let run = map.0.run_at(PageIndex::new(5)).ok_or(ENOENT)?;
+        assert_eq!(run.range, range(4, 8)?);
+        assert!(run.visibility == SHARED);
+        let run = map.0.run_at(PageIndex::new(8)).ok_or(ENOENT)?;
+        assert_eq!(run.range, range(8, 16)?);
+        assert!(run.visibility == PRIVATE);
+        Ok(())
+    }
+
+    #[test]
+    fn store_over_equal_neighbours_merges() -> Result {
+        let map = TestMap::new()?;
+        map.store(0, 16, PRIVATE)?;
+        map.store(4, 8, SHARED)?;
+        // The plan says which neighbours are swallowed: all of them, here.
+        map.store(0, 16, PRIVATE)?;
+
+        let run = map.0.run_at(PageIndex::new(6)).ok_or(ENOENT)?;
+        assert_eq!(run.range, range(0, 16)?);
+        Ok(())
+    }
+
+    #[test]
+    fn ends_of_the_index_space() -> Result {
+        let map = TestMap::new()?;
+        // The largest file: i64::MAX bytes, rounded down to pages.
+        let pages = i64::MAX as u64 >> 12;
+        map.store(0, pages, SHARED)?;
+        map.store(pages - 1, pages, PRIVATE)?;
+        map.store(0, 1, PRIVATE)?;
+
+        assert_eq!(map.at(0), Some(PRIVATE));
+        assert_eq!(map.at(1), Some(SHARED));
+        assert_eq!(map.at(pages - 2), Some(SHARED));
+        assert_eq!(map.at(pages - 1), Some(PRIVATE));
+        assert_eq!(map.at(pages), None);
+        Ok(())
+    }
+
+    #[test]
+    fn many_runs() -> Result {
+        let map = TestMap::new()?;
+        map.store(0, 4096, PRIVATE)?;
+        for at in (0..4096).step_by(2) {
+            map.store(at, at + 1, SHARED)?;
+        }
+        for at in 0..4096 {
+            let wanted = if at % 2 == 0 { SHARED } else { PRIVATE };
+            assert_eq!(map.at(at), Some(wanted));
+        }
+        Ok(())
+    }
+}
+
+#[kunit_tests(kvm_gmem_address_space)]
+mod address_space {
+    use super::*;
+
+    #[test]
+    fn creation_stores_one_entry_for_all_pages() -> Result {
+        let inode = TestInode::new(16, SHARED)?;
+
+        let run = inode.get().run_at(PageIndex::new(3));
+        assert_eq!(run.range, range(0, 16)?);
+        assert!(run.visibility == SHARED);
+        assert!(inode.get().converts_in_place());
+        Ok(())
+    }
+
+    #[test]
+    fn guard_reserves_and_commits() -> Result {
+        let inode = TestInode::new(16, SHARED)?;
+        let guard = inode.get().lock();
+
+        guard.reserve(&range(2, 5)?, PRIVATE)?.commit();
+        assert!(guard.run_at(PageIndex::new(2)).visibility == PRIVATE);
+        assert!(inode.get().visibility(PageIndex::new(4)) == PRIVATE);
+        assert!(inode.get().visibility(PageIndex::new(5)) == SHARED);
+        Ok(())
+    }
+
+    #[test]
+    fn guard_refuses_a_range_outside_of_the_file() -> Result {
+        let inode = TestInode::new(16, SHARED)?;
+        let guard = inode.get().lock();
+
+        assert_eq!(guard.reserve(&range(8, 17)?, PRIVATE).err(), Some(EINVAL));
+        assert!(guard.run_at(PageIndex::new(8)).visibility == SHARED);
+        Ok(())
+    }
+
+    #[test]
+    fn empty_mapping_is_quiet() -> Result {
+        let inode = TestInode::new(16, SHARED)?;
+        let guard = inode.get().lock();
+
+        assert!(guard.quiesce(core::iter::once(range(0, 16)?)).is_ok());
+        assert!(guard.folios(&range(0, 16)?).next_batch().is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn stable_is_shared_between_readers() -> Result {
+        let inode = TestInode::new(16, PRIVATE)?;
+        let one = inode.get().stable();
+
+        assert!(one.visibility(PageIndex::new(0)) == PRIVATE);
+        assert!(core::ptr::eq(one.inode(), inode.get()));
+        Ok(())
+    }
+}
+
+#[kunit_tests(kvm_gmem_invalidate)]
+mod invalidate {
+    use super::*;
+
+    #[test]
+    fn slot_maps_gfns_to_pages() -> Result {
+        let mut raw = slot(0x100, 8, 4)?;
+        let slot = memslot(&mut raw);
+
+        assert_eq!(slot.index_of(crate::kvm::vm::Gfn::new(0xff)), None);
+        assert_eq!(
+            slot.index_of(crate::kvm::vm::Gfn::new(0x100)),
+            Some(PageIndex::new(4))
+        );
+        assert_eq!(
+            slot.index_of(crate::kvm::vm::Gfn::new(0x107)),
+            Some(PageIndex::new(11))
+        );
+        assert_eq!(slot.index_of(crate::kvm::vm::Gfn::new(0x108)), None);
+        assert_eq!(slot.gfns_of(&range(0, 6)?), Some((0x100, 0x102)));
+        assert_eq!(slot.gfns_of(&range(0, 4)?), None);
+        Ok(())
+    }
+
+    #[test]
+    fn overlapping_slots_are_refused() -> Result {
+        let vm = TestVm::new()?;
+        let inode = TestInode::new(32, SHARED)?;
+        let file = FileData::new(vm.vm())?;
+        let (mut one, mut two, mut three) = (slot(0, 9, 3)?, slot(64, 4, 11)?, slot(64, 4, 12)?);
+        let (_guard, bindings) = inode.get().lock_to_bind();
+
+        assert_eq!(file.bind(&bindings, memslot(&mut one)), Ok(()));
+        assert_eq!(file.bind(&bindings, memslot(&mut two)), Err(EEXIST));
+        assert_eq!(file.bind(&bindings, memslot(&mut three)), Ok(()));
+        assert!(file.is_bound(PageIndex::new(11), memslot(&mut one)));
+        assert!(file.is_bound(PageIndex::new(12), memslot(&mut three)));
+
+        file.unbind(&bindings, memslot(&mut one));
+        assert!(!file.has_slot(&bindings, &range(0, 12)?));
+        assert!(file.has_slot(&bindings, &range(0, 13)?));
+        file.unbind(&bindings, memslot(&mut three));
+        Ok(())
+    }
+
+    /// Hazard 26: two VMs with one inode, and only one of them invalidated.
+    #[test]
+    fn every_vm_of_the_inode_is_invalidated() -> Result {
+        let (one, two) = (TestVm::new()?, TestVm::new()?);
+        let inode = TestInode::new(32, SHARED)?;
+        let (first, second) = (FileData::new(one.vm())?, FileData::new(two.vm())?);
+        let (mut low, mut high) = (slot(0, 16, 0)?, slot(0x1000, 16, 8)?);
+
+        // SAFETY: The files are removed below, and live longer than the inode in any case.
+        unsafe {
+            inode.get().add_file(NonNull::from(&*first))?;
+            inode.get().add_file(NonNull::from(&*second))?;
+        }
+        let (guard, bindings) = inode.get().lock_to_bind();
+        first.bind(&bindings, memslot(&mut low))?;
+        second.bind(&bindings, memslot(&mut high))?;
+
+        {
+            let _span = InvalidateSpan::begin(&guard, range(8, 12)?);
+            assert_eq!((one.invalidations(), two.invalidations()), (1, 1));
+        }
+        assert_eq!((one.invalidations(), two.invalidations()), (0, 0));
+        assert_eq!((one.sequence(), two.sequence()), (1, 1));
+
+        {
+            // Only the second VM shows these pages.
+            let _span = InvalidateSpan::begin(&guard, range(20, 24)?);
+            assert_eq!((one.invalidations(), two.invalidations()), (0, 1));
+        }
+        assert_eq!((one.sequence(), two.sequence()), (1, 2));
+
+        first.unbind(&bindings, memslot(&mut low));
+        second.unbind(&bindings, memslot(&mut high));
+        inode.get().remove_file(&guard, &bindings, &first);
+        inode.get().remove_file(&guard, &bindings, &second);
+        Ok(())
+    }
+}
