@@ -1,0 +1,766 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Instructions that guest_memfd costs, per page.
+ *
+ * To be run under QEMU's "-icount shift=0", where the time stamp counter
+ * counts executed instructions: figures then depend on the kernel alone, and
+ * not on the machine that emulates. What runs on a processor for free or
+ * nearly so (page walks, TLB flushes) costs nothing here, and a string
+ * instruction counts once per iteration.
+ *
+ * The program is the same for the C and the Rust guest_memfd. What a kernel
+ * cannot do it leaves out. Each line of its output that starts with "bench,"
+ * is one figure: name, unit, minimum, median, maximum of the repetitions.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "gmem_test.h"
+
+/* The default; a batch is this many pages, and single calls a sixteenth. */
+#define DEFAULT_PAGES	1024
+#define DEFAULT_REPS	5
+#define MAX_REPS	99
+
+#define BENCH_GPA	GMEM_GPA
+#define BENCH_SLOT	GMEM_SLOT
+/* Where data waits that has to survive a change of backing. */
+#define BOUNCE_GPA	(BENCH_GPA + SZ_1G)
+#define BOUNCE_SLOT	(BENCH_SLOT + 1)
+
+static u64 pages = DEFAULT_PAGES;
+static int reps = DEFAULT_REPS;
+static bool in_place;
+
+/* --- Time --------------------------------------------------------------- */
+
+static inline u64 now(void)
+{
+	u32 lo, hi;
+
+	asm volatile("rdtsc" : "=a"(lo), "=d"(hi) :: "memory");
+	return (u64)hi << 32 | lo;
+}
+
+/*
+ * Two million instructions by construction. Anything but two million ticks
+ * means that the figures are not instructions, and then there are none.
+ */
+static void calibrate(void)
+{
+	const u64 loops = 1000000;
+	u64 count = loops, start, ticks;
+
+	start = now();
+	asm volatile("1: dec %0\n\tjnz 1b" : "+r"(count) :: "cc");
+	ticks = now() - start;
+
+	printf("# calibration: %lu instructions took %lu ticks\n", 2 * loops,
+	       ticks);
+	/* A timer interrupt or two may come in between. */
+	if (ticks < 2 * loops || ticks > 2 * loops + 2 * loops / 50) {
+		fprintf(stderr, "The time stamp counter does not count instructions: is this \"-icount shift=0\"?\n");
+		exit(KSFT_FAIL);
+	}
+}
+
+/* --- Figures ------------------------------------------------------------ */
+
+struct figure {
+	u64 ticks[MAX_REPS + 1];
+	int n;
+};
+
+static void figure_add(struct figure *f, u64 ticks)
+{
+	TEST_ASSERT(f->n <= MAX_REPS, "Too many repetitions");
+	f->ticks[f->n++] = ticks;
+}
+
+static int by_value(const void *a, const void *b)
+{
+	const u64 x = *(const u64 *)a, y = *(const u64 *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+/*
+ * The first repetition is not counted: it pays for page tables and caches
+ * that the others find.
+ */
+static void __printf(4, 5) figure_print(struct figure *f, u64 per,
+					const char *unit, const char *fmt, ...)
+{
+	char name[128];
+	va_list ap;
+
+	TEST_ASSERT(f->n > 1, "No repetitions");
+	va_start(ap, fmt);
+	vsnprintf(name, sizeof(name), fmt, ap);
+	va_end(ap);
+
+	qsort(f->ticks + 1, f->n - 1, sizeof(f->ticks[0]), by_value);
+	printf("bench,%s,%s,%.1f,%.1f,%.1f\n", name, unit,
+	       (double)f->ticks[1] / per,
+	       (double)f->ticks[1 + (f->n - 1) / 2] / per,
+	       (double)f->ticks[f->n - 1] / per);
+	fflush(stdout);
+}
+
+#define PER_PAGE "instructions/page"
+#define PER_CALL "instructions/call"
+
+#define for_each_rep(r) for (int r = 0; r <= reps; r++)
+
+/* --- The guest ---------------------------------------------------------- */
+
+enum {
+	OP_NOTHING,
+	OP_TOUCH,		/* write one word of each page */
+	OP_COPY,		/* copy each page from source */
+};
+
+static struct order {
+	u64 op;
+	u64 gva;
+	u64 source;
+	u64 pages;
+} order;
+
+static void copy_pages(u64 to, u64 from, u64 n)
+{
+	u64 words = n * PAGE_SIZE / 8;
+
+	asm volatile("rep movsq"
+		     : "+D"(to), "+S"(from), "+c"(words) :: "memory");
+}
+
+/* An exit that needs no memory, unlike a ucall. */
+static void guest_code(void)
+{
+	volatile struct order *o = &order;
+	u64 i;
+
+	for (;;) {
+		asm volatile("outb %%al, $0xe9" :: "a"(0) : "memory");
+		switch (o->op) {
+		case OP_TOUCH:
+			for (i = 0; i < o->pages; i++)
+				*(volatile u64 *)(o->gva + i * PAGE_SIZE) = i;
+			break;
+		case OP_COPY:
+			copy_pages(o->gva, o->source, o->pages);
+			break;
+		}
+	}
+}
+
+/* --- A machine and its memory ------------------------------------------- */
+
+enum backing {
+	/* One shared file, on a VM without private memory. */
+	DEFAULT_SHARED,
+	/* Private memory in the file, shared memory elsewhere; VM attributes. */
+	TWO_BACKINGS,
+	/* Both in the file, which converts. */
+	IN_PLACE,
+};
+
+static const char * const backing_name[] = {
+	[DEFAULT_SHARED] = "shared-file",
+	[TWO_BACKINGS] = "two-backings",
+	[IN_PLACE] = "in-place",
+};
+
+struct machine {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	volatile struct order *order;
+	enum backing backing;
+	int fd;
+	u64 size;
+	u64 bound;	/* how much of the file the guest has */
+	u8 *hva;	/* of the shared memory, wherever that is */
+	u8 *bounce;
+};
+
+static void run(struct machine *m)
+{
+	int r;
+
+	do {
+		r = __vcpu_run(m->vcpu);
+	} while (r < 0 && errno == EINTR);
+	TEST_ASSERT(!r && m->vcpu->run->exit_reason == KVM_EXIT_IO,
+		    "KVM_RUN: %d, errno %d (%s), exit reason %u (%s), fault at gpa %#llx flags %#llx",
+		    r, errno, strerror(errno), m->vcpu->run->exit_reason,
+		    exit_reason_str(m->vcpu->run->exit_reason),
+		    m->vcpu->run->memory_fault.gpa,
+		    m->vcpu->run->memory_fault.flags);
+}
+
+/* Have the guest execute an order over [first, first + n). */
+static void guest_do(struct machine *m, u64 op, u64 first, u64 n)
+{
+	m->order->op = op;
+	m->order->gva = BENCH_GPA + first * PAGE_SIZE;
+	m->order->source = BOUNCE_GPA + first * PAGE_SIZE;
+	m->order->pages = n;
+	run(m);
+}
+
+static void guest_touch(struct machine *m, u64 first, u64 n)
+{
+	guest_do(m, OP_TOUCH, first, n);
+}
+
+/* Have the guest copy pages to or from the bounce buffer. */
+static void guest_copy(struct machine *m, bool out, u64 first, u64 n)
+{
+	const u64 a = BENCH_GPA + first * PAGE_SIZE;
+	const u64 b = BOUNCE_GPA + first * PAGE_SIZE;
+
+	m->order->op = OP_COPY;
+	m->order->gva = out ? b : a;
+	m->order->source = out ? a : b;
+	m->order->pages = n;
+	run(m);
+}
+
+static void host_touch(struct machine *m, u64 first, u64 n)
+{
+	u64 i;
+
+	for (i = first; i < first + n; i++)
+		*(volatile u64 *)(m->hva + i * PAGE_SIZE) = i;
+}
+
+static void host_populate(struct machine *m, u64 first, u64 n)
+{
+	TEST_ASSERT(!madvise(m->hva + first * PAGE_SIZE, n * PAGE_SIZE,
+			     MADV_POPULATE_WRITE),
+		    "madvise: errno %d (%s)", errno, strerror(errno));
+}
+
+static void guest_populate(struct machine *m, u64 first, u64 n)
+{
+	struct kvm_pre_fault_memory range = {
+		.gpa = BENCH_GPA + first * PAGE_SIZE,
+		.size = n * PAGE_SIZE,
+	};
+	int r;
+
+	do {
+		r = __vcpu_ioctl(m->vcpu, KVM_PRE_FAULT_MEMORY, &range);
+		TEST_ASSERT(!r || errno == EINTR || errno == EAGAIN,
+			    "KVM_PRE_FAULT_MEMORY: errno %d (%s)", errno,
+			    strerror(errno));
+	} while (range.size);
+}
+
+static void machine_bind(struct machine *m, bool bind)
+{
+	int r = __vm_set_user_memory_region2(m->vm, BENCH_SLOT,
+					     KVM_MEM_GUEST_MEMFD, BENCH_GPA,
+					     bind ? m->bound : 0, m->hva,
+					     m->fd, 0);
+
+	TEST_ASSERT(!r, "KVM_SET_USER_MEMORY_REGION2: errno %d (%s)", errno,
+		    strerror(errno));
+}
+
+static u8 *map_shared(struct machine *m, bool huge)
+{
+	u8 *hva;
+
+	if (m->backing != TWO_BACKINGS)
+		return kvm_mmap(m->size, PROT_READ | PROT_WRITE, MAP_SHARED,
+				m->fd);
+
+	/* Huge pages need alignment, and single pages need to be asked for. */
+	hva = kvm_mmap(m->size + SZ_2M, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+	hva = (u8 *)(((u64)hva + SZ_2M - 1) & ~(SZ_2M - 1ULL));
+	TEST_ASSERT(!madvise(hva, m->size,
+			     huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE),
+		    "madvise: errno %d", errno);
+	return hva;
+}
+
+static void machine_make(struct machine *m, enum backing backing, u64 npages,
+			 bool huge)
+{
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = backing == DEFAULT_SHARED ? KVM_X86_DEFAULT_VM :
+						    KVM_X86_SW_PROTECTED_VM,
+	};
+
+	memset(m, 0, sizeof(*m));
+	m->backing = backing;
+	m->size = npages * PAGE_SIZE;
+	m->vm = __vm_create_with_vcpus(shape, 1, 2 * pages, guest_code,
+				       &m->vcpu);
+	m->order = addr_gva2hva(m->vm, (gva_t)&order);
+	m->fd = vm_create_guest_memfd(m->vm, m->size,
+				      backing == TWO_BACKINGS ? 0 :
+								GMEM_MMAP_SHARED);
+	m->hva = map_shared(m, huge);
+	/* A file may be larger than what guests can address. */
+	m->bound = min_t(u64, m->size,
+			 (m->vm->max_gfn + 1) * PAGE_SIZE - BENCH_GPA);
+	machine_bind(m, true);
+	virt_map(m->vm, BENCH_GPA, BENCH_GPA, pages);
+	if (npages > pages)
+		return;
+
+	vm_userspace_mem_region_add(m->vm, VM_MEM_SRC_ANONYMOUS, BOUNCE_GPA,
+				    BOUNCE_SLOT, pages, 0);
+	virt_map(m->vm, BOUNCE_GPA, BOUNCE_GPA, pages);
+	m->bounce = addr_gpa2hva(m->vm, BOUNCE_GPA);
+	memset(m->bounce, 0x5a, pages * PAGE_SIZE);
+}
+
+static void machine_init(struct machine *m, enum backing backing, u64 npages,
+			 bool huge)
+{
+	machine_make(m, backing, npages, huge);
+	/* Once through the loop, so that the guest's own memory is there. */
+	run(m);
+	guest_do(m, OP_NOTHING, 0, 0);
+}
+
+static void machine_destroy(struct machine *m)
+{
+	machine_bind(m, false);
+	kvm_munmap(m->hva, m->size);
+	kvm_close(m->fd);
+	kvm_vm_free(m->vm);
+}
+
+static void punch(struct machine *m, u64 first, u64 n)
+{
+	int r = gmem_punch(m->fd, first * PAGE_SIZE, n * PAGE_SIZE);
+
+	TEST_ASSERT(!r, "Punching a hole: errno %d (%s)", r, strerror(r));
+}
+
+static void allocate(struct machine *m, u64 first, u64 n)
+{
+	int r = gmem_allocate(m->fd, first * PAGE_SIZE, n * PAGE_SIZE);
+
+	TEST_ASSERT(!r, "Allocating: errno %d (%s)", r, strerror(r));
+}
+
+/* Give the pages of the other backing back. */
+static void discard_shared(struct machine *m, u64 first, u64 n)
+{
+	TEST_ASSERT(!madvise(m->hva + first * PAGE_SIZE, n * PAGE_SIZE,
+			     MADV_DONTNEED),
+		    "madvise: errno %d", errno);
+}
+
+/*
+ * The ioctl of the backing, and nothing else: libkvm's wrappers spend more
+ * instructions than some of what is measured.
+ */
+static void set_attributes(struct machine *m, u64 first, u64 n, bool private,
+			   u64 policy)
+{
+	static struct kvm_memory_attributes2 in_file;
+	static struct kvm_memory_attributes in_vm;
+	int r;
+
+	if (m->backing == IN_PLACE) {
+		in_file.offset = first * PAGE_SIZE;
+		in_file.size = n * PAGE_SIZE;
+		in_file.attributes = private ? GMEM_PRIVATE : GMEM_SHARED;
+		in_file.flags = policy;
+		r = ioctl(m->fd, KVM_SET_MEMORY_ATTRIBUTES2, &in_file);
+	} else {
+		in_vm.address = BENCH_GPA + first * PAGE_SIZE;
+		in_vm.size = n * PAGE_SIZE;
+		in_vm.attributes = private ? GMEM_PRIVATE : GMEM_SHARED;
+		r = ioctl(m->vm->fd, KVM_SET_MEMORY_ATTRIBUTES, &in_vm);
+	}
+	TEST_ASSERT(!r, "Setting attributes: errno %d (%s)", errno,
+		    strerror(errno));
+}
+
+/*
+ * All it takes to convert. With two backings that includes giving back the
+ * memory that is no longer used.
+ */
+static void convert(struct machine *m, u64 first, u64 n, bool private,
+		    u64 policy)
+{
+	set_attributes(m, first, n, private, policy);
+	if (m->backing != TWO_BACKINGS)
+		return;
+	if (private)
+		discard_shared(m, first, n);
+	else
+		punch(m, first, n);
+}
+
+/* --- Faults ------------------------------------------------------------- */
+
+/* Frees all there is, and unmaps it from everybody. */
+static void forget(struct machine *m)
+{
+	punch(m, 0, pages);
+	if (m->backing == TWO_BACKINGS)
+		discard_shared(m, 0, pages);
+}
+
+static void bench_guest_fault(enum backing backing, bool private)
+{
+	struct figure first = {}, again = {}, present = {};
+	struct machine m;
+	u64 start;
+
+	machine_init(&m, backing, pages, false);
+	if (backing != DEFAULT_SHARED)
+		set_attributes(&m, 0, pages, private, GMEM_PRESERVE);
+
+	for_each_rep(r) {
+		forget(&m);
+		start = now();
+		guest_touch(&m, 0, pages);
+		figure_add(&first, now() - start);
+
+		/* A new slot has no mappings, and the file has the pages. */
+		machine_bind(&m, false);
+		machine_bind(&m, true);
+		/* The tables above the last level were freed as well. */
+		guest_touch(&m, 0, 1);
+		start = now();
+		guest_touch(&m, 0, pages);
+		figure_add(&again, now() - start);
+
+		/* No fault at all: what the loop itself and the exit cost. */
+		start = now();
+		guest_touch(&m, 0, pages);
+		figure_add(&present, now() - start);
+	}
+	figure_print(&first, pages, PER_PAGE, "guest-fault/%s/%s/first-use",
+		     private ? "private" : "shared", backing_name[backing]);
+	figure_print(&again, pages, PER_PAGE, "guest-fault/%s/%s/allocated",
+		     private ? "private" : "shared", backing_name[backing]);
+	figure_print(&present, pages, PER_PAGE, "guest-fault/%s/%s/mapped",
+		     private ? "private" : "shared", backing_name[backing]);
+	machine_destroy(&m);
+}
+
+static void bench_host_fault(enum backing backing)
+{
+	struct figure first = {}, again = {};
+	struct machine m;
+	u64 start;
+
+	machine_init(&m, backing, pages, false);
+	for_each_rep(r) {
+		forget(&m);
+		start = now();
+		host_touch(&m, 0, pages);
+		figure_add(&first, now() - start);
+
+		TEST_ASSERT(!madvise(m.hva, m.size, MADV_DONTNEED),
+			    "madvise: errno %d", errno);
+		start = now();
+		host_touch(&m, 0, pages);
+		figure_add(&again, now() - start);
+	}
+	figure_print(&first, pages, PER_PAGE, "host-fault/%s/first-use",
+		     backing_name[backing]);
+	figure_print(&again, pages, PER_PAGE, "host-fault/%s/allocated",
+		     backing_name[backing]);
+	machine_destroy(&m);
+}
+
+/* --- fallocate() -------------------------------------------------------- */
+
+static void bench_fallocate(enum backing backing)
+{
+	struct figure alloc = {}, again = {}, free = {}, unmap = {}, empty = {};
+	struct machine m;
+	u64 start;
+
+	machine_init(&m, backing, pages, false);
+	if (backing == TWO_BACKINGS)
+		set_attributes(&m, 0, pages, true, GMEM_PRESERVE);
+	for_each_rep(r) {
+		forget(&m);
+		start = now();
+		allocate(&m, 0, pages);
+		figure_add(&alloc, now() - start);
+
+		start = now();
+		allocate(&m, 0, pages);
+		figure_add(&again, now() - start);
+
+		start = now();
+		punch(&m, 0, pages);
+		figure_add(&free, now() - start);
+
+		guest_touch(&m, 0, pages);
+		start = now();
+		punch(&m, 0, pages);
+		figure_add(&unmap, now() - start);
+
+		start = now();
+		punch(&m, 0, 1);
+		figure_add(&empty, now() - start);
+	}
+	figure_print(&alloc, pages, PER_PAGE, "fallocate/%s/new", backing_name[backing]);
+	figure_print(&again, pages, PER_PAGE, "fallocate/%s/allocated", backing_name[backing]);
+	figure_print(&free, pages, PER_PAGE, "punch/%s/allocated", backing_name[backing]);
+	figure_print(&unmap, pages, PER_PAGE, "punch/%s/guest-mapped", backing_name[backing]);
+	figure_print(&empty, 1, PER_CALL, "punch/%s/one-empty-page", backing_name[backing]);
+	machine_destroy(&m);
+}
+
+/* --- Attributes --------------------------------------------------------- */
+
+static const struct {
+	const char *name;
+	u64 flags;
+} policies[] = {
+	{ "preserve", GMEM_PRESERVE },
+	{ "zero", GMEM_ZERO },
+	{ "none", GMEM_NONE },
+};
+
+/* In one call for all pages, or in one for each. */
+static u64 timed_convert(struct machine *m, u64 n, u64 step, bool private,
+			 u64 policy, bool attributes_only)
+{
+	u64 start = now(), at;
+
+	for (at = 0; at < n; at += step) {
+		if (attributes_only)
+			set_attributes(m, at, step, private, policy);
+		else
+			convert(m, at, step, private, policy);
+	}
+	return now() - start;
+}
+
+/* Conversions of pages that everybody who can has mapped. */
+static void bench_convert(enum backing backing, const char *name, u64 policy,
+			  bool attributes_only, bool single)
+{
+	const u64 n = single ? pages / 16 : pages, step = single ? 1 : n;
+	const char *kind = single ? "page-by-page" : "one-call";
+	struct figure to_private = {}, to_shared = {};
+	struct machine m;
+
+	machine_init(&m, backing, pages, false);
+	for_each_rep(r) {
+		host_touch(&m, 0, n);
+		guest_touch(&m, 0, n);
+		figure_add(&to_private, timed_convert(&m, n, step, true, policy,
+						      attributes_only));
+		guest_touch(&m, 0, n);
+		figure_add(&to_shared, timed_convert(&m, n, step, false, policy,
+						     attributes_only));
+	}
+	figure_print(&to_private, n, PER_PAGE, "convert/%s/to-private/%s/%s",
+		     backing_name[backing], name, kind);
+	figure_print(&to_shared, n, PER_PAGE, "convert/%s/to-shared/%s/%s",
+		     backing_name[backing], name, kind);
+	machine_destroy(&m);
+}
+
+/*
+ * A file of 1 TiB without a page in it, which the host has mapped and the guest
+ * has as its memory, as far as it can address that much.
+ */
+static void bench_empty(void)
+{
+	const u64 npages = (1ULL << 40) / PAGE_SIZE;
+	struct machine m;
+
+	machine_init(&m, IN_PLACE, npages, false);
+	printf("# 1 TiB file, %lu GiB of it bound to a memslot\n", m.bound >> 30);
+	for (int p = 0; p < (int)ARRAY_SIZE(policies); p++) {
+		struct figure to_private = {}, to_shared = {}, same = {};
+
+		for_each_rep(r) {
+			figure_add(&to_private,
+				   timed_convert(&m, npages, npages, true,
+						 policies[p].flags, false));
+			figure_add(&same,
+				   timed_convert(&m, npages, npages, true,
+						 policies[p].flags, false));
+			figure_add(&to_shared,
+				   timed_convert(&m, npages, npages, false,
+						 policies[p].flags, false));
+		}
+		figure_print(&to_private, 1, PER_CALL, "convert-empty-1TiB/in-place/to-private/%s",
+			     policies[p].name);
+		figure_print(&same, 1, PER_CALL, "convert-empty-1TiB/in-place/no-change/%s",
+			     policies[p].name);
+		figure_print(&to_shared, 1, PER_CALL, "convert-empty-1TiB/in-place/to-shared/%s",
+			     policies[p].name);
+	}
+	machine_destroy(&m);
+}
+
+/* --- Round trips -------------------------------------------------------- */
+
+/*
+ * To shared, a touch by host and guest, back to private, a touch by the guest.
+ * With two backings the VMM does what VMMs do: it sets the attributes and
+ * gives back the memory that is no longer used. The bytes are lost on the way;
+ * @keep has guest and host carry them over through a bounce buffer that is
+ * always shared, which is what keeping them takes there.
+ */
+enum trip {
+	/* Guest and host fault the pages in when they touch them. */
+	TOUCHED,
+	/* The VMM populates the page tables first. */
+	POPULATED,
+	/* Like TOUCHED, with the bytes carried over. */
+	KEPT,
+};
+
+static void round_trip(struct machine *m, u64 first, u64 n, u64 policy,
+		       enum trip trip)
+{
+	const bool keep = trip == KEPT;
+	const u64 offset = first * PAGE_SIZE;
+
+	if (keep)
+		guest_copy(m, true, first, n);
+	convert(m, first, n, false, policy);
+	if (trip == POPULATED) {
+		host_populate(m, first, n);
+		guest_populate(m, first, n);
+	}
+	if (keep)
+		copy_pages((u64)m->hva + offset, (u64)m->bounce + offset, n);
+	else
+		host_touch(m, first, n);
+	guest_touch(m, first, n);
+
+	if (keep)
+		copy_pages((u64)m->bounce + offset, (u64)m->hva + offset, n);
+	convert(m, first, n, true, policy);
+	if (trip == POPULATED)
+		guest_populate(m, first, n);
+	if (keep)
+		guest_copy(m, false, first, n);
+	guest_touch(m, first, n);
+}
+
+static void bench_round_trip(enum backing backing, const char *name, u64 policy,
+			     enum trip trip, bool huge, bool single)
+{
+	const u64 n = single ? pages / 16 : pages;
+	struct figure f = {};
+	struct machine m;
+	u64 start, at;
+
+	machine_init(&m, backing, pages, huge);
+	/* Where every trip starts: private, and used by the guest. */
+	set_attributes(&m, 0, pages, true, GMEM_PRESERVE);
+	guest_touch(&m, 0, pages);
+
+	for_each_rep(r) {
+		start = now();
+		for (at = 0; at < n; at += single ? 1 : n)
+			round_trip(&m, at, single ? 1 : n, policy, trip);
+		figure_add(&f, now() - start);
+	}
+	figure_print(&f, n, PER_PAGE, "round-trip/%s/%s/%s", backing_name[backing],
+		     name, single ? "page-by-page" : "one-call");
+	machine_destroy(&m);
+}
+
+/* What entering and leaving the guest costs, which all of the above pay. */
+static void bench_exit(enum backing backing)
+{
+	struct figure f = {};
+	struct machine m;
+	u64 start;
+
+	machine_init(&m, backing, pages, false);
+	for_each_rep(r) {
+		start = now();
+		for (int i = 0; i < 64; i++)
+			guest_do(&m, OP_NOTHING, 0, 0);
+		figure_add(&f, now() - start);
+	}
+	figure_print(&f, 64, PER_CALL, "vcpu-run/%s", backing_name[backing]);
+	machine_destroy(&m);
+}
+
+int main(int argc, char **argv)
+{
+	int opt;
+
+	while ((opt = getopt(argc, argv, "n:r:")) != -1) {
+		switch (opt) {
+		case 'n':
+			pages = atoi_positive("Pages", optarg);
+			break;
+		case 'r':
+			reps = atoi_positive("Repetitions", optarg);
+			break;
+		default:
+			fprintf(stderr, "usage: %s [-n pages] [-r repetitions]\n",
+				argv[0]);
+			return KSFT_FAIL;
+		}
+	}
+	TEST_ASSERT(reps <= MAX_REPS, "At most %d repetitions", MAX_REPS);
+	TEST_ASSERT(pages >= 16 && pages <= SZ_1G / PAGE_SIZE, "16 to %llu pages",
+		    (unsigned long long)SZ_1G / PAGE_SIZE);
+
+	TEST_REQUIRE(gmem_vm_type_supported());
+	calibrate();
+	in_place = kvm_check_cap(KVM_CAP_GET_MEMORY_ATTRIBUTES2) > 0;
+	printf("# in-place conversion: %s\n", in_place ? "yes" : "no");
+	printf("# pages %lu, repetitions %d after one that is not counted\n",
+	       pages, reps);
+
+	bench_exit(DEFAULT_SHARED);
+	bench_exit(TWO_BACKINGS);
+
+	bench_guest_fault(DEFAULT_SHARED, false);
+	bench_guest_fault(TWO_BACKINGS, true);
+	bench_guest_fault(TWO_BACKINGS, false);
+	bench_host_fault(DEFAULT_SHARED);
+	bench_fallocate(DEFAULT_SHARED);
+	bench_fallocate(TWO_BACKINGS);
+	for (int single = 0; single < 2; single++) {
+		bench_convert(TWO_BACKINGS, "attributes-alone", 0, true, single);
+		bench_convert(TWO_BACKINGS, "bytes-lost", 0, false, single);
+		bench_round_trip(TWO_BACKINGS, "bytes-lost", 0, TOUCHED, false, single);
+		bench_round_trip(TWO_BACKINGS, "bytes-lost-huge", 0, TOUCHED, true, single);
+		bench_round_trip(TWO_BACKINGS, "bytes-lost-populated", 0, POPULATED, false, single);
+		bench_round_trip(TWO_BACKINGS, "bytes-kept", 0, KEPT, false, single);
+	}
+	if (!in_place)
+		return 0;
+
+	bench_exit(IN_PLACE);
+	bench_guest_fault(IN_PLACE, true);
+	bench_guest_fault(IN_PLACE, false);
+	bench_host_fault(IN_PLACE);
+	bench_fallocate(IN_PLACE);
+	for (int single = 0; single < 2; single++) {
+		for (int p = 0; p < (int)ARRAY_SIZE(policies); p++) {
+			bench_convert(IN_PLACE, policies[p].name,
+				      policies[p].flags, false, single);
+			bench_round_trip(IN_PLACE, policies[p].name,
+					 policies[p].flags, TOUCHED, false, single);
+		}
+		bench_round_trip(IN_PLACE, "preserve-populated", GMEM_PRESERVE,
+				 POPULATED, false, single);
+	}
+	bench_empty();
+	return 0;
+}
