@@ -82,7 +82,7 @@
 #define CTL_SLOT	9
 #define CTL_GPA		((gpa_t)SZ_2G)
 
-#define DEFAULT_ITERATIONS 5000
+#define DEFAULT_ITERATIONS 1500
 
 /* No progress of a thread for so long is a hang, even when sanitised. */
 #define HANG_SECONDS	120
@@ -251,6 +251,33 @@ static u64 next_random(u64 *state)
 	*state ^= *state >> 7;
 	*state ^= *state << 17;
 	return *state >> 11;
+}
+
+/*
+ * Fast threads would be through before slow ones have begun. So nobody gets
+ * ahead of the conversions, nor these of the first vCPU, by more than a few.
+ * Measured in conversions; there are 20 operations of a vCPU for each.
+ */
+#define PACE_SLACK	20
+#define VCPU_OPS	20
+#define TOUCH_OPS	10
+
+static bool ahead_of_conversions(struct ctl *c, u64 conversions)
+{
+	return conversions > LOAD(c->progress[CONVERT0]) + PACE_SLACK &&
+	       !LOAD(c->done[CONVERT0]) && !LOAD(c->stop);
+}
+
+static bool ahead_of_guest(struct ctl *c, u64 conversions)
+{
+	return conversions > LOAD(c->progress[VCPU0]) / VCPU_OPS + PACE_SLACK &&
+	       !LOAD(c->done[VCPU0]) && !LOAD(c->stop);
+}
+
+static void host_pace(u64 conversions)
+{
+	while (ahead_of_conversions(ctl, conversions))
+		sched_yield();
 }
 
 /* --- Words ------------------------------------------------------------------ */
@@ -422,11 +449,15 @@ static void guest_unlocked_read(struct ctl *c, u64 id, u64 page, u64 word)
 
 static void guest_code(struct ctl *c, u64 id)
 {
-	u64 seed = c->seed * (id + 1) + 1, n = c->iterations * 20, i;
+	u64 seed = c->seed * (id + 1) + 1, n = c->iterations * VCPU_OPS, i;
 
 	for (i = 0; i < n && !LOAD(c->stop); i++) {
 		u64 page = next_random(&seed) % NPAGES;
 		u64 word = 1 + next_random(&seed) % (WORDS - 1);
+
+		/* Leave the CPU to those that the guest waits for. */
+		while (ahead_of_conversions(c, i / VCPU_OPS))
+			GUEST_UCALL_NONE();
 
 		switch (next_random(&seed) % 4) {
 		case 0:
@@ -505,6 +536,9 @@ static void *vcpu_thread(void *arg)
 			    "vCPU %lu: exit reason %u (%s)", id, run->exit_reason,
 			    exit_reason_str(run->exit_reason));
 		switch (get_ucall(vcpu, &uc)) {
+		case UCALL_NONE:
+			sched_yield();
+			break;
 		case UCALL_DONE:
 			STORE(ctl->done[VCPU0 + id], 1);
 			return NULL;
@@ -679,7 +713,8 @@ static void *touch_thread(void *arg)
 {
 	u64 who = (unsigned long)arg, seed = ctl->seed * (who + 7) + 3, i;
 
-	for (i = 0; i < ctl->iterations * 10 && !LOAD(ctl->stop); i++) {
+	for (i = 0; i < ctl->iterations * TOUCH_OPS && !LOAD(ctl->stop); i++) {
+		host_pace(i / TOUCH_OPS);
 		host_touch(who, &seed, true);
 		STORE(ctl->progress[who], i + 1);
 	}
@@ -698,6 +733,7 @@ static void *fork_thread(void *arg)
 	pid_t pid;
 
 	for (i = 0; i < (ctl->iterations + 49) / 50 && !LOAD(ctl->stop); i++) {
+		host_pace(i * 50);
 		next_random(&seed);
 		pid = fork();
 		TEST_ASSERT(pid >= 0, "fork(): errno %d", errno);
@@ -851,6 +887,8 @@ static void *convert_thread(void *arg)
 	u64 who = (unsigned long)arg, seed = ctl->seed * (who + 7) + 3, i;
 
 	for (i = 0; i < ctl->iterations && !LOAD(ctl->stop); i++) {
+		while (ahead_of_guest(ctl, i))
+			sched_yield();
 		convert(who, &seed);
 		STORE(ctl->progress[who], i + 1);
 	}
@@ -886,6 +924,7 @@ static void *punch_thread(void *arg)
 	u64 who = (unsigned long)arg, seed = ctl->seed * (who + 7) + 3, i, first, n;
 
 	for (i = 0; i < (ctl->iterations + 1) / 2 && !LOAD(ctl->stop); i++) {
+		host_pace(i * 2);
 		n = 1 + next_random(&seed) % 4;
 		if (next_random(&seed) & 1) {
 			first = next_random(&seed) % (NPAGES - n + 1);
@@ -921,6 +960,7 @@ static void *slots_thread(void *arg)
 	for (i = 0; i < (ctl->iterations + 19) / 20 && !LOAD(ctl->stop); i++) {
 		int slot = next_random(&seed) % NR_SLOTS;
 
+		host_pace(i * 20);
 		set_slot(slot, false);
 		if (next_random(&seed) & 1)
 			sched_yield();
