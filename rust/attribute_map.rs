@@ -158,11 +158,11 @@ impl AttributeMap {
 
     #[inline]
     fn cursor(&self, first: usize, last: usize) -> bindings::ma_state {
-        let mut mas = MaybeUninit::zeroed();
+        let mut mas = MaybeUninit::uninit();
 
         // SAFETY: `mas` is valid for writes and the tree is initialised.
         unsafe { bindings::gmem_tree_cursor(mas.as_mut_ptr(), self.0.get(), first, last) };
-        // SAFETY: The helper initialised what zeroes do not.
+        // SAFETY: The helper initialised all of it.
         unsafe { mas.assume_init() }
     }
 }

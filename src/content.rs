@@ -48,8 +48,11 @@ fn for_each_folio<E>(
     change: &Change,
     mut f: impl FnMut(&FolioRef<'_>, Action) -> Result<(), E>,
 ) -> Result<(), E> {
+    if change.terms().changing == Action::Leave && change.terms().settled == Action::Leave {
+        return Ok(());
+    }
     let geometry = guard.inode().geometry();
-    let mut rest = Some(change.range());
+    let mut rest = guard.populated(&change.range());
 
     while let Some(range) = rest {
         let run = query(range.start(), &geometry, guard);

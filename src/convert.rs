@@ -32,7 +32,10 @@ use gmem_policy::{
         Change,
         Plan, //
     },
-    range::PageIndex,
+    range::{
+        PageIndex,
+        PageRange, //
+    },
     request::{
         Request,
         Visibility, //
@@ -132,6 +135,22 @@ fn plan<V: Vendor>(
     }
 }
 
+/// The pages whose attribute changes, and that somebody could have mapped.
+fn affected<'c>(
+    guard: &'c InvalidateGuard<'_, Exclusive>,
+    change: &Change,
+) -> impl Iterator<Item = PageRange> + Clone + 'c {
+    let populated = guard.populated(&change.range());
+    populated.into_iter().flat_map({
+        let differing = change.differing(guard);
+        move |populated| {
+            differing
+                .clone()
+                .filter_map(move |pages| pages.intersect(&populated))
+        }
+    })
+}
+
 /// Step 7 is done.
 struct Reserved<'g> {
     change: &'g Change,
@@ -160,7 +179,7 @@ impl<'g> Reserved<'g> {
         let quiesced = match self.change.to() {
             Visibility::Private => Some(
                 guard
-                    .quiesce(self.change.differing(guard))
+                    .quiesce(affected(guard, self.change))
                     .map_err(|Busy(at)| Failure::at(EAGAIN, at))?,
             ),
             Visibility::Shared => None,
@@ -193,7 +212,7 @@ impl<'g> Quiet<'g> {
             // A private page that already is private keeps its mapping: on some platforms zapping
             // it would destroy it, on the others the guest would fault for nothing.
             let old = Kinds::Only(self.change.to().opposite());
-            span.zap_pages(old, self.change.differing(guard))
+            span.zap_pages(old, affected(guard, self.change))
                 .map_err(|Dead| Failure::at(EIO, self.change.range().start()))?;
         }
         Ok(Converting {

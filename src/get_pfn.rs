@@ -2,10 +2,8 @@
 
 //! Guest faults.
 
-use gmem_policy::{
-    range::PageIndex,
-    request::Visibility, //
-};
+use crate::vendor;
+use gmem_policy::range::PageIndex;
 use gmem_sys::{
     export::GuestPage,
     fs::file_ops::GmemFile,
@@ -34,9 +32,7 @@ pub(crate) fn get_pfn(vm: &Vm, file: &GmemFile, gfn: Gfn, at: PageIndex) -> Resu
         return Err(EHWPOISON);
     }
     folio.prepare();
-    if stable.visibility(at) == Visibility::Private {
-        folio.make_private(vm, gfn)?;
-    }
+    vendor::make_private(vm, gfn, at, &stable, &folio)?;
     Ok(GuestPage {
         page: folio.into_page(),
         max_order: 0,

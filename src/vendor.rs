@@ -20,7 +20,10 @@ use gmem_policy::{
         Terms, //
     },
     plan::Change,
-    range::PageRange,
+    range::{
+        PageIndex,
+        PageRange, //
+    },
     request::{
         Request,
         Visibility, //
@@ -28,11 +31,16 @@ use gmem_policy::{
 };
 use gmem_sys::{
     export::scramble,
-    fs::file_ops::GmemFile,
+    fs::{
+        address_space::Stable,
+        file_ops::GmemFile, //
+    },
     kvm::vm::{
         self,
+        Gfn,
         Vm, //
-    }, //
+    },
+    mm::folio::LockedFolio, //
 };
 use kernel::{
     error::VTABLE_DEFAULT_ERROR,
@@ -80,6 +88,28 @@ pub(crate) trait Vendor {
 /// The platform that a VM is on, if its memory can be converted in place.
 pub(crate) fn platform(vm: &Vm) -> Option<Platform> {
     vm.is_sw_protected().then_some(Platform::SwProtected)
+}
+
+/// Gives the page at `at`, which shows as `gfn`, to the platform if it is private.
+///
+/// SW_PROTECTED owns no page, so that nothing has to be given. What VMs do whose memory is not
+/// converted in place is up to the architecture, as ever.
+///
+/// # Errors
+///
+/// What the platform returns.
+pub(crate) fn make_private(
+    vm: &Vm,
+    gfn: Gfn,
+    at: PageIndex,
+    stable: &Stable<'_>,
+    folio: &LockedFolio<'_>,
+) -> Result {
+    match platform(vm) {
+        Some(Platform::SwProtected) => Ok(()),
+        None if stable.visibility(at) == Visibility::Private => folio.make_private(vm, gfn),
+        None => Ok(()),
+    }
 }
 
 /// Converts, with the vendor of the file's VM.

@@ -158,6 +158,16 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
         unsafe { Batches::new(self.inode.mapping(), *range) }
     }
 
+    /// `range` from its first folio on; [`None`] if it has none.
+    ///
+    /// Where there is no folio there is nothing to unmap: a page table of the host or of a guest
+    /// can have a page only while its folio is in the page cache, which it does not leave without
+    /// being unmapped. So this bounds the cost of a request by what is allocated.
+    pub fn populated(&self, range: &PageRange) -> Option<PageRange> {
+        let first = self.folios(range).next_batch()?.next()?.pages().start();
+        PageRange::new(first, range.end())
+    }
+
     /// Takes the pages of `ranges` away from the host.
     ///
     /// Page tables first, then the LRU batches (all CPUs at most once), then the count: what it
