@@ -16,8 +16,8 @@
  *
  * Of these only a part can be seen from user space on this type of VM:
  *
- *  1 SW_PROTECTED loses nothing when a private mapping is zapped without
- *    need, so all that shows is that bytes survive.
+ *  1 SW_PROTECTED loses no bytes when a private mapping is zapped without
+ *    need, so the number of mappings is looked at, too.
  *  6 The drain's cost is not visible, its number is, where the kernel has
  *    the workqueue trace events.
  * 12, 13 Allocation failures need FAULT_INJECTION, which the sanitised
@@ -561,6 +561,7 @@ static void spin_prepare(struct kvm_vcpu *vcpu)
 HAZARD(h01_mixed_range_to_private_keeps_private_bytes)
 {
 	struct hz h;
+	u64 mapped;
 	int i;
 
 	hz_create(&h, 8, GMEM_MMAP_SHARED, 1);
@@ -571,7 +572,12 @@ HAZARD(h01_mixed_range_to_private_keeps_private_bytes)
 		hz_host_fill(&h, i + 1, 1, GMEM_SEED(2));
 	}
 
+	for (i = 0; i < 8; i += 2)
+		hz_guest_sees(&h, i + 1, 1, GMEM_SEED(2));
+
+	mapped = vm_get_stat(h.vm, pages_4k);
 	hz_convert(&h, 0, 8, GMEM_PRIVATE, GMEM_PRESERVE);
+	TEST_ASSERT_EQ(vm_get_stat(h.vm, pages_4k), mapped - 4);
 
 	hz_attrs_are(&h, 0, 8, GMEM_PRIVATE);
 	for (i = 0; i < 8; i += 2) {
@@ -687,7 +693,8 @@ HAZARD(h03_no_page_without_an_entry)
 		for (off = 0; off < OFF(n); off += size) {
 			r = gmem_get(h.a.fd, off, &attr, &size);
 			TEST_ASSERT(!r, "GET at %#lx: errno %d", off, r);
-			for (end = off / PG; end < n && model[end] == model[off / PG]; end++)
+			for (end = off / PG;
+			     end < n && model[end] == model[off / PG]; end++)
 				;
 			TEST_ASSERT(!!attr == model[off / PG] &&
 				    off + size == OFF(end),
@@ -2061,7 +2068,8 @@ HAZARD(h36_fork_childs_mapping)
 		for (step = 0; read(to_child[0], &cmd, 1) == 1; step++) {
 			ok = 0;
 			if (step == 0)
-				ok = gmem_check(hz_hva(&h, 0), OFF(2), GMEM_SEED(36), 0) == GMEM_ALL_GOOD;
+				ok = gmem_check(hz_hva(&h, 0), OFF(2), GMEM_SEED(36), 0) ==
+				     GMEM_ALL_GOOD;
 			else if (step == 1)
 				/* Pages 2 and 3 it never touched before. */
 				ok = gmem_host_refused(hz_hva(&h, 0)) &&
@@ -2069,7 +2077,8 @@ HAZARD(h36_fork_childs_mapping)
 				     gmem_host_refused(hz_hva(&h, 2)) &&
 				     gmem_host_refused(hz_hva(&h, 3));
 			else
-				ok = gmem_check(hz_hva(&h, 0), OFF(4), GMEM_SEED(37), 0) == GMEM_ALL_GOOD;
+				ok = gmem_check(hz_hva(&h, 0), OFF(4), GMEM_SEED(37), 0) ==
+				     GMEM_ALL_GOOD;
 			if (write(from_child[1], &ok, 1) != 1)
 				break;
 		}

@@ -532,6 +532,8 @@ static void *vcpu_thread(void *arg)
 			continue;
 		}
 
+		if (run->exit_reason != KVM_EXIT_IO)
+			vcpu_dump(stderr, vcpu, 2);
 		TEST_ASSERT(run->exit_reason == KVM_EXIT_IO,
 			    "vCPU %lu: exit reason %u (%s)", id, run->exit_reason,
 			    exit_reason_str(run->exit_reason));
