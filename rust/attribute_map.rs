@@ -98,10 +98,10 @@ impl AttributeMap {
         unsafe { bindings::gmem_tree_set_lock(self.0.get(), mapping) }
     }
 
-    /// Frees all entries.
+    /// Frees all entries. Any context.
     pub(crate) fn destroy(&self, _writer: Writer<'_>) {
         // SAFETY: The tree is initialised, and the writer is the only one.
-        unsafe { bindings::__mt_destroy(self.0.get()) }
+        unsafe { bindings::gmem_tree_destroy(self.0.get()) }
     }
 
     /// The attribute of one page, [`None`] for one that has no entry.

@@ -262,6 +262,15 @@ void gmem_tree_set_lock(struct maple_tree *tree, struct address_space *mapping)
 	mt_set_external_lock(tree, &mapping->invalidate_lock);
 }
 
+/* Nobody else knows the tree any more, so no lock has to be shown to lockdep. */
+void gmem_tree_destroy(struct maple_tree *tree)
+{
+#ifdef CONFIG_LOCKDEP
+	tree->ma_external_lock = NULL;
+#endif
+	__mt_destroy(tree);
+}
+
 void gmem_tree_cursor(struct ma_state *mas, struct maple_tree *tree,
 		      unsigned long first, unsigned long last)
 {

@@ -162,6 +162,7 @@ impl Drop for TestInode {
         // SAFETY: The test is over; nobody uses the inode, which came from a box.
         unsafe {
             GmemInode::tear_down(self.0.as_ptr());
+            GmemInode::free_map(self.0.as_ptr());
             drop(KBox::from_raw(
                 self.0.as_ptr().cast::<core::mem::MaybeUninit<GmemInode>>(),
             ));

@@ -5,7 +5,10 @@
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
 use crate::{
-    attribute_map::AttributeMap,
+    attribute_map::{
+        AttributeMap,
+        Writer, //
+    },
     bindings,
     fs::address_space::{
         Bindings,
@@ -169,27 +172,27 @@ impl GmemInode {
         Ok(inode)
     }
 
-    /// Frees what [`init`](Self::init) made.
+    /// Frees what [`init`](Self::init) made, but for what readers inside RCU look at.
     ///
     /// # Safety
     ///
-    /// The inode is being destroyed; nobody uses it, and `init` will be called before anybody does.
+    /// The inode is being destroyed: nobody uses it but readers inside RCU.
     pub(crate) unsafe fn tear_down(this: *mut Self) {
         // SAFETY: By the contract of this function.
-        let inode = unsafe { &*this };
-        if inode.converts_in_place() {
-            // The lock is for lockdep, which watches the map; nobody is there to contend for it.
-            let _guard = inode.lock();
-            // SAFETY: The lock is held.
-            inode
-                .map
-                .destroy(unsafe { crate::attribute_map::Writer::assume() });
-        }
-        // SAFETY: By the contract of this function.
         unsafe {
-            inode.policy.free();
-            core::ptr::drop_in_place(inode.files.get());
+            (*this).policy.free();
+            core::ptr::drop_in_place((*this).files.get());
         }
+    }
+
+    /// Frees the attribute map, the rest of what [`init`](Self::init) made.
+    ///
+    /// # Safety
+    ///
+    /// The inode was torn down, and RCU readers that knew it are done.
+    pub(crate) unsafe fn free_map(this: *mut Self) {
+        // SAFETY: By the contract of this function nobody else is there.
+        unsafe { (*this).map.destroy(Writer::assume()) }
     }
 
     #[inline]

@@ -69,6 +69,7 @@ pub(crate) unsafe extern "C" fn destroy(inode: *mut bindings::inode) {
 pub(crate) unsafe extern "C" fn free<T: GuestMemfd>(inode: *mut bindings::inode) {
     // SAFETY: The object came from this cache, and kvm_gmem_exit() waits for RCU before it goes.
     unsafe {
+        GmemInode::free_map(GmemInode::from_vfs(inode));
         bindings::kmem_cache_free(T::tables().cache(), GmemInode::from_vfs(inode).cast());
     }
 }
