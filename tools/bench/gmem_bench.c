@@ -29,6 +29,13 @@
 #define BOUNCE_GPA	(BENCH_GPA + SZ_1G)
 #define BOUNCE_SLOT	(BENCH_SLOT + 1)
 
+/* TEST_ASSERT() evaluates its arguments even if there is nothing to say. */
+#define must(cond, fmt, ...)						\
+do {									\
+	if (__builtin_expect(!(cond), 0))				\
+		TEST_FAIL(fmt, ##__VA_ARGS__);				\
+} while (0)
+
 static u64 pages = DEFAULT_PAGES;
 static int reps = DEFAULT_REPS;
 static bool in_place;
@@ -192,7 +199,7 @@ static void run(struct machine *m)
 	do {
 		r = __vcpu_run(m->vcpu);
 	} while (r < 0 && errno == EINTR);
-	TEST_ASSERT(!r && m->vcpu->run->exit_reason == KVM_EXIT_IO,
+	must(!r && m->vcpu->run->exit_reason == KVM_EXIT_IO,
 		    "KVM_RUN: %d, errno %d (%s), exit reason %u (%s), fault at gpa %#llx flags %#llx",
 		    r, errno, strerror(errno), m->vcpu->run->exit_reason,
 		    exit_reason_str(m->vcpu->run->exit_reason),
@@ -238,7 +245,7 @@ static void host_touch(struct machine *m, u64 first, u64 n)
 
 static void host_populate(struct machine *m, u64 first, u64 n)
 {
-	TEST_ASSERT(!madvise(m->hva + first * PAGE_SIZE, n * PAGE_SIZE,
+	must(!madvise(m->hva + first * PAGE_SIZE, n * PAGE_SIZE,
 			     MADV_POPULATE_WRITE),
 		    "madvise: errno %d (%s)", errno, strerror(errno));
 }
@@ -253,7 +260,7 @@ static void guest_populate(struct machine *m, u64 first, u64 n)
 
 	do {
 		r = __vcpu_ioctl(m->vcpu, KVM_PRE_FAULT_MEMORY, &range);
-		TEST_ASSERT(!r || errno == EINTR || errno == EAGAIN,
+		must(!r || errno == EINTR || errno == EAGAIN,
 			    "KVM_PRE_FAULT_MEMORY: errno %d (%s)", errno,
 			    strerror(errno));
 	} while (range.size);
@@ -266,7 +273,7 @@ static void machine_bind(struct machine *m, bool bind)
 					     bind ? m->bound : 0, m->hva,
 					     m->fd, 0);
 
-	TEST_ASSERT(!r, "KVM_SET_USER_MEMORY_REGION2: errno %d (%s)", errno,
+	must(!r, "KVM_SET_USER_MEMORY_REGION2: errno %d (%s)", errno,
 		    strerror(errno));
 }
 
@@ -282,7 +289,7 @@ static u8 *map_shared(struct machine *m, bool huge)
 	hva = kvm_mmap(m->size + SZ_2M, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
 	hva = (u8 *)(((u64)hva + SZ_2M - 1) & ~(SZ_2M - 1ULL));
-	TEST_ASSERT(!madvise(hva, m->size,
+	must(!madvise(hva, m->size,
 			     huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE),
 		    "madvise: errno %d", errno);
 	return hva;
@@ -343,20 +350,20 @@ static void punch(struct machine *m, u64 first, u64 n)
 {
 	int r = gmem_punch(m->fd, first * PAGE_SIZE, n * PAGE_SIZE);
 
-	TEST_ASSERT(!r, "Punching a hole: errno %d (%s)", r, strerror(r));
+	must(!r, "Punching a hole: errno %d (%s)", r, strerror(r));
 }
 
 static void allocate(struct machine *m, u64 first, u64 n)
 {
 	int r = gmem_allocate(m->fd, first * PAGE_SIZE, n * PAGE_SIZE);
 
-	TEST_ASSERT(!r, "Allocating: errno %d (%s)", r, strerror(r));
+	must(!r, "Allocating: errno %d (%s)", r, strerror(r));
 }
 
 /* Give the pages of the other backing back. */
 static void discard_shared(struct machine *m, u64 first, u64 n)
 {
-	TEST_ASSERT(!madvise(m->hva + first * PAGE_SIZE, n * PAGE_SIZE,
+	must(!madvise(m->hva + first * PAGE_SIZE, n * PAGE_SIZE,
 			     MADV_DONTNEED),
 		    "madvise: errno %d", errno);
 }
@@ -384,7 +391,7 @@ static void set_attributes(struct machine *m, u64 first, u64 n, bool private,
 		in_vm.attributes = private ? GMEM_PRIVATE : GMEM_SHARED;
 		r = ioctl(m->vm->fd, KVM_SET_MEMORY_ATTRIBUTES, &in_vm);
 	}
-	TEST_ASSERT(!r, "Setting attributes: errno %d (%s)", errno,
+	must(!r, "Setting attributes: errno %d (%s)", errno,
 		    strerror(errno));
 }
 
@@ -466,7 +473,7 @@ static void bench_host_fault(enum backing backing)
 		host_touch(&m, 0, pages);
 		figure_add(&first, now() - start);
 
-		TEST_ASSERT(!madvise(m.hva, m.size, MADV_DONTNEED),
+		must(!madvise(m.hva, m.size, MADV_DONTNEED),
 			    "madvise: errno %d", errno);
 		start = now();
 		host_touch(&m, 0, pages);
