@@ -3,12 +3,12 @@
 # uses Kbuild instead of this file.
 
 SHELL := /bin/bash
-export ARCH FLAVOUR KSRC LLVM O PROG ARGS APPEND ICOUNT MODE TIMEOUT TESTS JOBS
+export ARCH FLAVOUR KSRC LLVM O PROG ARGS APPEND ICOUNT MODE TIMEOUT TESTS JOBS PAGES REPS RUNS C_FLAVOUR RUST_FLAVOUR
 vm := tools/vm
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernel demo run shell check check-all kunit selftests model clippy rustdoc fmt clean clean-cache
+.PHONY: help setup kernel demo run shell check check-all kunit selftests model bench clippy rustdoc fmt clean clean-cache
 
 help:
 	@echo 'make demo          build everything and watch a nested guest being converted in place'
@@ -22,6 +22,7 @@ help:
 	@echo 'make kunit         the KUnit suites                               FLAVOUR='
 	@echo 'make selftests     build the KVM selftests, ours and the kernel'"'"'s  ARCH='
 	@echo 'make model         the cargo tests of the policy crate'
+	@echo 'make bench         instructions per operation, C against Rust           PAGES= REPS= RUNS='
 	@echo 'make clippy, rustdoc, fmt     lints, documentation, formatting of the Rust sources'
 	@echo 'make clean         forget what was built; clean-cache also the downloads'
 	@echo ''
@@ -62,6 +63,9 @@ kunit: setup
 
 selftests: setup
 	@$(vm)/selftests $(or $(ARCH),x86_64)
+
+bench: setup
+	@tools/bench/run
 
 model: setup
 	@$(vm)/check model
