@@ -315,8 +315,9 @@ static void machine_make(struct machine *m, enum backing backing, u64 npages,
 								GMEM_MMAP_SHARED);
 	m->hva = map_shared(m, huge);
 	/* A file may be larger than what guests can address. */
-	m->bound = min_t(u64, m->size,
-			 (m->vm->max_gfn + 1) * PAGE_SIZE - BENCH_GPA);
+	m->bound = (m->vm->max_gfn + 1) * PAGE_SIZE - BENCH_GPA;
+	if (m->bound > m->size)
+		m->bound = m->size;
 	machine_bind(m, true);
 	virt_map(m->vm, BENCH_GPA, BENCH_GPA, pages);
 	if (npages > pages)
