@@ -461,7 +461,10 @@ struct inode *gmem_slot_inode_rcu(const struct kvm_memory_slot *slot)
 	if (!file)
 		return NULL;
 	inode = READ_ONCE(file->f_inode);
-	/* Pairs with the full barrier of the file's last file_ref_put(). */
+	/*
+	 * The memory is reused after release() has cleared the pointer and
+	 * dropped its locks: who sees the new file here sees that, too.
+	 */
 	smp_rmb();
 	return READ_ONCE(slot->gmem.file) == file ? inode : NULL;
 }

@@ -3,7 +3,7 @@
 //! Converting a range of a file between private and shared, in place.
 //!
 //! Each step makes the value that the next one needs, so that none can be left out or come too
-//! early; up to step 8 every one of them can fail, and has changed nothing then but that host
+//! early. Up to step 9b every one of them can fail, and has changed nothing then but that host
 //! mappings were dropped, which fault back. From 9c on nothing fails but the platform, and that
 //! kills the VM. Dropping the values in reverse order ends the invalidation, then unlocks.
 //!
