@@ -173,7 +173,7 @@ impl Tables {
                 ..pin_init::zeroed()
             },
             file_system: UnsafeCell::new(bindings::file_system_type {
-                name: c"guest_memfd".as_ptr().cast(),
+                name: file_system_name(),
                 init_fs_context: Some(superblock::init_fs_context::<T>),
                 kill_sb: Some(bindings::kill_anon_super),
                 ..pin_init::zeroed()
@@ -227,6 +227,12 @@ impl Tables {
         // SAFETY: Files are created while the file system is mounted only.
         unsafe { bindings::gmem_mount_sb(self.mount()) }
     }
+}
+
+/// The name of the file system; `as_char_ptr()` cannot be called at compile time.
+#[expect(clippy::disallowed_methods)]
+const fn file_system_name() -> *const c_char {
+    c"guest_memfd".as_ptr().cast()
 }
 
 /// Whether `kvm.gmem_in_place_conversion` makes every file of a VM with private memory convert in
@@ -358,9 +364,8 @@ pub mod entry {
         from_result(|| {
             // SAFETY: By the contract of this function.
             let slot = unsafe { &mut *slot };
-            // CAST: The flags fit the slot's u32.
-            const GMEM_ONLY: u32 = bindings::GMEM_SLOT_GMEM_ONLY as u32;
-            const IN_PLACE: u32 = bindings::GMEM_SLOT_IN_PLACE as u32;
+            const GMEM_ONLY: u32 = bindings::GMEM_SLOT_GMEM_ONLY;
+            const IN_PLACE: u32 = bindings::GMEM_SLOT_IN_PLACE;
 
             if slot.flags & (GMEM_ONLY | IN_PLACE) != 0 {
                 return Err(EINVAL);

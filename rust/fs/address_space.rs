@@ -39,7 +39,14 @@ use kernel::{
 
 mod sealed {
     pub trait Mode {
+        /// # Safety
+        ///
+        /// `mapping` must be valid.
         unsafe fn lock(mapping: *mut crate::bindings::address_space);
+
+        /// # Safety
+        ///
+        /// `mapping` must be valid, and locked by the calling task in this mode.
         unsafe fn unlock(mapping: *mut crate::bindings::address_space);
     }
 }

@@ -167,7 +167,7 @@ pub fn create<T: GuestMemfd>(vm: &Vm, traits: Traits) -> Result<i32> {
     let vfs = from_err_ptr(unsafe {
         bindings::anon_inode_make_secure_inode(
             tables.super_block(),
-            NAME.as_ptr().cast(),
+            NAME.as_char_ptr(),
             ptr::null(),
         )
     })?;
@@ -194,7 +194,7 @@ pub fn create<T: GuestMemfd>(vm: &Vm, traits: Traits) -> Result<i32> {
         bindings::alloc_file_pseudo(
             vfs,
             tables.mount(),
-            NAME.as_ptr().cast(),
+            NAME.as_char_ptr(),
             bindings::O_RDWR as c_int,
             tables.file_operations(),
         )

@@ -81,9 +81,9 @@ impl<'g> InvalidateSpan<'g> {
             range,
         };
         span.for_each_file(|file| {
+            let _mmu = file.vm().lock_mmu();
             // SAFETY: mmu_lock is held, and each start gets its end when the span is dropped: the
             // set of bound slots is the same then, as the bindings are locked.
-            let _mmu = file.vm().lock_mmu();
             unsafe { bindings::kvm_mmu_invalidate_start(file.vm().as_raw()) };
             span.for_each_gfn_range(file, &span.range, |_, start, end| {
                 // SAFETY: mmu_lock is held, inside of a start.
@@ -191,7 +191,7 @@ impl<'g> InvalidateSpan<'g> {
 
     fn for_each_file(&self, mut f: impl FnMut(&FileData)) {
         for file in self.stable.inode().files(self.stable) {
-            let wanted = self.only.map_or(true, |only| core::ptr::eq(only, file));
+            let wanted = self.only.is_none_or(|only| core::ptr::eq(only, file));
             if wanted && file.has_slot(self.stable, &self.range) {
                 f(file);
             }
