@@ -1106,6 +1106,7 @@ int main(int argc, char *argv[])
 	};
 	const u64 ctl_size = align_up(sizeof(struct ctl), PAGE_SIZE);
 	u64 iterations = DEFAULT_ITERATIONS, seed = 0x5eed;
+	struct userspace_mem_region *region;
 	pthread_t threads[NR_THREADS];
 	bool ok;
 	int opt, i;
@@ -1133,6 +1134,14 @@ int main(int argc, char *argv[])
 
 	vm = __vm_create_with_vcpus(shape, NR_VCPUS, NPAGES, guest_code, vcpus);
 	gmem_install_sigbus_handler();
+
+	/*
+	 * The children are there for the file's mapping. Keep copy-on-write away
+	 * from the guest's code, stack and page tables, as VMMs do.
+	 */
+	region = memslot2region(vm, 0);
+	TEST_ASSERT(!madvise(region->host_mem, region->region.memory_size, MADV_DONTFORK),
+		    "MADV_DONTFORK: errno %d", errno);
 
 	/* Shared with the children, hence not in the memory of libkvm. */
 	ctl = kvm_mmap(ctl_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
