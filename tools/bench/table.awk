@@ -109,7 +109,7 @@ BEGIN {
 				value["rust", order[i]] < 20000 ? "met" : "missed")
 	printf "%d goals met, %d missed\n", verdicts["met"], verdicts["missed"]
 	if (again > 1) {
-		printf "Between runs no median differs by more than %.2f%%%s.\n", worst * 100, worst > 0 ? ": " worst_name : ""
+		printf "Between runs no median differs by more than %.2f%%%s\n", worst * 100, (worst > 0 ? ": " worst_name : "")
 		printf "repeatability,%s,%.5f\n", worst_name, worst >csv
 	}
 }
