@@ -5,7 +5,8 @@
 
 GMEM_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 GMEM_VM=$GMEM_TOP/tools/vm
-GMEM_CACHE=${O:-${XDG_CACHE_HOME:-$HOME/.cache}/kvm-gmem}
+# Scripts that these scripts call find the cache by the exported name, as O is not passed on (see below).
+export GMEM_CACHE=${O:-${GMEM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kvm-gmem}}
 mkdir -p "$GMEM_CACHE"
 GMEM_CACHE=$(cd "$GMEM_CACHE" && pwd)
 GMEM_LOGS=$GMEM_CACHE/logs
