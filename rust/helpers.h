@@ -13,6 +13,12 @@
 #include <linux/pseudo_fs.h>
 #include <linux/swap.h>
 
+#ifndef CONFIG_HAVE_KVM_ARCH_GMEM_POPULATE
+/* Nobody populates then, but the Rust side has one shape for all configurations. */
+typedef int (*kvm_gmem_populate_cb)(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
+				    struct page *page, void *opaque);
+#endif
+
 /* Folios. */
 struct folio *gmem_filemap_lock_folio(struct address_space *mapping, pgoff_t index);
 struct folio *gmem_filemap_create_folio(struct address_space *mapping, pgoff_t index,
