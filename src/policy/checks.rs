@@ -75,30 +75,38 @@ macro_rules! list {
     };
 }
 
-list! {
-    page_size_has_limits,
-    offsets_are_64_bits_wide,
-    range_is_never_empty,
-    range_arithmetic,
-    clamp_stays_inside_the_request,
-    geometry_checks_the_size,
-    geometry_checks_the_range,
-    content_flags,
-    visibility_attributes,
-    raw_request_words,
-    request_order_of_checks,
-    request_ignores_error_offset,
-    query_order_of_checks,
-    terms_of_sw_protected,
-    capabilities_follow_the_terms,
-    plan_nothing_to_do,
-    plan_policy_without_a_change,
-    plan_skips_what_is_settled,
-    plan_merges_with_both_neighbours,
-    plan_at_both_ends_of_the_file,
-    query_walks_the_runs,
-    senseless_map_ends_every_walk,
+/// Calls a macro with the names of all checks, so that each test framework makes its tests of them.
+#[macro_export]
+macro_rules! for_each_check {
+    ($then:ident) => {
+        $then! {
+            page_size_has_limits,
+            offsets_are_64_bits_wide,
+            range_is_never_empty,
+            range_arithmetic,
+            clamp_stays_inside_the_request,
+            geometry_checks_the_size,
+            geometry_checks_the_range,
+            content_flags,
+            visibility_attributes,
+            raw_request_words,
+            request_order_of_checks,
+            request_ignores_error_offset,
+            query_order_of_checks,
+            terms_of_sw_protected,
+            capabilities_follow_the_terms,
+            plan_nothing_to_do,
+            plan_policy_without_a_change,
+            plan_skips_what_is_settled,
+            plan_merges_with_both_neighbours,
+            plan_at_both_ends_of_the_file,
+            query_walks_the_runs,
+            senseless_map_ends_every_walk,
+        }
+    };
 }
+
+for_each_check!(list);
 
 const PAGE: u64 = 4096;
 
