@@ -607,13 +607,17 @@ static void judge_access(u64 who, u64 page, u64 before, bool ok, u64 value)
 static bool host_read_pinned(volatile u64 *p, u64 *w)
 {
 	struct iovec iov = { .iov_base = (void *)p, .iov_len = sizeof(*p) };
-	int fds[2];
+	int fds[2], i;
 	bool ok;
 
 	TEST_ASSERT(!pipe(fds), "pipe(): errno %d", errno);
 	ok = vmsplice(fds[1], &iov, 1, 0) == sizeof(*p);
 	if (ok) {
-		sched_yield();
+		/* Long enough for a request to meet the pin, if there still is one. */
+		u64 before = LOAD(ctl->progress[CONVERT0]);
+
+		for (i = 0; i < 64 && LOAD(ctl->progress[CONVERT0]) == before; i++)
+			sched_yield();
 		ok = read(fds[0], w, sizeof(*w)) == sizeof(*w);
 	}
 	close(fds[0]);
