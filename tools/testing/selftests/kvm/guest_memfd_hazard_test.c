@@ -1170,6 +1170,9 @@ HAZARD(h12_out_of_memory_changes_nothing)
 		   !hz_write_file(DEBUGFS "/failslab/ignore-gfp-wait", "N", 0),
 		   "needs FAULT_INJECTION and FAILSLAB");
 	hz_write_file(DEBUGFS "/fail_page_alloc/ignore-gfp-wait", "N", 0);
+	/* A stack trace for each injected failure would look like a complaint. */
+	hz_write_file(DEBUGFS "/failslab/verbose", "0", 0);
+	hz_write_file(DEBUGFS "/fail_page_alloc/verbose", "0", 0);
 
 	hz_create(&h, 16, GMEM_MMAP_SHARED, 1);
 	hz_host_fill(&h, 0, 16, GMEM_SEED(12));
