@@ -34,11 +34,6 @@ void gmem_folio_unlock_put(struct folio *folio)
 	folio_put(folio);
 }
 
-void gmem_folio_put(struct folio *folio)
-{
-	folio_put(folio);
-}
-
 bool gmem_folio_uptodate(struct folio *folio)
 {
 	return folio_test_uptodate(folio);

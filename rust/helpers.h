@@ -25,7 +25,6 @@ struct folio *gmem_filemap_create_folio(struct address_space *mapping, pgoff_t i
 					struct mempolicy *policy);
 void gmem_folio_lock(struct folio *folio);
 void gmem_folio_unlock_put(struct folio *folio);
-void gmem_folio_put(struct folio *folio);
 bool gmem_folio_uptodate(struct folio *folio);
 bool gmem_folio_hwpoison(struct folio *folio);
 bool gmem_folio_mapped(struct folio *folio);
