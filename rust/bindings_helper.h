@@ -6,4 +6,5 @@
  * ../Kbuild), so that there is one type for one struct.
  */
 #include "helpers.h"
+#include "testing.h"
 #include "guest_memfd.h"

@@ -18,6 +18,8 @@ pub mod attribute_map;
 pub mod export;
 pub mod ioctl;
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+pub mod testing;
+#[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 mod tests;
 
 /// The page cache and memory management.

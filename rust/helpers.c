@@ -479,59 +479,6 @@ bool __weak kvm_arch_supports_gmem_init_shared(struct kvm *kvm)
 	return true;
 }
 
-#ifdef CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST
-/* Enough of a VM to count users and to begin and end invalidations of. */
-struct kvm *gmem_test_vm_alloc(void)
-{
-	struct kvm *kvm = kvzalloc(sizeof(*kvm), GFP_KERNEL);
-
-	if (!kvm)
-		return NULL;
-	KVM_MMU_LOCK_INIT(kvm);
-	mutex_init(&kvm->slots_lock);
-	spin_lock_init(&kvm->mn_invalidate_lock);
-	refcount_set(&kvm->users_count, 1);
-	return kvm;
-}
-
-void gmem_test_vm_free(struct kvm *kvm)
-{
-	WARN_ON_ONCE(refcount_read(&kvm->users_count) != 1);
-	kvfree(kvm);
-}
-
-unsigned long gmem_test_vm_invalidations(struct kvm *kvm)
-{
-	return kvm->mmu_invalidate_in_progress;
-}
-
-unsigned long gmem_test_vm_sequence(struct kvm *kvm)
-{
-	return kvm->mmu_invalidate_seq;
-}
-
-/* Enough of an inode to lock its mapping, and to find no folio in it. */
-void gmem_test_inode_init(struct inode *inode, u64 size)
-{
-	static struct lock_class_key key;
-
-	inode_init_once(inode);
-	inode->i_size = size;
-	inode->i_mapping = &inode->i_data;
-	inode->i_mapping->host = inode;
-	__init_rwsem(&inode->i_mapping->invalidate_lock, "gmem_test_invalidate_lock", &key);
-}
-
-void gmem_test_slot_init(struct kvm_memory_slot *slot, gfn_t base, unsigned long npages,
-			 pgoff_t pgoff)
-{
-	memset(slot, 0, sizeof(*slot));
-	slot->base_gfn = base;
-	slot->npages = npages;
-	slot->gmem.pgoff = pgoff;
-}
-#endif
-
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_get_pfn);
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_is_private);
 #ifdef CONFIG_HAVE_KVM_ARCH_GMEM_POPULATE

@@ -113,15 +113,4 @@ struct inode *gmem_slot_inode_rcu(const struct kvm_memory_slot *slot);
 struct file *gmem_slot_file(struct kvm_memory_slot *slot);
 void gmem_slot_set_file(struct kvm_memory_slot *slot, struct file *file);
 
-#ifdef CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST
-/* Objects that KUnit makes by itself, as much of them as is used. */
-struct kvm *gmem_test_vm_alloc(void);
-void gmem_test_vm_free(struct kvm *kvm);
-unsigned long gmem_test_vm_invalidations(struct kvm *kvm);
-unsigned long gmem_test_vm_sequence(struct kvm *kvm);
-void gmem_test_inode_init(struct inode *inode, u64 size);
-void gmem_test_slot_init(struct kvm_memory_slot *slot, gfn_t base, unsigned long npages,
-			 pgoff_t pgoff);
-#endif
-
 #endif /* _KVM_GMEM_HELPERS_H */

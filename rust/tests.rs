@@ -11,26 +11,21 @@ use crate::{
         AttributeMap,
         Writer, //
     },
-    bindings,
-    fs::inode::{
-        GmemInode,
-        Traits,
-        PAGE, //
-    },
     kvm::{
-        memslot::{
-            FileData,
-            Memslot, //
-        },
-        mmu::InvalidateSpan,
-        vm::Vm, //
+        memslot::FileData,
+        mmu::InvalidateSpan, //
     },
+    testing::{
+        memslot,
+        slot,
+        TestInode,
+        TestVm, //
+    }, //
 };
 use core::ptr::NonNull;
 use gmem_policy::{
     plan::Attributes,
     range::{
-        Geometry,
         PageIndex,
         PageRange, //
     },
@@ -79,110 +74,6 @@ impl Drop for TestMap {
     fn drop(&mut self) {
         self.0.destroy(self.writer());
     }
-}
-
-/// A VM that can be invalidated in and nothing else.
-struct TestVm(*mut bindings::kvm);
-
-impl TestVm {
-    fn new() -> Result<Self> {
-        // SAFETY: Allocates only.
-        let kvm = unsafe { bindings::gmem_test_vm_alloc() };
-        if kvm.is_null() {
-            return Err(ENOMEM);
-        }
-        Ok(Self(kvm))
-    }
-
-    fn vm(&self) -> &Vm {
-        // SAFETY: It has a user until it is dropped.
-        unsafe { Vm::from_raw(self.0) }
-    }
-
-    /// How many invalidations are going on.
-    fn invalidations(&self) -> usize {
-        // SAFETY: It is valid until it is dropped.
-        unsafe { bindings::gmem_test_vm_invalidations(self.0) }
-    }
-
-    /// How many have ended.
-    fn sequence(&self) -> usize {
-        // SAFETY: It is valid until it is dropped.
-        unsafe { bindings::gmem_test_vm_sequence(self.0) }
-    }
-}
-
-impl Drop for TestVm {
-    fn drop(&mut self) {
-        // SAFETY: The files that used it are gone, which the function checks.
-        unsafe { bindings::gmem_test_vm_free(self.0) }
-    }
-}
-
-/// An inode that no file system knows.
-struct TestInode(NonNull<GmemInode>);
-
-impl TestInode {
-    fn new(pages: u64, initial: Visibility) -> Result<Self> {
-        let geometry = Geometry::new(PAGE, pages * PAGE.bytes()).ok_or(EINVAL)?;
-        let this = KBox::<GmemInode>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
-        let this = NonNull::new(KBox::into_raw(this).cast::<GmemInode>()).ok_or(EINVAL)?;
-
-        // SAFETY: The memory is valid and in use by nobody; what the VFS does for an inode that is
-        // used here is done by the helper.
-        unsafe {
-            bindings::gmem_test_inode_init(GmemInode::vfs_of(this.as_ptr()), pages * PAGE.bytes());
-            GmemInode::init(this.as_ptr());
-        }
-        // From here on drop() tears it down.
-        let inode = Self(this);
-        // SAFETY: Initialised just now, and nobody has a reference.
-        unsafe {
-            GmemInode::set_up(
-                this.as_ptr(),
-                Traits {
-                    geometry,
-                    initial,
-                    mappable: true,
-                    in_place: true,
-                },
-            )?
-        };
-        Ok(inode)
-    }
-
-    fn get(&self) -> &GmemInode {
-        // SAFETY: Valid until it is dropped.
-        unsafe { self.0.as_ref() }
-    }
-}
-
-impl Drop for TestInode {
-    fn drop(&mut self) {
-        // SAFETY: The test is over; nobody uses the inode, which came from a box.
-        unsafe {
-            GmemInode::tear_down(self.0.as_ptr());
-            GmemInode::free_map(self.0.as_ptr());
-            drop(KBox::from_raw(
-                self.0.as_ptr().cast::<core::mem::MaybeUninit<GmemInode>>(),
-            ));
-        }
-    }
-}
-
-/// A slot that no VM knows.
-fn slot(base: u64, npages: usize, pgoff: usize) -> Result<KBox<bindings::kvm_memory_slot>> {
-    let mut slot = KBox::<bindings::kvm_memory_slot>::new_uninit(GFP_KERNEL)?;
-    // SAFETY: The memory is valid for writes, and initialised by the call.
-    unsafe {
-        bindings::gmem_test_slot_init(slot.as_mut_ptr(), base, npages, pgoff);
-        Ok(slot.assume_init())
-    }
-}
-
-fn memslot(slot: &mut bindings::kvm_memory_slot) -> &Memslot {
-    // SAFETY: The slot lives as long as the reference.
-    unsafe { Memslot::from_raw(slot) }
 }
 
 #[kunit_tests(kvm_gmem_attribute_map)]
