@@ -3,6 +3,8 @@
  * Objects that KUnit makes by itself, as much of them as is used: there need be
  * no mounted file system, no vCPU and no hardware.
  */
+#include <kunit/test.h>
+#include <linux/mman.h>
 #include <linux/pagemap.h>
 
 #include "testing.h"
@@ -53,6 +55,37 @@ void gmem_test_vm_kill(struct kvm *kvm)
 {
 	kvm->vm_dead = true;
 }
+
+/* Two fresh pages of user memory, behind which nothing is mapped; 0 if there are none. */
+unsigned long gmem_test_user_pages(void)
+{
+	unsigned long addr;
+
+	if (!current->mm && kunit_attach_mm())
+		return 0;
+	addr = vm_mmap(NULL, 0, 3 * PAGE_SIZE, PROT_READ | PROT_WRITE,
+		       MAP_ANONYMOUS | MAP_PRIVATE, 0);
+	if (IS_ERR_VALUE(addr) || vm_munmap(addr + 2 * PAGE_SIZE, PAGE_SIZE))
+		return 0;
+	return addr;
+}
+
+#ifdef CONFIG_FAILSLAB
+/* Has the nth allocation of this thread from now on fail that may not wait for memory. */
+void gmem_test_fail_allocation(unsigned int nth)
+{
+	WRITE_ONCE(current->fail_nth, nth);
+}
+
+/* Whether that has happened; ends it in any case. */
+bool gmem_test_allocation_failed(void)
+{
+	bool failed = !READ_ONCE(current->fail_nth);
+
+	WRITE_ONCE(current->fail_nth, 0);
+	return failed;
+}
+#endif
 
 unsigned long gmem_test_vm_invalidations(struct kvm *kvm)
 {

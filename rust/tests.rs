@@ -119,6 +119,48 @@ mod attribute_map {
         Ok(())
     }
 
+    #[cfg(CONFIG_FAILSLAB)]
+    #[test]
+    fn out_of_memory_changes_nothing() -> Result {
+        use crate::bindings;
+
+        let map = TestMap::new()?;
+        map.store(0, 64, SHARED)?;
+        // More entries than one node has, so that a store has to allocate.
+        for at in 0..24 {
+            map.store(2 * at, 2 * at + 1, PRIVATE)?;
+        }
+
+        let mut failures = 0;
+        for nth in 1..64 {
+            // SAFETY: Concerns allocations of this thread only.
+            unsafe { bindings::gmem_test_fail_allocation(nth) };
+            let reserved =
+                map.0
+                    .reserve_with(map.writer(), &range(33, 34)?, PRIVATE, bindings::GFP_NOWAIT);
+            // SAFETY: As above.
+            let fired = unsafe { bindings::gmem_test_allocation_failed() };
+
+            assert_eq!(reserved.is_err(), fired);
+            if let Err(error) = reserved {
+                assert_eq!(error, ENOMEM);
+                failures += 1;
+            }
+            for at in 0..64 {
+                let odd = at % 2 == 1 || at > 46;
+                assert_eq!(map.at(at), Some(if odd { SHARED } else { PRIVATE }));
+            }
+            if !fired {
+                break;
+            }
+        }
+        assert!(failures > 0);
+        // And the next one succeeds.
+        map.store(33, 34, PRIVATE)?;
+        assert_eq!(map.at(33), Some(PRIVATE));
+        Ok(())
+    }
+
     #[test]
     fn runs_are_entries() -> Result {
         let map = TestMap::new()?;
@@ -233,6 +275,66 @@ mod address_space {
 
         assert!(one.visibility(PageIndex::new(0)) == PRIVATE);
         assert!(core::ptr::eq(one.inode(), inode.get()));
+        Ok(())
+    }
+}
+
+#[kunit_tests(kvm_gmem_ioctl)]
+mod ioctl {
+    use super::*;
+    use crate::{
+        bindings,
+        ioctl::UserPointer, //
+    };
+
+    const WORD: usize = size_of::<u64>();
+    const PAGE_BYTES: usize = kernel::page::PAGE_SIZE;
+
+    /// Two pages of user memory with nothing behind them, and the pages are the test thread's own.
+    fn user_pages() -> Result<usize> {
+        // SAFETY: KUnit runs each test in a kernel thread that has no user memory yet.
+        let addr = unsafe { bindings::gmem_test_user_pages() };
+        if addr == 0 {
+            return Err(ENOMEM);
+        }
+        Ok(addr)
+    }
+
+    #[test]
+    fn words_come_and_go_in_order() -> Result {
+        let addr = user_pages()?;
+        let words: [u64; 16] = core::array::from_fn(|n| 0x0102_0304_0506_0700 + n as u64);
+
+        UserPointer::new(addr).write(&words)?;
+        assert_eq!(UserPointer::new(addr).read::<16>()?, words);
+        // Each word has the place that the layout gives it.
+        for (n, word) in words.iter().enumerate() {
+            assert_eq!(UserPointer::new(addr + n * WORD).read::<1>()?, [*word]);
+        }
+        // What lies behind the struct is not written.
+        assert_eq!(UserPointer::new(addr + 16 * WORD).read::<1>()?, [0]);
+        Ok(())
+    }
+
+    #[test]
+    fn what_leaves_user_memory_faults() -> Result {
+        let addr = user_pages()?;
+        let end = addr + 2 * PAGE_BYTES;
+
+        // Up to the last byte there is something, one word further there is nothing.
+        UserPointer::new(end - 16 * WORD).write(&[1u64; 16])?;
+        assert_eq!(
+            UserPointer::new(end - 15 * WORD).read::<16>().err(),
+            Some(EFAULT)
+        );
+        assert_eq!(
+            UserPointer::new(end - 15 * WORD).write(&[2u64; 16]).err(),
+            Some(EFAULT)
+        );
+        assert_eq!(UserPointer::new(0).read::<16>().err(), Some(EFAULT));
+        // Nor can a caller have the kernel's own memory read or written.
+        let kernel = core::ptr::from_ref(&PAGE_BYTES) as usize;
+        assert_eq!(UserPointer::new(kernel).read::<1>().err(), Some(EFAULT));
         Ok(())
     }
 }
