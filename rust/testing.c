@@ -104,6 +104,7 @@ void gmem_test_inode_init(struct inode *inode, u64 size)
 	struct address_space *mapping = &inode->i_data;
 
 	inode_init_once(inode);
+	atomic_set(&inode->i_count, 1);
 	inode->i_size = size;
 	inode->i_mapping = mapping;
 	mapping->host = inode;
