@@ -1480,27 +1480,69 @@ SNP_TEST(zero_pages)
 	guest_sees(x, 0, 2, GMEM_ZEROES);
 }
 
-/* Hazard 15: a CPUID page is written back to its source, if it has one. */
+/* A CPUID page begins with the number of its functions, of which 64 are too many. */
+static void fill_cpuid(u8 *mem, u32 functions, u64 pos)
+{
+	gmem_fill(mem, PG, GMEM_SEED(15), pos);
+	memcpy(mem, &functions, sizeof(functions));
+}
+
+static void guest_sees_cpuid(struct ctx *x, u64 page, u32 functions)
+{
+	u32 i, seen = 0;
+
+	for (i = 0; i < 4; i++)
+		seen |= (u32)gmem_guest_read(x->vcpus[0], ctx_gpa(x, page) + i) << i * 8;
+	TEST_ASSERT_EQ(seen, functions);
+	gmem_guest_assert(x->vcpus[0], ctx_gpa(x, page) + 4, PG - 4, GMEM_SEED(15),
+			  OFF(page) + 4);
+}
+
+/*
+ * Hazard 15: firmware corrects a CPUID page that it refuses, and KVM writes the
+ * result to the source, if there is one. The caller tries again with that.
+ */
 SNP_TEST(h15_cpuid_page_without_a_source)
 {
+	const u32 type = KVM_GMEM_EMULATE_PAGE_CPUID;
 	struct ctx *x = &self->x;
 	u8 *source;
+	u64 done;
+	u32 i;
 
-	host_fill(x, 0, 3, GMEM_SEED(1));
-	convert(x, 0, 2, GMEM_PRIVATE, GMEM_PRESERVE);
-	assert_errno(gmem_launch_update(x->vm, KVM_GMEM_EMULATE_PAGE_CPUID, x->a.gpa, PG,
-					NULL, NULL), 0);
+	source = kvm_mmap(OFF(2), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	fill_cpuid(ctx_hva(x, 0), 3, 0);
+	fill_cpuid(ctx_hva(x, 1), 65, OFF(1));
+	host_fill(x, 4, 1, GMEM_SEED(1));
+	convert(x, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
 
-	source = kvm_mmap(PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-	gmem_fill(source, PG, GMEM_SEED(2), OFF(1));
-	assert_errno(gmem_launch_update(x->vm, KVM_GMEM_EMULATE_PAGE_CPUID, ctx_gpa(x, 1), PG,
-					source, NULL), 0);
-	gmem_host_assert(source, PG, GMEM_SEED(2), OFF(1));
-	host_sees(x, 2, 1, GMEM_SEED(1));
+	/* In place. */
+	assert_errno(gmem_launch_update(x->vm, type, ctx_gpa(x, 0), PG, NULL, NULL), 0);
+	assert_errno(gmem_launch_update(x->vm, type, ctx_gpa(x, 1), PG, NULL, &done), EIO);
+	TEST_ASSERT_EQ(done, 0);
+	ownership_is(x, 1, 1, false);
+	assert_errno(gmem_launch_update(x->vm, type, ctx_gpa(x, 1), PG, NULL, NULL), 0);
+
+	/* With a source, which is corrected and nothing behind it. */
+	fill_cpuid(source, 1000, OFF(2));
+	gmem_fill(source + PG, PG, GMEM_SEED(2), 0);
+	assert_errno(gmem_launch_update(x->vm, type, ctx_gpa(x, 2), PG, source, &done), EIO);
+	TEST_ASSERT_EQ(done, 0);
+	TEST_ASSERT_EQ(*(u32 *)source, 64);
+	gmem_host_assert(source + 4, PG - 4, GMEM_SEED(15), OFF(2) + 4);
+	gmem_host_assert(source + PG, PG, GMEM_SEED(2), 0);
+	ownership_is(x, 2, 1, false);
+	assert_errno(gmem_launch_update(x->vm, type, ctx_gpa(x, 2), PG, source, NULL), 0);
+	fill_cpuid(source, 7, OFF(3));
+	assert_errno(gmem_launch_update(x->vm, type, ctx_gpa(x, 3), PG, source, NULL), 0);
+	TEST_ASSERT_EQ(*(u32 *)source, 7);
+
+	host_refused(x, 0, 4);
+	host_sees(x, 4, 1, GMEM_SEED(1));
 	ctx_launch(x);
-	guest_sees(x, 0, 1, GMEM_SEED(1));
-	guest_sees(x, 1, 1, GMEM_SEED(2));
-	kvm_munmap(source, PG);
+	for (i = 0; i < 4; i++)
+		guest_sees_cpuid(x, i, (u32[]) { 3, 64, 64, 7 }[i]);
+	kvm_munmap(source, OFF(2));
 }
 
 /*

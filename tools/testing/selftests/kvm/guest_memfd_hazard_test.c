@@ -9,9 +9,11 @@
  *    lock, it has no lock argument and reads an RCU-mode tree. Every guest
  *    fault in this file does one under mmu_lock, so that a kernel with
  *    DEBUG_ATOMIC_SLEEP would say so.
- * 14 to 17 (populate) and 29 to 31, 39, 40, 44, 45: only platforms with a
- *    launch step or with hardware ownership have them; SW_PROTECTED, the only
- *    type of VM that this file needs, has none.
+ * 14 to 17 (populate) and 29 to 31, 39, 40, 44: only platforms with a launch
+ *    step or with an owner of pages have them; SW_PROTECTED, the only type of
+ *    VM that this file needs, has neither. guest_memfd_contract_test has them,
+ *    on emulated platforms.
+ * 45 is pKVM's.
  * 26 "two VMs with one inode": user space cannot make one, KUnit does.
  *
  * Of these only a part can be seen from user space on this type of VM:
