@@ -343,7 +343,7 @@ static struct {
 } *totals;
 
 /* A wrong cell does not keep the others from being looked at. */
-static __attribute__((format(printf, 3, 4)))
+static __printf(3, 4)
 void cell_error(struct table *t, struct cell *c, const char *fmt, ...)
 {
 	char what[256];
@@ -747,7 +747,7 @@ static void all_guest_looks(struct table *t)
 				guest_looks(t, c, i);
 			if (finally_private(c, i) && i % PAGES_PER_STATE &&
 			    !gmem_host_refused(t->a.hva + OFF(cell_page(c, i))))
-				cell_error(t, c, "host reaches private page %lu after the guest", i);
+				cell_error(t, c, "host reaches private page %lu in the end", i);
 		}
 	}
 }
@@ -764,7 +764,7 @@ static void final_looks(struct table *t)
 			u64 offset = OFF(guard_page(c, i));
 			u8 *hva = t->a.hva + offset;
 
-			if (gmem_is_private(t->a.fd, offset) != (directions[c->direction] == GMEM_SHARED))
+			if (gmem_is_private(t->a.fd, offset) == !!directions[c->direction])
 				cell_error(t, c, "neighbour %lu has changed sides", i);
 			r = gmem_set(t->a.fd, offset, PG, GMEM_SHARED, GMEM_PRESERVE, &eo);
 			bad = r ? 0 : gmem_check(hva, PG, guard_seed, offset);
@@ -782,8 +782,8 @@ static void final_looks(struct table *t)
 			state = gmem_state(t->vm, t->a.gpa + OFF(cell_page(c, i)));
 			owned = state != KVM_GMEM_EMULATE_STATE_NONE;
 			if (owned != private)
-				cell_error(t, c, "the model has page %lu in state %lu, its attributes are %s",
-					   i, state, private ? "private" : "shared");
+				cell_error(t, c, "page %lu is %s, the model has state %lu", i,
+					   private ? "private" : "shared", state);
 		}
 	}
 	if (t->platform != SW_PROTECTED && gmem_destroyed(t->vm, t->a.gpa)) {
@@ -1689,7 +1689,7 @@ EMULATED_TEST(h39_host_kernel_leaves_owned_pages_alone)
 /* What the platform owned is the host's again after a hole, and after the file. */
 EMULATED_TEST(freed_pages_are_given_up)
 {
-	const u64 npages = SZ_4M / PG;
+	const u64 npages = SZ_1M / PG;
 	struct ctx y;
 	int i;
 
