@@ -10,6 +10,9 @@
 #include "helpers.h"
 #include "kvm_mm.h"
 #include "guest_memfd.h"
+#ifdef CONFIG_X86
+#include "x86.h"
+#endif
 
 struct folio *gmem_filemap_lock_folio(struct address_space *mapping, pgoff_t index)
 {
@@ -117,6 +120,32 @@ struct page *gmem_folio_file_page(struct folio *folio, pgoff_t index)
 kvm_pfn_t gmem_page_pfn(struct page *page)
 {
 	return page_to_pfn(page);
+}
+
+kvm_pfn_t gmem_folio_pfn(struct folio *folio)
+{
+	return folio_pfn(folio);
+}
+
+struct folio *gmem_page_folio(struct page *page)
+{
+	return page_folio(page);
+}
+
+void gmem_folio_get(struct folio *folio)
+{
+	folio_get(folio);
+}
+
+/* Without PG_private nobody but guest_memfd looks at it. */
+unsigned long gmem_folio_record(struct folio *folio)
+{
+	return (unsigned long)READ_ONCE(folio->private);
+}
+
+void gmem_folio_set_record(struct folio *folio, unsigned long record)
+{
+	WRITE_ONCE(folio->private, (void *)record);
 }
 
 void gmem_folio_batch_init(struct folio_batch *batch)
@@ -357,14 +386,51 @@ bool gmem_vm_has_private_mem(struct kvm *kvm)
 	return kvm_arch_has_private_mem(kvm);
 }
 
-bool gmem_vm_is_sw_protected(struct kvm *kvm)
+u32 gmem_vm_type(struct kvm *kvm)
 {
 #ifdef CONFIG_X86
-	return IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) &&
-	       kvm->arch.vm_type == KVM_X86_SW_PROTECTED_VM;
+	switch (kvm->arch.vm_type) {
+	case KVM_X86_SW_PROTECTED_VM:
+		return IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) ? GMEM_VM_SW_PROTECTED :
+								GMEM_VM_OTHER;
+	case KVM_X86_SNP_VM:
+		return GMEM_VM_SNP;
+	case KVM_X86_TDX_VM:
+		return GMEM_VM_TDX;
+	}
+#endif
+	return GMEM_VM_OTHER;
+}
+
+bool gmem_vm_type_available(u32 type)
+{
+#ifdef CONFIG_X86
+	static const unsigned long types[] = {
+		[GMEM_VM_SW_PROTECTED] = IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) ?
+					 BIT(KVM_X86_SW_PROTECTED_VM) : 0,
+		[GMEM_VM_SNP] = BIT(KVM_X86_SNP_VM),
+		[GMEM_VM_TDX] = BIT(KVM_X86_TDX_VM),
+	};
+
+	return kvm_caps.supported_vm_types & types[type];
 #else
 	return false;
 #endif
+}
+
+/* Whether the guest's initial memory has been measured, and the guest may run. */
+bool gmem_vm_launched(struct kvm *kvm)
+{
+#ifdef CONFIG_X86
+	return READ_ONCE(kvm->arch.pre_fault_allowed);
+#else
+	return gmem_vm_has_run(kvm);
+#endif
+}
+
+void gmem_vm_kill(struct kvm *kvm)
+{
+	kvm_vm_dead(kvm);
 }
 
 bool gmem_vm_has_run(struct kvm *kvm)
@@ -429,6 +495,14 @@ void gmem_reclaim(struct folio *folio)
 #ifdef CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM
 	kvm_arch_gmem_reclaim(folio_pfn(folio), folio_nr_pages(folio));
 #endif
+}
+
+/* The platform does not give the page back, which nothing gets over. */
+void gmem_warn_leak(u64 pfn, bool model)
+{
+	/* A model fails because somebody has asked it to. */
+	WARN_ONCE(!model, "guest_memfd: a page was lost to the platform\n");
+	pr_err_ratelimited("guest_memfd: lost page 0x%llx to the platform\n", pfn);
 }
 
 /*

@@ -40,9 +40,12 @@ use gmem_sys::{
             Vm, //
         }, //
     },
-    mm::fault::{
-        HostFault,
-        Served, //
+    mm::{
+        fault::{
+            HostFault,
+            Served, //
+        },
+        folio::Frame, //
     },
     LocalModule, //
 };
@@ -114,6 +117,10 @@ impl GuestMemfd for Gmem {
 
     fn release(closing: &Closing<'_>) {
         file::release(closing)
+    }
+
+    fn reclaim(frame: &Frame<'_>) {
+        vendor::reclaim(frame)
     }
 
     fn memory_failure(bindings: &BindingsGuard<'_>, range: &PageRange) {

@@ -2,6 +2,7 @@
 
 //! Filling private pages before launch.
 
+use crate::vendor;
 use gmem_sys::{
     fs::address_space::signal_pending,
     kvm::{
@@ -47,5 +48,11 @@ fn one(populate: &Populate<'_>, gfn: Gfn, n: u64) -> Result {
     if folio.is_poisoned() {
         return Err(EHWPOISON);
     }
-    populate.fill(&guard, gfn, folio, &source)
+    // Only what converts in place remembers whose a page is.
+    let to = if file.inode().converts_in_place() {
+        vendor::populate(populate.vm(), gfn)?
+    } else {
+        None
+    };
+    populate.fill(&guard, gfn, folio, &source, to)
 }
