@@ -132,10 +132,23 @@ void gmem_pfn_write(kvm_pfn_t pfn, u32 value)
 	*(u32 *)pfn_to_kaddr(pfn) = value;
 }
 
-/* The page stays the platform's: nobody must ever get it again. */
+/*
+ * The page stays the platform's: nobody must ever get it again.  That this is
+ * so is written where no lock is needed, as only mmu_lock is held.
+ */
 void gmem_pfn_keep(kvm_pfn_t pfn)
 {
-	folio_get(page_folio(pfn_to_page(pfn)));
+	struct page *page = pfn_to_page(pfn);
+
+	if (!PageReserved(page)) {
+		SetPageReserved(page);
+		folio_get(page_folio(page));
+	}
+}
+
+bool gmem_pfn_is_kept(kvm_pfn_t pfn)
+{
+	return PageReserved(pfn_to_page(pfn));
 }
 
 struct folio *gmem_pfn_folio(kvm_pfn_t pfn)

@@ -26,6 +26,7 @@ void gmem_pfn_copy_to(kvm_pfn_t pfn, struct page *target);
 u32 gmem_pfn_read(kvm_pfn_t pfn);
 void gmem_pfn_write(kvm_pfn_t pfn, u32 value);
 void gmem_pfn_keep(kvm_pfn_t pfn);
+bool gmem_pfn_is_kept(kvm_pfn_t pfn);
 struct folio *gmem_pfn_folio(kvm_pfn_t pfn);
 bool gmem_mapping_has_pfn(struct address_space *mapping, pgoff_t index, kvm_pfn_t pfn);
 #endif

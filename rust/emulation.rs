@@ -140,7 +140,8 @@ pub(crate) fn close(vm: &Vm) {
 /// A page that a model knew is freed; the vendor has given it back, if it is right.
 pub(crate) fn freed(frame: &Frame<'_>) {
     let page = Page::new(frame);
-    if page.is_hidden() {
+    // What the platform did not give back is out of the file now, but not free.
+    if page.is_hidden() && !page.is_kept() && !frame.is_leaked() {
         pr_err!("emulation: pfn {:#x} is freed while it is a guest's\n", page.pfn());
         page.show();
     }
@@ -294,7 +295,7 @@ fn launch_update(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> R
         PageType::Zero => 0,
         _ => operation.uaddr,
     };
-    if source == 0 && kind != PageType::Zero && !is_in_place(vm, gfn) {
+    if source == 0 && kind != PageType::Zero && is_ordinary(vm, gfn) {
         return Err(match emulation.platform {
             Emulated::Snp => EINVAL,
             Emulated::Tdx => EOPNOTSUPP,
@@ -314,12 +315,8 @@ fn launch_update(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> R
             (&raw mut launch).cast(),
         )
     };
-    let done = u64::try_from(done).map_err(|_| match emulation.platform {
-        // What KVM_SEV_SNP_LAUNCH_UPDATE makes of it.
-        Emulated::Snp => EIO,
-        // CAST: An error is small.
-        Emulated::Tdx => Error::from_errno(done as c_int),
-    })?;
+    // CAST: An error is small.
+    let done = u64::try_from(done).map_err(|_| Error::from_errno(done as c_int))?;
 
     let bytes = done.saturating_mul(PAGE).min(operation.size);
     operation.gpa += bytes;
@@ -330,12 +327,12 @@ fn launch_update(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> R
     Ok(())
 }
 
-/// Whether the file behind `gfn` converts in place; slots_lock is held.
-fn is_in_place(vm: &Vm, gfn: Gfn) -> bool {
+/// Whether there is a file behind `gfn` that does not convert in place; slots_lock is held.
+fn is_ordinary(vm: &Vm, gfn: Gfn) -> bool {
     // SAFETY: The VM is valid, and slots_lock is held.
     unsafe {
         let slot = bindings::gmem_vm_gmem_slot(vm.as_raw(), gfn.get());
-        !slot.is_null() && (*slot).flags & bindings::GMEM_SLOT_IN_PLACE != 0
+        !slot.is_null() && (*slot).flags & bindings::GMEM_SLOT_IN_PLACE == 0
     }
 }
 

@@ -131,4 +131,10 @@ impl<'a> Page<'a> {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_pfn_keep(self.0) }
     }
+
+    /// Whether [`keep`](Self::keep) was called.
+    pub(super) fn is_kept(self) -> bool {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_pfn_is_kept(self.0) }
+    }
 }
