@@ -106,12 +106,13 @@ pub(crate) fn check_owned<V: Vendor>(
     guard: &InvalidateGuard<'_, Exclusive>,
     change: &Change,
 ) -> Result<(), Failure> {
-    let ask = V::HAS_OWNS && minds_owned::<V>(change);
-
+    if !V::HAS_OWNS || !minds_owned::<V>(change) {
+        return Ok(());
+    }
     for_each_folio(
         guard,
         change,
-        |_| ask,
+        |_| true,
         |folio, _| {
             let at = folio.pages().start();
             match V::owns(vm, folio) {
