@@ -48,11 +48,7 @@ fn one(populate: &Populate<'_>, gfn: Gfn, n: u64) -> Result {
     if folio.is_poisoned() {
         return Err(EHWPOISON);
     }
-    // Only what converts in place remembers whose a page is.
-    let to = if file.inode().converts_in_place() {
-        vendor::populate(populate.vm(), gfn)?
-    } else {
-        None
-    };
+    let to = vendor::populate(populate.vm(), file.inode(), gfn)?;
+
     populate.fill(&guard, gfn, folio, &source, to)
 }

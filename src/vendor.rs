@@ -30,7 +30,8 @@ use gmem_sys::{
     export::scramble,
     fs::{
         address_space::Stable,
-        file_ops::GmemFile, //
+        file_ops::GmemFile,
+        inode::GmemInode, //
     },
     kvm::{
         mmu::Mapped,
@@ -222,9 +223,17 @@ pub(crate) fn platform(vm: &Vm) -> Option<Platform> {
     select(vm).map(|vendor| vendor.platform)
 }
 
+/// Whether whom the pages of `inode` are given to is remembered with them.
+///
+/// Memory that is not converted in place is the architecture's on hardware, as ever; a model has
+/// nobody else.
+fn remembers(vm: &Vm, inode: &GmemInode) -> bool {
+    inode.converts_in_place() || vm.emulated().is_some()
+}
+
 /// Gives the page at `at`, which shows as `gfn`, to the platform if it is private.
 ///
-/// What VMs do whose memory is not converted in place is up to the architecture, as ever.
+/// Every guest fault comes here: what has no platform does not get behind the first question.
 ///
 /// # Errors
 ///
@@ -237,14 +246,16 @@ pub(crate) fn make_private(
     stable: &Stable<'_>,
     folio: &LockedFolio<'_>,
 ) -> Result {
+    let vendor = match select(vm).map(|vendor| vendor.make_private) {
+        Some(None) => return Ok(()),
+        Some(vendor) => vendor,
+        None => None,
+    };
     if stable.visibility(at) == Visibility::Shared {
         return Ok(());
     }
-    match select(vm) {
-        Some(vendor) if stable.inode().converts_in_place() => match vendor.make_private {
-            Some(make_private) => make_private(vm, gfn, folio),
-            None => Ok(()),
-        },
+    match vendor {
+        Some(make_private) if remembers(vm, stable.inode()) => make_private(vm, gfn, folio),
         _ => folio.make_private(vm, gfn),
     }
 }
@@ -254,10 +265,10 @@ pub(crate) fn make_private(
 /// # Errors
 ///
 /// What the platform returns.
-pub(crate) fn populate(vm: &Vm, gfn: Gfn) -> Result<Option<Assignment>> {
+pub(crate) fn populate(vm: &Vm, inode: &GmemInode, gfn: Gfn) -> Result<Option<Assignment>> {
     match select(vm).and_then(|vendor| vendor.populate) {
-        Some(populate) => Ok(Some(populate(vm, gfn)?)),
-        None => Ok(None),
+        Some(populate) if remembers(vm, inode) => Ok(Some(populate(vm, gfn)?)),
+        _ => Ok(None),
     }
 }
 
