@@ -31,7 +31,10 @@ use crate::{
 };
 #[cfg(CONFIG_KVM_GMEM_EMULATION)]
 use crate::kvm::memslot::Memslot;
-use core::marker::PhantomData;
+use core::{
+    cell::Cell,
+    marker::PhantomData, //
+};
 use gmem_policy::{
     range::PageRange,
     request::Visibility, //
@@ -66,6 +69,8 @@ pub struct InvalidateSpan<'g> {
     stable: &'g dyn Bindings,
     only: Option<&'g FileData>,
     range: PageRange,
+    /// What is remembered of the folios is what [`ask`](Self::ask) has seen, and nothing older.
+    asked: Cell<bool>,
 }
 
 /// The guests have no mapping of the kinds that were zapped, and no VM died of it.
@@ -131,6 +136,7 @@ impl<'g> InvalidateSpan<'g> {
             stable,
             only,
             range,
+            asked: Cell::new(false),
         };
         span.for_each_file(|file| {
             let _mmu = file.vm().lock_mmu();
@@ -237,6 +243,7 @@ impl<'g> InvalidateSpan<'g> {
                 self.ask_about(&folio, &mut f)?;
             }
         }
+        self.asked.set(true);
         Ok(())
     }
 
@@ -268,7 +275,7 @@ impl<'g> InvalidateSpan<'g> {
     /// [`Fatal`] if it has, or if that cannot be told.
     pub fn given_up<'f, 'b>(&self, folio: &'f FolioRef<'b>) -> Result<GivenUp<'f, 'b>, Fatal> {
         let frame = folio.frame();
-        let was_in_sept = frame.was_in_sept();
+        let was_in_sept = self.asked.get() && frame.was_in_sept();
         let (mut owned, mut zeroed) = (false, was_in_sept);
 
         for file in self.stable.inode().files(self.stable) {
