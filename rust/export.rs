@@ -166,7 +166,6 @@ impl Tables {
                 dirty_folio: Some(bindings::noop_dirty_folio),
                 migrate_folio: Some(migrate_folio),
                 error_remove_folio: Some(error_folio::<T>),
-                #[cfg(any(CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM, CONFIG_KVM_GMEM_EMULATION))]
                 free_folio: Some(free_folio::<T>),
                 ..pin_init::zeroed()
             },
@@ -297,7 +296,6 @@ unsafe extern "C" fn error_folio<T: GuestMemfd>(
 /// # Safety
 ///
 /// To be called by the page cache only.
-#[cfg(any(CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM, CONFIG_KVM_GMEM_EMULATION))]
 unsafe extern "C" fn free_folio<T: GuestMemfd>(folio: *mut bindings::folio) {
     // SAFETY: The folio is on its way out of the page cache, still valid, and nobody else's.
     let frame = unsafe { Frame::from_raw(NonNull::new_unchecked(folio)) };
