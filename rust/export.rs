@@ -26,6 +26,7 @@ use crate::{
     ioctl::UserPointer,
     kvm::{
         memslot::Memslot,
+        platform,
         populate::Populate,
         vm::{
             Gfn,
@@ -303,10 +304,12 @@ unsafe extern "C" fn free_folio<T: GuestMemfd>(folio: *mut bindings::folio) {
     if !frame.is_known() {
         // SAFETY: As above.
         unsafe { bindings::gmem_reclaim(folio) };
-        return;
-    }
-    if !frame.is_leaked() {
+    } else if !frame.is_leaked() {
         T::reclaim(&frame);
+    }
+    // Whoever gets the page next would not be let in.
+    if platform::is_assigned(&frame) {
+        frame.leak();
     }
     #[cfg(CONFIG_KVM_GMEM_EMULATION)]
     if frame.is_model() && !frame.is_leaked() {

@@ -117,8 +117,8 @@ pub(crate) fn check_owned<V: Vendor>(
             let at = folio.pages().start();
             match V::owns(vm, folio) {
                 Ok(false) => Ok(()),
-                Ok(true) => Err(Failure::at(EOPNOTSUPP, at)),
-                Err(error) => Err(Failure::at(error, at)),
+                // What cannot be told is no ground to promise anything on.
+                Ok(true) | Err(_) => Err(Failure::at(EOPNOTSUPP, at)),
             }
         },
     )

@@ -217,7 +217,10 @@ impl<'g> Quiet<'g> {
             // it would destroy it, on the others the guest would fault for nothing.
             let old = Kinds::Only(self.change.to().opposite());
             span.zap_pages(old, affected(guard, self.change))
-                .map_err(|Dead| Failure::at(EIO, self.change.range().start()))?;
+                .map_err(|Dead| {
+                    let kept = span.first_kept(guard);
+                    Failure::at(EIO, kept.unwrap_or(self.change.range().start()))
+                })?;
         }
         Ok(Converting {
             change: self.change,

@@ -36,7 +36,10 @@ use core::{
     marker::PhantomData, //
 };
 use gmem_policy::{
-    range::PageRange,
+    range::{
+        PageIndex,
+        PageRange, //
+    },
     request::Visibility, //
 };
 
@@ -293,6 +296,19 @@ impl<'g> InvalidateSpan<'g> {
             return Err(Fatal);
         }
         Ok(GivenUp::new(folio, zeroed))
+    }
+
+    /// The first allocated folio that a platform still has.
+    pub fn first_kept(&self, guard: &InvalidateGuard<'_, Exclusive>) -> Option<PageIndex> {
+        let mut folios = guard.folios(&self.range);
+        while let Some(batch) = folios.next_batch() {
+            for folio in batch.filter(|folio| folio.is_allocated()) {
+                if let Err(Fatal) = self.given_up(&folio) {
+                    return Some(folio.pages().start());
+                }
+            }
+        }
+        None
     }
 
     /// A platform has failed to give up the folio: nobody gets it any more, and the VMs die.

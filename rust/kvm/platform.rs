@@ -261,6 +261,16 @@ pub(crate) fn is_in_rmp(vm: &Vm, frame: &Frame<'_>) -> bool {
     entry.map_or(true, |entry| entry.assigned)
 }
 
+/// Whether the page is somebody's in the RMP that it was given by, whatever is remembered of it. A
+/// machine without an RMP has none that is.
+pub(crate) fn is_assigned(frame: &Frame<'_>) -> bool {
+    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+    if frame.is_model() {
+        return ModelRmp::lookup(frame).is_ok_and(|entry| entry.assigned);
+    }
+    HardwareRmp::lookup(frame).is_ok_and(|entry| entry.assigned)
+}
+
 /// Whether `vm` has an S-EPT.
 pub(crate) fn has_sept(vm: &Vm) -> bool {
     matches!(kind(vm), Some(Kind::Tdx(_)))

@@ -148,8 +148,10 @@ impl Populate<'_> {
             Err(_) if to.is_some() => {
                 let frame = page.frame(guard);
                 if platform::is_in_rmp(self.vm, &frame) {
-                    // The vendor could not undo it either.
+                    // The vendor could not undo it. Nobody is to clear the page, as for its first
+                    // use.
                     frame.leak();
+                    page.mark_uptodate();
                 } else {
                     frame.forget();
                 }
