@@ -8,6 +8,8 @@
 //!
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
 
+#[cfg(CONFIG_KVM_GMEM_EMULATION)]
+use crate::kvm::memslot::Memslot;
 use crate::{
     bindings,
     fs::address_space::{
@@ -29,8 +31,6 @@ use crate::{
     },
     mm::folio::FolioRef, //
 };
-#[cfg(CONFIG_KVM_GMEM_EMULATION)]
-use crate::kvm::memslot::Memslot;
 use core::{
     cell::Cell,
     marker::PhantomData, //
