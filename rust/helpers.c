@@ -278,7 +278,13 @@ void gmem_cond_resched(void)
 
 void gmem_tree_init(struct maple_tree *tree)
 {
-	mt_init_flags(tree, MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU);
+	/*
+	 * Nobody looks for gaps. But in the nodes of a tree without them the
+	 * metadata lie over the last slot, and freeing a full node behind RCU
+	 * takes the one for the other: 7.3's mt_destroy_walk() clears half of a
+	 * pointer that mt_free_walk() then frees.
+	 */
+	mt_init_flags(tree, MT_FLAGS_ALLOC_RANGE | MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU);
 }
 
 void gmem_tree_set_lock(struct maple_tree *tree, struct address_space *mapping)
