@@ -137,6 +137,11 @@ void *gmem_test_page_address(struct page *page)
 	return page_address(page);
 }
 
+int gmem_test_page_references(struct page *page)
+{
+	return page_ref_count(page);
+}
+
 void gmem_test_page_unlock(struct page *page)
 {
 	folio_unlock(page_folio(page));

@@ -24,7 +24,10 @@ use crate::{
             FileData,
             Memslot, //
         },
-        vm::Vm, //
+        vm::{
+            Pfn,
+            Vm, //
+        }, //
     },
     mm::fault, //
 };
@@ -45,6 +48,8 @@ use kernel::{
     page::PAGE_SIZE,
     prelude::*, //
 };
+
+pub mod platform;
 
 /// A VM that can be invalidated in, can be killed, and nothing else.
 pub struct TestVm(*mut bindings::kvm);
@@ -91,6 +96,7 @@ impl TestVm {
 
 impl Drop for TestVm {
     fn drop(&mut self) {
+        platform::forget(self.vm());
         // SAFETY: The files that used it are gone, which the function checks.
         unsafe { bindings::gmem_test_vm_free(self.0) }
     }
@@ -258,6 +264,16 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         Ok(())
     }
 
+    /// The page `at`, with a reference to it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn page(&self, at: u64) -> Result<HostPage> {
+        let folio = self.inode.get().folio(PageIndex::new(at))?;
+        Ok(HostPage(folio.into_page().into_raw()))
+    }
+
     /// Allocates the page `at` without using it, as fallocate() does.
     ///
     /// # Errors
@@ -274,8 +290,18 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
     ///
     /// `ENOMEM`.
     pub fn byte(&self, at: u64) -> Result<Option<u8>> {
-        let folio = self.inode.get().folio(PageIndex::new(at))?;
-        Ok(HostPage(folio.into_page().into_raw()).byte())
+        Ok(self.page(at)?.byte())
+    }
+
+    /// How many pages were lost to the platform.
+    pub fn lost_pages(&self) -> usize {
+        let guard = self.inode.get().lock();
+        let mut folios = guard.folios(&self.inode.get().geometry().whole());
+        let mut lost = 0;
+        while let Some(batch) = folios.next_batch() {
+            lost += batch.filter(|folio| folio.frame().is_leaked()).count();
+        }
+        lost
     }
 
     /// What a host fault on the page `at` gets.
@@ -363,6 +389,18 @@ impl HostPage {
             let start = bindings::gmem_test_page_address(self.0).cast::<u8>();
             core::slice::from_raw_parts_mut(start, PAGE_SIZE)
         }
+    }
+
+    /// How many references there are, this one included.
+    pub fn references(&self) -> i32 {
+        // SAFETY: The reference keeps the page.
+        unsafe { bindings::gmem_test_page_references(self.0) }
+    }
+
+    /// The host's frame.
+    pub(crate) fn pfn(&self) -> Pfn {
+        // SAFETY: The reference keeps the page.
+        Pfn::new(unsafe { bindings::gmem_page_pfn(self.0) })
     }
 
     /// Fills the page.

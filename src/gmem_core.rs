@@ -69,6 +69,10 @@ use gmem_policy::range::{
     PageRange, //
 };
 
+/// What the kernel's print macros put before each line.
+#[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+const __LOG_PREFIX: &[u8] = b"kvm_gmem\0";
+
 /// The implementation.
 struct Gmem;
 

@@ -69,6 +69,8 @@ use gmem_sys::emulation::{
 mod snp;
 mod sw_protected;
 mod tdx;
+#[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+mod tests;
 
 use self::{
     snp::Snp,
@@ -215,6 +217,10 @@ fn select(vm: &Vm) -> Option<&'static Operations> {
         Kind::Tdx(Under::Model) => Some(TDX_MODEL),
         #[cfg(not(CONFIG_KVM_GMEM_EMULATION))]
         Kind::Snp(Under::Model) | Kind::Tdx(Under::Model) => None,
+        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+        Kind::Snp(Under::Test) => Some(tests::SNP),
+        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+        Kind::Tdx(Under::Test) => Some(tests::TDX),
     }
 }
 
@@ -276,6 +282,10 @@ pub(crate) fn populate(vm: &Vm, inode: &GmemInode, gfn: Gfn) -> Result<Option<As
 /// nobody's any more.
 pub(crate) fn reclaim(frame: &Frame<'_>) {
     if frame.assignment().is_none() {
+        return;
+    }
+    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    if tests::reclaim(frame) {
         return;
     }
     #[cfg(CONFIG_KVM_GMEM_EMULATION)]

@@ -36,6 +36,9 @@ use crate::emulation::{
     ModelSept, //
 };
 
+#[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+use crate::testing::platform as testing;
+
 /// Only what is listed here is believed.
 pub(crate) mod sealed {
     pub trait Sealed {}
@@ -48,6 +51,9 @@ pub enum Under {
     Hardware,
     /// A software model stands in for it.
     Model,
+    /// A test plays it.
+    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    Test,
 }
 
 /// What keeps the private memory of a VM private.
@@ -70,6 +76,8 @@ pub fn is_available(kind: Kind) -> bool {
         Kind::Snp(Under::Model) | Kind::Tdx(Under::Model) => {
             return cfg!(CONFIG_KVM_GMEM_EMULATION)
         }
+        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+        Kind::Snp(Under::Test) | Kind::Tdx(Under::Test) => return false,
     };
     // SAFETY: Asks for a property of this kernel and machine.
     unsafe { bindings::gmem_vm_type_available(vm_type) }
@@ -86,6 +94,10 @@ impl Kind {
 /// What a VM's memory is kept private by; [`None`] if this crate does not know such VMs.
 #[inline]
 pub fn kind(vm: &Vm) -> Option<Kind> {
+    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    if let Some(kind) = testing::kind(vm) {
+        return Some(kind);
+    }
     match vm.kind() {
         bindings::GMEM_VM_SW_PROTECTED => Some(match vm.emulated() {
             None => Kind::Software,
@@ -255,6 +267,8 @@ pub(crate) fn is_in_rmp(vm: &Vm, frame: &Frame<'_>) -> bool {
         Some(Kind::Snp(Under::Hardware)) => HardwareRmp::lookup(frame),
         #[cfg(CONFIG_KVM_GMEM_EMULATION)]
         Some(Kind::Snp(Under::Model)) => ModelRmp::lookup(frame),
+        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+        Some(Kind::Snp(Under::Test)) => testing::TestRmp::lookup(frame),
         _ => return false,
     };
     // A page that cannot be looked up is not known to be the host's.
@@ -267,6 +281,10 @@ pub(crate) fn is_assigned(frame: &Frame<'_>) -> bool {
     #[cfg(CONFIG_KVM_GMEM_EMULATION)]
     if frame.is_model() {
         return ModelRmp::lookup(frame).is_ok_and(|entry| entry.assigned);
+    }
+    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    if testing::TestRmp::has(frame) {
+        return true;
     }
     HardwareRmp::lookup(frame).is_ok_and(|entry| entry.assigned)
 }
@@ -282,6 +300,8 @@ pub(crate) fn is_in_sept(vm: &Vm, gfn: Gfn) -> bool {
         Some(Kind::Tdx(Under::Hardware)) => HardwareSept::contains(vm, gfn),
         #[cfg(CONFIG_KVM_GMEM_EMULATION)]
         Some(Kind::Tdx(Under::Model)) => ModelSept::contains(vm, gfn),
+        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+        Some(Kind::Tdx(Under::Test)) => testing::TestSept::contains(vm, gfn),
         _ => false,
     }
 }
@@ -292,6 +312,8 @@ pub(crate) fn removal_zeroes(vm: &Vm) -> bool {
         Some(Kind::Tdx(Under::Hardware)) => HardwareSept::removal_zeroes(vm),
         #[cfg(CONFIG_KVM_GMEM_EMULATION)]
         Some(Kind::Tdx(Under::Model)) => ModelSept::removal_zeroes(vm),
+        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+        Some(Kind::Tdx(Under::Test)) => testing::TestSept::removal_zeroes(vm),
         _ => false,
     }
 }
