@@ -233,6 +233,10 @@ impl Sept {
             // SAFETY: A page in the table was not given back, so it is the file's still.
             let page = unsafe { Page::from_pfn(Pfn::new(pfn)) };
             match self.take(gfn) {
+                Ok(()) if !page.is_hidden() => {
+                    // Whose it is now cannot be told from here.
+                    pr_err!("emulation: pfn {pfn:#x} was not given back\n");
+                }
                 Ok(()) => {
                     page.show();
                     if zeroes {
