@@ -34,8 +34,8 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// The tree was initialised with `MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU`, and each of its entries
-/// is one that [`entry`] made.
+/// The tree was initialised by `gmem_tree_init()`, for readers under RCU and writers with a lock of
+/// their own, and each of its entries is one that [`entry`] made.
 #[repr(transparent)]
 pub struct AttributeMap(Opaque<bindings::maple_tree>);
 

@@ -286,6 +286,10 @@ void gmem_tree_init(struct maple_tree *tree)
 	 * pointer that mt_free_walk() then frees.
 	 */
 	mt_init_flags(tree, MT_FLAGS_ALLOC_RANGE | MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU);
+#ifdef CONFIG_LOCKDEP
+	/* No lock yet: the flags say that there is one, but not which. */
+	tree->ma_external_lock = NULL;
+#endif
 }
 
 void gmem_tree_set_lock(struct maple_tree *tree, struct address_space *mapping)

@@ -206,6 +206,24 @@ mod attribute_map {
         Ok(())
     }
 
+    /// Maps of each size up to one whose root has as many children as a node can have, and beyond.
+    /// The nodes are freed behind RCU, so a wrong free shows in the callback.
+    #[test]
+    fn full_nodes_are_freed() -> Result {
+        for runs in 1..=160 {
+            let map = TestMap::new()?;
+            map.store(0, 2 * runs, PRIVATE)?;
+            for n in 0..runs {
+                map.store(2 * n, 2 * n + 1, SHARED)?;
+            }
+            assert_eq!(map.at(2 * runs - 2), Some(SHARED));
+            assert_eq!(map.at(2 * runs - 1), Some(PRIVATE));
+        }
+        // SAFETY: A test may sleep.
+        unsafe { bindings::rcu_barrier() };
+        Ok(())
+    }
+
     #[test]
     fn many_runs() -> Result {
         let map = TestMap::new()?;

@@ -32,7 +32,7 @@ step() { say "${GMEM_STEP:-}$*"; }
 # run_logged WHAT LOG COMMAND...: runs the command with its output in LOG, says every 30 seconds how far it is,
 # and on failure shows the end of the log. A function run this way must not count on `set -e`.
 run_logged() {
-	local what=$1 log=$2 start=$SECONDS beat status=0
+	local what=$1 log=$2 start=$SECONDS beat status=0 self=$BASHPID
 	shift 2
 	mkdir -p "$(dirname "$log")"
 	step "$what ... log: $log"
@@ -43,7 +43,9 @@ run_logged() {
 			sleep 30 &
 			nap=$!
 			wait "$nap"
-			say "    $(minutes $((SECONDS - start))) $(tail -n 1 "$log" | tr -s ' \t' ' ' | cut -c 1-100)"
+			# After ^C nobody is left who would end this.
+			kill -0 "$self" 2>/dev/null || exit 0
+			step "   $(minutes $((SECONDS - start))) $(tail -n 1 "$log" | sed 's,^@@gmem ,,' | tr -s ' \t' ' ' | cut -c 1-100)"
 		done
 	) &
 	beat=$!
@@ -59,7 +61,7 @@ run_logged() {
 		} >&2
 		return "$status"
 	fi
-	[ $((SECONDS - start)) -lt 30 ] || say "    $(minutes $((SECONDS - start))) done"
+	[ $((SECONDS - start)) -lt 30 ] || step "   $(minutes $((SECONDS - start))) done"
 }
 
 # Only one process at a time may change what is in the cache; several may boot from it.
