@@ -1561,6 +1561,30 @@ GMEM_TEST(sparse_file_of_one_tebibyte)
 	kvm_close(fd);
 }
 
+/*
+ * The map that remembers the attributes is a tree, whose nodes are freed in one
+ * go with the file. Do that with trees of every shape, and take the memory that
+ * was freed for the next ones: a node that was not one corrupts memory, which
+ * sanitised kernels report and others do not survive.
+ */
+GMEM_TEST(maps_of_all_sizes_are_freed)
+{
+	const u64 max_runs = 320;
+	u64 runs, i, attributes, size;
+	int fd;
+
+	for (runs = 1; runs <= max_runs; runs++) {
+		fd = vm_create_guest_memfd(self->vm, max_runs * PS, GMEM_MMAP_SHARED);
+		for (i = 1; i < runs; i += 2)
+			gmem_convert(fd, i * PS, PS, GMEM_PRIVATE, GMEM_NONE);
+		for (i = 0; i < runs; i++) {
+			TEST_ASSERT_EQ(gmem_get(fd, i * PS, &attributes, &size), 0);
+			TEST_ASSERT_EQ(attributes, i & 1 ? GMEM_PRIVATE : GMEM_SHARED);
+		}
+		kvm_close(fd);
+	}
+}
+
 GMEM_TEST(file_of_the_largest_size)
 {
 	const u64 size = INT64_MAX & ~(PS - 1);
