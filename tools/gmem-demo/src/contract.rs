@@ -264,7 +264,7 @@ pub const TDX_BEFORE: [Line; 24] = {
 #[rustfmt::skip]
 pub const TDX_AFTER: [Line; 24] = {
     use Content::{None, Preserve, Zero};
-    use Eyes::{Accepted, Plain};
+    use Eyes::{Accepted, Keyed, Plain};
     use History::{Untouched, Written};
     use Promise::{FirstUse, Kept, Refused, Whatever, Zeroes};
     use Visibility::{Private, Shared};
@@ -274,7 +274,7 @@ pub const TDX_AFTER: [Line; 24] = {
         seen(Shared,  Private, None,     Written,   Whatever, Accepted),
         seen(Private, Shared,  Preserve, Written,   Refused,  Plain),
         seen(Private, Shared,  Zero,     Written,   Zeroes,   Plain),
-        seen(Private, Shared,  None,     Written,   Whatever, Plain),
+        seen(Private, Shared,  None,     Written,   Whatever, Keyed),
         seen(Private, Private, Preserve, Written,   Kept,     Plain),
         seen(Private, Private, Zero,     Written,   Refused,  Plain),
         seen(Private, Private, None,     Written,   Kept,     Plain),

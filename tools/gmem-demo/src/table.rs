@@ -46,8 +46,8 @@ impl Seen {
             Self::Bytes(bytes) if all(bytes, 0) => "zeroes".into(),
             Self::Bytes(bytes) if bytes == written => "same bytes".into(),
             Self::Bytes(bytes) if all(bytes, SCRAMBLED) => "all 0xab".into(),
-            Self::Bytes(bytes) if *bytes == keyed(written) => "through key".into(),
             Self::Bytes(bytes) if *bytes == keyed(&vec![0; bytes.len()]) => "key on zeroes".into(),
+            Self::Bytes(bytes) if *bytes == keyed(written) => "through key".into(),
             Self::Bytes(bytes) => {
                 let differs = bytes.iter().zip(written).position(|(a, b)| a != b);
                 let at = differs.unwrap_or(0);
