@@ -220,7 +220,7 @@ mod attribute_map {
             assert_eq!(map.at(2 * runs - 1), Some(PRIVATE));
         }
         // SAFETY: A test may sleep.
-        unsafe { bindings::rcu_barrier() };
+        unsafe { crate::bindings::rcu_barrier() };
         Ok(())
     }
 
