@@ -11,6 +11,7 @@
 
 void *gmem_vm_emulation(struct kvm *kvm)
 {
+	/* Pairs with the release in gmem_vm_set_emulation(). */
 	return smp_load_acquire(&kvm->arch.gmem_emulation);
 }
 
@@ -35,6 +36,7 @@ int gmem_vm_set_emulation(struct kvm *kvm, void *emulation)
 	}
 	/* No vCPU is allowed in before the launch has ended. */
 	WRITE_ONCE(kvm->arch.pre_fault_allowed, false);
+	/* Whoever sees the pointer sees what it points to, and the phase. */
 	smp_store_release(&kvm->arch.gmem_emulation, emulation);
 	add_taint(TAINT_TEST, LOCKDEP_STILL_OK);
 	r = 0;

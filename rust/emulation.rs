@@ -142,7 +142,10 @@ pub(crate) fn freed(frame: &Frame<'_>) {
     let page = Page::new(frame);
     // What the platform did not give back is out of the file now, but not free.
     if page.is_hidden() && !page.is_kept() && !frame.is_leaked() {
-        pr_err!("emulation: pfn {:#x} is freed while it is a guest's\n", page.pfn());
+        pr_err!(
+            "emulation: pfn {:#x} is freed while it is a guest's\n",
+            page.pfn()
+        );
         page.show();
     }
 }
@@ -163,9 +166,8 @@ const REMOVE_ZEROES: u64 = 1 << 0;
 
 /// The capability's value on a VM, or on /dev/kvm.
 pub(crate) fn capability(vm: Option<&Vm>) -> i32 {
-    let possible = vm.is_none_or(|vm| {
-        vm.emulated().is_some() || platform::kind(vm) == Some(Kind::Software)
-    });
+    let possible =
+        vm.is_none_or(|vm| vm.emulated().is_some() || platform::kind(vm) == Some(Kind::Software));
     if possible {
         1 << EMULATE_SNP | 1 << EMULATE_TDX
     } else {

@@ -148,7 +148,13 @@ fn transition(
     // CAST: The numbers of hardware.
     let code = done.err().map_or(0, |code| code as i32);
     let assigned = operation != Operation::Unassign;
-    trace_rmp(frame, to.or(frame.assignment()), said(before), assigned, code);
+    trace_rmp(
+        frame,
+        to.or(frame.assignment()),
+        said(before),
+        assigned,
+        code,
+    );
     done.map_err(errno)
 }
 
@@ -187,7 +193,10 @@ impl Rmp for ModelRmp {
         frame.set_model();
         if page.is_hidden() {
             // Hardware lets it pass. Whose bytes these are nobody can say any more.
-            pr_warn!("emulation: pfn {:#x} was taken from its owner\n", page.pfn());
+            pr_warn!(
+                "emulation: pfn {:#x} was taken from its owner\n",
+                page.pfn()
+            );
             return Ok(());
         }
         page.combine();

@@ -286,9 +286,8 @@ impl Sept {
                 continue;
             };
             // SAFETY: The mapping of a live inode is valid.
-            let stays = unsafe {
-                bindings::gmem_mapping_has_pfn(inode.mapping(), at.get() as usize, pfn)
-            };
+            let stays =
+                unsafe { bindings::gmem_mapping_has_pfn(inode.mapping(), at.get() as usize, pfn) };
             if stays && inode.visibility(at) == Visibility::Private {
                 destroyed += 1;
             }
