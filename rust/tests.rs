@@ -126,18 +126,17 @@ mod attribute_map {
 
         let map = TestMap::new()?;
         map.store(0, 64, SHARED)?;
-        // More entries than one node has, so that a store has to allocate.
-        for at in 0..24 {
-            map.store(2 * at, 2 * at + 1, PRIVATE)?;
-        }
+        map.store(2, 4, PRIVATE)?;
+        map.store(8, 16, PRIVATE)?;
 
         let mut failures = 0;
         for nth in 1..64 {
             // SAFETY: Concerns allocations of this thread only.
             unsafe { bindings::gmem_test_fail_allocation(nth) };
+            // Two more entries in a node that has room for them: readers need a new node.
             let reserved =
                 map.0
-                    .reserve_with(map.writer(), &range(33, 34)?, PRIVATE, bindings::GFP_NOWAIT);
+                    .reserve_with(map.writer(), &range(50, 52)?, PRIVATE, bindings::GFP_NOWAIT);
             // SAFETY: As above.
             let fired = unsafe { bindings::gmem_test_allocation_failed() };
 
@@ -147,8 +146,8 @@ mod attribute_map {
                 failures += 1;
             }
             for at in 0..64 {
-                let odd = at % 2 == 1 || at > 46;
-                assert_eq!(map.at(at), Some(if odd { SHARED } else { PRIVATE }));
+                let private = matches!(at, 2..4 | 8..16);
+                assert_eq!(map.at(at), Some(if private { PRIVATE } else { SHARED }));
             }
             if !fired {
                 break;
@@ -156,8 +155,9 @@ mod attribute_map {
         }
         assert!(failures > 0);
         // And the next one succeeds.
-        map.store(33, 34, PRIVATE)?;
-        assert_eq!(map.at(33), Some(PRIVATE));
+        map.store(50, 52, PRIVATE)?;
+        assert_eq!(map.at(50), Some(PRIVATE));
+        assert_eq!(map.at(52), Some(SHARED));
         Ok(())
     }
 
