@@ -6,6 +6,7 @@
 #include <kunit/test.h>
 #include <linux/mman.h>
 #include <linux/pagemap.h>
+#include <linux/swap.h>
 
 #include "testing.h"
 #include "kvm_mm.h"
@@ -104,6 +105,7 @@ void gmem_test_inode_init(struct inode *inode, u64 size)
 	struct address_space *mapping = &inode->i_data;
 
 	inode_init_once(inode);
+	spin_lock_init(&inode->i_lock);
 	atomic_set(&inode->i_count, 1);
 	inode->i_size = size;
 	inode->i_mapping = mapping;
@@ -139,6 +141,8 @@ void *gmem_test_page_address(struct page *page)
 
 int gmem_test_page_references(struct page *page)
 {
+	/* Not those of pages on their way to an LRU list. */
+	lru_add_drain_all();
 	return page_ref_count(page);
 }
 
