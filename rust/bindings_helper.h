@@ -5,5 +5,7 @@
  * else comes from the kernel's bindings (see the blocklist by allowlist in
  * ../Kbuild), so that there is one type for one struct.
  */
+#include "emulation.h"
 #include "helpers.h"
+#include "testing.h"
 #include "guest_memfd.h"

@@ -26,6 +26,7 @@ use crate::{
     ioctl::UserPointer,
     kvm::{
         memslot::Memslot,
+        platform,
         populate::Populate,
         vm::{
             Gfn,
@@ -38,12 +39,18 @@ use crate::{
             HostFault,
             Served, //
         },
-        folio::PageRef, //
+        folio::{
+            Frame,
+            PageRef, //
+        }, //
     }, //
 };
 use core::{
     cell::UnsafeCell,
-    ptr,
+    ptr::{
+        self,
+        NonNull, //
+    },
     sync::atomic::{
         AtomicPtr,
         Ordering, //
@@ -104,6 +111,9 @@ pub trait GuestMemfd: Sized + 'static {
     /// The last reference to a file is gone. Called with slots_lock held.
     fn release(closing: &Closing<'_>);
 
+    /// A page that was given to a platform is freed. The VM and its file may be gone.
+    fn reclaim(frame: &Frame<'_>);
+
     /// Memory of the file has failed. Called with the folio locked.
     fn memory_failure(bindings: &BindingsGuard<'_>, range: &PageRange);
 }
@@ -157,8 +167,7 @@ impl Tables {
                 dirty_folio: Some(bindings::noop_dirty_folio),
                 migrate_folio: Some(migrate_folio),
                 error_remove_folio: Some(error_folio::<T>),
-                #[cfg(CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM)]
-                free_folio: Some(free_folio),
+                free_folio: Some(free_folio::<T>),
                 ..pin_init::zeroed()
             },
             inode: bindings::inode_operations {
@@ -288,10 +297,25 @@ unsafe extern "C" fn error_folio<T: GuestMemfd>(
 /// # Safety
 ///
 /// To be called by the page cache only.
-#[cfg(CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM)]
-unsafe extern "C" fn free_folio(folio: *mut bindings::folio) {
-    // SAFETY: The folio is on its way out of the page cache, and still valid.
-    unsafe { bindings::gmem_reclaim(folio) }
+unsafe extern "C" fn free_folio<T: GuestMemfd>(folio: *mut bindings::folio) {
+    // SAFETY: The folio is on its way out of the page cache, still valid, and nobody else's.
+    let frame = unsafe { Frame::from_raw(NonNull::new_unchecked(folio)) };
+
+    if !frame.is_known() {
+        // SAFETY: As above.
+        unsafe { bindings::gmem_reclaim(folio) };
+    } else if !frame.is_leaked() {
+        T::reclaim(&frame);
+    }
+    // Whoever gets the page next would not be let in.
+    if platform::is_assigned(&frame) {
+        frame.leak();
+    }
+    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+    if frame.is_model() && !frame.is_leaked() {
+        crate::emulation::freed(&frame);
+    }
+    frame.clear();
 }
 
 /// # Safety
@@ -327,6 +351,11 @@ pub mod entry {
     /// Once, before any other entry point.
     pub unsafe fn init<T: GuestMemfd>(module: *mut module) -> c_int {
         from_result(|| {
+            #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+            // SAFETY: By the contract of this function.
+            unsafe {
+                crate::emulation::init()
+            };
             // SAFETY: Nobody uses the table yet.
             unsafe { (*T::tables().file.get()).owner = module };
             // SAFETY: By the contract of this function.
@@ -349,6 +378,8 @@ pub mod entry {
     pub unsafe fn create<T: GuestMemfd>(kvm: *mut kvm, args: *mut kvm_create_guest_memfd) -> c_int {
         // SAFETY: By the contract of this function.
         let (vm, args) = unsafe { (Vm::from_raw(kvm), &*args) };
+        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+        crate::emulation::close(vm);
         from_result(|| T::create(vm, args.size, args.flags))
     }
 
@@ -527,6 +558,10 @@ pub mod entry {
             // SAFETY: By the contract of this function.
             Some(unsafe { Vm::from_raw(kvm) })
         };
+        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+        if u64::try_from(cap) == Ok(crate::emulation::CAP) {
+            return crate::emulation::capability(vm);
+        }
         u64::try_from(cap)
             .ok()
             .and_then(|cap| T::capability(vm, cap))

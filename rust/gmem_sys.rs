@@ -15,8 +15,12 @@ use kernel::{
 };
 
 pub mod attribute_map;
+#[cfg(CONFIG_KVM_GMEM_EMULATION)]
+pub mod emulation;
 pub mod export;
 pub mod ioctl;
+#[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+pub mod testing;
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 mod tests;
 
@@ -44,6 +48,7 @@ pub mod sync {
 pub mod kvm {
     pub mod memslot;
     pub mod mmu;
+    pub mod platform;
     pub mod populate;
     pub mod vm;
 }

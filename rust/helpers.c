@@ -5,11 +5,15 @@
  * They are an object of kvm.ko and not of the kernel's own rust/helpers,
  * because several of them call what only kvm.ko has.
  */
+#include <kunit/test-bug.h>
 #include <linux/mman.h>
 
 #include "helpers.h"
 #include "kvm_mm.h"
 #include "guest_memfd.h"
+#ifdef CONFIG_X86
+#include "x86.h"
+#endif
 
 struct folio *gmem_filemap_lock_folio(struct address_space *mapping, pgoff_t index)
 {
@@ -117,6 +121,32 @@ struct page *gmem_folio_file_page(struct folio *folio, pgoff_t index)
 kvm_pfn_t gmem_page_pfn(struct page *page)
 {
 	return page_to_pfn(page);
+}
+
+kvm_pfn_t gmem_folio_pfn(struct folio *folio)
+{
+	return folio_pfn(folio);
+}
+
+struct folio *gmem_page_folio(struct page *page)
+{
+	return page_folio(page);
+}
+
+void gmem_folio_get(struct folio *folio)
+{
+	folio_get(folio);
+}
+
+/* Without PG_private nobody but guest_memfd looks at it. */
+unsigned long gmem_folio_record(struct folio *folio)
+{
+	return (unsigned long)READ_ONCE(folio->private);
+}
+
+void gmem_folio_set_record(struct folio *folio, unsigned long record)
+{
+	WRITE_ONCE(folio->private, (void *)record);
 }
 
 void gmem_folio_batch_init(struct folio_batch *batch)
@@ -367,14 +397,51 @@ bool gmem_vm_has_private_mem(struct kvm *kvm)
 	return kvm_arch_has_private_mem(kvm);
 }
 
-bool gmem_vm_is_sw_protected(struct kvm *kvm)
+u32 gmem_vm_type(struct kvm *kvm)
 {
 #ifdef CONFIG_X86
-	return IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) &&
-	       kvm->arch.vm_type == KVM_X86_SW_PROTECTED_VM;
+	switch (kvm->arch.vm_type) {
+	case KVM_X86_SW_PROTECTED_VM:
+		return IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) ? GMEM_VM_SW_PROTECTED :
+								GMEM_VM_OTHER;
+	case KVM_X86_SNP_VM:
+		return GMEM_VM_SNP;
+	case KVM_X86_TDX_VM:
+		return GMEM_VM_TDX;
+	}
+#endif
+	return GMEM_VM_OTHER;
+}
+
+bool gmem_vm_type_available(u32 type)
+{
+#ifdef CONFIG_X86
+	static const unsigned long types[] = {
+		[GMEM_VM_SW_PROTECTED] = IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) ?
+					 BIT(KVM_X86_SW_PROTECTED_VM) : 0,
+		[GMEM_VM_SNP] = BIT(KVM_X86_SNP_VM),
+		[GMEM_VM_TDX] = BIT(KVM_X86_TDX_VM),
+	};
+
+	return kvm_caps.supported_vm_types & types[type];
 #else
 	return false;
 #endif
+}
+
+/* Whether the guest's initial memory has been measured, and the guest may run. */
+bool gmem_vm_launched(struct kvm *kvm)
+{
+#ifdef CONFIG_X86
+	return READ_ONCE(kvm->arch.pre_fault_allowed);
+#else
+	return gmem_vm_has_run(kvm);
+#endif
+}
+
+void gmem_vm_kill(struct kvm *kvm)
+{
+	kvm_vm_dead(kvm);
 }
 
 bool gmem_vm_has_run(struct kvm *kvm)
@@ -441,6 +508,15 @@ void gmem_reclaim(struct folio *folio)
 #endif
 }
 
+/* The platform does not give the page back, which nothing gets over. */
+void gmem_warn_leak(u64 pfn, bool model)
+{
+	/* A model fails because somebody has asked it to, as do the tests' platforms. */
+	WARN_ONCE(!model && !kunit_get_current_test(),
+		  "guest_memfd: a page was lost to the platform\n");
+	pr_err_ratelimited("guest_memfd: lost page 0x%llx to the platform\n", pfn);
+}
+
 /*
  * A file that is being closed is no longer there for a new user; some time
  * can pass between its last fput() and release() clearing the slot's pointer.
@@ -488,59 +564,6 @@ bool __weak kvm_arch_supports_gmem_init_shared(struct kvm *kvm)
 {
 	return true;
 }
-
-#ifdef CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST
-/* Enough of a VM to count users and to begin and end invalidations of. */
-struct kvm *gmem_test_vm_alloc(void)
-{
-	struct kvm *kvm = kvzalloc(sizeof(*kvm), GFP_KERNEL);
-
-	if (!kvm)
-		return NULL;
-	KVM_MMU_LOCK_INIT(kvm);
-	mutex_init(&kvm->slots_lock);
-	spin_lock_init(&kvm->mn_invalidate_lock);
-	refcount_set(&kvm->users_count, 1);
-	return kvm;
-}
-
-void gmem_test_vm_free(struct kvm *kvm)
-{
-	WARN_ON_ONCE(refcount_read(&kvm->users_count) != 1);
-	kvfree(kvm);
-}
-
-unsigned long gmem_test_vm_invalidations(struct kvm *kvm)
-{
-	return kvm->mmu_invalidate_in_progress;
-}
-
-unsigned long gmem_test_vm_sequence(struct kvm *kvm)
-{
-	return kvm->mmu_invalidate_seq;
-}
-
-/* Enough of an inode to lock its mapping, and to find no folio in it. */
-void gmem_test_inode_init(struct inode *inode, u64 size)
-{
-	static struct lock_class_key key;
-
-	inode_init_once(inode);
-	inode->i_size = size;
-	inode->i_mapping = &inode->i_data;
-	inode->i_mapping->host = inode;
-	__init_rwsem(&inode->i_mapping->invalidate_lock, "gmem_test_invalidate_lock", &key);
-}
-
-void gmem_test_slot_init(struct kvm_memory_slot *slot, gfn_t base, unsigned long npages,
-			 pgoff_t pgoff)
-{
-	memset(slot, 0, sizeof(*slot));
-	slot->base_gfn = base;
-	slot->npages = npages;
-	slot->gmem.pgoff = pgoff;
-}
-#endif
 
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_get_pfn);
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_is_private);

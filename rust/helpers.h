@@ -38,6 +38,11 @@ pgoff_t gmem_folio_index(struct folio *folio);
 unsigned long gmem_folio_nr_pages(struct folio *folio);
 struct page *gmem_folio_file_page(struct folio *folio, pgoff_t index);
 kvm_pfn_t gmem_page_pfn(struct page *page);
+kvm_pfn_t gmem_folio_pfn(struct folio *folio);
+struct folio *gmem_page_folio(struct page *page);
+void gmem_folio_get(struct folio *folio);
+unsigned long gmem_folio_record(struct folio *folio);
+void gmem_folio_set_record(struct folio *folio, unsigned long record);
 void gmem_folio_batch_init(struct folio_batch *batch);
 void gmem_folio_batch_release(struct folio_batch *batch);
 
@@ -98,7 +103,16 @@ void gmem_vm_flush_remote_tlbs(struct kvm *kvm);
 bool gmem_vm_zap(struct kvm *kvm, struct kvm_gfn_range *range);
 bool gmem_vm_dead(struct kvm *kvm);
 bool gmem_vm_has_private_mem(struct kvm *kvm);
-bool gmem_vm_is_sw_protected(struct kvm *kvm);
+enum {
+	GMEM_VM_OTHER,
+	GMEM_VM_SW_PROTECTED,
+	GMEM_VM_SNP,
+	GMEM_VM_TDX,
+};
+u32 gmem_vm_type(struct kvm *kvm);
+bool gmem_vm_type_available(u32 type);
+bool gmem_vm_launched(struct kvm *kvm);
+void gmem_vm_kill(struct kvm *kvm);
 bool gmem_vm_has_run(struct kvm *kvm);
 bool gmem_vm_mem_is_private(struct kvm *kvm, gfn_t gfn);
 bool gmem_host_wide(void);
@@ -108,20 +122,20 @@ int gmem_vm_make_private(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn, kvm_pfn_t nr
 struct kvm_memory_slot *gmem_vm_gmem_slot(struct kvm *kvm, gfn_t gfn);
 int gmem_pin_user_page(unsigned long addr, bool write, struct page **page);
 void gmem_reclaim(struct folio *folio);
+void gmem_warn_leak(u64 pfn, bool model);
+
+/* What keeps private memory private. */
+int gmem_rmp_lookup(u64 pfn, bool *assigned, bool *large);
+int gmem_rmp_assign(u64 pfn, u64 gfn, u32 asid);
+int gmem_rmp_unassign(u64 pfn, u64 gfn, u32 asid);
+int gmem_rmp_smash(u64 pfn);
+void gmem_trace_rmp(u64 pfn, u64 gfn, u32 asid, bool from, bool to, bool large, int code);
+int gmem_vendor_asid(struct kvm *kvm, u32 *asid);
+bool gmem_vendor_in_sept(struct kvm *kvm, gfn_t gfn);
+bool gmem_vendor_removal_zeroes(void);
 struct file *gmem_slot_get_file(struct kvm_memory_slot *slot);
 struct inode *gmem_slot_inode_rcu(const struct kvm_memory_slot *slot);
 struct file *gmem_slot_file(struct kvm_memory_slot *slot);
 void gmem_slot_set_file(struct kvm_memory_slot *slot, struct file *file);
-
-#ifdef CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST
-/* Objects that KUnit makes by itself, as much of them as is used. */
-struct kvm *gmem_test_vm_alloc(void);
-void gmem_test_vm_free(struct kvm *kvm);
-unsigned long gmem_test_vm_invalidations(struct kvm *kvm);
-unsigned long gmem_test_vm_sequence(struct kvm *kvm);
-void gmem_test_inode_init(struct inode *inode, u64 size);
-void gmem_test_slot_init(struct kvm_memory_slot *slot, gfn_t base, unsigned long npages,
-			 pgoff_t pgoff);
-#endif
 
 #endif /* _KVM_GMEM_HELPERS_H */

@@ -11,26 +11,21 @@ use crate::{
         AttributeMap,
         Writer, //
     },
-    bindings,
-    fs::inode::{
-        GmemInode,
-        Traits,
-        PAGE, //
-    },
     kvm::{
-        memslot::{
-            FileData,
-            Memslot, //
-        },
-        mmu::InvalidateSpan,
-        vm::Vm, //
+        memslot::FileData,
+        mmu::InvalidateSpan, //
     },
+    testing::{
+        memslot,
+        slot,
+        TestInode,
+        TestVm, //
+    }, //
 };
 use core::ptr::NonNull;
 use gmem_policy::{
     plan::Attributes,
     range::{
-        Geometry,
         PageIndex,
         PageRange, //
     },
@@ -81,110 +76,6 @@ impl Drop for TestMap {
     }
 }
 
-/// A VM that can be invalidated in and nothing else.
-struct TestVm(*mut bindings::kvm);
-
-impl TestVm {
-    fn new() -> Result<Self> {
-        // SAFETY: Allocates only.
-        let kvm = unsafe { bindings::gmem_test_vm_alloc() };
-        if kvm.is_null() {
-            return Err(ENOMEM);
-        }
-        Ok(Self(kvm))
-    }
-
-    fn vm(&self) -> &Vm {
-        // SAFETY: It has a user until it is dropped.
-        unsafe { Vm::from_raw(self.0) }
-    }
-
-    /// How many invalidations are going on.
-    fn invalidations(&self) -> usize {
-        // SAFETY: It is valid until it is dropped.
-        unsafe { bindings::gmem_test_vm_invalidations(self.0) }
-    }
-
-    /// How many have ended.
-    fn sequence(&self) -> usize {
-        // SAFETY: It is valid until it is dropped.
-        unsafe { bindings::gmem_test_vm_sequence(self.0) }
-    }
-}
-
-impl Drop for TestVm {
-    fn drop(&mut self) {
-        // SAFETY: The files that used it are gone, which the function checks.
-        unsafe { bindings::gmem_test_vm_free(self.0) }
-    }
-}
-
-/// An inode that no file system knows.
-struct TestInode(NonNull<GmemInode>);
-
-impl TestInode {
-    fn new(pages: u64, initial: Visibility) -> Result<Self> {
-        let geometry = Geometry::new(PAGE, pages * PAGE.bytes()).ok_or(EINVAL)?;
-        let this = KBox::<GmemInode>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
-        let this = NonNull::new(KBox::into_raw(this).cast::<GmemInode>()).ok_or(EINVAL)?;
-
-        // SAFETY: The memory is valid and in use by nobody; what the VFS does for an inode that is
-        // used here is done by the helper.
-        unsafe {
-            bindings::gmem_test_inode_init(GmemInode::vfs_of(this.as_ptr()), pages * PAGE.bytes());
-            GmemInode::init(this.as_ptr());
-        }
-        // From here on drop() tears it down.
-        let inode = Self(this);
-        // SAFETY: Initialised just now, and nobody has a reference.
-        unsafe {
-            GmemInode::set_up(
-                this.as_ptr(),
-                Traits {
-                    geometry,
-                    initial,
-                    mappable: true,
-                    in_place: true,
-                },
-            )?
-        };
-        Ok(inode)
-    }
-
-    fn get(&self) -> &GmemInode {
-        // SAFETY: Valid until it is dropped.
-        unsafe { self.0.as_ref() }
-    }
-}
-
-impl Drop for TestInode {
-    fn drop(&mut self) {
-        // SAFETY: The test is over; nobody uses the inode, which came from a box.
-        unsafe {
-            GmemInode::tear_down(self.0.as_ptr());
-            GmemInode::free_map(self.0.as_ptr());
-            drop(KBox::from_raw(
-                self.0.as_ptr().cast::<core::mem::MaybeUninit<GmemInode>>(),
-            ));
-        }
-    }
-}
-
-/// A slot that no VM knows.
-fn slot(base: u64, npages: usize, pgoff: usize) -> Result<KBox<bindings::kvm_memory_slot>> {
-    let mut slot = KBox::<bindings::kvm_memory_slot>::new_uninit(GFP_KERNEL)?;
-    // SAFETY: The memory is valid for writes, and initialised by the call.
-    unsafe {
-        bindings::gmem_test_slot_init(slot.as_mut_ptr(), base, npages, pgoff);
-        Ok(slot.assume_init())
-    }
-}
-
-fn memslot(slot: &mut bindings::kvm_memory_slot) -> &Memslot {
-    // SAFETY: The slot lives as long as the reference.
-    unsafe { Memslot::from_raw(slot) }
-}
-
 #[kunit_tests(kvm_gmem_attribute_map)]
 mod attribute_map {
     use super::*;
@@ -225,6 +116,48 @@ mod attribute_map {
         for at in 0..16 {
             assert_eq!(map.at(at), Some(PRIVATE));
         }
+        Ok(())
+    }
+
+    #[cfg(CONFIG_FAILSLAB)]
+    #[test]
+    fn out_of_memory_changes_nothing() -> Result {
+        use crate::bindings;
+
+        let map = TestMap::new()?;
+        map.store(0, 64, SHARED)?;
+        map.store(2, 4, PRIVATE)?;
+        map.store(8, 16, PRIVATE)?;
+
+        let mut failures = 0;
+        for nth in 1..64 {
+            // SAFETY: Concerns allocations of this thread only.
+            unsafe { bindings::gmem_test_fail_allocation(nth) };
+            // Two more entries in a node that has room for them: readers need a new node.
+            let reserved =
+                map.0
+                    .reserve_with(map.writer(), &range(50, 52)?, PRIVATE, bindings::GFP_NOWAIT);
+            // SAFETY: As above.
+            let fired = unsafe { bindings::gmem_test_allocation_failed() };
+
+            assert_eq!(reserved.is_err(), fired);
+            if let Err(error) = reserved {
+                assert_eq!(error, ENOMEM);
+                failures += 1;
+            }
+            for at in 0..64 {
+                let private = matches!(at, 2..4 | 8..16);
+                assert_eq!(map.at(at), Some(if private { PRIVATE } else { SHARED }));
+            }
+            if !fired {
+                break;
+            }
+        }
+        assert!(failures > 0);
+        // And the next one succeeds.
+        map.store(50, 52, PRIVATE)?;
+        assert_eq!(map.at(50), Some(PRIVATE));
+        assert_eq!(map.at(52), Some(SHARED));
         Ok(())
     }
 
@@ -287,7 +220,7 @@ mod attribute_map {
             assert_eq!(map.at(2 * runs - 1), Some(PRIVATE));
         }
         // SAFETY: A test may sleep.
-        unsafe { bindings::rcu_barrier() };
+        unsafe { crate::bindings::rcu_barrier() };
         Ok(())
     }
 
@@ -360,6 +293,66 @@ mod address_space {
 
         assert!(one.visibility(PageIndex::new(0)) == PRIVATE);
         assert!(core::ptr::eq(one.inode(), inode.get()));
+        Ok(())
+    }
+}
+
+#[kunit_tests(kvm_gmem_ioctl)]
+mod ioctl {
+    use super::*;
+    use crate::{
+        bindings,
+        ioctl::UserPointer, //
+    };
+
+    const WORD: usize = size_of::<u64>();
+    const PAGE_BYTES: usize = kernel::page::PAGE_SIZE;
+
+    /// Two pages of user memory with nothing behind them, and the pages are the test thread's own.
+    fn user_pages() -> Result<usize> {
+        // SAFETY: KUnit runs each test in a kernel thread that has no user memory yet.
+        let addr = unsafe { bindings::gmem_test_user_pages() };
+        if addr == 0 {
+            return Err(ENOMEM);
+        }
+        Ok(addr)
+    }
+
+    #[test]
+    fn words_come_and_go_in_order() -> Result {
+        let addr = user_pages()?;
+        let words: [u64; 16] = core::array::from_fn(|n| 0x0102_0304_0506_0700 + n as u64);
+
+        UserPointer::new(addr).write(&words)?;
+        assert_eq!(UserPointer::new(addr).read::<16>()?, words);
+        // Each word has the place that the layout gives it.
+        for (n, word) in words.iter().enumerate() {
+            assert_eq!(UserPointer::new(addr + n * WORD).read::<1>()?, [*word]);
+        }
+        // What lies behind the struct is not written.
+        assert_eq!(UserPointer::new(addr + 16 * WORD).read::<1>()?, [0]);
+        Ok(())
+    }
+
+    #[test]
+    fn what_leaves_user_memory_faults() -> Result {
+        let addr = user_pages()?;
+        let end = addr + 2 * PAGE_BYTES;
+
+        // Up to the last byte there is something, one word further there is nothing.
+        UserPointer::new(end - 16 * WORD).write(&[1u64; 16])?;
+        assert_eq!(
+            UserPointer::new(end - 15 * WORD).read::<16>().err(),
+            Some(EFAULT)
+        );
+        assert_eq!(
+            UserPointer::new(end - 15 * WORD).write(&[2u64; 16]).err(),
+            Some(EFAULT)
+        );
+        assert_eq!(UserPointer::new(0).read::<16>().err(), Some(EFAULT));
+        // Nor can a caller have the kernel's own memory read or written.
+        let kernel = core::ptr::from_ref(&PAGE_BYTES) as usize;
+        assert_eq!(UserPointer::new(kernel).read::<1>().err(), Some(EFAULT));
         Ok(())
     }
 }

@@ -5,26 +5,40 @@
 //! Only allocated folios, those that were used, are ever touched: an untouched one holds stale
 //! bytes of the host and reads as zeroes at its first use, whatever the policy.
 
-use crate::convert::Failure;
+use crate::{
+    convert::Failure,
+    vendor::Vendor, //
+};
 use gmem_policy::{
     content::{
         Action,
         Content,
         SCRAMBLE_BYTE, //
     },
-    contract::Terms,
+    contract::{
+        page,
+        Terms, //
+    },
     plan::{
         query,
         Change, //
     },
-    range::PageRange, //
+    range::PageRange,
+    request::Visibility, //
 };
 use gmem_sys::{
     fs::address_space::{
         Exclusive,
         InvalidateGuard, //
     },
-    kvm::mmu::InvalidateSpan,
+    kvm::{
+        mmu::InvalidateSpan,
+        platform::{
+            self,
+            Kind, //
+        },
+        vm::Vm, //
+    },
     mm::folio::FolioRef, //
 };
 use kernel::prelude::*;
@@ -42,13 +56,15 @@ pub(crate) fn keeps_promise(content: Content, terms: &Terms) -> bool {
     kept(terms.changing) && kept(terms.settled)
 }
 
-/// Calls `f` for each allocated folio of the change's range that has something to be done to it.
+/// Calls `f` for each allocated folio of the change's range that there is work with: `work` tells by
+/// whether the folio's attribute changes.
 fn for_each_folio<E>(
     guard: &InvalidateGuard<'_, Exclusive>,
     change: &Change,
-    mut f: impl FnMut(&FolioRef<'_>, Action) -> Result<(), E>,
+    work: impl Fn(bool) -> bool,
+    mut f: impl FnMut(&FolioRef<'_>, bool) -> Result<(), E>,
 ) -> Result<(), E> {
-    if change.terms().changing == Action::Leave && change.terms().settled == Action::Leave {
+    if !work(true) && !work(false) {
         return Ok(());
     }
     let geometry = guard.inode().geometry();
@@ -58,19 +74,80 @@ fn for_each_folio<E>(
         let run = query(range.start(), &geometry, guard);
         // The map covers the file; should it not, what is left counts as about to change.
         let piece = run.range.intersect(&range).unwrap_or(range);
-        let action = change.action_for(run.visibility != change.to());
+        let changes = run.visibility != change.to();
 
-        if action != Action::Leave {
+        if work(changes) {
             let mut folios = guard.folios(&piece);
             while let Some(batch) = folios.next_batch() {
                 for folio in batch.filter(|folio| folio.is_allocated()) {
-                    f(&folio, action)?;
+                    f(&folio, changes)?;
                 }
             }
         }
         rest = PageRange::new(piece.end(), range.end());
     }
     Ok(())
+}
+
+/// Whether the platform is in the way of the promise for a page that it owns: only then is it worth
+/// asking about each.
+fn minds_owned<V: Vendor>(change: &Change) -> bool {
+    let request = change.request();
+    page(V::PLATFORM, request.to(), request.content(), true).is_err()
+}
+
+/// Step 6 for each page: refuses a promise that the platform does not keep for one that it owns.
+///
+/// # Errors
+///
+/// `EOPNOTSUPP` with the first such page.
+pub(crate) fn check_owned<V: Vendor>(
+    vm: &Vm,
+    guard: &InvalidateGuard<'_, Exclusive>,
+    change: &Change,
+) -> Result<(), Failure> {
+    if !V::HAS_OWNS || !minds_owned::<V>(change) {
+        return Ok(());
+    }
+    for_each_folio(
+        guard,
+        change,
+        |_| true,
+        |folio, _| {
+            let at = folio.pages().start();
+            match V::owns(vm, folio) {
+                Ok(false) => Ok(()),
+                // What cannot be told is no ground to promise anything on.
+                Ok(true) | Err(_) => Err(Failure::at(EOPNOTSUPP, at)),
+            }
+        },
+    )
+}
+
+/// Step 9b: the same for platforms where only an invalidation keeps the answer true.
+///
+/// Asked also where all is well with owned pages: of one that is given up it matters later that it
+/// was owned.
+///
+/// # Errors
+///
+/// `EOPNOTSUPP` with the first such page.
+pub(crate) fn check_mapped<V: Vendor>(
+    guard: &InvalidateGuard<'_, Exclusive>,
+    span: &InvalidateSpan<'_>,
+    change: &Change,
+) -> Result<(), Failure> {
+    let minds = minds_owned::<V>(change);
+
+    if !V::HAS_OWNS_MAPPED || !minds && change.to() == Visibility::Private {
+        return Ok(());
+    }
+    span.ask(guard, |mapped| {
+        if V::owns_mapped(mapped) && minds {
+            return Err(Failure::at(EOPNOTSUPP, mapped.folio().pages().start()));
+        }
+        Ok(())
+    })
 }
 
 /// Refuses to touch memory that has failed.
@@ -82,34 +159,59 @@ pub(crate) fn check(
     guard: &InvalidateGuard<'_, Exclusive>,
     change: &Change,
 ) -> Result<(), Failure> {
-    for_each_folio(guard, change, |folio, _| {
-        if folio.is_poisoned() {
-            return Err(Failure::at(EHWPOISON, folio.pages().start()));
-        }
-        Ok(())
-    })
+    for_each_folio(
+        guard,
+        change,
+        |changes| change.action_for(changes) != Action::Leave,
+        |folio, _| {
+            if folio.is_poisoned() {
+                return Err(Failure::at(EHWPOISON, folio.pages().start()));
+            }
+            Ok(())
+        },
+    )
 }
 
-/// Does to the contents what the policy says.
+/// Step 10: has the platform give up the pages that become shared, and does to the contents what
+/// the policy says.
 ///
 /// To be called when the mappings that go away are gone and the attributes still are the old ones,
 /// which is what the span stands for: nobody can look at a page half way.
-pub(crate) fn apply(
+///
+/// # Errors
+///
+/// `EIO` with a page that the platform did not give up. That page is lost, and the VM dead.
+pub(crate) fn apply<V: Vendor>(
+    vm: &Vm,
     guard: &InvalidateGuard<'_, Exclusive>,
-    _span: &InvalidateSpan<'_>,
+    span: &InvalidateSpan<'_>,
     change: &Change,
-) {
-    let done: Result<(), core::convert::Infallible> =
-        for_each_folio(guard, change, |folio, action| {
-            match action {
+) -> Result<(), Failure> {
+    let owns_pages = platform::kind(vm).is_some_and(Kind::owns_pages);
+    let leaves = |changes| changes && owns_pages && change.to() == Visibility::Shared;
+    let action = |changes| change.action_for(changes);
+
+    for_each_folio(
+        guard,
+        change,
+        |changes| leaves(changes) || action(changes) != Action::Leave,
+        |folio, changes| {
+            let given_up = if V::HAS_MAKE_SHARED && leaves(changes) {
+                V::make_shared(folio)
+            } else {
+                Ok(())
+            };
+            // Whatever the vendor says: the host writes no page that a platform has.
+            let Ok(page) = given_up.and_then(|()| span.given_up(folio)) else {
+                span.lose(folio);
+                return Err(Failure::at(EIO, folio.pages().start()));
+            };
+            match action(changes) {
                 Action::Leave => {}
-                Action::Zero => folio.zero(),
-                Action::Scramble => folio.fill(SCRAMBLE_BYTE),
+                Action::Zero => page.zero(),
+                Action::Scramble => page.fill(SCRAMBLE_BYTE),
             }
             Ok(())
-        });
-    match done {
-        Ok(()) => {}
-        Err(never) => match never {},
-    }
+        },
+    )
 }

@@ -52,10 +52,13 @@ use gmem_sys::{
         },
         file_ops::GmemFile, //
     },
-    kvm::mmu::{
-        Dead,
-        InvalidateSpan,
-        Kinds, //
+    kvm::{
+        mmu::{
+            Dead,
+            InvalidateSpan,
+            Kinds, //
+        },
+        vm::Vm, //
     }, //
 };
 use kernel::prelude::*;
@@ -110,8 +113,8 @@ pub(crate) fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<(
     let span = InvalidateSpan::begin(&guard, change.range());
     // 9b and 9c. What only mmu_lock makes stable; then the old mappings go.
     let converting = quiet.zap::<V>(&guard, &span)?;
-    // 10. Contents.
-    let converted = converting.apply(&guard, &span);
+    // 10. The platform gives up what becomes shared; contents.
+    let converted = converting.apply::<V>(file.vm(), &guard, &span)?;
     // 11. Attributes.
     converted.commit();
     Ok(())
@@ -131,7 +134,10 @@ fn plan<V: Vendor>(
     };
     match Plan::new(request, &terms, &guard.inode().geometry(), guard) {
         Plan::Nothing => Ok(None),
-        Plan::Change(change) => Ok(Some(change)),
+        Plan::Change(change) => {
+            content::check_owned::<V>(file.vm(), guard, &change)?;
+            Ok(Some(change))
+        }
     }
 }
 
@@ -205,15 +211,16 @@ impl<'g> Quiet<'g> {
         guard: &InvalidateGuard<'_, Exclusive>,
         span: &InvalidateSpan<'_>,
     ) -> Result<Converting<'g>, Failure> {
-        if V::HAS_SUPPORTS_PAGES {
-            span.ask(|vm, pages| V::supports_pages(vm, self.change, pages))?;
-        }
+        content::check_mapped::<V>(guard, span, self.change)?;
         if self.change.changes_attributes() {
             // A private page that already is private keeps its mapping: on some platforms zapping
             // it would destroy it, on the others the guest would fault for nothing.
             let old = Kinds::Only(self.change.to().opposite());
             span.zap_pages(old, affected(guard, self.change))
-                .map_err(|Dead| Failure::at(EIO, self.change.range().start()))?;
+                .map_err(|Dead| {
+                    let kept = span.first_kept(guard);
+                    Failure::at(EIO, kept.unwrap_or(self.change.range().start()))
+                })?;
         }
         Ok(Converting {
             change: self.change,
@@ -229,15 +236,16 @@ struct Converting<'g> {
 }
 
 impl<'g> Converting<'g> {
-    fn apply(
+    fn apply<V: Vendor>(
         self,
+        vm: &Vm,
         guard: &InvalidateGuard<'_, Exclusive>,
         span: &InvalidateSpan<'_>,
-    ) -> Converted<'g> {
-        content::apply(guard, span, self.change);
-        Converted {
+    ) -> Result<Converted<'g>, Failure> {
+        content::apply::<V>(vm, guard, span, self.change)?;
+        Ok(Converted {
             reservation: self.reservation,
-        }
+        })
     }
 }
 

@@ -40,9 +40,12 @@ use gmem_sys::{
             Vm, //
         }, //
     },
-    mm::fault::{
-        HostFault,
-        Served, //
+    mm::{
+        fault::{
+            HostFault,
+            Served, //
+        },
+        folio::Frame, //
     },
     LocalModule, //
 };
@@ -65,6 +68,10 @@ use gmem_policy::range::{
     PageIndex,
     PageRange, //
 };
+
+/// What the kernel's print macros put before each line.
+#[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+const __LOG_PREFIX: &[u8] = b"kvm_gmem\0";
 
 /// The implementation.
 struct Gmem;
@@ -114,6 +121,10 @@ impl GuestMemfd for Gmem {
 
     fn release(closing: &Closing<'_>) {
         file::release(closing)
+    }
+
+    fn reclaim(frame: &Frame<'_>) {
+        vendor::reclaim(frame)
     }
 
     fn memory_failure(bindings: &BindingsGuard<'_>, range: &PageRange) {

@@ -2,6 +2,7 @@
 
 //! Filling private pages before launch.
 
+use crate::vendor;
 use gmem_sys::{
     fs::address_space::signal_pending,
     kvm::{
@@ -47,5 +48,7 @@ fn one(populate: &Populate<'_>, gfn: Gfn, n: u64) -> Result {
     if folio.is_poisoned() {
         return Err(EHWPOISON);
     }
-    populate.fill(&guard, gfn, folio, &source)
+    let to = vendor::populate(populate.vm(), file.inode(), gfn)?;
+
+    populate.fill(&guard, gfn, folio, &source, to)
 }

@@ -2,8 +2,9 @@
 
 //! What differs between platforms, and which one a VM is on.
 //!
-//! One file per vendor. Adding one means that file, its row in the contract
-//! (`policy/contract.rs`), and an arm in [`platform`] and [`convert`].
+//! One file per vendor. Adding one means that file, its rows in the contract
+//! (`policy/contract.rs`), and an arm in [`select`]. What a promise comes to is for the contract to
+//! say; vendors state facts, and do what only they can.
 
 use crate::convert::{
     self,
@@ -19,11 +20,7 @@ use gmem_policy::{
         Refusal,
         Terms, //
     },
-    plan::Change,
-    range::{
-        PageIndex,
-        PageRange, //
-    },
+    range::PageIndex,
     request::{
         Request,
         Visibility, //
@@ -33,23 +30,59 @@ use gmem_sys::{
     export::scramble,
     fs::{
         address_space::Stable,
-        file_ops::GmemFile, //
+        file_ops::GmemFile,
+        inode::GmemInode, //
     },
-    kvm::vm::{
-        self,
-        Gfn,
-        Vm, //
+    kvm::{
+        mmu::Mapped,
+        platform::{
+            self,
+            Fatal,
+            HardwareRmp,
+            HardwareSept,
+            Kind,
+            Under, //
+        },
+        vm::{
+            Gfn,
+            Vm, //
+        }, //
     },
-    mm::folio::LockedFolio, //
+    mm::folio::{
+        Assignment,
+        FolioRef,
+        Frame,
+        LockedFolio, //
+    }, //
 };
 use kernel::{
     error::VTABLE_DEFAULT_ERROR,
     prelude::*, //
 };
 
-mod sw_protected;
+#[cfg(CONFIG_KVM_GMEM_EMULATION)]
+use gmem_sys::emulation::{
+    ModelRmp,
+    ModelSept, //
+};
 
-/// A platform's part in a conversion.
+mod snp;
+mod sw_protected;
+mod tdx;
+#[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+mod tests;
+
+use self::{
+    snp::Snp,
+    sw_protected::SwProtected,
+    tdx::Tdx, //
+};
+
+/// A platform's part in a page's life.
+///
+/// Taking a page out of the guests' page tables is the architecture's
+/// (`kvm_unmap_gfn_range()`, `kvm_arch_gmem_invalidate_range()`), and happens before
+/// [`make_shared`](Self::make_shared). All pages are small ones.
 #[vtable]
 pub(crate) trait Vendor {
     /// The rows of the contract that are its.
@@ -74,30 +107,144 @@ pub(crate) trait Vendor {
         )
     }
 
-    /// Step 9b: whether it can be done for these pages of the file, in the state in which only
-    /// `mmu_lock` keeps them. Called with it held, once for each bound piece of the range.
+    /// Step 6: whether the platform owns an allocated page, where the invalidate lock keeps that as
+    /// it is. It is held exclusively.
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` or `EPERM`, with the first page for which it cannot.
-    fn supports_pages(_vm: &Vm, _change: &Change, _pages: &PageRange) -> Result<(), Failure> {
+    /// If that cannot be told.
+    fn owns(_vm: &Vm, _folio: &FolioRef<'_>) -> Result<bool> {
         build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Step 9b: whether the platform owns an allocated page where only an invalidation keeps that as
+    /// it is. Called with `mmu_lock` held, once for each guest frame.
+    fn owns_mapped(_mapped: &Mapped<'_>) -> bool {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Guest fault: gives a private page to the platform, to be seen at `gfn`. Called with the
+    /// invalidate lock held shared; the same page is asked for again after each invalidation.
+    ///
+    /// # Errors
+    ///
+    /// What the platform returns. The page is as it was then.
+    fn make_private(_vm: &Vm, _gfn: Gfn, _folio: &LockedFolio<'_>) -> Result {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Launch: whom the page is given to by the vendor's own populate callback, to be remembered.
+    ///
+    /// # Errors
+    ///
+    /// What the platform returns.
+    fn populate(_vm: &Vm, _gfn: Gfn) -> Result<Assignment> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Step 10: takes a page back that is being made shared, without a look at its contents. What
+    /// comes of it is looked up afterwards, and not for the vendor to say.
+    ///
+    /// # Errors
+    ///
+    /// [`Fatal`]: the page is lost, and so is the VM.
+    fn make_shared(_folio: &FolioRef<'_>) -> Result<(), Fatal> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// A page that was given to the platform is freed. There may be neither VM nor file any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Fatal`]: the page is lost.
+    fn reclaim(_frame: &Frame<'_>) -> Result<(), Fatal> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+}
+
+/// A vendor, for those who do not know at compile time which one.
+struct Operations {
+    platform: Platform,
+    convert: fn(&GmemFile, &Request) -> Result<(), Failure>,
+    make_private: Option<fn(&Vm, Gfn, &LockedFolio<'_>) -> Result>,
+    populate: Option<fn(&Vm, Gfn) -> Result<Assignment>>,
+}
+
+impl Operations {
+    const fn of<V: Vendor>() -> Self {
+        // What is given by a table can only be taken back by it.
+        assert!(V::HAS_MAKE_SHARED == V::HAS_RECLAIM);
+        assert!(V::HAS_MAKE_SHARED == V::HAS_POPULATE);
+        assert!(V::HAS_MAKE_SHARED == V::HAS_OWNS);
+        assert!(!V::HAS_MAKE_SHARED || V::HAS_MAKE_PRIVATE);
+        // One of the two is what keeps the answer true.
+        assert!(!(V::HAS_OWNS && V::HAS_OWNS_MAPPED));
+
+        Self {
+            platform: V::PLATFORM,
+            convert: convert::convert::<V>,
+            make_private: if V::HAS_MAKE_PRIVATE {
+                Some(V::make_private)
+            } else {
+                None
+            },
+            populate: if V::HAS_POPULATE {
+                Some(V::populate)
+            } else {
+                None
+            },
+        }
+    }
+}
+
+/// The vendor of a VM, if its memory can be converted in place.
+fn select(vm: &Vm) -> Option<&'static Operations> {
+    const SW_PROTECTED: &Operations = &Operations::of::<SwProtected>();
+    const SNP: &Operations = &Operations::of::<Snp<HardwareRmp>>();
+    const TDX: &Operations = &Operations::of::<Tdx<HardwareSept>>();
+    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+    const SNP_MODEL: &Operations = &Operations::of::<Snp<ModelRmp>>();
+    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+    const TDX_MODEL: &Operations = &Operations::of::<Tdx<ModelSept>>();
+
+    match platform::kind(vm)? {
+        Kind::Software => Some(SW_PROTECTED),
+        Kind::Snp(Under::Hardware) => Some(SNP),
+        Kind::Tdx(Under::Hardware) => Some(TDX),
+        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+        Kind::Snp(Under::Model) => Some(SNP_MODEL),
+        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+        Kind::Tdx(Under::Model) => Some(TDX_MODEL),
+        #[cfg(not(CONFIG_KVM_GMEM_EMULATION))]
+        Kind::Snp(Under::Model) | Kind::Tdx(Under::Model) => None,
+        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+        Kind::Snp(Under::Test) => Some(tests::SNP),
+        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+        Kind::Tdx(Under::Test) => Some(tests::TDX),
     }
 }
 
 /// The platform that a VM is on, if its memory can be converted in place.
 pub(crate) fn platform(vm: &Vm) -> Option<Platform> {
-    vm.is_sw_protected().then_some(Platform::SwProtected)
+    select(vm).map(|vendor| vendor.platform)
+}
+
+/// Whether whom the pages of `inode` are given to is remembered with them.
+///
+/// Memory that is not converted in place is the architecture's on hardware, as ever; a model has
+/// nobody else.
+fn remembers(vm: &Vm, inode: &GmemInode) -> bool {
+    inode.converts_in_place() || vm.emulated().is_some()
 }
 
 /// Gives the page at `at`, which shows as `gfn`, to the platform if it is private.
 ///
-/// SW_PROTECTED owns no page, so that nothing has to be given. What VMs do whose memory is not
-/// converted in place is up to the architecture, as ever.
+/// Every guest fault comes here: what has no platform does not get behind the first question.
 ///
 /// # Errors
 ///
 /// What the platform returns.
+#[inline]
 pub(crate) fn make_private(
     vm: &Vm,
     gfn: Gfn,
@@ -105,10 +252,53 @@ pub(crate) fn make_private(
     stable: &Stable<'_>,
     folio: &LockedFolio<'_>,
 ) -> Result {
-    match platform(vm) {
-        Some(Platform::SwProtected) => Ok(()),
-        None if stable.visibility(at) == Visibility::Private => folio.make_private(vm, gfn),
-        None => Ok(()),
+    let vendor = match select(vm).map(|vendor| vendor.make_private) {
+        Some(None) => return Ok(()),
+        Some(vendor) => vendor,
+        None => None,
+    };
+    if stable.visibility(at) == Visibility::Shared {
+        return Ok(());
+    }
+    match vendor {
+        Some(make_private) if remembers(vm, stable.inode()) => make_private(vm, gfn, folio),
+        _ => folio.make_private(vm, gfn),
+    }
+}
+
+/// Whom a page is given to when it is populated, if that is to be remembered.
+///
+/// # Errors
+///
+/// What the platform returns.
+pub(crate) fn populate(vm: &Vm, inode: &GmemInode, gfn: Gfn) -> Result<Option<Assignment>> {
+    match select(vm).and_then(|vendor| vendor.populate) {
+        Some(populate) if remembers(vm, inode) => Ok(Some(populate(vm, gfn)?)),
+        _ => Ok(None),
+    }
+}
+
+/// Takes back what was given to a platform, as the page is freed. A page that does not come back is
+/// nobody's any more.
+pub(crate) fn reclaim(frame: &Frame<'_>) {
+    if frame.assignment().is_none() {
+        return;
+    }
+    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    if tests::reclaim(frame) {
+        return;
+    }
+    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+    let reclaimed = if frame.is_model() {
+        Snp::<ModelRmp>::reclaim(frame)
+    } else {
+        Snp::<HardwareRmp>::reclaim(frame)
+    };
+    #[cfg(not(CONFIG_KVM_GMEM_EMULATION))]
+    let reclaimed = Snp::<HardwareRmp>::reclaim(frame);
+
+    if let Err(Fatal) = reclaimed {
+        frame.leak();
     }
 }
 
@@ -118,10 +308,20 @@ pub(crate) fn make_private(
 ///
 /// See [`convert::convert`].
 pub(crate) fn convert(file: &GmemFile, request: &Request) -> Result<(), Failure> {
-    match platform(file.vm()) {
-        Some(Platform::SwProtected) => convert::convert::<sw_protected::SwProtected>(file, request),
+    match select(file.vm()) {
+        Some(vendor) => (vendor.convert)(file, request),
         None => Err(EINVAL.into()),
     }
+}
+
+/// Whether there can be VMs on a platform here.
+fn is_available(platform: Platform) -> bool {
+    let kind = match platform {
+        Platform::SwProtected => Kind::Software,
+        Platform::Snp => Kind::Snp(Under::Hardware),
+        Platform::Tdx => Kind::Tdx(Under::Hardware),
+    };
+    platform::is_available(kind)
 }
 
 /// `KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES`.
@@ -139,11 +339,11 @@ const CAP_GET: u64 = 0x10002;
 pub(crate) fn capability(vm: Option<&Vm>, cap: u64) -> Option<i32> {
     let supported = match vm {
         Some(vm) => platform(vm).is_some(),
-        None => vm::has_sw_protected(),
+        None => Platform::ALL.iter().copied().any(is_available),
     };
     let policies = |phase| match vm.and_then(platform) {
         Some(platform) => flags(platform, phase),
-        None => capability_any(phase),
+        None => capability_any(phase, is_available),
     };
     let value = match cap {
         // CAST: One bit, far below the sign.

@@ -8,17 +8,38 @@
 //!
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
 
+#[cfg(CONFIG_KVM_GMEM_EMULATION)]
+use crate::kvm::memslot::Memslot;
 use crate::{
     bindings,
-    fs::address_space::Bindings,
+    fs::address_space::{
+        Bindings,
+        Exclusive,
+        InvalidateGuard, //
+    },
     kvm::{
         memslot::FileData,
-        vm::Vm, //
-    }, //
+        platform::{
+            self,
+            Fatal,
+            GivenUp, //
+        },
+        vm::{
+            Gfn,
+            Vm, //
+        }, //
+    },
+    mm::folio::FolioRef, //
 };
-use core::marker::PhantomData;
+use core::{
+    cell::Cell,
+    marker::PhantomData, //
+};
 use gmem_policy::{
-    range::PageRange,
+    range::{
+        PageIndex,
+        PageRange, //
+    },
     request::Visibility, //
 };
 
@@ -51,10 +72,49 @@ pub struct InvalidateSpan<'g> {
     stable: &'g dyn Bindings,
     only: Option<&'g FileData>,
     range: PageRange,
+    /// What is remembered of the folios is what [`ask`](Self::ask) has seen, and nothing older.
+    asked: Cell<bool>,
 }
 
 /// The guests have no mapping of the kinds that were zapped, and no VM died of it.
 pub struct Zapped<'s>(PhantomData<&'s ()>);
+
+/// An allocated folio, and where a VM has it. Exists while the VM's `mmu_lock` is held for writing.
+pub struct Mapped<'a> {
+    vm: &'a Vm,
+    gfn: Gfn,
+    folio: &'a FolioRef<'a>,
+}
+
+impl Mapped<'_> {
+    /// The VM.
+    #[inline]
+    pub fn vm(&self) -> &Vm {
+        self.vm
+    }
+
+    /// Where the guest has it.
+    #[inline]
+    pub fn gfn(&self) -> Gfn {
+        self.gfn
+    }
+
+    /// The folio.
+    #[inline]
+    pub fn folio(&self) -> &FolioRef<'_> {
+        self.folio
+    }
+
+    /// Whether the page is in the VM's S-EPT. That it was is remembered until it is given up: what
+    /// its removal leaves in it is known then.
+    pub fn is_in_sept(&self) -> bool {
+        let is = platform::is_in_sept(self.vm, self.gfn);
+        if is {
+            self.folio.frame().mark_in_sept(true);
+        }
+        is
+    }
+}
 
 /// A VM died: what the platform did with its pages is not known.
 pub struct Dead;
@@ -79,6 +139,7 @@ impl<'g> InvalidateSpan<'g> {
             stable,
             only,
             range,
+            asked: Cell::new(false),
         };
         span.for_each_file(|file| {
             let _mmu = file.vm().lock_mmu();
@@ -166,27 +227,96 @@ impl<'g> InvalidateSpan<'g> {
         }
     }
 
-    /// Asks `f` about each bound piece of the range, with its VM's `mmu_lock` held: what it answers
-    /// stays true until the span ends. `f` must not sleep.
+    /// Asks `f` about each allocated folio of the range where it shows as a guest frame, with its
+    /// VM's `mmu_lock` held: as nothing is mapped anew until the span ends, a page that is not there
+    /// now stays away. `f` must not sleep.
     ///
     /// # Errors
     ///
     /// The first that `f` returns.
-    pub fn ask<E>(&self, mut f: impl FnMut(&Vm, &PageRange) -> Result<(), E>) -> Result<(), E> {
+    pub fn ask<E>(
+        &self,
+        guard: &InvalidateGuard<'_, Exclusive>,
+        mut f: impl FnMut(&Mapped<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut folios = guard.folios(&self.range);
+        while let Some(batch) = folios.next_batch() {
+            for folio in batch.filter(|folio| folio.is_allocated()) {
+                folio.frame().mark_in_sept(false);
+                self.ask_about(&folio, &mut f)?;
+            }
+        }
+        self.asked.set(true);
+        Ok(())
+    }
+
+    fn ask_about<E>(
+        &self,
+        folio: &FolioRef<'_>,
+        mut f: impl FnMut(&Mapped<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut answer = Ok(());
 
         self.for_each_file(|file| {
-            let _mmu = file.vm().lock_mmu();
-            file.for_each_slot(self.stable, &self.range, |slot| {
-                let piece = slot
-                    .file_range()
-                    .and_then(|seen| seen.intersect(&self.range));
-                if let (Ok(()), Some(piece)) = (&answer, piece) {
-                    answer = f(file.vm(), &piece);
+            let vm = file.vm();
+            let _mmu = vm.lock_mmu();
+            self.for_each_gfn_range(file, &folio.pages(), |_, start, end| {
+                for gfn in (start..end).map(Gfn::new) {
+                    if answer.is_ok() {
+                        answer = f(&Mapped { vm, gfn, folio });
+                    }
                 }
             });
         });
         answer
+    }
+
+    /// Looks whether a platform still has the folio, after it should have given it up.
+    ///
+    /// # Errors
+    ///
+    /// [`Fatal`] if it has, or if that cannot be told.
+    pub fn given_up<'f, 'b>(&self, folio: &'f FolioRef<'b>) -> Result<GivenUp<'f, 'b>, Fatal> {
+        let frame = folio.frame();
+        let was_in_sept = self.asked.get() && frame.was_in_sept();
+        let (mut owned, mut zeroed) = (false, was_in_sept);
+
+        for file in self.stable.inode().files(self.stable) {
+            let vm = file.vm();
+            owned |= platform::is_in_rmp(vm, &frame);
+            zeroed &= platform::removal_zeroes(vm);
+            if platform::has_sept(vm) {
+                let _mmu = vm.lock_mmu();
+                self.for_each_gfn_range(file, &folio.pages(), |_, start, end| {
+                    owned |= (start..end).any(|gfn| platform::is_in_sept(vm, Gfn::new(gfn)));
+                });
+            }
+        }
+        if owned {
+            return Err(Fatal);
+        }
+        Ok(GivenUp::new(folio, zeroed))
+    }
+
+    /// The first allocated folio that a platform still has.
+    pub fn first_kept(&self, guard: &InvalidateGuard<'_, Exclusive>) -> Option<PageIndex> {
+        let mut folios = guard.folios(&self.range);
+        while let Some(batch) = folios.next_batch() {
+            for folio in batch.filter(|folio| folio.is_allocated()) {
+                if let Err(Fatal) = self.given_up(&folio) {
+                    return Some(folio.pages().start());
+                }
+            }
+        }
+        None
+    }
+
+    /// A platform has failed to give up the folio: nobody gets it any more, and the VMs die.
+    pub fn lose(&self, folio: &FolioRef<'_>) {
+        folio.frame().leak();
+        for file in self.stable.inode().files(self.stable) {
+            file.vm().kill();
+        }
     }
 
     fn for_each_file(&self, mut f: impl FnMut(&FileData)) {
@@ -216,6 +346,15 @@ impl Drop for InvalidateSpan<'_> {
     fn drop(&mut self) {
         self.for_each_file(|file| {
             let _mmu = file.vm().lock_mmu();
+            // A file that is being closed takes its pages along; of others somebody may miss some.
+            #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+            if self.only.is_none() {
+                self.for_each_gfn_range(file, &self.range, |slot, start, end| {
+                    // SAFETY: The slot is valid as long as the bindings are stable.
+                    let slot = unsafe { Memslot::from_raw(slot) };
+                    crate::emulation::settle(file.vm(), self.stable.inode(), slot, start, end);
+                });
+            }
             // SAFETY: mmu_lock is held, and begin() has started the invalidation.
             unsafe { bindings::kvm_mmu_invalidate_end(file.vm().as_raw()) };
         });

@@ -12,12 +12,16 @@ use crate::{
     },
     kvm::{
         memslot::Memslot,
+        platform,
         vm::{
             Gfn,
             Vm, //
         }, //
     },
-    mm::folio::LockedFolio, //
+    mm::folio::{
+        Assignment,
+        LockedFolio, //
+    }, //
 };
 use kernel::{
     error::to_result,
@@ -97,18 +101,26 @@ impl Populate<'_> {
 
     /// Lets the vendor fill one page. The folio is up to date afterwards.
     ///
+    /// `to` is whom the vendor gives it to, where that is to be remembered. It is remembered first,
+    /// so that nothing can fail when the page is the platform's.
+    ///
     /// # Errors
     ///
-    /// `EINVAL` if KVM does not hold the page to be private, and what the vendor returns.
+    /// `EINVAL` if KVM does not hold the page to be private, `EEXIST` if a platform has it already,
+    /// and what the vendor returns.
     pub fn fill(
         &self,
-        _guard: &InvalidateGuard<'_, Exclusive>,
+        guard: &InvalidateGuard<'_, Exclusive>,
         gfn: Gfn,
         folio: LockedFolio<'_>,
         source: &SourcePage,
+        to: Option<Assignment>,
     ) -> Result {
         let callback = self.callback.ok_or(EINVAL)?;
 
+        if to.is_some() && platform::is_in_rmp(self.vm, &folio.frame()) {
+            return Err(EEXIST);
+        }
         if source.0.is_null() {
             // What is measured must not be what the last owner of the memory left.
             folio.prepare();
@@ -117,9 +129,12 @@ impl Populate<'_> {
         if !self.vm.mem_is_private(gfn) {
             return Err(EINVAL);
         }
+        if let Some(to) = to {
+            page.frame(guard).record(to)?;
+        }
         // SAFETY: slots_lock and the invalidate lock are held, as the callback expects; its
         // arguments come from the caller of kvm_gmem_populate().
-        to_result(unsafe {
+        let filled = to_result(unsafe {
             callback(
                 self.vm.as_raw(),
                 gfn.get(),
@@ -127,8 +142,22 @@ impl Populate<'_> {
                 source.0,
                 self.opaque,
             )
-        })?;
-        page.mark_uptodate();
-        Ok(())
+        });
+        match filled {
+            Ok(()) => page.mark_uptodate(),
+            Err(_) if to.is_some() => {
+                let frame = page.frame(guard);
+                if platform::is_in_rmp(self.vm, &frame) {
+                    // The vendor could not undo it. Nobody is to clear the page, as for its first
+                    // use.
+                    frame.leak();
+                    page.mark_uptodate();
+                } else {
+                    frame.forget();
+                }
+            }
+            Err(_) => {}
+        }
+        filled
     }
 }

@@ -46,10 +46,13 @@ impl Pfn {
     }
 }
 
-/// Whether this kernel has SW_PROTECTED VMs at all.
-#[inline]
-pub fn has_sw_protected() -> bool {
-    cfg!(CONFIG_KVM_SW_PROTECTED_VM)
+/// The platform that a SW_PROTECTED VM behaves like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emulated {
+    /// SEV-SNP.
+    Snp,
+    /// TDX.
+    Tdx,
 }
 
 /// A VM, `struct kvm`.
@@ -113,11 +116,37 @@ impl Vm {
         unsafe { bindings::gmem_vm_has_private_mem(self.as_raw()) }
     }
 
-    /// Whether it is a `KVM_X86_SW_PROTECTED_VM`.
+    /// What kind of VM it is.
     #[inline]
-    pub fn is_sw_protected(&self) -> bool {
+    pub(crate) fn kind(&self) -> u32 {
         // SAFETY: By the type's invariants.
-        unsafe { bindings::gmem_vm_is_sw_protected(self.as_raw()) }
+        unsafe { bindings::gmem_vm_type(self.as_raw()) }
+    }
+
+    /// The platform that it behaves like by the help of a software model.
+    #[inline]
+    pub fn emulated(&self) -> Option<Emulated> {
+        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+        {
+            crate::emulation::emulated(self)
+        }
+        #[cfg(not(CONFIG_KVM_GMEM_EMULATION))]
+        {
+            None
+        }
+    }
+
+    /// Whether the launch is over, on platforms that have one: the guest may run.
+    #[inline]
+    pub fn is_launched(&self) -> bool {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_launched(self.as_raw()) }
+    }
+
+    /// Marks the VM dead.
+    pub(crate) fn kill(&self) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_kill(self.as_raw()) }
     }
 
     /// Whether one of its vCPUs has entered the guest.

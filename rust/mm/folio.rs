@@ -10,7 +10,11 @@
 use crate::{
     bindings,
     fs::{
-        address_space::reschedule,
+        address_space::{
+            reschedule,
+            Exclusive,
+            InvalidateGuard, //
+        },
         inode::GmemInode, //
     },
     kvm::vm::{
@@ -58,6 +62,165 @@ unsafe fn pages_of(folio: *mut bindings::folio) -> Option<PageRange> {
         PageIndex::new(start),
         PageIndex::new(start.checked_add(len)?),
     )
+}
+
+/// To whom a page was given, as remembered with the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// Where the guest sees it.
+    pub gfn: Gfn,
+    /// Which guest.
+    pub asid: u32,
+}
+
+/// A folio of one page as the platforms know it: a frame, and what is remembered of it.
+///
+/// What is remembered is one word in the folio (`folio->private`, which page caches without buffers
+/// do not use). It is there from the first time that the page is given to a platform until the
+/// page is freed, and needs no memory of its own.
+///
+/// # Invariants
+///
+/// The folio is valid for as long as `'a`, and nobody else looks at the word: it is either locked,
+/// or the invalidate lock of a file that converts in place is held exclusively, or it is being
+/// freed.
+pub struct Frame<'a> {
+    folio: NonNull<bindings::folio>,
+    _folio: PhantomData<&'a ()>,
+}
+
+/// The page was given to a guest; the rest of the word says which and where.
+const ASSIGNED: u64 = 1 << 0;
+/// Set between asking and zapping: the page was in the S-EPT.
+const WAS_IN_SEPT: u64 = 1 << 1;
+/// A software model has the page's state.
+const MODEL: u64 = 1 << 2;
+/// The page was lost to the platform for good.
+const LEAKED: u64 = 1 << 3;
+/// Where the gfn is: 40 bits, which is all that a 52-bit physical address has.
+const GFN_SHIFT: u32 = 4;
+const GFN_BITS: u32 = 40;
+/// Where the ASID is, in the remaining 20 bits.
+const ASID_SHIFT: u32 = GFN_SHIFT + GFN_BITS;
+const ASSIGNMENT: u64 = ASSIGNED | !0 << GFN_SHIFT;
+
+impl Frame<'_> {
+    /// # Safety
+    ///
+    /// `folio` must satisfy the type's invariants for as long as `'a`.
+    #[inline]
+    pub(crate) unsafe fn from_raw(folio: NonNull<bindings::folio>) -> Self {
+        // INVARIANT: By the contract of this function.
+        Self {
+            folio,
+            _folio: PhantomData,
+        }
+    }
+
+    #[inline]
+    fn word(&self) -> u64 {
+        // SAFETY: By the type's invariants.
+        // CAST: A long has 64 bits here.
+        unsafe { bindings::gmem_folio_record(self.folio.as_ptr()) as u64 }
+    }
+
+    #[inline]
+    fn set_word(&self, word: u64) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_folio_set_record(self.folio.as_ptr(), word as usize) }
+    }
+
+    #[inline]
+    fn set(&self, bit: u64, on: bool) {
+        let word = self.word() & !bit;
+        self.set_word(if on { word | bit } else { word });
+    }
+
+    /// The host's frame.
+    #[inline]
+    pub fn pfn(&self) -> Pfn {
+        // SAFETY: By the type's invariants.
+        Pfn::new(unsafe { bindings::gmem_folio_pfn(self.folio.as_ptr()) })
+    }
+
+    /// Whether something is remembered of the page.
+    #[inline]
+    pub(crate) fn is_known(&self) -> bool {
+        self.word() != 0
+    }
+
+    /// To whom the page was given, if to anybody.
+    pub fn assignment(&self) -> Option<Assignment> {
+        let word = self.word();
+        (word & ASSIGNED != 0).then_some(Assignment {
+            gfn: Gfn::new(word >> GFN_SHIFT & ((1 << GFN_BITS) - 1)),
+            // CAST: 20 bits are left.
+            asid: (word >> ASID_SHIFT) as u32,
+        })
+    }
+
+    /// Remembers to whom the page was given.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for what no such guest can have.
+    pub fn record(&self, to: Assignment) -> Result {
+        let asid = u64::from(to.asid);
+        if to.gfn.get() >> GFN_BITS != 0 || asid >> (u64::BITS - ASID_SHIFT) != 0 {
+            return Err(EINVAL);
+        }
+        let kept = self.word() & !ASSIGNMENT;
+        self.set_word(kept | ASSIGNED | to.gfn.get() << GFN_SHIFT | asid << ASID_SHIFT);
+        Ok(())
+    }
+
+    /// Forgets to whom the page was given: it was given back.
+    pub fn forget(&self) {
+        self.set_word(self.word() & !ASSIGNMENT);
+    }
+
+    /// Forgets everything, as the page is freed.
+    pub(crate) fn clear(&self) {
+        self.set_word(0);
+    }
+
+    pub(crate) fn was_in_sept(&self) -> bool {
+        self.word() & WAS_IN_SEPT != 0
+    }
+
+    pub(crate) fn mark_in_sept(&self, is: bool) {
+        if self.was_in_sept() != is {
+            self.set(WAS_IN_SEPT, is);
+        }
+    }
+
+    /// Whether a software model has the page's state.
+    pub fn is_model(&self) -> bool {
+        self.word() & MODEL != 0
+    }
+
+    /// Remembers that a software model has the page's state, until it is freed.
+    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+    pub(crate) fn set_model(&self) {
+        self.set(MODEL, true);
+    }
+
+    /// Whether the page was lost to the platform.
+    pub fn is_leaked(&self) -> bool {
+        self.word() & LEAKED != 0
+    }
+
+    /// Loses the page: the platform would not give it back, so nobody may ever get it again.
+    pub fn leak(&self) {
+        if !self.is_leaked() {
+            self.set(LEAKED, true);
+            // SAFETY: By the type's invariants.
+            unsafe {
+                bindings::gmem_folio_get(self.folio.as_ptr());
+                bindings::gmem_warn_leak(self.pfn().get(), self.is_model());
+            }
+        }
+    }
 }
 
 /// A locked folio with a reference to it; dropping it unlocks and puts.
@@ -148,7 +311,15 @@ impl<'a> LockedFolio<'a> {
         Pfn::new(unsafe { bindings::gmem_page_pfn(self.page()) })
     }
 
-    /// Gives the page to the platform, as the private page that `vm`'s guest sees at `gfn`.
+    /// The page as the platforms know it.
+    #[inline]
+    pub fn frame(&self) -> Frame<'_> {
+        // SAFETY: The folio is valid and locked for as long as this exists.
+        unsafe { Frame::from_raw(self.folio) }
+    }
+
+    /// Lets the architecture give the page to the platform, as the private page that `vm`'s guest
+    /// sees at `gfn`; for files that do not convert in place.
     ///
     /// # Errors
     ///
@@ -205,6 +376,14 @@ impl PageRef {
     pub(crate) fn mark_uptodate(&self) {
         // SAFETY: The reference keeps the page.
         unsafe { bindings::gmem_page_mark_uptodate(self.0) }
+    }
+
+    /// The page as the platforms know it.
+    #[inline]
+    pub(crate) fn frame(&self, _guard: &InvalidateGuard<'_, Exclusive>) -> Frame<'_> {
+        // SAFETY: The reference keeps the page, which is a folio of its own; its file's invalidate
+        // lock is held.
+        unsafe { Frame::from_raw(NonNull::new_unchecked(bindings::gmem_page_folio(self.0))) }
     }
 
     /// Hands the reference over.
@@ -320,6 +499,13 @@ impl FolioRef<'_> {
         self.folio.as_ptr()
     }
 
+    /// The page as the platforms know it.
+    #[inline]
+    pub fn frame(&self) -> Frame<'_> {
+        // SAFETY: The batch holds a reference; walks are made under the exclusive invalidate lock.
+        unsafe { Frame::from_raw(self.folio) }
+    }
+
     /// The folio's pages that lie in the walk's range.
     #[inline]
     pub fn pages(&self) -> PageRange {
@@ -369,18 +555,18 @@ impl FolioRef<'_> {
         quiet
     }
 
-    /// Zeroes the folio's pages that lie in the range.
+    /// Zeroes the folio's pages that lie in the range. Callers know that the host may.
     #[inline]
-    pub fn zero(&self) {
+    pub(crate) fn zero(&self) {
         self.each(|page| {
             // SAFETY: The batch holds a reference, and the page is one of the folio's.
             unsafe { bindings::gmem_folio_clear(self.as_ptr(), page) }
         });
     }
 
-    /// Fills the folio's pages that lie in the range.
+    /// Fills the folio's pages that lie in the range. Callers know that the host may.
     #[inline]
-    pub fn fill(&self, byte: u8) {
+    pub(crate) fn fill(&self, byte: u8) {
         self.each(|page| {
             // SAFETY: The batch holds a reference, and the page is one of the folio's.
             unsafe { bindings::gmem_folio_fill(self.as_ptr(), page, byte) }

@@ -13,9 +13,11 @@ use crate::{
     contract::{
         capability,
         capability_any,
+        page,
         terms,
         Phase,
         Platform,
+        Refusal,
         Terms, //
     },
     plan::{
@@ -94,6 +96,8 @@ macro_rules! for_each_check {
             request_ignores_error_offset,
             query_order_of_checks,
             terms_of_sw_protected,
+            terms_of_encrypting_platforms,
+            owned_pages,
             capabilities_follow_the_terms,
             plan_nothing_to_do,
             plan_policy_without_a_change,
@@ -508,10 +512,62 @@ pub fn terms_of_sw_protected() -> Check {
     Ok(())
 }
 
+/// SNP and TDX destroy no contents on purpose: what is not promised happens as it happens.
+pub fn terms_of_encrypting_platforms() -> Check {
+    for platform in [Platform::Snp, Platform::Tdx] {
+        for phase in [Phase::PreLaunch, Phase::PostLaunch] {
+            for to in [SHARED, PRIVATE] {
+                for scramble in [false, true] {
+                    for (content, action) in [
+                        (Content::Preserve, Action::Leave),
+                        (Content::Zero, Action::Zero),
+                        (Content::None, Action::Leave),
+                    ] {
+                        let expected = Terms {
+                            changing: action,
+                            settled: action,
+                        };
+                        check!(terms(platform, phase, to, content, scramble) == Ok(expected));
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the host cannot write is not zeroed, and what removal destroys is not preserved.
+pub fn owned_pages() -> Check {
+    for &platform in Platform::ALL {
+        for to in [SHARED, PRIVATE] {
+            for content in [Content::None, Content::Zero, Content::Preserve] {
+                let refused = match (platform, to, content) {
+                    (Platform::SwProtected, _, _) => false,
+                    (Platform::Snp, PRIVATE, Content::Zero) => true,
+                    (Platform::Tdx, PRIVATE, Content::Zero) => true,
+                    (Platform::Tdx, SHARED, Content::Preserve) => true,
+                    _ => false,
+                };
+                let expected = if refused {
+                    Err(Refusal::NotSupported)
+                } else {
+                    Ok(())
+                };
+                check!(page(platform, to, content, true) == expected);
+                // A page that nobody owns is no obstacle anywhere.
+                check!(page(platform, to, content, false) == Ok(()));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What is announced is what is accepted, for each platform, direction and phase.
 pub fn capabilities_follow_the_terms() -> Check {
     for phase in [Phase::PreLaunch, Phase::PostLaunch] {
         check!(capability(Platform::SwProtected, phase) == 0x03_03_03);
+        check!(capability(Platform::Snp, phase) == 0x03_03_03);
+        check!(capability(Platform::Tdx, phase) == 0x03_01_01);
 
         let mut any = 0;
         for &platform in Platform::ALL {
@@ -521,9 +577,11 @@ pub fn capabilities_follow_the_terms() -> Check {
             for (to, shift) in [(SHARED, 8), (PRIVATE, 16)] {
                 for content in [Content::Zero, Content::Preserve] {
                     let announced = u64::from(flags >> shift) & content.flags() != 0;
+                    // Only a page that is to be shared can be owned and still have to change.
+                    let kept = page(platform, to, content, to == SHARED).is_ok();
                     for scramble in [false, true] {
                         let accepted = terms(platform, phase, to, content, scramble).is_ok();
-                        check!(announced == accepted);
+                        check!(announced == (accepted && kept));
                     }
                 }
                 // What promises nothing is always supported, and is no bit.
@@ -532,7 +590,9 @@ pub fn capabilities_follow_the_terms() -> Check {
             }
             any |= flags;
         }
-        check!(capability_any(phase) == any);
+        check!(capability_any(phase, |_| true) == any);
+        check!(capability_any(phase, |_| false) == 0);
+        check!(capability_any(phase, |platform| platform == Platform::Tdx) == 0x03_01_01);
     }
     Ok(())
 }

@@ -20,11 +20,15 @@ use crate::{
 pub enum Platform {
     /// Nothing but KVM's own page tables: `KVM_X86_SW_PROTECTED_VM`, on which the rest is tested.
     SwProtected,
+    /// AMD SEV-SNP: pages of the guest are encrypted, and assigned to it in the RMP.
+    Snp,
+    /// Intel TDX: pages of the guest are encrypted, and in its S-EPT, which the TDX module keeps.
+    Tdx,
 }
 
 impl Platform {
     /// All platforms.
-    pub const ALL: &'static [Self] = &[Self::SwProtected];
+    pub const ALL: &'static [Self] = &[Self::SwProtected, Self::Snp, Self::Tdx];
 }
 
 /// Whether the guest runs.
@@ -32,7 +36,8 @@ impl Platform {
 /// Platforms that measure a guest's initial memory allow more before that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The VM is being put together. On SW_PROTECTED: no vCPU has run.
+    /// The VM is being put together. On SNP: LAUNCH_FINISH is still to come; on TDX:
+    /// FINALIZE_VM; on SW_PROTECTED: no vCPU has run.
     PreLaunch,
     /// The guest has been started.
     PostLaunch,
@@ -71,6 +76,43 @@ pub const fn terms(
 ) -> Result<Terms, Refusal> {
     match platform {
         Platform::SwProtected => sw_protected(phase, to, content, scramble),
+        Platform::Snp => snp(phase, to, content),
+        Platform::Tdx => tdx(phase, to, content),
+    }
+}
+
+/// Returns whether a platform keeps a promise about a page, given whether it owns it now.
+///
+/// A page is owned while it is assigned to the guest (SNP), or in its S-EPT (TDX): the host can
+/// neither read nor write its contents. It is private then, so that a request that makes pages
+/// private finds it to be what it asks for already.
+///
+/// # Errors
+///
+/// [`Refusal::NotSupported`] if it cannot be kept for such a page.
+pub const fn page(
+    platform: Platform,
+    to: Visibility,
+    content: Content,
+    owned: bool,
+) -> Result<(), Refusal> {
+    let kept = match (platform, to, content) {
+        // There are none.
+        (Platform::SwProtected, _, _) => true,
+        // The host would have to write a page that stays the guest's.
+        (Platform::Snp | Platform::Tdx, Visibility::Private, Content::Zero) => !owned,
+        // Taking a page out of the S-EPT destroys its contents.
+        (Platform::Tdx, Visibility::Shared, Content::Preserve) => !owned,
+        (Platform::Snp, Visibility::Shared, Content::Preserve) => true,
+        (Platform::Snp | Platform::Tdx, Visibility::Private, Content::Preserve) => true,
+        // Given back first, zeroed then.
+        (Platform::Snp | Platform::Tdx, Visibility::Shared, Content::Zero) => true,
+        (Platform::Snp | Platform::Tdx, _, Content::None) => true,
+    };
+    if kept {
+        Ok(())
+    } else {
+        Err(Refusal::NotSupported)
     }
 }
 
@@ -103,20 +145,80 @@ const fn sw_protected(
     })
 }
 
+/// The rows of [`Platform::Snp`].
+///
+/// Nothing becomes the guest's at conversion to private, but later, when the guest first uses the
+/// page: so there is nothing between a memset, where one is asked for, and the page being private.
+/// Conversion to shared takes the page back first. What is in it then is ciphertext after launch,
+/// and what the platform has left of it before; the bytes are the same as before in both cases.
+const fn snp(phase: Phase, to: Visibility, content: Content) -> Result<Terms, Refusal> {
+    let action = match (phase, to, content) {
+        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Preserve) => {
+            Action::Leave
+        }
+        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Preserve) => {
+            Action::Leave
+        }
+        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Zero) => Action::Zero,
+        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Zero) => Action::Zero,
+        (Phase::PreLaunch | Phase::PostLaunch, _, Content::None) => Action::Leave,
+    };
+    Ok(Terms {
+        changing: action,
+        settled: action,
+    })
+}
+
+/// The rows of [`Platform::Tdx`].
+///
+/// Pages are added to the S-EPT when the guest first uses them, or when its initial memory is put
+/// together. What was never there keeps its bytes in both directions; what was loses them when it
+/// is taken out, which [`page`] knows.
+const fn tdx(phase: Phase, to: Visibility, content: Content) -> Result<Terms, Refusal> {
+    let action = match (phase, to, content) {
+        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Preserve) => {
+            Action::Leave
+        }
+        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Preserve) => {
+            Action::Leave
+        }
+        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Zero) => Action::Zero,
+        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Zero) => Action::Zero,
+        (Phase::PreLaunch | Phase::PostLaunch, _, Content::None) => Action::Leave,
+    };
+    Ok(Terms {
+        changing: action,
+        settled: action,
+    })
+}
+
 /// Returns the policies that a platform accepts for one direction, as the `flags` of a request.
 ///
-/// [`Content::None`] is no bit, because it is no promise.
+/// [`Content::None`] is no bit, because it is no promise. A promise is announced if it is kept for
+/// every page that is not yet what is asked for, also for those that the platform owns: such a page
+/// is one to be made shared.
 const fn supported(platform: Platform, phase: Phase, to: Visibility) -> u8 {
-    let zero = match terms(platform, phase, to, Content::Zero, true) {
-        Ok(_) => Content::Zero.flags(),
-        Err(Refusal::NotSupported) => 0,
-    };
-    let preserve = match terms(platform, phase, to, Content::Preserve, true) {
-        Ok(_) => Content::Preserve.flags(),
-        Err(Refusal::NotSupported) => 0,
-    };
-    // CAST: The policies are the two lowest bits.
-    (zero | preserve) as u8
+    let owned = matches!(to, Visibility::Shared);
+    let zero = bit(platform, phase, to, Content::Zero, owned);
+    let preserve = bit(platform, phase, to, Content::Preserve, owned);
+    zero | preserve
+}
+
+const fn bit(
+    platform: Platform,
+    phase: Phase,
+    to: Visibility,
+    content: Content,
+    owned: bool,
+) -> u8 {
+    match (
+        terms(platform, phase, to, content, true),
+        page(platform, to, content, owned),
+    ) {
+        // CAST: The policies are the two lowest bits.
+        (Ok(_), Ok(())) => content.flags() as u8,
+        (Err(Refusal::NotSupported), _) | (_, Err(Refusal::NotSupported)) => 0,
+    }
 }
 
 /// Returns the policies that a platform accepts in one phase.
@@ -130,15 +232,21 @@ pub const fn capability(platform: Platform, phase: Phase) -> u32 {
     u32::from_le_bytes([to_shared & to_private, to_shared, to_private, 0])
 }
 
-/// Returns the policies that at least one platform accepts in one phase.
+/// Returns the policies that at least one of the platforms accepts in one phase.
 ///
-/// This is what [`capability`] is for `/dev/kvm`, where no VM has been chosen yet.
-pub fn capability_any(phase: Phase) -> u32 {
+/// This is what [`capability`] is for `/dev/kvm`, where no VM has been chosen yet: `available` tells
+/// on which platforms there can be VMs.
+pub fn capability_any(phase: Phase, available: impl Fn(Platform) -> bool) -> u32 {
     Platform::ALL
         .iter()
+        .filter(|&&platform| available(platform))
         .fold(0, |flags, &platform| flags | capability(platform, phase))
 }
 
 // What the user-space interface says about each platform.
 const _: () = assert!(capability(Platform::SwProtected, Phase::PreLaunch) == 0x03_03_03);
 const _: () = assert!(capability(Platform::SwProtected, Phase::PostLaunch) == 0x03_03_03);
+const _: () = assert!(capability(Platform::Snp, Phase::PreLaunch) == 0x03_03_03);
+const _: () = assert!(capability(Platform::Snp, Phase::PostLaunch) == 0x03_03_03);
+const _: () = assert!(capability(Platform::Tdx, Phase::PreLaunch) == 0x03_01_01);
+const _: () = assert!(capability(Platform::Tdx, Phase::PostLaunch) == 0x03_01_01);

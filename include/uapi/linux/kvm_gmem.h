@@ -4,7 +4,7 @@
  *
  * Everything here is issued on a guest_memfd file descriptor, except the
  * capabilities, which are asked for with KVM_CHECK_EXTENSION on a VM or on
- * /dev/kvm.
+ * /dev/kvm, and the emulation of platforms, which is the VM's.
  */
 #ifndef _UAPI_LINUX_KVM_GMEM_H
 #define _UAPI_LINUX_KVM_GMEM_H
@@ -69,5 +69,100 @@ struct kvm_memory_attributes2 {
 #define KVM_MEMORY_ATTRIBUTES2_BOTH(cap)		((cap) & 0xff)
 #define KVM_MEMORY_ATTRIBUTES2_TO_SHARED(cap)		(((cap) >> 8) & 0xff)
 #define KVM_MEMORY_ATTRIBUTES2_TO_PRIVATE(cap)		(((cap) >> 16) & 0xff)
+
+/*
+ * Software models of confidential platforms, for development and tests: all
+ * that follows exists with CONFIG_KVM_GMEM_EMULATION only.
+ *
+ * KVM_CHECK_EXTENSION returns a mask of 1 << KVM_GMEM_EMULATE_*. With
+ * KVM_ENABLE_CAP a VM of type KVM_X86_SW_PROTECTED_VM that has no guest_memfd,
+ * no memslot and no vCPU yet takes on the behaviour of one of them: args[0] is
+ * KVM_GMEM_EMULATE_*, args[1] holds flags, the rest must be 0.
+ */
+#define KVM_CAP_GMEM_EMULATION				0x10004
+
+#define KVM_GMEM_EMULATE_SNP				1
+#define KVM_GMEM_EMULATE_TDX				2
+
+/* args[1], TDX only: removing a page from the guest zeroes it. */
+#define KVM_GMEM_EMULATE_REMOVE_ZEROES			(1ULL << 0)
+
+/*
+ * The host sees each aligned 64-bit word of a page that the platform gave up
+ * without clearing it combined with this by exclusive or.
+ */
+#define KVM_GMEM_EMULATION_KEY				0x6b766d5f676d656dULL
+
+/**
+ * struct kvm_gmem_emulate - one operation on an emulated platform
+ * @op: KVM_GMEM_EMULATE_OP_*
+ * @type: LAUNCH_UPDATE on SNP: KVM_GMEM_EMULATE_PAGE_*; otherwise 0
+ * @gpa: guest physical address, page aligned
+ * @size: LAUNCH_UPDATE: bytes; otherwise 0
+ * @uaddr: LAUNCH_UPDATE: page-aligned source, or 0 for the pages' own
+ *	contents; otherwise 0
+ * @value: arguments or results, see the operations; otherwise 0
+ *
+ * LAUNCH_UPDATE advances @gpa and @size, and @uaddr unless it is 0, behind the
+ * pages that it has added, and can be repeated until @size is 0.
+ */
+struct kvm_gmem_emulate {
+	__u32 op;
+	__u32 type;
+	__u64 gpa;
+	__u64 size;
+	__u64 uaddr;
+	__u64 value[4];
+};
+
+/* VM ioctl, on a VM that emulates a platform. */
+#define KVM_GMEM_EMULATE	_IOWR(KVMIO, 0xd6, struct kvm_gmem_emulate)
+
+/* Add pages to the guest before launch: SNP_LAUNCH_UPDATE, INIT_MEM_REGION. */
+#define KVM_GMEM_EMULATE_OP_LAUNCH_UPDATE		1
+/* End the launch; vCPUs run from then on. */
+#define KVM_GMEM_EMULATE_OP_LAUNCH_FINISH		2
+/*
+ * Let operations on the page that now is at @gpa fail: value[0] is which
+ * (KVM_GMEM_EMULATE_FAIL_*), value[1] the error (KVM_GMEM_EMULATE_ERROR_*),
+ * value[2] how often, 0 for never again.
+ */
+#define KVM_GMEM_EMULATE_OP_INJECT			3
+/*
+ * Ask the model about the page at @gpa: value[0] becomes
+ * KVM_GMEM_EMULATE_STATE_*, value[1] the gfn that the model has for it,
+ * value[2] the model's identifier of the owner, and value[3] how many of the
+ * VM's private pages the model has destroyed although they stayed private.
+ */
+#define KVM_GMEM_EMULATE_OP_QUERY			4
+
+/* LAUNCH_UPDATE's types of pages. */
+#define KVM_GMEM_EMULATE_PAGE_NORMAL			1
+#define KVM_GMEM_EMULATE_PAGE_ZERO			3
+#define KVM_GMEM_EMULATE_PAGE_CPUID			6
+
+#define KVM_GMEM_EMULATE_FAIL_ASSIGN			1
+#define KVM_GMEM_EMULATE_FAIL_UNASSIGN			2
+#define KVM_GMEM_EMULATE_FAIL_SMASH			3
+#define KVM_GMEM_EMULATE_FAIL_ADD			4
+#define KVM_GMEM_EMULATE_FAIL_BLOCK			5
+#define KVM_GMEM_EMULATE_FAIL_TRACK			6
+#define KVM_GMEM_EMULATE_FAIL_REMOVE			7
+
+/* Those of RMPUPDATE and PSMASH; BUSY is TDX's, which also has INPUT. */
+#define KVM_GMEM_EMULATE_ERROR_INPUT			1
+#define KVM_GMEM_EMULATE_ERROR_PERMISSION		2
+#define KVM_GMEM_EMULATE_ERROR_IN_USE			3
+#define KVM_GMEM_EMULATE_ERROR_OVERLAP			4
+#define KVM_GMEM_EMULATE_ERROR_BUSY			5
+
+/* States of an RMP entry, then of an entry in the S-EPT. */
+#define KVM_GMEM_EMULATE_STATE_NONE			0
+#define KVM_GMEM_EMULATE_STATE_ASSIGNED			1
+#define KVM_GMEM_EMULATE_STATE_VALIDATED		2
+#define KVM_GMEM_EMULATE_STATE_IMMUTABLE		3
+#define KVM_GMEM_EMULATE_STATE_PRESENT			16
+#define KVM_GMEM_EMULATE_STATE_BLOCKED			17
+#define KVM_GMEM_EMULATE_STATE_TRACKED			18
 
 #endif /* _UAPI_LINUX_KVM_GMEM_H */

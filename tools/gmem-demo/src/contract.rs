@@ -6,6 +6,10 @@
 //! demonstration does not take the kernel's word for it.
 
 use gmem::{
+    emulation::{
+        self,
+        keyed, //
+    },
     Content,
     Visibility, //
 };
@@ -35,7 +39,7 @@ impl Motion {
 /// What happened to the pages of a range before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum History {
-    /// Somebody wrote to all of them.
+    /// Somebody wrote to all of them: the guest if they are private and it runs, else the host.
     Written,
     /// Nobody ever touched them; one has no memory, the other was only fallocated.
     Untouched,
@@ -52,6 +56,24 @@ pub enum Promise {
     FirstUse,
     /// None is given; what happens depends on a parameter of the kernel.
     Nothing,
+    /// None is given; what happens depends on the platform.
+    Whatever,
+    /// The request is refused with `EOPNOTSUPP`, and everything stays as it is.
+    Refused,
+}
+
+/// How those who can look at the bytes get to see them.
+///
+/// A content policy is about what the request does. What a guest reads through its own key, or
+/// after it has accepted a page, is between it and its platform.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eyes {
+    /// As they are.
+    Plain,
+    /// Through a key that is not the writer's.
+    Keyed,
+    /// As zeroes: the platform clears a page that the guest accepts.
+    Accepted,
 }
 
 /// One row: a request, and the promise about its bytes.
@@ -61,6 +83,7 @@ pub struct Line {
     pub content: Content,
     pub history: History,
     pub promise: Promise,
+    pub eyes: Eyes,
 }
 
 const fn line(
@@ -70,11 +93,23 @@ const fn line(
     history: History,
     promise: Promise,
 ) -> Line {
+    seen(from, to, content, history, promise, Eyes::Plain)
+}
+
+const fn seen(
+    from: Visibility,
+    to: Visibility,
+    content: Content,
+    history: History,
+    promise: Promise,
+    eyes: Eyes,
+) -> Line {
     Line {
         motion: Motion { from, to },
         content,
         history,
         promise,
+        eyes,
     }
 }
 
@@ -115,8 +150,200 @@ pub const SW_PROTECTED: [Line; 24] = {
     ]
 };
 
-/// The value of the two capabilities that goes with the contract, before and after launch.
-pub const SW_PROTECTED_POLICIES: u32 = 0x030303;
+/// The contract of SNP before launch, when the platform owns no page that was not launched.
+#[rustfmt::skip]
+pub const SNP_BEFORE: [Line; 24] = {
+    use Content::{None, Preserve, Zero};
+    use Eyes::{Keyed, Plain};
+    use History::{Untouched, Written};
+    use Promise::{FirstUse, Kept, Whatever, Zeroes};
+    use Visibility::{Private, Shared};
+    [
+        seen(Shared,  Private, Preserve, Written,   Kept,     Keyed),
+        seen(Shared,  Private, Zero,     Written,   Zeroes,   Keyed),
+        seen(Shared,  Private, None,     Written,   Whatever, Keyed),
+        seen(Private, Shared,  Preserve, Written,   Kept,     Plain),
+        seen(Private, Shared,  Zero,     Written,   Zeroes,   Plain),
+        seen(Private, Shared,  None,     Written,   Whatever, Plain),
+        seen(Private, Private, Preserve, Written,   Kept,     Keyed),
+        seen(Private, Private, Zero,     Written,   Zeroes,   Keyed),
+        seen(Private, Private, None,     Written,   Whatever, Keyed),
+        seen(Shared,  Shared,  Preserve, Written,   Kept,     Plain),
+        seen(Shared,  Shared,  Zero,     Written,   Zeroes,   Plain),
+        seen(Shared,  Shared,  None,     Written,   Whatever, Plain),
+        seen(Shared,  Private, Preserve, Untouched, FirstUse, Keyed),
+        seen(Shared,  Private, Zero,     Untouched, FirstUse, Keyed),
+        seen(Shared,  Private, None,     Untouched, FirstUse, Keyed),
+        seen(Private, Shared,  Preserve, Untouched, FirstUse, Plain),
+        seen(Private, Shared,  Zero,     Untouched, FirstUse, Plain),
+        seen(Private, Shared,  None,     Untouched, FirstUse, Plain),
+        seen(Private, Private, Preserve, Untouched, FirstUse, Keyed),
+        seen(Private, Private, Zero,     Untouched, FirstUse, Keyed),
+        seen(Private, Private, None,     Untouched, FirstUse, Keyed),
+        seen(Shared,  Shared,  Preserve, Untouched, FirstUse, Plain),
+        seen(Shared,  Shared,  Zero,     Untouched, FirstUse, Plain),
+        seen(Shared,  Shared,  None,     Untouched, FirstUse, Plain),
+    ]
+};
+
+/// The contract of SNP after launch: it owns the private pages that the guest has written to.
+#[rustfmt::skip]
+pub const SNP_AFTER: [Line; 24] = {
+    use Content::{None, Preserve, Zero};
+    use Eyes::{Keyed, Plain};
+    use History::{Untouched, Written};
+    use Promise::{FirstUse, Kept, Refused, Whatever, Zeroes};
+    use Visibility::{Private, Shared};
+    [
+        seen(Shared,  Private, Preserve, Written,   Kept,     Keyed),
+        seen(Shared,  Private, Zero,     Written,   Zeroes,   Keyed),
+        seen(Shared,  Private, None,     Written,   Whatever, Keyed),
+        seen(Private, Shared,  Preserve, Written,   Kept,     Keyed),
+        seen(Private, Shared,  Zero,     Written,   Zeroes,   Plain),
+        seen(Private, Shared,  None,     Written,   Whatever, Keyed),
+        // What the platform owns is left alone, or the request refused.
+        seen(Private, Private, Preserve, Written,   Kept,     Plain),
+        seen(Private, Private, Zero,     Written,   Refused,  Plain),
+        seen(Private, Private, None,     Written,   Kept,     Plain),
+        seen(Shared,  Shared,  Preserve, Written,   Kept,     Plain),
+        seen(Shared,  Shared,  Zero,     Written,   Zeroes,   Plain),
+        seen(Shared,  Shared,  None,     Written,   Whatever, Plain),
+        seen(Shared,  Private, Preserve, Untouched, FirstUse, Keyed),
+        seen(Shared,  Private, Zero,     Untouched, FirstUse, Keyed),
+        seen(Shared,  Private, None,     Untouched, FirstUse, Keyed),
+        seen(Private, Shared,  Preserve, Untouched, FirstUse, Plain),
+        seen(Private, Shared,  Zero,     Untouched, FirstUse, Plain),
+        seen(Private, Shared,  None,     Untouched, FirstUse, Plain),
+        seen(Private, Private, Preserve, Untouched, FirstUse, Keyed),
+        seen(Private, Private, Zero,     Untouched, FirstUse, Keyed),
+        seen(Private, Private, None,     Untouched, FirstUse, Keyed),
+        seen(Shared,  Shared,  Preserve, Untouched, FirstUse, Plain),
+        seen(Shared,  Shared,  Zero,     Untouched, FirstUse, Plain),
+        seen(Shared,  Shared,  None,     Untouched, FirstUse, Plain),
+    ]
+};
+
+/// The contract of TDX before launch, when no page is in the S-EPT that was not launched.
+#[rustfmt::skip]
+pub const TDX_BEFORE: [Line; 24] = {
+    use Content::{None, Preserve, Zero};
+    use Eyes::{Accepted, Plain};
+    use History::{Untouched, Written};
+    use Promise::{FirstUse, Kept, Whatever, Zeroes};
+    use Visibility::{Private, Shared};
+    [
+        seen(Shared,  Private, Preserve, Written,   Kept,     Accepted),
+        seen(Shared,  Private, Zero,     Written,   Zeroes,   Accepted),
+        seen(Shared,  Private, None,     Written,   Whatever, Accepted),
+        seen(Private, Shared,  Preserve, Written,   Kept,     Plain),
+        seen(Private, Shared,  Zero,     Written,   Zeroes,   Plain),
+        seen(Private, Shared,  None,     Written,   Whatever, Plain),
+        seen(Private, Private, Preserve, Written,   Kept,     Accepted),
+        seen(Private, Private, Zero,     Written,   Zeroes,   Accepted),
+        seen(Private, Private, None,     Written,   Whatever, Accepted),
+        seen(Shared,  Shared,  Preserve, Written,   Kept,     Plain),
+        seen(Shared,  Shared,  Zero,     Written,   Zeroes,   Plain),
+        seen(Shared,  Shared,  None,     Written,   Whatever, Plain),
+        seen(Shared,  Private, Preserve, Untouched, FirstUse, Accepted),
+        seen(Shared,  Private, Zero,     Untouched, FirstUse, Accepted),
+        seen(Shared,  Private, None,     Untouched, FirstUse, Accepted),
+        seen(Private, Shared,  Preserve, Untouched, FirstUse, Plain),
+        seen(Private, Shared,  Zero,     Untouched, FirstUse, Plain),
+        seen(Private, Shared,  None,     Untouched, FirstUse, Plain),
+        seen(Private, Private, Preserve, Untouched, FirstUse, Accepted),
+        seen(Private, Private, Zero,     Untouched, FirstUse, Accepted),
+        seen(Private, Private, None,     Untouched, FirstUse, Accepted),
+        seen(Shared,  Shared,  Preserve, Untouched, FirstUse, Plain),
+        seen(Shared,  Shared,  Zero,     Untouched, FirstUse, Plain),
+        seen(Shared,  Shared,  None,     Untouched, FirstUse, Plain),
+    ]
+};
+
+/// The contract of TDX after launch: what the guest has written to is in the S-EPT, and removing it
+/// from there destroys it.
+#[rustfmt::skip]
+pub const TDX_AFTER: [Line; 24] = {
+    use Content::{None, Preserve, Zero};
+    use Eyes::{Accepted, Keyed, Plain};
+    use History::{Untouched, Written};
+    use Promise::{FirstUse, Kept, Refused, Whatever, Zeroes};
+    use Visibility::{Private, Shared};
+    [
+        seen(Shared,  Private, Preserve, Written,   Kept,     Accepted),
+        seen(Shared,  Private, Zero,     Written,   Zeroes,   Accepted),
+        seen(Shared,  Private, None,     Written,   Whatever, Accepted),
+        seen(Private, Shared,  Preserve, Written,   Refused,  Plain),
+        seen(Private, Shared,  Zero,     Written,   Zeroes,   Plain),
+        seen(Private, Shared,  None,     Written,   Whatever, Keyed),
+        seen(Private, Private, Preserve, Written,   Kept,     Plain),
+        seen(Private, Private, Zero,     Written,   Refused,  Plain),
+        seen(Private, Private, None,     Written,   Kept,     Plain),
+        seen(Shared,  Shared,  Preserve, Written,   Kept,     Plain),
+        seen(Shared,  Shared,  Zero,     Written,   Zeroes,   Plain),
+        seen(Shared,  Shared,  None,     Written,   Whatever, Plain),
+        seen(Shared,  Private, Preserve, Untouched, FirstUse, Accepted),
+        seen(Shared,  Private, Zero,     Untouched, FirstUse, Accepted),
+        seen(Shared,  Private, None,     Untouched, FirstUse, Accepted),
+        seen(Private, Shared,  Preserve, Untouched, FirstUse, Plain),
+        seen(Private, Shared,  Zero,     Untouched, FirstUse, Plain),
+        seen(Private, Shared,  None,     Untouched, FirstUse, Plain),
+        seen(Private, Private, Preserve, Untouched, FirstUse, Accepted),
+        seen(Private, Private, Zero,     Untouched, FirstUse, Accepted),
+        seen(Private, Private, None,     Untouched, FirstUse, Accepted),
+        seen(Shared,  Shared,  Preserve, Untouched, FirstUse, Plain),
+        seen(Shared,  Shared,  Zero,     Untouched, FirstUse, Plain),
+        seen(Shared,  Shared,  None,     Untouched, FirstUse, Plain),
+    ]
+};
+
+/// A platform and its part of the contract.
+#[derive(Clone, Copy, Debug)]
+pub struct Platform {
+    /// How the table calls it.
+    pub name: &'static str,
+    /// The software model that stands in for it; [`None`] for the real thing.
+    pub model: Option<emulation::Platform>,
+    /// The value of the two capabilities that goes with the contract, before and after launch.
+    pub policies: u32,
+    /// Every request before launch.
+    pub before: &'static [Line; 24],
+    /// Every request after launch.
+    pub after: &'static [Line; 24],
+    /// How the guest sees what the launch gave to it when it is shared again with PRESERVE.
+    pub payload_back: (Promise, Eyes),
+}
+
+/// The real thing: software-protected VMs. Their contract is the same before and after launch.
+pub const REAL: Platform = Platform {
+    name: "SW_PROTECTED",
+    model: None,
+    policies: 0x030303,
+    before: &SW_PROTECTED,
+    after: &SW_PROTECTED,
+    payload_back: (Promise::Kept, Eyes::Plain),
+};
+
+/// Platforms that software models stand in for.
+pub const EMULATED: [Platform; 2] = [
+    Platform {
+        name: "SNP emulated",
+        model: Some(emulation::Platform::Snp),
+        policies: 0x030303,
+        before: &SNP_BEFORE,
+        after: &SNP_AFTER,
+        payload_back: (Promise::Kept, Eyes::Keyed),
+    },
+    Platform {
+        name: "TDX emulated",
+        model: Some(emulation::Platform::Tdx {
+            removal_zeroes: false,
+        }),
+        policies: 0x030101,
+        before: &TDX_BEFORE,
+        after: &TDX_AFTER,
+        payload_back: (Promise::Refused, Eyes::Plain),
+    },
+];
 
 /// Whether the kernel scrambles what nothing is promised about: its parameter `kvm.gmem_scramble`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,20 +387,31 @@ impl Promise {
             (Self::Nothing, Scramble::On) => "nothing: scrambled",
             (Self::Nothing, Scramble::Off) => "nothing: scramble=N",
             (Self::Nothing, Scramble::Unknown) => "nothing: scramble=?",
+            (Self::Whatever, _) => "nothing",
+            (Self::Refused, _) => "EOPNOTSUPP, as was",
         }
     }
 
-    /// Whether `seen` is what was promised about a range that held `written`.
-    pub fn is_kept(self, scramble: Scramble, written: &[u8], seen: &[u8]) -> bool {
-        let all = |byte| seen.len() == written.len() && seen.iter().all(|&b| b == byte);
+    /// Whether `seen` is what was promised about a range that held `written`, looked at with
+    /// `eyes`.
+    pub fn is_kept(self, scramble: Scramble, eyes: Eyes, written: &[u8], seen: &[u8]) -> bool {
+        let zeroes = vec![0; written.len()];
+        let scrambled = vec![SCRAMBLED; written.len()];
+        let is = |bytes: &[u8]| match eyes {
+            Eyes::Plain => seen == bytes,
+            Eyes::Keyed => seen == keyed(bytes),
+            Eyes::Accepted => seen == zeroes,
+        };
         match self {
-            Self::Kept => seen == written,
-            Self::Zeroes | Self::FirstUse => all(0),
+            Self::Kept | Self::Refused => is(written),
+            Self::Zeroes | Self::FirstUse => is(&zeroes),
             Self::Nothing => match scramble {
-                Scramble::On => all(SCRAMBLED),
-                Scramble::Off => seen == written,
-                Scramble::Unknown => all(SCRAMBLED) || seen == written,
+                Scramble::On => is(&scrambled),
+                Scramble::Off => is(written),
+                Scramble::Unknown => is(&scrambled) || is(written),
             },
+            // Not even then it is somebody else's data.
+            Self::Whatever => is(written) || is(&zeroes) || seen == zeroes,
         }
     }
 }
@@ -184,16 +422,40 @@ mod tests {
 
     #[test]
     fn every_request_has_one_line() {
-        for (i, a) in SW_PROTECTED.iter().enumerate() {
-            for b in &SW_PROTECTED[i + 1..] {
-                assert!(
-                    (a.motion, a.content, a.history) != (b.motion, b.content, b.history),
-                    "{a:?}"
-                );
+        for platform in [REAL].iter().chain(&EMULATED) {
+            for lines in [platform.before, platform.after] {
+                for (i, a) in lines.iter().enumerate() {
+                    for b in &lines[i + 1..] {
+                        assert!(
+                            (a.motion, a.content, a.history) != (b.motion, b.content, b.history),
+                            "{a:?}"
+                        );
+                    }
+                }
+                // Four motions, three policies, two histories, and no two lines alike.
+                assert_eq!(lines.len(), 4 * 3 * 2);
             }
         }
-        // Four motions, three policies, two histories, and no two lines alike.
-        assert_eq!(SW_PROTECTED.len(), 4 * 3 * 2);
+    }
+
+    #[test]
+    fn eyes_see_what_they_should() {
+        use Eyes::*;
+        let written = [1, 2, 3, 4, 5, 6, 7, 8];
+        let through_key = keyed(&written);
+        let kept = |eyes, seen: &[u8]| Promise::Kept.is_kept(Scramble::On, eyes, &written, seen);
+        for (eyes, good) in [
+            (Plain, &written[..]),
+            (Keyed, &through_key[..]),
+            (Accepted, &[0; 8][..]),
+        ] {
+            for bytes in [&written[..], &through_key[..], &[0; 8][..], &[7; 8][..]] {
+                assert_eq!(kept(eyes, bytes), bytes == good, "{eyes:?} {bytes:?}");
+            }
+        }
+        let whatever = |seen: &[u8]| Promise::Whatever.is_kept(Scramble::On, Keyed, &written, seen);
+        assert!(whatever(&through_key) && whatever(&[0; 8]));
+        assert!(!whatever(&written) && !whatever(&[7; 8]));
     }
 
     #[test]
@@ -210,7 +472,7 @@ mod tests {
         for (bytes, good) in seen {
             for promise in [Kept, Zeroes, FirstUse, Nothing] {
                 assert_eq!(
-                    promise.is_kept(Scramble::On, &written, bytes),
+                    promise.is_kept(Scramble::On, Eyes::Plain, &written, bytes),
                     good.contains(&promise),
                     "{promise:?} {bytes:?}"
                 );
@@ -221,7 +483,8 @@ mod tests {
     #[test]
     fn scrambling_is_as_the_parameter_says() {
         let written = [1, 2, 3];
-        let kept = |scramble, seen: &[u8]| Promise::Nothing.is_kept(scramble, &written, seen);
+        let kept =
+            |scramble, seen: &[u8]| Promise::Nothing.is_kept(scramble, Eyes::Plain, &written, seen);
         assert!(kept(Scramble::Off, &written));
         assert!(!kept(Scramble::Off, &[0xab; 3]));
         assert!(!kept(Scramble::On, &written));

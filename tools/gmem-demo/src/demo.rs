@@ -4,8 +4,10 @@
 
 use crate::{
     contract::{
+        Platform,
         Scramble,
-        SW_PROTECTED_POLICIES, //
+        EMULATED,
+        REAL, //
     },
     guest,
     machine::{
@@ -155,23 +157,9 @@ pub fn all() -> Result<(), Failure> {
         ),
     }
     let mut tally = Tally::default();
-    let promised = PolicySupport::from_capability(SW_PROTECTED_POLICIES);
-    for (phase, support) in [
-        ("before launch", capabilities.before_launch),
-        ("after launch", capabilities.after_launch),
-    ] {
-        let as_promised = support == promised;
-        tally.capability(as_promised);
-        println!(
-            "policies {phase}: to private {}; to shared {}; both ways {}: {}",
-            support.to_private,
-            support.to_shared,
-            support.both,
-            if as_promised { "ok" } else { "MISMATCH" }
-        );
-    }
+    tally.capabilities(&REAL, &capabilities);
 
-    let mut machine = Machine::new(&kvm, &vm)?;
+    let mut machine = Machine::new(&kvm, &vm, &REAL)?;
     if !machine.starts_shared()? {
         return Err(Failure::Broken(
             "a file made with INIT_SHARED does not start shared".into(),
@@ -194,7 +182,38 @@ pub fn all() -> Result<(), Failure> {
     let late_policies = Policies::before(&mut machine, Phase::AfterLaunch)?;
     tally.show(&late_policies.after(&mut machine, scramble)?);
 
+    for (platform, number) in EMULATED.iter().zip(4..) {
+        println!("\n{number}. {}", platform.name);
+        if platform.model.is_some_and(|model| model.is_emulated(&kvm)) {
+            emulated(&kvm, platform, scramble, &mut tally)?;
+        } else {
+            println!("not shown: this kernel has no model of it (CONFIG_KVM_GMEM_EMULATION)");
+        }
+    }
     tally.conclude()
+}
+
+/// Shows a platform that a software model stands in for: a payload that the launch gives to the
+/// guest, and every policy.
+fn emulated(
+    kvm: &Kvm,
+    platform: &'static Platform,
+    scramble: Scramble,
+    tally: &mut Tally,
+) -> Result<(), Failure> {
+    let vm = protected_vm(kvm)?;
+    let mut machine = Machine::new(kvm, &vm, platform)?;
+    tally.capabilities(platform, &Capabilities::of(&vm));
+    println!("{Heading}");
+
+    let payload = Payload::before(&mut machine, Phase::BeforeLaunch)?;
+    let early = Policies::before(&mut machine, Phase::BeforeLaunch)?;
+    machine.launch()?;
+    tally.show(&payload.after(&mut machine, scramble)?);
+    tally.show(&early.after(&mut machine, scramble)?);
+    let late = Policies::before(&mut machine, Phase::AfterLaunch)?;
+    tally.show(&late.after(&mut machine, scramble)?);
+    Ok(())
 }
 
 /// Shows that the guest itself works, on a VM that has nothing private.
@@ -205,7 +224,7 @@ pub fn guest_only() -> Result<(), Failure> {
         .map_err(|error| Failure::Broken(format!("creating an ordinary VM: {error}")))?;
     need_flags(&Capabilities::of(&vm))?;
 
-    let mut machine = Machine::new(&kvm, &vm)?;
+    let mut machine = Machine::new(&kvm, &vm, &REAL)?;
     let pages = machine.fresh(2)?;
     let written = machine.guest_fill(&pages, 1)?;
     if machine.host_read(&pages)? != Seen::Bytes(written.clone()) {
@@ -236,6 +255,24 @@ struct Tally {
 impl Tally {
     fn capability(&mut self, good: bool) {
         self.wrong_capabilities += usize::from(!good);
+    }
+
+    fn capabilities(&mut self, platform: &Platform, seen: &Capabilities) {
+        let promised = PolicySupport::from_capability(platform.policies);
+        for (phase, support) in [
+            ("before launch", seen.before_launch),
+            ("after launch", seen.after_launch),
+        ] {
+            let as_promised = support == promised;
+            self.capability(as_promised);
+            println!(
+                "policies {phase}: to private {}; to shared {}; both ways {}: {}",
+                support.to_private,
+                support.to_shared,
+                support.both,
+                if as_promised { "ok" } else { "MISMATCH" }
+            );
+        }
     }
 
     fn show(&mut self, rows: &[Row]) {

@@ -3,10 +3,15 @@
 //! The virtual machine: one vCPU, one guest_memfd, and the VMM's side of the commands.
 
 use crate::{
+    contract::Platform,
     guest,
     table::Seen, //
 };
 use gmem::{
+    emulation::{
+        Emulation,
+        Page, //
+    },
     AccessError,
     Content,
     ConvertError,
@@ -60,6 +65,9 @@ const ATTEMPTS: u32 = 1000;
 
 /// A virtual machine with one vCPU.
 pub struct Machine<'vm> {
+    platform: &'static Platform,
+    /// The software model, if the platform is not the real one.
+    emulation: Option<Emulation<'vm>>,
     vcpu: VcpuFd,
     _slot: Slot<'vm>,
     layout: SlotLayout,
@@ -74,7 +82,14 @@ pub struct Machine<'vm> {
 
 impl<'vm> Machine<'vm> {
     /// Puts the machine together in a VM that has no memory and no vCPU yet.
-    pub fn new(kvm: &Kvm, vm: &'vm VmFd) -> Result<Self> {
+    pub fn new(kvm: &Kvm, vm: &'vm VmFd, platform: &'static Platform) -> Result<Self> {
+        let emulation = match platform.model {
+            Some(model) => Some(
+                Emulation::enable(vm, model)
+                    .map_err(|error| format!("becoming {}: {error}", platform.name))?,
+            ),
+            None => None,
+        };
         let flags = CreateFlags::MMAP | CreateFlags::INIT_SHARED;
         let memory = GuestMemfd::create(vm, SLOT.end, flags)
             .map_err(|error| format!("creating the guest_memfd: {error}"))?;
@@ -98,6 +113,8 @@ impl<'vm> Machine<'vm> {
         .map_err(|error| format!("asking for hypercall exits: {error}"))?;
 
         let machine = Self {
+            platform,
+            emulation,
             vcpu: make_vcpu(kvm, vm).map_err(|error| format!("making the vCPU: {error}"))?,
             _slot: slot,
             layout,
@@ -109,6 +126,33 @@ impl<'vm> Machine<'vm> {
         };
         machine.host_write(CODE, &guest::program())?;
         Ok(machine)
+    }
+
+    /// What it stands on.
+    pub fn platform(&self) -> &'static Platform {
+        self.platform
+    }
+
+    /// Has the launch give private pages to the guest, if the platform has one that does so.
+    pub fn load(&self, range: &Range<u64>) -> Result<()> {
+        let Some(emulation) = &self.emulation else {
+            return Ok(());
+        };
+        let start = u64::from(self.address(range)?);
+        let pages = start..start + (range.end - range.start);
+        emulation
+            .add_in_place(Page::Normal, pages)
+            .map_err(|(error, rest)| format!("adding {rest:x?} in place: {error}"))
+    }
+
+    /// Ends the launch, if the platform has one. Else the guest's first step does.
+    pub fn launch(&self) -> Result<()> {
+        match &self.emulation {
+            Some(emulation) => emulation
+                .finish_launch()
+                .map_err(|error| format!("ending the launch: {error}")),
+            None => Ok(()),
+        }
     }
 
     /// Whether the guest_memfd is shared as a whole, as it was made to be.
@@ -149,6 +193,35 @@ impl<'vm> Machine<'vm> {
             )),
             (_, Err(error)) => Err(format!(
                 "guest asked for {range:x?} to {to}, {content}: {error}"
+            )),
+        }
+    }
+
+    /// Makes a request that the platform cannot honour, by the guest's hypercall if it runs.
+    pub fn is_refused(
+        &mut self,
+        range: &Range<u64>,
+        to: Visibility,
+        content: Content,
+        by_guest: bool,
+    ) -> Result<()> {
+        let refused = ConvertError {
+            errno: libc::EOPNOTSUPP,
+            offset: Some(range.start),
+        };
+        let served = if by_guest {
+            self.guest_asks(range, to, content)?
+        } else {
+            let served = self
+                .memory
+                .convert_retrying(range.clone(), to, content, ATTEMPTS);
+            (-refused.errno as u32, served.map(|_| range.clone()))
+        };
+        match served {
+            (answer, Err(error)) if error == refused && answer == -error.errno as u32 => Ok(()),
+            (answer, served) => Err(format!(
+                "{range:x?} to {to}, {content}, should be refused with {refused}: the VMM has \
+                 {served:x?}, the guest {answer:#x}"
             )),
         }
     }

@@ -37,6 +37,9 @@ shows
      become shared and private again, with the bytes staying where they are;
   3. every content policy, in both directions and where nothing has to change, for pages that were
      written to and pages that were not, before and after launch.
+On a kernel with CONFIG_KVM_GMEM_EMULATION it shows the same for SNP and TDX, with software models in
+their place: a payload that the launch gives to the guest, and every policy. What a guest or a host
+then reads through the other's key is garbage that can be told (\"through key\").
 Each row of the table says what was promised and what host and guest then read. All bytes of the
 range are compared; so is the page behind it, which the request must leave alone.
 

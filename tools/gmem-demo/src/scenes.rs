@@ -7,11 +7,12 @@
 
 use crate::{
     contract::{
+        Eyes,
         History,
         Line,
+        Motion,
         Promise,
-        Scramble,
-        SW_PROTECTED, //
+        Scramble, //
     },
     guest,
     machine::{
@@ -31,13 +32,38 @@ use gmem::{
 };
 use std::ops::Range;
 
-/// A request that was made, and what the host has seen since. The guest has yet to look.
-struct Pending {
+/// A request that was made, and what it should have come to.
+#[derive(Clone, Copy)]
+struct Request {
     phase: Phase,
     direction: &'static str,
     content: Content,
-    to: Visibility,
+    /// What the range is now.
+    is: Visibility,
     promise: Promise,
+    eyes: Eyes,
+}
+
+impl Request {
+    /// One that changes the bytes as `promise` says, for everybody who can look.
+    fn new(phase: Phase, to: Visibility, content: Content, promise: Promise) -> Self {
+        Self {
+            phase,
+            direction: match to {
+                Visibility::Private => "to private",
+                Visibility::Shared => "to shared",
+            },
+            content,
+            is: to,
+            promise,
+            eyes: Eyes::Plain,
+        }
+    }
+}
+
+/// A request that was made, and what the host has seen since. The guest has yet to look.
+struct Pending {
+    request: Request,
     range: Range<u64>,
     /// What the range held before the request.
     written: Vec<u8>,
@@ -46,26 +72,20 @@ struct Pending {
 }
 
 impl Pending {
-    /// Looks at `range`, which has just been asked to become `to`, with the host's eyes.
+    /// Looks at `range`, for which `request` has just been made, with the host's eyes.
     fn new(
         machine: &Machine,
-        phase: Phase,
-        direction: &'static str,
-        (to, content, promise): (Visibility, Content, Promise),
+        request: Request,
         range: Range<u64>,
         written: Vec<u8>,
     ) -> Result<Self> {
         let mut faults = Vec::new();
         let (run, visibility) = machine.state_at(range.start)?;
-        if visibility != to || run.start != range.start || run.end < range.end {
+        if visibility != request.is || run.start != range.start || run.end < range.end {
             faults.push(format!("file says {visibility} for {run:x?}"));
         }
         Ok(Self {
-            phase,
-            direction,
-            content,
-            to,
-            promise,
+            request,
             host: machine.host_read(&range)?,
             range,
             written,
@@ -75,8 +95,9 @@ impl Pending {
 
     /// Lets the guest look too, and judges.
     fn finish(mut self, machine: &mut Machine, scramble: Scramble) -> Result<Row> {
-        let kept = |seen: &[u8]| self.promise.is_kept(scramble, &self.written, seen);
-        match (self.to, &self.host) {
+        let Request { promise, eyes, .. } = self.request;
+        let kept = |seen: &[u8]| promise.is_kept(scramble, eyes, &self.written, seen);
+        match (self.request.is, &self.host) {
             (Visibility::Private, Seen::Refused) => {}
             (Visibility::Private, Seen::Bytes(_)) => {
                 self.faults.push("host reads a private page".into());
@@ -91,14 +112,15 @@ impl Pending {
             }
         }
         let bytes = machine.guest_read(&self.range)?;
-        if !self.promise.is_kept(scramble, &self.written, &bytes) {
+        if !promise.is_kept(scramble, eyes, &self.written, &bytes) {
             self.faults.push("guest reads something else".into());
         }
         Ok(Row {
-            phase: self.phase,
-            direction: self.direction,
-            content: self.content,
-            promised: self.promise.name(scramble).into(),
+            platform: machine.platform().name,
+            phase: self.request.phase,
+            direction: self.request.direction,
+            content: self.request.content,
+            promised: promise.name(scramble).into(),
             host_read: self.host.describe(&self.written),
             guest_read: Seen::Bytes(bytes).describe(&self.written),
             faults: self.faults,
@@ -125,15 +147,11 @@ impl Payload {
         let mut written = guest::payload().to_vec();
         written.resize(PAGE as usize, 0);
         machine.host_write(page.start, &written)?;
-        machine.convert(&page, Visibility::Private, Content::Preserve)?;
-        let mut pending = Pending::new(
-            machine,
-            phase,
-            "to private",
-            (Visibility::Private, Content::Preserve, Promise::Kept),
-            page.clone(),
-            written,
-        )?;
+        let (to, content) = (Visibility::Private, Content::Preserve);
+        machine.convert(&page, to, content)?;
+        machine.load(&page)?;
+        let request = Request::new(phase, to, content, Promise::Kept);
+        let mut pending = Pending::new(machine, request, page.clone(), written)?;
         let sigbus = machine.load_is_sigbus(page.start)?;
         if !sigbus {
             pending.faults.push("host load gets no SIGBUS".into());
@@ -166,17 +184,21 @@ impl Payload {
 
         let mut written = guest::payload_after(ARGUMENTS.len() as u32);
         written.resize(PAGE as usize, 0);
-        machine.guest_converts(&self.page, Visibility::Shared, Content::Preserve)?;
-        let back = Pending::new(
-            machine,
-            Phase::AfterLaunch,
-            "to shared",
-            (Visibility::Shared, Content::Preserve, Promise::Kept),
-            self.page,
-            written,
-        )?;
+        let (to, content) = (Visibility::Shared, Content::Preserve);
+        let (promise, eyes) = machine.platform().payload_back;
+        let mut request = Request::new(Phase::AfterLaunch, to, content, promise);
+        request.eyes = eyes;
+        if promise == Promise::Refused {
+            request.is = Visibility::Private;
+            machine.is_refused(&self.page, to, content, true)?;
+        } else {
+            machine.guest_converts(&self.page, to, content)?;
+        }
+        let back = Pending::new(machine, request, self.page, written)?;
         let mut back = back.finish(machine, scramble)?;
-        back.promised = "with its run count".into();
+        if promise == Promise::Kept {
+            back.promised = "with its run count".into();
+        }
         Ok([injected, back])
     }
 }
@@ -184,38 +206,27 @@ impl Payload {
 /// The guest prepares a buffer in private, hands it to the host, and takes it back with the answer:
 /// nothing is copied.
 pub fn bounce_buffer(machine: &mut Machine, scramble: Scramble) -> Result<Vec<Row>> {
+    let (launched, content) = (Phase::AfterLaunch, Content::Preserve);
     let buffer = machine.fresh(2)?;
-    machine.guest_converts(&buffer, Visibility::Private, Content::Preserve)?;
+    machine.guest_converts(&buffer, Visibility::Private, content)?;
     let mut rows = Vec::new();
     for round in 0..2 {
         let request = machine.guest_fill(&buffer, 0xb0_0000 + round)?;
         if machine.host_read(&buffer)? != Seen::Refused {
             return Err("the host reads the guest's private buffer".into());
         }
-        machine.guest_converts(&buffer, Visibility::Shared, Content::Preserve)?;
-        let outward = Pending::new(
-            machine,
-            Phase::AfterLaunch,
-            "to shared",
-            (Visibility::Shared, Content::Preserve, Promise::Kept),
-            buffer.clone(),
-            request,
-        )?;
+        machine.guest_converts(&buffer, Visibility::Shared, content)?;
+        let asked = Request::new(launched, Visibility::Shared, content, Promise::Kept);
+        let outward = Pending::new(machine, asked, buffer.clone(), request)?;
         let mut outward = outward.finish(machine, scramble)?;
         outward.promised = "guest's request".into();
         rows.push(outward);
 
         let answer = guest::pattern(0xa0_0000 + round, (buffer.end - buffer.start) as usize);
         machine.host_write(buffer.start, &answer)?;
-        machine.guest_converts(&buffer, Visibility::Private, Content::Preserve)?;
-        let inward = Pending::new(
-            machine,
-            Phase::AfterLaunch,
-            "to private",
-            (Visibility::Private, Content::Preserve, Promise::Kept),
-            buffer.clone(),
-            answer,
-        )?;
+        machine.guest_converts(&buffer, Visibility::Private, content)?;
+        let asked = Request::new(launched, Visibility::Private, content, Promise::Kept);
+        let inward = Pending::new(machine, asked, buffer.clone(), answer)?;
         let mut inward = inward.finish(machine, scramble)?;
         inward.promised = "host's answer".into();
         rows.push(inward);
@@ -257,7 +268,12 @@ impl Guard {
 impl Policies {
     /// Makes all the requests. Before launch the VMM does so by itself, afterwards the guest asks.
     pub fn before(machine: &mut Machine, phase: Phase) -> Result<Self> {
-        let requests = SW_PROTECTED
+        let platform = machine.platform();
+        let lines = match phase {
+            Phase::BeforeLaunch => platform.before,
+            Phase::AfterLaunch => platform.after,
+        };
+        let requests = lines
             .iter()
             .zip(1..)
             .map(|(line, number)| request(machine, phase, line, number))
@@ -286,7 +302,7 @@ fn request(
     let pages = machine.fresh(3)?;
     let range = pages.start..pages.start + 2 * PAGE;
     let guard = Guard::new(machine, range.end..pages.end, number << 16)?;
-    let from = line.motion.from;
+    let Motion { from, to } = line.motion;
     let launched = phase == Phase::AfterLaunch;
     let length = (range.end - range.start) as usize;
 
@@ -319,19 +335,22 @@ fn request(
         ));
     }
 
-    let to = line.motion.to;
-    if launched {
+    let is_refused = line.promise == Promise::Refused;
+    if is_refused {
+        machine.is_refused(&range, to, line.content, launched)?;
+    } else if launched {
         machine.guest_converts(&range, to, line.content)?;
     } else {
         machine.convert(&range, to, line.content)?;
     }
-    let pending = Pending::new(
-        machine,
+    let request = Request {
         phase,
-        line.motion.name(),
-        (to, line.content, line.promise),
-        range,
-        written,
-    )?;
+        direction: line.motion.name(),
+        content: line.content,
+        is: if is_refused { from } else { to },
+        promise: line.promise,
+        eyes: line.eyes,
+    };
+    let pending = Pending::new(machine, request, range, written)?;
     Ok((pending, guard))
 }

@@ -3,7 +3,10 @@
 //! What is printed.
 
 use crate::contract::SCRAMBLED;
-use gmem::Content;
+use gmem::{
+    emulation::keyed,
+    Content, //
+};
 use std::fmt;
 
 /// When a request was made.
@@ -43,6 +46,8 @@ impl Seen {
             Self::Bytes(bytes) if all(bytes, 0) => "zeroes".into(),
             Self::Bytes(bytes) if bytes == written => "same bytes".into(),
             Self::Bytes(bytes) if all(bytes, SCRAMBLED) => "all 0xab".into(),
+            Self::Bytes(bytes) if *bytes == keyed(&vec![0; bytes.len()]) => "key on zeroes".into(),
+            Self::Bytes(bytes) if *bytes == keyed(written) => "through key".into(),
             Self::Bytes(bytes) => {
                 let differs = bytes.iter().zip(written).position(|(a, b)| a != b);
                 let at = differs.unwrap_or(0);
@@ -55,6 +60,7 @@ impl Seen {
 /// A row of the table.
 #[derive(Clone, Debug)]
 pub struct Row {
+    pub platform: &'static str,
     pub phase: Phase,
     pub direction: &'static str,
     pub content: Content,
@@ -64,8 +70,6 @@ pub struct Row {
     /// What went wrong, if anything.
     pub faults: Vec<String>,
 }
-
-const PLATFORM: &str = "SW_PROTECTED";
 
 /// Prints an aligned line of the eight columns.
 fn columns(f: &mut fmt::Formatter<'_>, cells: [&str; 8]) -> fmt::Result {
@@ -107,7 +111,7 @@ impl fmt::Display for Row {
         columns(
             f,
             [
-                PLATFORM,
+                self.platform,
                 self.phase.name(),
                 self.direction,
                 &self.content.to_string(),
@@ -132,6 +136,8 @@ mod tests {
         assert_eq!(describe(&[0, 0, 0]), "zeroes");
         assert_eq!(describe(&[0xab; 3]), "all 0xab");
         assert_eq!(describe(&[1, 9, 3]), "0x09 at +0x1");
+        assert_eq!(describe(&keyed(&written)), "through key");
+        assert_eq!(describe(&keyed(&[0; 3])), "key on zeroes");
         assert_eq!(describe(&[]), "no bytes");
         assert_eq!(Seen::Refused.describe(&written), "refused");
     }
@@ -139,6 +145,7 @@ mod tests {
     #[test]
     fn columns_line_up() {
         let row = Row {
+            platform: "SW_PROTECTED",
             phase: Phase::BeforeLaunch,
             direction: "stays private",
             content: Content::Preserve,

@@ -35,9 +35,9 @@ pub struct MemoryAttributes2 {
 }
 
 /// Convert a range of the file in place.
-pub const KVM_SET_MEMORY_ATTRIBUTES2: c_ulong = iowr(0xd2);
+pub const KVM_SET_MEMORY_ATTRIBUTES2: c_ulong = iowr::<MemoryAttributes2>(0xd2);
 /// Ask how much of the file, from an offset on, has the same attributes.
-pub const KVM_GET_MEMORY_ATTRIBUTES2: c_ulong = iowr(0xd3);
+pub const KVM_GET_MEMORY_ATTRIBUTES2: c_ulong = iowr::<MemoryAttributes2>(0xd3);
 
 /// The page belongs to the guest alone.
 pub const KVM_MEMORY_ATTRIBUTE_PRIVATE: u64 = kvm_bindings::KVM_MEMORY_ATTRIBUTE_PRIVATE as u64;
@@ -67,12 +67,58 @@ pub const KVM_CAP_MEMORY_ATTRIBUTES2_PRE_LAUNCH_FLAGS: c_ulong = 0x10001;
 /// [`KVM_GET_MEMORY_ATTRIBUTES2`] exists.
 pub const KVM_CAP_GET_MEMORY_ATTRIBUTES2: c_ulong = 0x10002;
 
-const fn iowr(nr: u32) -> c_ulong {
+/// Which platforms the kernel emulates, as a mask of `1 << KVM_GMEM_EMULATE_*`.
+pub const KVM_CAP_GMEM_EMULATION: c_ulong = 0x10004;
+/// AMD SEV-SNP.
+pub const KVM_GMEM_EMULATE_SNP: u64 = 1;
+/// Intel TDX.
+pub const KVM_GMEM_EMULATE_TDX: u64 = 2;
+/// A page that is removed from an emulated TDX guest is zeroed.
+pub const KVM_GMEM_EMULATE_REMOVE_ZEROES: u64 = 1 << 0;
+/// What the other side of an emulated platform sees each word combined with, by exclusive or.
+pub const KVM_GMEM_EMULATION_KEY: u64 = 0x6b76_6d5f_676d_656d;
+
+/// One operation on an emulated platform: `struct kvm_gmem_emulate`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Emulate {
+    /// Which: `KVM_GMEM_EMULATE_OP_*`.
+    pub op: u32,
+    /// What kind of page is added: `KVM_GMEM_EMULATE_PAGE_*` on SNP, otherwise 0.
+    pub page_type: u32,
+    /// Guest physical address.
+    pub gpa: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Address of the source, or 0 for the pages' own contents.
+    pub uaddr: u64,
+    /// Arguments or results.
+    pub value: [u64; 4],
+}
+
+/// Operate on an emulated platform, on the VM.
+pub const KVM_GMEM_EMULATE: c_ulong = iowr::<Emulate>(0xd6);
+/// Give pages to the guest before launch.
+pub const KVM_GMEM_EMULATE_OP_LAUNCH_UPDATE: u32 = 1;
+/// End the launch.
+pub const KVM_GMEM_EMULATE_OP_LAUNCH_FINISH: u32 = 2;
+/// Ask about a page.
+pub const KVM_GMEM_EMULATE_OP_QUERY: u32 = 4;
+/// A page with contents.
+pub const KVM_GMEM_EMULATE_PAGE_NORMAL: u32 = 1;
+/// A page of zeroes.
+pub const KVM_GMEM_EMULATE_PAGE_ZERO: u32 = 3;
+/// A page with what CPUID says.
+pub const KVM_GMEM_EMULATE_PAGE_CPUID: u32 = 6;
+/// The state of a page that is not the platform's.
+pub const KVM_GMEM_EMULATE_STATE_NONE: u64 = 0;
+
+const fn iowr<T>(nr: u32) -> c_ulong {
     ioctl_expr(
         _IOC_READ | _IOC_WRITE,
         kvm_bindings::KVMIO,
         nr,
-        size_of::<MemoryAttributes2>() as u32,
+        size_of::<T>() as u32,
     )
 }
 
@@ -97,4 +143,13 @@ const _: () = {
     assert!(KVM_MEMORY_ATTRIBUTE_PRIVATE == 8);
     assert!(KVM_SET_MEMORY_ATTRIBUTES2 == 0xC080_AED2);
     assert!(KVM_GET_MEMORY_ATTRIBUTES2 == 0xC080_AED3);
+
+    assert!(size_of::<Emulate>() == 64);
+    assert!(offset_of!(Emulate, op) == 0);
+    assert!(offset_of!(Emulate, page_type) == 4);
+    assert!(offset_of!(Emulate, gpa) == 8);
+    assert!(offset_of!(Emulate, size) == 16);
+    assert!(offset_of!(Emulate, uaddr) == 24);
+    assert!(offset_of!(Emulate, value) == 32);
+    assert!(KVM_GMEM_EMULATE == 0xC040_AED6);
 };

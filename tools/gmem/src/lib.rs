@@ -50,6 +50,7 @@
 pub mod abi;
 mod attributes;
 mod capabilities;
+pub mod emulation;
 mod file;
 mod mapping;
 mod slot;

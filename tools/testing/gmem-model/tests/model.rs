@@ -6,6 +6,8 @@
 //! the crate, and what they expect is written down from the user-space interface and the content
 //! contract.
 
+#[path = "model/emulation.rs"]
+mod emulation;
 #[path = "model/exhaustive.rs"]
 mod exhaustive;
 #[path = "model/hostile.rs"]

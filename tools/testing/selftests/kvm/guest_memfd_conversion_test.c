@@ -56,21 +56,6 @@ static bool host_wide_mode(void)
 	return get_kvm_param_bool("gmem_in_place_conversion");
 }
 
-/*
- * Leave a few MiB of recognisable bytes in the free pages of this CPU, so
- * that a page that reaches somebody without having been zeroed is noticed.
- */
-static void dirty_free_pages(void)
-{
-	const size_t size = SZ_4M;
-	void *mem = kvm_mmap(size, PROT_READ | PROT_WRITE,
-			     MAP_PRIVATE | MAP_ANONYMOUS, -1);
-
-	kvm_madvise(mem, size, MADV_NOHUGEPAGE);
-	memset(mem, 0x5a, size);
-	kvm_munmap(mem, size);
-}
-
 /* Hold a reference to the page at @mem; gone when both ends are closed. */
 static void pin_page(void *mem, int pipefd[2])
 {
@@ -505,7 +490,7 @@ TEST_F_TIMEOUT(contract, every_page_state, GMEM_TIMEOUT)
 	}
 	nr_cells = c + 1 - cells;
 
-	dirty_free_pages();
+	gmem_dirty_free_pages();
 	for (i = 0; i < nr_cells; i++) {
 		cells[i].seed = GMEM_SEED(i + 1);
 		prepare_cell(&cells[i], vcpu, i, variant->to);
@@ -1576,6 +1561,30 @@ GMEM_TEST(sparse_file_of_one_tebibyte)
 	kvm_close(fd);
 }
 
+/*
+ * The map that remembers the attributes is a tree, whose nodes are freed in one
+ * go with the file. Do that with trees of every shape, and take the memory that
+ * was freed for the next ones: a node that was not one corrupts memory, which
+ * sanitised kernels report and others do not survive.
+ */
+GMEM_TEST(maps_of_all_sizes_are_freed)
+{
+	const u64 max_runs = 320;
+	u64 runs, i, attributes, size;
+	int fd;
+
+	for (runs = 1; runs <= max_runs; runs++) {
+		fd = vm_create_guest_memfd(self->vm, max_runs * PS, GMEM_MMAP_SHARED);
+		for (i = 1; i < runs; i += 2)
+			gmem_convert(fd, i * PS, PS, GMEM_PRIVATE, GMEM_NONE);
+		for (i = 0; i < runs; i++) {
+			TEST_ASSERT_EQ(gmem_get(fd, i * PS, &attributes, &size), 0);
+			TEST_ASSERT_EQ(attributes, i & 1 ? GMEM_PRIVATE : GMEM_SHARED);
+		}
+		kvm_close(fd);
+	}
+}
+
 GMEM_TEST(file_of_the_largest_size)
 {
 	const u64 size = INT64_MAX & ~(PS - 1);
@@ -1615,7 +1624,7 @@ GMEM_TEST(punched_pages_read_zero_and_keep_their_attributes)
 	fill_area(a, GMEM_SEED(11));
 	gmem_convert(a->fd, 0, half, GMEM_PRIVATE, GMEM_PRESERVE);
 	gmem_guest_assert(vcpu, a->gpa, a->size, GMEM_SEED(11), 0);
-	dirty_free_pages();
+	gmem_dirty_free_pages();
 
 	/* Two private pages, two shared ones, and two across the border. */
 	TEST_ASSERT_EQ(gmem_punch(a->fd, PS, 2 * PS), 0);
@@ -2351,7 +2360,7 @@ GMEM_TEST(prefault_of_a_mixed_range)
 		gmem_convert(a->fd, i * PS, PS, GMEM_PRIVATE, GMEM_PRESERVE);
 
 	mapped = vm_get_stat(self->vm, pages_4k);
-	dirty_free_pages();
+	gmem_dirty_free_pages();
 	TEST_ASSERT_EQ(prefault(vcpu, a->gpa, a->size), 0);
 	TEST_ASSERT_EQ(vm_get_stat(self->vm, pages_4k), mapped + NR_PAGES);
 

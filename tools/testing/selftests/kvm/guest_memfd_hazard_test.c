@@ -9,9 +9,11 @@
  *    lock, it has no lock argument and reads an RCU-mode tree. Every guest
  *    fault in this file does one under mmu_lock, so that a kernel with
  *    DEBUG_ATOMIC_SLEEP would say so.
- * 14 to 17 (populate) and 29 to 31, 39, 40, 44, 45: only platforms with a
- *    launch step or with hardware ownership have them; SW_PROTECTED, the only
- *    type of VM that this file needs, has none.
+ * 14 to 17 (populate) and 29 to 31, 39, 40, 44: only platforms with a launch
+ *    step or with an owner of pages have them; SW_PROTECTED, the only type of
+ *    VM that this file needs, has neither. guest_memfd_contract_test has them,
+ *    on emulated platforms.
+ * 45 is pKVM's.
  * 26 "two VMs with one inode": user space cannot make one, KUnit does.
  *
  * Of these only a part can be seen from user space on this type of VM:
@@ -54,6 +56,7 @@
 #include <sys/ptrace.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -3124,6 +3127,48 @@ HAZARD(h43_fallocated_untouched_pages_read_zero)
 				    s, bytes, i);
 		}
 	}
+}
+
+/* --- The module that knows the platform --------------------------------- */
+
+static int remove_vendor_module(void)
+{
+	return syscall(SYS_delete_module, "kvm_amd", O_NONBLOCK) ? errno : 0;
+}
+
+/* What a file needs to give its memory back must not be unloaded before. */
+HAZARD(vendor_module_stays_as_long_as_the_memory)
+{
+	struct kvm_create_guest_memfd args = {
+		.size = 4 * PG,
+		.flags = GMEM_MMAP_SHARED,
+	};
+	int kvm, vm, fd;
+	u8 *hva;
+
+	HZ_REQUIRE(!access("/sys/module/kvm_amd/refcnt", F_OK),
+		   "kvm-amd is no module here");
+
+	kvm = open_kvm_dev_path_or_exit();
+	vm = ioctl(kvm, KVM_CREATE_VM, KVM_X86_SW_PROTECTED_VM);
+	fd = ioctl(vm, KVM_CREATE_GUEST_MEMFD, &args);
+	TEST_ASSERT(fd >= 0, "KVM_CREATE_GUEST_MEMFD: errno %d", errno);
+	hva = kvm_mmap(args.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	*hva = 1;
+	TEST_ASSERT_EQ(remove_vendor_module(), EWOULDBLOCK);
+
+	/* The file keeps the VM, ... */
+	kvm_close(vm);
+	kvm_close(kvm);
+	TEST_ASSERT_EQ(remove_vendor_module(), EWOULDBLOCK);
+	TEST_ASSERT_EQ(gmem_set(fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE, NULL), 0);
+	TEST_ASSERT_EQ(gmem_set(fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), 0);
+
+	/* ... and a mapping the file. */
+	kvm_close(fd);
+	TEST_ASSERT_EQ(remove_vendor_module(), EWOULDBLOCK);
+	TEST_ASSERT_EQ(*hva, 1);
+	kvm_munmap(hva, args.size);
 }
 
 int main(int argc, char *argv[])

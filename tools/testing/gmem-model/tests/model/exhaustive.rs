@@ -84,10 +84,16 @@ fn raw(start: usize, end: usize, to: Visibility, content: Content) -> RawRequest
     }
 }
 
-/// From the struct to the bytes: each mask, map, range, direction and policy on SW_PROTECTED.
+/// From the struct to the bytes: each mask, map, range, direction and policy on each platform, where
+/// it owns no page.
 #[test]
 fn conversions_follow_the_contract() {
     let geometry = geometry();
+    let platforms_and_phases: Vec<_> = Platform::ALL
+        .iter()
+        .flat_map(|&platform| [(platform, Phase::PreLaunch), (platform, Phase::PostLaunch)])
+        .collect();
+
     for_each_map(|pages, cuts| {
         for_each_range(|start, end| {
             for to in VISIBILITIES {
@@ -99,11 +105,12 @@ fn conversions_follow_the_contract() {
                     (Content::Preserve, false),
                     (Content::Preserve, true),
                 ] {
-                    for phase in [Phase::PreLaunch, Phase::PostLaunch] {
+                    for &(platform, phase) in &platforms_and_phases {
                         let request =
                             Request::parse(&raw(start, end, to, content), &geometry, true).unwrap();
-                        let terms =
-                            terms(Platform::SwProtected, phase, to, content, scramble).unwrap();
+                        let terms = terms(platform, phase, to, content, scramble).unwrap();
+                        // The others do to bytes what they do, and nothing on purpose.
+                        let scramble = scramble && platform == Platform::SwProtected;
 
                         let mut map = Map::split(pages, cuts);
                         let mut bytes = File::new(pages.to_vec()).bytes;

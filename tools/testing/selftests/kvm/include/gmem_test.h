@@ -2,11 +2,12 @@
 /*
  * Helpers for the tests of guest_memfd's in-place conversion.
  *
- * Three things are here: wrappers around the two ioctls that return an errno
+ * Four things are here: wrappers around the two ioctls that return an errno
  * instead of setting it, a VM with in-place memory at a guest physical
- * address, and a guest that executes commands of the host (fill, check, read,
+ * address, a guest that executes commands of the host (fill, check, read,
  * write, ask for a conversion), so that a test is one straight piece of host
- * code.
+ * code, and the platforms that a kernel with CONFIG_KVM_GMEM_EMULATION
+ * emulates.
  *
  * Everything is static because a test is one translation unit that is linked
  * with libkvm.
@@ -66,12 +67,19 @@
 #define GMEM_SCRAMBLED		0xabu
 #define GMEM_SEED(n)		(0x100u + (n))
 
+/* The same as the other side of an emulated platform sees it. */
+#define GMEM_KEYED_BIT		(1u << 31)
+#define GMEM_KEYED(pattern)	((pattern) ^ GMEM_KEYED_BIT)
+
 #define GMEM_ALL_GOOD		(~0ULL)
 
 static inline u8 gmem_pattern_byte(u32 pattern, u64 pos)
 {
 	u32 p = (u32)pos;
 
+	if (pattern & GMEM_KEYED_BIT)
+		return gmem_pattern_byte(GMEM_KEYED(pattern), pos) ^
+		       (u8)(KVM_GMEM_EMULATION_KEY >> pos % 8 * 8);
 	if (pattern < 0x100)
 		return pattern;
 	return (pattern * 29 + p * 7 + (p >> 8) * 13 + (p >> 12) * 31) % 127 + 1;
@@ -97,6 +105,21 @@ static inline u64 gmem_check(const volatile u8 *mem, u64 size, u32 pattern,
 			return i;
 	}
 	return GMEM_ALL_GOOD;
+}
+
+/*
+ * Leave a few MiB of recognisable bytes in the free pages of this CPU, so
+ * that a page that reaches somebody without having been zeroed is noticed.
+ */
+static inline void gmem_dirty_free_pages(void)
+{
+	const size_t size = SZ_4M;
+	void *mem = kvm_mmap(size, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	kvm_madvise(mem, size, MADV_NOHUGEPAGE);
+	memset(mem, 0x5a, size);
+	kvm_munmap(mem, size);
 }
 
 /* --- Host access that may be refused ------------------------------------ */
@@ -403,6 +426,163 @@ static inline struct kvm_vm *gmem_vm_create(u32 nr_vcpus, u64 extra_pages,
 	gmem_install_sigbus_handler();
 	return vm;
 }
+
+/* --- Emulated platforms -------------------------------------------------- */
+
+/* Whether this kernel has a model of the platform, a KVM_GMEM_EMULATE_*. */
+static inline bool gmem_emulates(u32 platform)
+{
+	return kvm_check_cap(KVM_CAP_GMEM_EMULATION) & BIT(platform);
+}
+
+#define GMEM_NO_EMULATION \
+	"this kernel emulates no such platform (CONFIG_KVM_GMEM_EMULATION=y)"
+
+/* Returns 0 or the positive errno. */
+static inline int gmem_enable_emulation(struct kvm_vm *vm, u64 platform, u64 flags)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_GMEM_EMULATION,
+		.args = { platform, flags },
+	};
+
+	return gmem_ioctl(vm->fd, KVM_ENABLE_CAP, &cap);
+}
+
+/*
+ * What gmem_vm_create() returns, on an emulated platform and not launched, so
+ * that the vCPUs do not run yet. The choice has to come before the first
+ * memslot, which libkvm adds where nobody can get in between: this does what
+ * __vm_create() does.
+ */
+static inline struct kvm_vm *gmem_vm_create_emulated(u32 platform, u64 flags,
+						     u32 nr_vcpus, u64 extra_pages,
+						     struct kvm_vcpu **vcpus)
+{
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = KVM_X86_SW_PROTECTED_VM,
+	};
+	struct userspace_mem_region *slot0;
+	struct kvm_vm *vm;
+	int r;
+	u32 i;
+
+	TEST_ASSERT(nr_vcpus <= GMEM_MAX_VCPUS, "Too many vCPUs");
+
+	vm = ____vm_create(shape);
+	r = gmem_enable_emulation(vm, platform, flags);
+	TEST_ASSERT(!r, "KVM_CAP_GMEM_EMULATION, platform %u, flags %#lx: errno %d (%s)",
+		    platform, flags, r, strerror(r));
+
+	/* The program, stacks, and page tables for all of that. */
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, 0, 0,
+				    1024 + extra_pages / 128, 0);
+	for (i = 0; i < NR_MEM_REGIONS; i++)
+		vm->memslots[i] = 0;
+	kvm_vm_elf_load(vm, program_invocation_name);
+	slot0 = memslot2region(vm, 0);
+	ucall_init(vm, slot0->region.guest_phys_addr + slot0->region.memory_size);
+	kvm_arch_vm_post_create(vm, nr_vcpus);
+	for (i = 0; i < nr_vcpus; i++) {
+		vcpus[i] = vm_vcpu_add(vm, i, gmem_guest_code);
+		vcpu_args_set(vcpus[i], 1, (u64)i);
+	}
+
+	vm_enable_cap(vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE));
+	gmem_install_sigbus_handler();
+	return vm;
+}
+
+/* One KVM_GMEM_EMULATE. Returns 0 or the positive errno. */
+static inline int gmem_emulate(struct kvm_vm *vm, struct kvm_gmem_emulate *args)
+{
+	return gmem_ioctl(vm->fd, KVM_GMEM_EMULATE, args);
+}
+
+/*
+ * Add pages to the guest, repeating as a VMM does. Returns 0 or the positive
+ * errno; *@done, if not NULL, gets the number of bytes that were added.
+ */
+static inline int gmem_launch_update(struct kvm_vm *vm, u32 type, gpa_t gpa,
+				     u64 size, const void *source, u64 *done)
+{
+	struct kvm_gmem_emulate args = {
+		.op = KVM_GMEM_EMULATE_OP_LAUNCH_UPDATE,
+		.type = type,
+		.gpa = gpa,
+		.size = size,
+		.uaddr = (u64)source,
+	};
+	int r;
+
+	do {
+		r = gmem_emulate(vm, &args);
+	} while (!r && args.size);
+
+	TEST_ASSERT(args.gpa + args.size == gpa + size,
+		    "LAUNCH_UPDATE left gpa %#llx size %#llx of %#lx, %#lx",
+		    args.gpa, args.size, (u64)gpa, size);
+	TEST_ASSERT(args.uaddr == (source ? (u64)source + args.gpa - gpa : 0),
+		    "LAUNCH_UPDATE left source %#llx", args.uaddr);
+	if (done)
+		*done = args.gpa - gpa;
+	return r;
+}
+
+static inline int gmem_launch_finish(struct kvm_vm *vm)
+{
+	struct kvm_gmem_emulate args = { .op = KVM_GMEM_EMULATE_OP_LAUNCH_FINISH };
+
+	return gmem_emulate(vm, &args);
+}
+
+/* The next @times operations of kind @which on the page at @gpa fail. */
+static inline void gmem_inject(struct kvm_vm *vm, gpa_t gpa, u64 which, u64 error,
+			       u64 times)
+{
+	struct kvm_gmem_emulate args = {
+		.op = KVM_GMEM_EMULATE_OP_INJECT,
+		.gpa = gpa,
+		.value = { which, error, times },
+	};
+	int r = gmem_emulate(vm, &args);
+
+	TEST_ASSERT(!r, "INJECT at %#lx: errno %d (%s)", (u64)gpa, r, strerror(r));
+}
+
+/* What the model knows about the page at @gpa. */
+static inline void gmem_query(struct kvm_vm *vm, gpa_t gpa,
+			      struct kvm_gmem_emulate *args)
+{
+	int r;
+
+	memset(args, 0, sizeof(*args));
+	args->op = KVM_GMEM_EMULATE_OP_QUERY;
+	args->gpa = gpa;
+	r = gmem_emulate(vm, args);
+	TEST_ASSERT(!r, "QUERY at %#lx: errno %d (%s)", (u64)gpa, r, strerror(r));
+}
+
+/* A KVM_GMEM_EMULATE_STATE_*. */
+static inline u64 gmem_state(struct kvm_vm *vm, gpa_t gpa)
+{
+	struct kvm_gmem_emulate args;
+
+	gmem_query(vm, gpa, &args);
+	return args.value[0];
+}
+
+/* How many private pages lost their contents although they stayed private. */
+static inline u64 gmem_destroyed(struct kvm_vm *vm, gpa_t gpa)
+{
+	struct kvm_gmem_emulate args;
+
+	gmem_query(vm, gpa, &args);
+	return args.value[3];
+}
+
+/* --- Memory for the VM --------------------------------------------------- */
 
 /* A guest_memfd, bound to a memslot, and the host's mapping of it if any. */
 struct gmem_area {

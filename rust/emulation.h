@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the software models of confidential platforms need of the kernel.  See
+ * emulation.c.
+ */
+#ifndef _KVM_GMEM_EMULATION_H
+#define _KVM_GMEM_EMULATION_H
+
+#include <linux/kvm_host.h>
+#include <linux/pagemap.h>
+
+#ifdef CONFIG_KVM_GMEM_EMULATION
+void *gmem_vm_emulation(struct kvm *kvm);
+int gmem_vm_set_emulation(struct kvm *kvm, void *emulation);
+void gmem_vm_close_emulation(struct kvm *kvm);
+void gmem_vm_set_launched(struct kvm *kvm);
+int gmem_direct_map_split(kvm_pfn_t pfn);
+bool gmem_direct_map_is_split(kvm_pfn_t pfn);
+bool gmem_direct_map_lacks(kvm_pfn_t pfn);
+int gmem_direct_map_remove(kvm_pfn_t pfn);
+void gmem_direct_map_restore(kvm_pfn_t pfn);
+void gmem_pfn_combine(kvm_pfn_t pfn, u64 key);
+void gmem_pfn_zero(kvm_pfn_t pfn);
+void gmem_pfn_copy_from(kvm_pfn_t pfn, struct page *source);
+void gmem_pfn_copy_to(kvm_pfn_t pfn, struct page *target);
+u32 gmem_pfn_read(kvm_pfn_t pfn);
+void gmem_pfn_write(kvm_pfn_t pfn, u32 value);
+void gmem_pfn_keep(kvm_pfn_t pfn);
+bool gmem_pfn_is_kept(kvm_pfn_t pfn);
+struct folio *gmem_pfn_folio(kvm_pfn_t pfn);
+bool gmem_mapping_has_pfn(struct address_space *mapping, pgoff_t index, kvm_pfn_t pfn);
+#endif
+
+#endif /* _KVM_GMEM_EMULATION_H */

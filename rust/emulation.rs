@@ -1,0 +1,616 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! SW_PROTECTED VMs that behave like those of a confidential platform, for development and tests.
+//!
+//! The models (`src/vendor/emulation/`) say what the platform's tables allow. Here they meet real
+//! pages and real VMs: the bytes become what the other side would see, the page leaves the direct
+//! map while the platform owns it, and the MMU tells where mappings are made and taken away. What
+//! is done about any of it is up to the vendors, which do not know that no hardware is there.
+//!
+//! C header: [`include/uapi/linux/kvm_gmem.h`](../include/uapi/linux/kvm_gmem.h)
+
+use crate::{
+    bindings,
+    fs::inode::GmemInode,
+    ioctl::UserPointer,
+    kvm::{
+        memslot::Memslot,
+        platform::{
+            self,
+            Kind, //
+        },
+        vm::{
+            Emulated,
+            Gfn,
+            Pfn,
+            Vm, //
+        }, //
+    },
+    mm::folio::Frame, //
+};
+use core::{
+    ptr::{
+        self,
+        NonNull, //
+    },
+    sync::atomic::{
+        AtomicU32,
+        AtomicU64,
+        Ordering, //
+    }, //
+};
+use gmem_policy::emulation::{
+    rmp,
+    sept,
+    Fault, //
+};
+use kernel::{
+    error::{
+        from_err_ptr,
+        from_result,
+        to_result, //
+    },
+    new_spinlock,
+    prelude::*,
+    sync::SpinLock,
+    types::ForeignOwnable, //
+};
+use page::Page;
+use tdx::{
+    Answer,
+    Sept, //
+};
+
+mod page;
+mod snp;
+mod tdx;
+
+pub use snp::ModelRmp;
+pub use tdx::ModelSept;
+
+/// Bytes in a page.
+const PAGE: u64 = 4096;
+
+/// The emulation of one VM.
+#[pin_data]
+struct Emulation {
+    platform: Emulated,
+    /// By which the platform tells its guests apart: SNP's ASID, TDX's HKID.
+    id: u32,
+    /// TDX: taking a page out of the S-EPT zeroes it.
+    remove_zeroes: bool,
+    /// Private pages that were taken out of the S-EPT without a reason.
+    destroyed: AtomicU64,
+    #[pin]
+    sept: SpinLock<Sept>,
+}
+
+impl Emulation {
+    fn new(platform: Emulated, remove_zeroes: bool) -> Result<Pin<KBox<Self>>> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        /// As many as the record of a page has room for.
+        const IDS: u32 = 1 << 20;
+
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        if id >= IDS {
+            return Err(EBUSY);
+        }
+        KBox::pin_init(
+            pin_init!(Self {
+                platform,
+                id,
+                remove_zeroes,
+                destroyed: AtomicU64::new(0),
+                sept <- new_spinlock!(Sept::new()),
+            }),
+            GFP_KERNEL,
+        )
+    }
+}
+
+/// The emulation of a VM, if it has one.
+#[inline]
+fn of(vm: &Vm) -> Option<&Emulation> {
+    // SAFETY: The VM is valid.
+    let emulation = unsafe { bindings::gmem_vm_emulation(vm.as_raw()) };
+    // SAFETY: The pointer is set once, to what enable() has made, and freed with the VM.
+    unsafe { emulation.cast::<Emulation>().as_ref() }
+}
+
+/// # Safety
+///
+/// To be called once, before there is a VM.
+pub(crate) unsafe fn init() {
+    // SAFETY: By the contract of this function.
+    unsafe { snp::init() }
+}
+
+/// The platform that a VM behaves like.
+#[inline]
+pub(crate) fn emulated(vm: &Vm) -> Option<Emulated> {
+    of(vm).map(|emulation| emulation.platform)
+}
+
+/// A VM has a guest_memfd now: it is too late to become something else.
+pub(crate) fn close(vm: &Vm) {
+    // SAFETY: The VM is valid.
+    unsafe { bindings::gmem_vm_close_emulation(vm.as_raw()) }
+}
+
+/// A page that a model knew is freed; the vendor has given it back, if it is right.
+pub(crate) fn freed(frame: &Frame<'_>) {
+    let page = Page::new(frame);
+    // What the platform did not give back is out of the file now, but not free.
+    if page.is_hidden() && !page.is_kept() && !frame.is_leaked() {
+        pr_err!(
+            "emulation: pfn {:#x} is freed while it is a guest's\n",
+            page.pfn()
+        );
+        page.show();
+    }
+}
+
+/// An invalidation of `start..end` in `slot`, which shows `inode`, ends. Under `mmu_lock`.
+pub(crate) fn settle(vm: &Vm, inode: &GmemInode, slot: &Memslot, start: u64, end: u64) {
+    if let Some(emulation) = of(vm) {
+        let destroyed = emulation.sept.lock().settle(inode, slot, start, end);
+        emulation.destroyed.fetch_add(destroyed, Ordering::Relaxed);
+    }
+}
+
+/// `KVM_CAP_GMEM_EMULATION`.
+pub(crate) const CAP: u64 = 0x10004;
+const EMULATE_SNP: u64 = 1;
+const EMULATE_TDX: u64 = 2;
+const REMOVE_ZEROES: u64 = 1 << 0;
+
+/// The capability's value on a VM, or on /dev/kvm.
+pub(crate) fn capability(vm: Option<&Vm>) -> i32 {
+    let possible =
+        vm.is_none_or(|vm| vm.emulated().is_some() || platform::kind(vm) == Some(Kind::Software));
+    if possible {
+        1 << EMULATE_SNP | 1 << EMULATE_TDX
+    } else {
+        0
+    }
+}
+
+/// KVM_ENABLE_CAP.
+fn enable(vm: &Vm, cap: &bindings::kvm_enable_cap) -> Result {
+    let [model, flags, 0, 0] = cap.args else {
+        return Err(EINVAL);
+    };
+    let (model, zeroes) = match (model, flags) {
+        (EMULATE_SNP, 0) => (Emulated::Snp, false),
+        (EMULATE_TDX, 0) => (Emulated::Tdx, false),
+        (EMULATE_TDX, REMOVE_ZEROES) => (Emulated::Tdx, true),
+        _ => return Err(EINVAL),
+    };
+    if u64::from(cap.cap) != CAP {
+        return Err(EINVAL);
+    }
+
+    let emulation = Emulation::new(model, zeroes)?.into_foreign();
+    // SAFETY: The VM is valid; the pointer becomes the VM's if the call succeeds.
+    to_result(unsafe { bindings::gmem_vm_set_emulation(vm.as_raw(), emulation.cast()) })
+        .inspect_err(|_| {
+            // SAFETY: It comes from into_foreign(), and nobody else has it.
+            drop(unsafe { <Pin<KBox<Emulation>> as ForeignOwnable>::from_foreign(emulation) });
+        })
+}
+
+/// `KVM_GMEM_EMULATE`: `_IOWR(0xae, 0xd6, 64 bytes)`.
+const EMULATE: u32 = 0xc040_aed6;
+
+/// `struct kvm_gmem_emulate`.
+struct Operation {
+    op: u32,
+    kind: u32,
+    gpa: u64,
+    size: u64,
+    uaddr: u64,
+    value: [u64; 4],
+}
+
+impl Operation {
+    fn from_words(words: [u64; 8]) -> Self {
+        let [first, gpa, size, uaddr, a, b, c, d] = words;
+        Self {
+            // CAST: The two halves of the first word, lower one first.
+            op: first as u32,
+            kind: (first >> 32) as u32,
+            gpa,
+            size,
+            uaddr,
+            value: [a, b, c, d],
+        }
+    }
+
+    fn to_words(&self) -> [u64; 8] {
+        let [a, b, c, d] = self.value;
+        let first = u64::from(self.op) | u64::from(self.kind) << 32;
+        [first, self.gpa, self.size, self.uaddr, a, b, c, d]
+    }
+
+    fn gfn(&self) -> Result<Gfn> {
+        if self.gpa % PAGE != 0 {
+            return Err(EINVAL);
+        }
+        Ok(Gfn::new(self.gpa / PAGE))
+    }
+
+    /// Refuses what is meant for a range where there is none.
+    fn no_range(&self) -> Result {
+        if self.kind == 0 && self.size == 0 && self.uaddr == 0 {
+            Ok(())
+        } else {
+            Err(EINVAL)
+        }
+    }
+}
+
+/// The VM's ioctl.
+fn ioctl(vm: &Vm, cmd: u32, arg: UserPointer) -> Result {
+    let emulation = of(vm).filter(|_| cmd == EMULATE).ok_or(ENOTTY)?;
+    let mut operation = Operation::from_words(arg.read()?);
+
+    {
+        let _slots = vm.lock_slots();
+        match operation.op {
+            1 => launch_update(vm, emulation, &mut operation)?,
+            2 => launch_finish(vm, emulation, &operation)?,
+            3 => inject(vm, emulation, &operation)?,
+            4 => query(vm, emulation, &mut operation)?,
+            _ => return Err(EINVAL),
+        }
+    }
+    arg.write(&operation.to_words())
+}
+
+/// What the pages of one LAUNCH_UPDATE have in common.
+struct Launch<'a> {
+    emulation: &'a Emulation,
+    kind: snp::PageType,
+}
+
+/// LAUNCH_UPDATE; slots_lock is held.
+fn launch_update(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> Result {
+    use snp::PageType;
+
+    let gfn = operation.gfn()?;
+    let pages = operation.size / PAGE;
+    let kind = match (emulation.platform, operation.kind) {
+        (Emulated::Snp, 1) | (Emulated::Tdx, 0) => PageType::Normal,
+        (Emulated::Snp, 3) => PageType::Zero,
+        (Emulated::Snp, 6) => PageType::Cpuid,
+        _ => return Err(EINVAL),
+    };
+    if vm.is_launched()
+        || pages == 0
+        || operation.size % PAGE != 0
+        || operation.gpa.checked_add(operation.size).is_none()
+        || operation.value != [0; 4]
+    {
+        return Err(EINVAL);
+    }
+    let source = match kind {
+        PageType::Zero => 0,
+        _ => operation.uaddr,
+    };
+    if source == 0 && kind != PageType::Zero && is_ordinary(vm, gfn) {
+        return Err(match emulation.platform {
+            Emulated::Snp => EINVAL,
+            Emulated::Tdx => EOPNOTSUPP,
+        });
+    }
+
+    let mut launch = Launch { emulation, kind };
+    // SAFETY: slots_lock is held; the callback gets the pointer while `launch` lives.
+    let done = unsafe {
+        bindings::kvm_gmem_populate(
+            vm.as_raw(),
+            gfn.get(),
+            ptr::without_provenance_mut(source as usize),
+            pages as c_long,
+            kind == PageType::Cpuid,
+            Some(launch_page),
+            (&raw mut launch).cast(),
+        )
+    };
+    // CAST: An error is small.
+    let done = u64::try_from(done).map_err(|_| Error::from_errno(done as c_int))?;
+
+    let bytes = done.saturating_mul(PAGE).min(operation.size);
+    operation.gpa += bytes;
+    operation.size -= bytes;
+    if source != 0 {
+        operation.uaddr = operation.uaddr.saturating_add(bytes);
+    }
+    Ok(())
+}
+
+/// Whether there is a file behind `gfn` that does not convert in place; slots_lock is held.
+fn is_ordinary(vm: &Vm, gfn: Gfn) -> bool {
+    // SAFETY: The VM is valid, and slots_lock is held.
+    unsafe {
+        let slot = bindings::gmem_vm_gmem_slot(vm.as_raw(), gfn.get());
+        !slot.is_null() && (*slot).flags & bindings::GMEM_SLOT_IN_PLACE == 0
+    }
+}
+
+/// # Safety
+///
+/// To be called by kvm_gmem_populate() only, with the `opaque` of launch_update().
+unsafe extern "C" fn launch_page(
+    kvm: *mut bindings::kvm,
+    gfn: bindings::gfn_t,
+    pfn: bindings::kvm_pfn_t,
+    source: *mut bindings::page,
+    opaque: *mut c_void,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: By the contract of this function. The invalidate lock of the page's file is held
+        // exclusively, as frames want it.
+        let (vm, launch, frame) = unsafe {
+            let folio = NonNull::new(bindings::gmem_pfn_folio(pfn)).ok_or(EINVAL)?;
+            (
+                Vm::from_raw(kvm),
+                &*opaque.cast::<Launch<'_>>(),
+                Frame::from_raw(folio),
+            )
+        };
+        let gfn = Gfn::new(gfn);
+        let emulation = launch.emulation;
+        match emulation.platform {
+            // SAFETY: The lock is held, and the source pinned as launch_update() has asked for.
+            Emulated::Snp => unsafe {
+                snp::launch(emulation.id, gfn, &frame, launch.kind, source)?
+            },
+            Emulated::Tdx => {
+                Sept::prepare(&emulation.sept, gfn, &frame)?;
+                if !source.is_null() {
+                    if Page::new(&frame).is_hidden() {
+                        return Err(EEXIST);
+                    }
+                    // SAFETY: The source is pinned.
+                    unsafe { Page::new(&frame).copy_from(source) };
+                }
+                let _mmu = vm.lock_mmu();
+                emulation.sept.lock().add(gfn, &frame)?;
+            }
+        }
+        Ok(0)
+    })
+}
+
+/// LAUNCH_FINISH; slots_lock is held.
+fn launch_finish(vm: &Vm, emulation: &Emulation, operation: &Operation) -> Result {
+    operation.no_range()?;
+    if vm.is_launched() || operation.gpa != 0 || operation.value != [0; 4] {
+        return Err(EINVAL);
+    }
+    if emulation.platform == Emulated::Tdx {
+        emulation.sept.lock().finalize()?;
+    }
+    // SAFETY: The VM is valid, and slots_lock is held.
+    unsafe { bindings::gmem_vm_set_launched(vm.as_raw()) };
+    Ok(())
+}
+
+/// INJECT; slots_lock is held.
+fn inject(vm: &Vm, emulation: &Emulation, operation: &Operation) -> Result {
+    operation.no_range()?;
+    let gfn = operation.gfn()?;
+    let [what, code, times, 0] = operation.value else {
+        return Err(EINVAL);
+    };
+    match emulation.platform {
+        Emulated::Snp => {
+            let what = match what {
+                1 => rmp::Operation::Assign,
+                2 => rmp::Operation::Unassign,
+                3 => rmp::Operation::Smash,
+                _ => return Err(EINVAL),
+            };
+            let code = match code {
+                1 => rmp::Code::Input,
+                2 => rmp::Code::Permission,
+                3 => rmp::Code::InUse,
+                4 => rmp::Code::Overlap,
+                _ => return Err(EINVAL),
+            };
+            snp::inject(make_page(vm, gfn)?, Fault::new(what, code, times))
+        }
+        Emulated::Tdx => {
+            let what = match what {
+                4 => sept::Operation::Add,
+                5 => sept::Operation::Block,
+                6 => sept::Operation::Track,
+                7 => sept::Operation::Remove,
+                _ => return Err(EINVAL),
+            };
+            let code = match code {
+                1 => sept::Failure::Input,
+                5 => sept::Failure::Busy,
+                _ => return Err(EINVAL),
+            };
+            Sept::inject(&emulation.sept, gfn, Fault::new(what, code, times))
+        }
+    }
+}
+
+/// QUERY; slots_lock is held.
+fn query(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> Result {
+    operation.no_range()?;
+    let gfn = operation.gfn()?;
+    let (state, at, owner) = match emulation.platform {
+        Emulated::Snp => {
+            let entry = match find_page(vm, gfn)? {
+                Some(pfn) => snp::lookup(pfn),
+                None => rmp::Entry::HYPERVISOR,
+            };
+            let state = match entry {
+                rmp::Entry {
+                    assigned: false, ..
+                } => 0,
+                rmp::Entry {
+                    immutable: true, ..
+                } => 3,
+                rmp::Entry {
+                    validated: true, ..
+                } => 2,
+                _ => 1,
+            };
+            (state, entry.gpa / PAGE, entry.asid)
+        }
+        Emulated::Tdx => match emulation.sept.lock().look(gfn) {
+            (sept::Entry::Absent, _) => (0, 0, 0),
+            (sept::Entry::Present { .. }, _) => (16, gfn.get(), emulation.id),
+            (sept::Entry::Blocked { .. }, false) => (17, gfn.get(), emulation.id),
+            (sept::Entry::Blocked { .. }, true) => (18, gfn.get(), emulation.id),
+        },
+    };
+    let destroyed = emulation.destroyed.load(Ordering::Relaxed);
+    operation.value = [state, at, owner.into(), destroyed];
+    Ok(())
+}
+
+/// The slot with `gfn`; slots_lock is held, and `vm` only stands for it.
+fn slot(vm: &Vm, gfn: Gfn) -> Result<&Memslot> {
+    // SAFETY: The VM is valid, and slots_lock is held.
+    let slot = unsafe { bindings::gmem_vm_gmem_slot(vm.as_raw(), gfn.get()) };
+    if slot.is_null() {
+        return Err(ENOENT);
+    }
+    // SAFETY: The slot stays while slots_lock is held.
+    Ok(unsafe { Memslot::from_raw(slot) })
+}
+
+/// The page behind `gfn`; if there is none yet it is allocated, but not used.
+fn make_page(vm: &Vm, gfn: Gfn) -> Result<Pfn> {
+    let slot = slot(vm, gfn)?;
+    let at = slot.index_of(gfn).ok_or(ENOENT)?;
+    let file = slot.active_file().ok_or(ENOENT)?;
+    let inode = file.inode();
+    let _guard = inode.lock_shared();
+    let pfn = inode.folio(at)?.pfn();
+    Ok(pfn)
+}
+
+/// The page behind `gfn`, if there is one.
+fn find_page(vm: &Vm, gfn: Gfn) -> Result<Option<Pfn>> {
+    let slot = slot(vm, gfn)?;
+    let at = slot.index_of(gfn).ok_or(ENOENT)?;
+    let file = slot.active_file().ok_or(ENOENT)?;
+    // SAFETY: The mapping of a live inode is valid.
+    let folio = from_err_ptr(unsafe {
+        bindings::gmem_filemap_lock_folio(file.inode().mapping(), at.get() as usize)
+    });
+    let Ok(folio) = folio else {
+        return Ok(None);
+    };
+    // SAFETY: The folio is locked, with a reference; both are given back.
+    let pfn = unsafe {
+        let page = bindings::gmem_folio_file_page(folio, at.get() as usize);
+        let pfn = bindings::gmem_page_pfn(page);
+        bindings::gmem_folio_unlock_put(folio);
+        pfn
+    };
+    Ok(Some(Pfn::new(pfn)))
+}
+
+/// The MMU is about to map `pfn` at `gfn`: whether the platform would let the guest use it.
+fn install(emulation: &Emulation, gfn: Gfn, pfn: Pfn, private: bool) -> Result<Answer> {
+    match emulation.platform {
+        Emulated::Snp => {
+            snp::install(emulation.id, gfn, pfn, private)?;
+            Ok(Answer::Go)
+        }
+        Emulated::Tdx if private => emulation.sept.lock().install(gfn, pfn),
+        // SAFETY: Whatever the number is, it is only looked up.
+        Emulated::Tdx if unsafe { bindings::gmem_direct_map_lacks(pfn.get()) } => Err(EFAULT),
+        Emulated::Tdx => Ok(Answer::Go),
+    }
+}
+
+/// The C functions that KVM calls; see `arch/x86/kvm/gmem_emulation.h`.
+#[allow(missing_docs, clippy::missing_safety_doc)]
+mod entry_points {
+    use super::*;
+
+    #[no_mangle]
+    unsafe extern "C" fn kvm_gmem_emulation_enable(
+        kvm: *mut bindings::kvm,
+        cap: *mut bindings::kvm_enable_cap,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: KVM passes valid pointers.
+            let (vm, cap) = unsafe { (Vm::from_raw(kvm), &*cap) };
+            enable(vm, cap)?;
+            Ok(0)
+        })
+    }
+
+    #[no_mangle]
+    unsafe extern "C" fn kvm_gmem_emulation_ioctl(
+        kvm: *mut bindings::kvm,
+        cmd: c_uint,
+        arg: c_ulong,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: KVM passes a valid pointer.
+            ioctl(unsafe { Vm::from_raw(kvm) }, cmd, UserPointer::new(arg))?;
+            Ok(0)
+        })
+    }
+
+    #[no_mangle]
+    unsafe extern "C" fn kvm_gmem_emulation_install(
+        kvm: *mut bindings::kvm,
+        gfn: bindings::gfn_t,
+        pfn: bindings::kvm_pfn_t,
+        private: bool,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: KVM passes a valid pointer.
+            let vm = unsafe { Vm::from_raw(kvm) };
+            let Some(emulation) = of(vm) else {
+                return Ok(0);
+            };
+            match install(emulation, Gfn::new(gfn), Pfn::new(pfn), private) {
+                Ok(Answer::Go) => Ok(0),
+                Ok(Answer::Retry) => Ok(1),
+                Err(error) => {
+                    pr_warn!("emulation: gfn {gfn:#x} must not have pfn {pfn:#x}\n");
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    #[no_mangle]
+    unsafe extern "C" fn kvm_gmem_emulation_remove(
+        kvm: *mut bindings::kvm,
+        start: bindings::gfn_t,
+        end: bindings::gfn_t,
+    ) {
+        // SAFETY: KVM passes a valid pointer.
+        let vm = unsafe { Vm::from_raw(kvm) };
+        if let Some(emulation) = of(vm) {
+            let zeroes = emulation.remove_zeroes;
+            emulation.sept.lock().remove(vm, start, end, zeroes);
+        }
+    }
+
+    #[no_mangle]
+    unsafe extern "C" fn kvm_gmem_emulation_destroy(kvm: *mut bindings::kvm) {
+        // SAFETY: KVM passes a valid pointer, for the last time.
+        let emulation = unsafe { bindings::gmem_vm_emulation(kvm) };
+        if !emulation.is_null() {
+            // SAFETY: It comes from into_foreign(), and the VM has no other user any more.
+            drop(unsafe {
+                <Pin<KBox<Emulation>> as ForeignOwnable>::from_foreign(emulation.cast())
+            });
+        }
+    }
+}

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The RMP of this host, as the model has it.
+
+use super::page::Page;
+use crate::{
+    bindings,
+    kvm::{
+        platform::{
+            self,
+            sealed::Sealed,
+            trace_rmp,
+            Rmp, //
+        },
+        vm::{
+            Gfn,
+            Pfn,
+            Vm, //
+        }, //
+    },
+    mm::folio::{
+        Assignment,
+        Frame, //
+    }, //
+};
+use core::sync::atomic::{
+    AtomicBool,
+    Ordering, //
+};
+use gmem_policy::emulation::{
+    rmp::{
+        self,
+        Code,
+        Entry,
+        Operation,
+        Size,
+        Table,
+        LARGE_PAGES, //
+    },
+    Fault, //
+};
+use kernel::{
+    prelude::*,
+    rbtree::{
+        RBTree,
+        RBTreeNode, //
+    },
+    sync::global_lock, //
+};
+
+/// What the model knows of a page.
+#[derive(Default)]
+struct Row {
+    entry: Entry,
+    fault: Option<Fault<Operation, Code>>,
+}
+
+/// The rows of the pages that were ever given to a guest.
+struct Rows(Option<RBTree<u64, Row>>);
+
+impl Rows {
+    fn get_mut(&mut self, pfn: u64) -> Option<&mut Row> {
+        self.0.as_mut()?.get_mut(&pfn)
+    }
+
+    /// Whether a test wants `operation` to fail.
+    fn strike(&mut self, pfn: Pfn, operation: Operation) -> Result<(), Code> {
+        match self.get_mut(pfn.get()).and_then(|row| row.fault.as_mut()) {
+            Some(fault) => fault.strike(operation),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Table for Rows {
+    fn get(&self, pfn: u64) -> Entry {
+        let row = self.0.as_ref().and_then(|rows| rows.get(&pfn));
+        row.map_or(Entry::HYPERVISOR, |row| row.entry)
+    }
+
+    fn set(&mut self, pfn: u64, entry: Entry) {
+        // What is written was reserved.
+        if let Some(row) = self.get_mut(pfn) {
+            row.entry = entry;
+        }
+    }
+}
+
+global_lock! {
+    // SAFETY: init() initialises it when KVM is loaded, before there is a VM.
+    unsafe(uninit) static RMP: SpinLock<Rows> = Rows(None);
+}
+
+/// Whether there are rows at all: pages of other VMs are freed without a look at the lock.
+static USED: AtomicBool = AtomicBool::new(false);
+
+/// # Safety
+///
+/// To be called once, before anything else here.
+pub(super) unsafe fn init() {
+    // SAFETY: By the contract of this function.
+    unsafe { RMP.init() }
+}
+
+/// What the kernel's rmpupdate() and psmash() make of a failure.
+fn errno(_: Code) -> Error {
+    EFAULT
+}
+
+/// Makes room for the rows of `pages` pages from `pfn` on.
+fn reserve(pfn: u64, pages: u64) -> Result {
+    for pfn in pfn..pfn.saturating_add(pages) {
+        if RMP.lock().get_mut(pfn).is_some() {
+            continue;
+        }
+        let node = RBTreeNode::new(pfn, Row::default(), GFP_KERNEL)?;
+        let mut rmp = RMP.lock();
+        if rmp.get_mut(pfn).is_none() {
+            rmp.0.get_or_insert_with(RBTree::new).insert(node);
+        }
+    }
+    USED.store(true, Ordering::Release);
+    Ok(())
+}
+
+/// Reads the entry that decides about a page.
+pub(super) fn lookup(pfn: Pfn) -> Entry {
+    if !USED.load(Ordering::Acquire) {
+        return Entry::HYPERVISOR;
+    }
+    rmp::lookup(&*RMP.lock(), pfn.get())
+}
+
+/// Carries out an operation on a page's entry, and traces it.
+fn transition(
+    frame: &Frame<'_>,
+    to: Option<Assignment>,
+    operation: Operation,
+    f: impl FnOnce(&mut Rows) -> Result<(), Code>,
+) -> Result {
+    let pfn = frame.pfn();
+    let (before, done) = {
+        let mut rmp = RMP.lock();
+        let before = rmp::lookup(&*rmp, pfn.get());
+        let done = rmp.strike(pfn, operation).and_then(|()| f(&mut rmp));
+        (before, done)
+    };
+    // CAST: The numbers of hardware.
+    let code = done.err().map_or(0, |code| code as i32);
+    let assigned = operation != Operation::Unassign;
+    trace_rmp(
+        frame,
+        to.or(frame.assignment()),
+        said(before),
+        assigned,
+        code,
+    );
+    done.map_err(errno)
+}
+
+/// What vendors are told of an entry.
+fn said(entry: Entry) -> platform::Entry {
+    platform::Entry {
+        assigned: entry.assigned,
+        large: entry.size == Size::Large,
+    }
+}
+
+/// The RMP that all SW_PROTECTED VMs with the behaviour of SNP share.
+pub struct ModelRmp;
+
+impl Sealed for ModelRmp {}
+
+impl Rmp for ModelRmp {
+    fn asid(vm: &Vm) -> Result<u32> {
+        Ok(super::of(vm).ok_or(ENODEV)?.id)
+    }
+
+    fn lookup(frame: &Frame<'_>) -> Result<platform::Entry> {
+        Ok(said(lookup(frame.pfn())))
+    }
+
+    /// The guest reads the host's bytes through its key.
+    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result {
+        let page = Page::new(frame);
+
+        reserve(page.pfn(), 1)?;
+        page.prepare()?;
+        let to = Assignment { gfn, asid };
+        transition(frame, Some(to), Operation::Assign, |rmp| {
+            rmp::update(rmp, page.pfn(), Entry::assigned(asid, gpa(gfn)))
+        })?;
+        frame.set_model();
+        if page.is_hidden() {
+            // Hardware lets it pass. Whose bytes these are nobody can say any more.
+            pr_warn!(
+                "emulation: pfn {:#x} was taken from its owner\n",
+                page.pfn()
+            );
+            return Ok(());
+        }
+        page.combine();
+        page.hide().inspect_err(|_| {
+            page.combine();
+            let _ = rmp::update(&mut *RMP.lock(), page.pfn(), Entry::HYPERVISOR);
+        })
+    }
+
+    /// The host reads what the guest has written as the key makes it.
+    fn unassign(frame: &Frame<'_>) -> Result {
+        let page = Page::new(frame);
+
+        transition(frame, None, Operation::Unassign, |rmp| {
+            rmp::update(rmp, page.pfn(), Entry::HYPERVISOR)
+        })?;
+        if page.is_hidden() {
+            page.show();
+            page.combine();
+        }
+        Ok(())
+    }
+
+    fn smash(frame: &Frame<'_>) -> Result {
+        let pfn = frame.pfn().get();
+        let first = pfn - pfn % LARGE_PAGES;
+
+        reserve(first, LARGE_PAGES)?;
+        transition(frame, None, Operation::Smash, |rmp| rmp::smash(rmp, first))
+    }
+}
+
+/// Orders failures.
+pub(super) fn inject(pfn: Pfn, fault: Fault<Operation, Code>) -> Result {
+    reserve(pfn.get(), 1)?;
+    if let Some(row) = RMP.lock().get_mut(pfn.get()) {
+        row.fault = Some(fault);
+    }
+    Ok(())
+}
+
+/// The guest uses a page: hardware checks, and the guest has accepted it before.
+///
+/// # Errors
+///
+/// `EFAULT` if the page is not the guest's (private), or is a guest's (shared).
+pub(super) fn install(asid: u32, gfn: Gfn, pfn: Pfn, private: bool) -> Result {
+    let mut rmp = RMP.lock();
+
+    if private {
+        rmp::validate(&mut *rmp, pfn.get(), asid, gpa(gfn)).map_err(errno)
+    } else if rmp::lookup(&*rmp, pfn.get()).assigned {
+        Err(EFAULT)
+    } else {
+        Ok(())
+    }
+}
+
+/// The type of a page that is added to a guest before launch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum PageType {
+    /// `KVM_GMEM_EMULATE_PAGE_NORMAL`.
+    Normal,
+    /// `KVM_GMEM_EMULATE_PAGE_ZERO`.
+    Zero,
+    /// `KVM_GMEM_EMULATE_PAGE_CPUID`.
+    Cpuid,
+}
+
+/// How many functions a CPUID page can have; their number is its first word.
+const CPUID_MAX: u32 = 64;
+
+/// LAUNCH_UPDATE of one page: the host's bytes become what the guest reads.
+///
+/// The model's firmware refuses a CPUID page with too many functions, and corrects it.
+///
+/// # Errors
+///
+/// `EEXIST` for a page that is a guest's, `EIO` for what firmware refuses, `EFAULT`, `ENOMEM`.
+///
+/// # Safety
+///
+/// The invalidate lock of the page's file is held exclusively, and `source` is NULL or pinned, for
+/// writing if the page is a CPUID page.
+pub(super) unsafe fn launch(
+    asid: u32,
+    gfn: Gfn,
+    frame: &Frame<'_>,
+    kind: PageType,
+    source: *mut bindings::page,
+) -> Result {
+    let page = Page::new(frame);
+
+    reserve(page.pfn(), 1)?;
+    page.prepare()?;
+    if lookup(frame.pfn()).assigned {
+        return Err(EEXIST);
+    }
+    if kind == PageType::Zero {
+        page.zero();
+    } else if !source.is_null() {
+        // SAFETY: By the contract of this function.
+        unsafe { page.copy_from(source) };
+    }
+    let to = Assignment { gfn, asid };
+    transition(frame, Some(to), Operation::Assign, |rmp| {
+        let entry = Entry::assigned(asid, gpa(gfn)).immutable();
+        rmp::update(rmp, page.pfn(), entry)?;
+        // The host's part is done, this is firmware's.
+        rmp::launch(rmp, page.pfn())
+    })?;
+
+    if kind == PageType::Cpuid && page.read() > CPUID_MAX {
+        // Reclaimed at once, and left readable for the host.
+        transition(frame, None, Operation::Unassign, |rmp| {
+            rmp::update(rmp, page.pfn(), Entry::HYPERVISOR)
+        })?;
+        page.write(CPUID_MAX);
+        if !source.is_null() {
+            // SAFETY: By the contract of this function.
+            unsafe { page.copy_to(source) };
+        }
+        return Err(EIO);
+    }
+    frame.set_model();
+    page.hide()
+}
+
+fn gpa(gfn: Gfn) -> u64 {
+    gfn.get().wrapping_mul(super::PAGE)
+}

@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The S-EPT of one VM, as the model has it.
+//!
+//! All of it happens with the model's lock held, so that of two vCPUs that fault on a page at once
+//! the second finds it in place. Most of it is called under `mmu_lock`.
+
+use super::page::Page;
+use crate::{
+    bindings,
+    fs::inode::GmemInode,
+    kvm::{
+        memslot::Memslot,
+        platform,
+        vm::{
+            Gfn,
+            Pfn,
+            Vm, //
+        }, //
+    },
+    mm::folio::Frame, //
+};
+use gmem_policy::{
+    emulation::{
+        sept::{
+            Entry,
+            Failure,
+            Operation,
+            Table,
+            Td, //
+        },
+        Fault, //
+    },
+    request::Visibility, //
+};
+use kernel::{
+    prelude::*,
+    rbtree::{
+        RBTree,
+        RBTreeNode, //
+    },
+    sync::SpinLock, //
+};
+
+/// What the model knows of a guest frame.
+#[derive(Default)]
+struct Row {
+    entry: Entry,
+    fault: Option<Fault<Operation, Failure>>,
+    /// The page that was removed last, until it is known why.
+    lost: Option<u64>,
+}
+
+/// The rows of the frames that ever were to have a page.
+struct Rows(RBTree<u64, Row>);
+
+impl Rows {
+    /// Whether a test wants `operation` to fail.
+    fn strike(&mut self, gfn: u64, operation: Operation) -> Result<(), Failure> {
+        match self.0.get_mut(&gfn).and_then(|row| row.fault.as_mut()) {
+            Some(fault) => fault.strike(operation),
+            None => Ok(()),
+        }
+    }
+
+    /// As KVM does for what it cannot fail at: once more after it has kicked the vCPUs.
+    fn strike_twice(&mut self, gfn: u64, operation: Operation) -> Result<(), Failure> {
+        match self.strike(gfn, operation) {
+            Err(Failure::Busy) => self.strike(gfn, operation),
+            other => other,
+        }
+    }
+
+    /// The first frame from `from` on.
+    fn next(&self, from: u64) -> Option<u64> {
+        Some(*self.0.cursor_lower_bound(&from)?.current().0)
+    }
+}
+
+impl Table for Rows {
+    fn get(&self, gfn: u64) -> Entry {
+        self.0.get(&gfn).map_or(Entry::Absent, |row| row.entry)
+    }
+
+    fn set(&mut self, gfn: u64, entry: Entry) {
+        // What is written was reserved.
+        if let Some(row) = self.0.get_mut(&gfn) {
+            row.entry = entry;
+        }
+    }
+}
+
+/// What a fault is answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The page is in place.
+    Go,
+    /// Let the guest fault again.
+    Retry,
+}
+
+/// The table, and what the TD is in.
+pub(super) struct Sept {
+    td: Td,
+    rows: Rows,
+}
+
+impl Sept {
+    pub(super) fn new() -> Self {
+        Self {
+            td: Td::new(),
+            rows: Rows(RBTree::new()),
+        }
+    }
+
+    /// Makes room for a frame.
+    fn reserve(this: &SpinLock<Self>, gfn: Gfn) -> Result {
+        let gfn = gfn.get();
+
+        if this.lock().rows.0.get(&gfn).is_some() {
+            return Ok(());
+        }
+        let node = RBTreeNode::new(gfn, Row::default(), GFP_KERNEL)?;
+        let mut sept = this.lock();
+        if sept.rows.0.get(&gfn).is_none() {
+            sept.rows.0.insert(node);
+        }
+        Ok(())
+    }
+
+    /// Does beforehand what cannot be done under `mmu_lock`.
+    pub(super) fn prepare(this: &SpinLock<Self>, gfn: Gfn, frame: &Frame<'_>) -> Result {
+        Self::reserve(this, gfn)?;
+        frame.set_model();
+        Page::new(frame).prepare()
+    }
+
+    pub(super) fn finalize(&mut self) -> Result {
+        self.td.finalize().map_err(|_| EINVAL)
+    }
+
+    /// The entry of a frame, and whether it can be removed next.
+    pub(super) fn look(&self, gfn: Gfn) -> (Entry, bool) {
+        let entry = self.rows.get(gfn.get());
+        (entry, self.td.is_tracked(entry))
+    }
+
+    /// Orders failures.
+    pub(super) fn inject(
+        this: &SpinLock<Self>,
+        gfn: Gfn,
+        fault: Fault<Operation, Failure>,
+    ) -> Result {
+        Self::reserve(this, gfn)?;
+        if let Some(row) = this.lock().rows.0.get_mut(&gfn.get()) {
+            row.fault = Some(fault);
+        }
+        Ok(())
+    }
+
+    /// PAGE.ADD: the page's bytes become what the guest reads.
+    pub(super) fn add(&mut self, gfn: Gfn, frame: &Frame<'_>) -> Result {
+        let page = Page::new(frame);
+
+        self.rows
+            .strike_twice(gfn.get(), Operation::Add)
+            .map_err(|_| EIO)?;
+        if page.is_hidden() {
+            return Err(EEXIST);
+        }
+        self.td
+            .add(&mut self.rows, gfn.get(), page.pfn())
+            .map_err(|_| EEXIST)?;
+        page.hide()
+    }
+
+    /// The MMU is about to let the guest use a page: PAGE.AUG, and the guest's ACCEPT, which zeroes.
+    pub(super) fn install(&mut self, gfn: Gfn, pfn: Pfn) -> Result<Answer> {
+        // SAFETY: The fault is not stale, so the page is the file's, and stays so under mmu_lock.
+        let page = unsafe { Page::from_pfn(pfn) };
+        let Some(row) = self.rows.0.get_mut(&gfn.get()) else {
+            // Nobody has prepared it.
+            return Err(EIO);
+        };
+        match row.entry {
+            Entry::Present { pfn: present } if present == pfn.get() => return Ok(Answer::Go),
+            Entry::Present { .. } => return Err(EIO),
+            Entry::Blocked { .. } => return Ok(Answer::Retry),
+            Entry::Absent => {}
+        }
+        match self.rows.strike(gfn.get(), Operation::Add) {
+            Ok(()) => {}
+            Err(Failure::Busy) => return Ok(Answer::Retry),
+            Err(_) => return Err(EIO),
+        }
+        if page.is_hidden() {
+            // It is in somebody's table already.
+            return Err(EIO);
+        }
+        if !page.is_prepared() {
+            return Ok(Answer::Retry);
+        }
+        self.td
+            .augment(&mut self.rows, gfn.get(), pfn.get())
+            .map_err(|_| EIO)?;
+        page.zero();
+        page.hide()?;
+        if let Some(row) = self.rows.0.get_mut(&gfn.get()) {
+            row.lost = None;
+        }
+        Ok(Answer::Go)
+    }
+
+    /// The MMU has taken the guest's private mappings of the frames away.
+    ///
+    /// Each page leaves as the module wants it, one after the other. What does not leave kills the
+    /// VM and stays the platform's.
+    pub(super) fn remove(&mut self, vm: &Vm, start: u64, end: u64, zeroes: bool) {
+        let mut flushed = false;
+        let mut from = start;
+
+        while let Some(gfn) = self.rows.next(from).filter(|gfn| *gfn < end) {
+            from = gfn.saturating_add(1);
+            let Entry::Present { pfn } = self.rows.get(gfn) else {
+                continue;
+            };
+            if !flushed {
+                // SAFETY: The VM is valid. The mappings are gone from the page table, so once is
+                // enough.
+                unsafe { bindings::gmem_vm_flush_remote_tlbs(vm.as_raw()) };
+                flushed = true;
+            }
+            // SAFETY: A page in the table was not given back, so it is the file's still.
+            let page = unsafe { Page::from_pfn(Pfn::new(pfn)) };
+            match self.take(gfn) {
+                Ok(()) if !page.is_hidden() => {
+                    // Whose it is now cannot be told from here.
+                    pr_err!("emulation: pfn {pfn:#x} was not given back\n");
+                }
+                Ok(()) => {
+                    page.show();
+                    if zeroes {
+                        page.zero();
+                    } else {
+                        page.combine();
+                    }
+                    if let Some(row) = self.rows.0.get_mut(&gfn) {
+                        row.lost = Some(pfn);
+                    }
+                }
+                Err(_) => {
+                    page.keep();
+                    vm.kill();
+                }
+            }
+        }
+    }
+
+    /// RANGE.BLOCK, TRACK, PAGE.REMOVE.
+    fn take(&mut self, gfn: u64) -> Result<(), Failure> {
+        self.rows.strike_twice(gfn, Operation::Block)?;
+        self.td.block(&mut self.rows, gfn)?;
+        self.rows.strike_twice(gfn, Operation::Track)?;
+        self.td.track();
+        self.rows.strike_twice(gfn, Operation::Remove)?;
+        self.td.remove(&mut self.rows, gfn)?;
+        Ok(())
+    }
+
+    /// An invalidation ends: of the pages that were removed in it, how many are private and in the
+    /// file as before? The guest had data there, and will find none.
+    pub(super) fn settle(
+        &mut self,
+        inode: &GmemInode,
+        slot: &Memslot,
+        start: u64,
+        end: u64,
+    ) -> u64 {
+        let mut destroyed = 0;
+        let mut from = start;
+
+        while let Some(gfn) = self.rows.next(from).filter(|gfn| *gfn < end) {
+            from = gfn.saturating_add(1);
+            let lost = self.rows.0.get_mut(&gfn).and_then(|row| row.lost.take());
+            let (Some(pfn), Some(at)) = (lost, slot.index_of(Gfn::new(gfn))) else {
+                continue;
+            };
+            // SAFETY: The mapping of a live inode is valid.
+            let stays =
+                unsafe { bindings::gmem_mapping_has_pfn(inode.mapping(), at.get() as usize, pfn) };
+            if stays && inode.visibility(at) == Visibility::Private {
+                destroyed += 1;
+            }
+        }
+        destroyed
+    }
+}
+
+/// The S-EPT of each SW_PROTECTED VM with the behaviour of TDX.
+pub struct ModelSept;
+
+impl platform::sealed::Sealed for ModelSept {}
+
+impl platform::Sept for ModelSept {
+    fn prepare(vm: &Vm, gfn: Gfn, frame: &Frame<'_>) -> Result {
+        Sept::prepare(&super::of(vm).ok_or(ENODEV)?.sept, gfn, frame)
+    }
+
+    fn contains(vm: &Vm, gfn: Gfn) -> bool {
+        let Some(emulation) = super::of(vm) else {
+            return false;
+        };
+        let (entry, _) = emulation.sept.lock().look(gfn);
+        entry.pfn().is_some()
+    }
+
+    fn removal_zeroes(vm: &Vm) -> bool {
+        super::of(vm).is_some_and(|emulation| emulation.remove_zeroes)
+    }
+}

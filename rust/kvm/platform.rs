@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What keeps private memory private underneath the vendors, and what it says of a page.
+//!
+//! SNP has the RMP, a table with an entry for each page of the host; TDX has the S-EPT, a page table
+//! for each guest. Both are small traits here, with two implementations: the kernel's functions
+//! and a software model. Vendor code is the same over both, and has no say in which it is.
+//!
+//! That a platform has given a page up, and that it has zeroed it, are values that only this file
+//! makes, after it has looked for itself: the host writes to no page without one.
+//!
+//! C header: [`arch/x86/include/asm/sev.h`](srctree/arch/x86/include/asm/sev.h), and
+//! `struct kvm_gmem_vendor_ops` in [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
+
+use crate::{
+    bindings,
+    kvm::vm::{
+        Emulated,
+        Gfn,
+        Vm, //
+    },
+    mm::folio::{
+        Assignment,
+        FolioRef,
+        Frame, //
+    }, //
+};
+use kernel::{
+    error::to_result,
+    prelude::*, //
+};
+
+#[cfg(CONFIG_KVM_GMEM_EMULATION)]
+use crate::emulation::{
+    ModelRmp,
+    ModelSept, //
+};
+
+#[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+use crate::testing::platform as testing;
+
+/// Only what is listed here is believed.
+pub(crate) mod sealed {
+    pub trait Sealed {}
+}
+
+/// What a platform is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Under {
+    /// The machine has it.
+    Hardware,
+    /// A software model stands in for it.
+    Model,
+    /// A test plays it.
+    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    Test,
+}
+
+/// What keeps the private memory of a VM private.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing but KVM's own page tables.
+    Software,
+    /// AMD SEV-SNP.
+    Snp(Under),
+    /// Intel TDX.
+    Tdx(Under),
+}
+
+/// Whether VMs of a kind can be made here. A model stands in for a platform in VMs of another type.
+pub fn is_available(kind: Kind) -> bool {
+    let vm_type = match kind {
+        Kind::Software => bindings::GMEM_VM_SW_PROTECTED,
+        Kind::Snp(Under::Hardware) => bindings::GMEM_VM_SNP,
+        Kind::Tdx(Under::Hardware) => bindings::GMEM_VM_TDX,
+        Kind::Snp(Under::Model) | Kind::Tdx(Under::Model) => {
+            return cfg!(CONFIG_KVM_GMEM_EMULATION)
+        }
+        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+        Kind::Snp(Under::Test) | Kind::Tdx(Under::Test) => return false,
+    };
+    // SAFETY: Asks for a property of this kernel and machine.
+    unsafe { bindings::gmem_vm_type_available(vm_type) }
+}
+
+impl Kind {
+    /// Whether pages can be the platform's, so that the host may not write them.
+    #[inline]
+    pub fn owns_pages(self) -> bool {
+        self != Self::Software
+    }
+}
+
+/// What a VM's memory is kept private by; [`None`] if this crate does not know such VMs.
+#[inline]
+pub fn kind(vm: &Vm) -> Option<Kind> {
+    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    if let Some(kind) = testing::kind(vm) {
+        return Some(kind);
+    }
+    match vm.kind() {
+        bindings::GMEM_VM_SW_PROTECTED => Some(match vm.emulated() {
+            None => Kind::Software,
+            Some(Emulated::Snp) => Kind::Snp(Under::Model),
+            Some(Emulated::Tdx) => Kind::Tdx(Under::Model),
+        }),
+        bindings::GMEM_VM_SNP => Some(Kind::Snp(Under::Hardware)),
+        bindings::GMEM_VM_TDX => Some(Kind::Tdx(Under::Hardware)),
+        _ => None,
+    }
+}
+
+/// The platform failed where there is no way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fatal;
+
+/// What the RMP says of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// It is a guest's, or firmware's: a write of the host would fault.
+    pub assigned: bool,
+    /// The entry is one for 2M.
+    pub large: bool,
+}
+
+/// SNP's table of whose each page of the host is.
+///
+/// Updates do not look at what was before. Whoever calls them does, and nobody else assigns or
+/// takes back the pages of a file meanwhile: the folio is locked, or the invalidate lock held.
+///
+/// Implementations call [`trace_rmp`] for each update.
+pub trait Rmp: sealed::Sealed {
+    /// The number by which the table knows a guest.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` if the vendor's module is on its way out.
+    fn asid(vm: &Vm) -> Result<u32>;
+
+    /// What the table says now.
+    ///
+    /// # Errors
+    ///
+    /// What the platform returns, if there is no such table or entry.
+    fn lookup(frame: &Frame<'_>) -> Result<Entry>;
+
+    /// Gives one page to the guest with `asid`, to be seen at `gfn`.
+    ///
+    /// # Errors
+    ///
+    /// What the platform returns. The entry is unchanged.
+    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result;
+
+    /// Takes one page back, and flushes what caches have of it.
+    ///
+    /// # Errors
+    ///
+    /// What the platform returns. The entry is unchanged.
+    fn unassign(frame: &Frame<'_>) -> Result;
+
+    /// Splits the entry for 2M that the page is in.
+    ///
+    /// # Errors
+    ///
+    /// What the platform returns.
+    fn smash(frame: &Frame<'_>) -> Result;
+}
+
+/// TDX's page table of a guest's private pages.
+pub trait Sept: sealed::Sealed {
+    /// Gets ready for the page to be mapped at `gfn`; may sleep, which the mapping may not.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    fn prepare(vm: &Vm, gfn: Gfn, frame: &Frame<'_>) -> Result;
+
+    /// Whether there is a page at `gfn`. Called with `mmu_lock` held for writing.
+    fn contains(vm: &Vm, gfn: Gfn) -> bool;
+
+    /// Whether taking a page out leaves zeroes in it.
+    fn removal_zeroes(vm: &Vm) -> bool;
+}
+
+/// Traces a change of an RMP entry that was `from`, or an attempt at it (`code` is then not 0).
+/// `to` is whom it is about, as far as that is known.
+pub fn trace_rmp(
+    frame: &Frame<'_>,
+    to: Option<Assignment>,
+    from: Entry,
+    assigned: bool,
+    code: i32,
+) {
+    let (gfn, asid) = to.map_or((u64::MAX, 0), |to| (to.gfn.get(), to.asid));
+    let pfn = frame.pfn().get();
+    // SAFETY: Only traces.
+    unsafe { bindings::gmem_trace_rmp(pfn, gfn, asid, from.assigned, assigned, from.large, code) }
+}
+
+/// The RMP of this machine.
+pub struct HardwareRmp;
+
+impl sealed::Sealed for HardwareRmp {}
+
+impl Rmp for HardwareRmp {
+    fn asid(vm: &Vm) -> Result<u32> {
+        let mut asid = 0;
+        // SAFETY: The VM is valid, and `asid` has room for one.
+        to_result(unsafe { bindings::gmem_vendor_asid(vm.as_raw(), &mut asid) })?;
+        Ok(asid)
+    }
+
+    fn lookup(frame: &Frame<'_>) -> Result<Entry> {
+        let (mut assigned, mut large) = (false, false);
+        // SAFETY: Both have room.
+        to_result(unsafe {
+            bindings::gmem_rmp_lookup(frame.pfn().get(), &mut assigned, &mut large)
+        })?;
+        Ok(Entry { assigned, large })
+    }
+
+    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result {
+        // SAFETY: The frame is one of a file's, which has no host mapping of a private page; the
+        // platform checks the rest.
+        to_result(unsafe { bindings::gmem_rmp_assign(frame.pfn().get(), gfn.get(), asid) })
+    }
+
+    fn unassign(frame: &Frame<'_>) -> Result {
+        let (gfn, asid) = frame
+            .assignment()
+            .map_or((u64::MAX, 0), |to| (to.gfn.get(), to.asid));
+        // SAFETY: The frame is one of a file's; gfn and asid are for the trace.
+        to_result(unsafe { bindings::gmem_rmp_unassign(frame.pfn().get(), gfn, asid) })
+    }
+
+    fn smash(frame: &Frame<'_>) -> Result {
+        // SAFETY: Splitting changes no owner.
+        to_result(unsafe { bindings::gmem_rmp_smash(frame.pfn().get()) })
+    }
+}
+
+/// The S-EPT that the TDX module keeps.
+pub struct HardwareSept;
+
+impl sealed::Sealed for HardwareSept {}
+
+impl Sept for HardwareSept {
+    fn prepare(_vm: &Vm, _gfn: Gfn, _frame: &Frame<'_>) -> Result {
+        Ok(())
+    }
+
+    fn contains(vm: &Vm, gfn: Gfn) -> bool {
+        // SAFETY: The VM is valid; mmu_lock is held by the contract of this function, and lockdep
+        // says so if it is not.
+        unsafe { bindings::gmem_vendor_in_sept(vm.as_raw(), gfn.get()) }
+    }
+
+    fn removal_zeroes(_vm: &Vm) -> bool {
+        // SAFETY: Asks for a property of the machine.
+        unsafe { bindings::gmem_vendor_removal_zeroes() }
+    }
+}
+
+/// Whether the page is somebody's in the RMP of `vm`'s platform.
+pub(crate) fn is_in_rmp(vm: &Vm, frame: &Frame<'_>) -> bool {
+    let entry = match kind(vm) {
+        Some(Kind::Snp(Under::Hardware)) => HardwareRmp::lookup(frame),
+        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+        Some(Kind::Snp(Under::Model)) => ModelRmp::lookup(frame),
+        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+        Some(Kind::Snp(Under::Test)) => testing::TestRmp::lookup(frame),
+        _ => return false,
+    };
+    // A page that cannot be looked up is not known to be the host's.
+    entry.map_or(true, |entry| entry.assigned)
+}
+
+/// Whether the page is somebody's in the RMP that it was given by, whatever is remembered of it. A
+/// machine without an RMP has none that is.
+pub(crate) fn is_assigned(frame: &Frame<'_>) -> bool {
+    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+    if frame.is_model() {
+        return ModelRmp::lookup(frame).is_ok_and(|entry| entry.assigned);
+    }
+    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    if testing::TestRmp::has(frame) {
+        return true;
+    }
+    HardwareRmp::lookup(frame).is_ok_and(|entry| entry.assigned)
+}
+
+/// Whether `vm` has an S-EPT.
+pub(crate) fn has_sept(vm: &Vm) -> bool {
+    matches!(kind(vm), Some(Kind::Tdx(_)))
+}
+
+/// Whether `vm`'s S-EPT has a page at `gfn`. Called with `mmu_lock` held for writing.
+pub(crate) fn is_in_sept(vm: &Vm, gfn: Gfn) -> bool {
+    match kind(vm) {
+        Some(Kind::Tdx(Under::Hardware)) => HardwareSept::contains(vm, gfn),
+        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+        Some(Kind::Tdx(Under::Model)) => ModelSept::contains(vm, gfn),
+        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+        Some(Kind::Tdx(Under::Test)) => testing::TestSept::contains(vm, gfn),
+        _ => false,
+    }
+}
+
+/// Whether taking a page out of `vm`'s S-EPT leaves zeroes in it.
+pub(crate) fn removal_zeroes(vm: &Vm) -> bool {
+    match kind(vm) {
+        Some(Kind::Tdx(Under::Hardware)) => HardwareSept::removal_zeroes(vm),
+        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+        Some(Kind::Tdx(Under::Model)) => ModelSept::removal_zeroes(vm),
+        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+        Some(Kind::Tdx(Under::Test)) => testing::TestSept::removal_zeroes(vm),
+        _ => false,
+    }
+}
+
+/// The platform has filled the page with zeroes.
+struct Zeroed;
+
+/// A folio that no platform has: the host may write it until the invalidate lock is released.
+pub struct GivenUp<'f, 'b> {
+    folio: &'f FolioRef<'b>,
+    zeroed: Option<Zeroed>,
+}
+
+impl<'f, 'b> GivenUp<'f, 'b> {
+    /// To be made after looking, see
+    /// [`InvalidateSpan::given_up`](crate::kvm::mmu::InvalidateSpan::given_up): for whether a
+    /// platform has the folio, and for whether one has zeroed it when it gave it up.
+    pub(super) fn new(folio: &'f FolioRef<'b>, zeroed: bool) -> Self {
+        folio.frame().mark_in_sept(false);
+        Self {
+            folio,
+            zeroed: zeroed.then_some(Zeroed),
+        }
+    }
+
+    /// Makes all bytes of it zero, unless the platform has.
+    pub fn zero(self) {
+        match self.zeroed {
+            Some(Zeroed) => {}
+            None => self.folio.zero(),
+        }
+    }
+
+    /// Fills it.
+    pub fn fill(self, byte: u8) {
+        self.folio.fill(byte);
+    }
+}

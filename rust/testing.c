@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Objects that KUnit makes by itself, as much of them as is used: there need be
+ * no mounted file system, no vCPU and no hardware.
+ */
+#include <kunit/test.h>
+#include <linux/mman.h>
+#include <linux/pagemap.h>
+#include <linux/swap.h>
+
+#include "testing.h"
+#include "kvm_mm.h"
+#ifdef CONFIG_X86
+#include "mmu.h"
+#endif
+
+/*
+ * Without the TDP MMU a zap walks reverse maps, which the memslots here do not
+ * have.
+ */
+bool gmem_test_can_zap(void)
+{
+#ifdef CONFIG_X86
+	return tdp_mmu_enabled;
+#else
+	return true;
+#endif
+}
+
+/* Enough of a VM to count users, to be invalidated in and to die. */
+struct kvm *gmem_test_vm_alloc(void)
+{
+	struct kvm *kvm = kvzalloc(sizeof(*kvm), GFP_KERNEL);
+
+	if (!kvm)
+		return NULL;
+	KVM_MMU_LOCK_INIT(kvm);
+	mutex_init(&kvm->slots_lock);
+	spin_lock_init(&kvm->mn_invalidate_lock);
+	refcount_set(&kvm->users_count, 1);
+	xa_init(&kvm->vcpu_array);
+#ifdef CONFIG_X86_64
+	INIT_LIST_HEAD(&kvm->arch.tdp_mmu_roots);
+#endif
+	return kvm;
+}
+
+void gmem_test_vm_free(struct kvm *kvm)
+{
+	WARN_ON_ONCE(refcount_read(&kvm->users_count) != 1);
+	kvfree(kvm);
+}
+
+/* What kvm_vm_dead() does to a VM without vCPUs. */
+void gmem_test_vm_kill(struct kvm *kvm)
+{
+	kvm->vm_dead = true;
+}
+
+/* Two fresh pages of user memory, behind which nothing is mapped; 0 if there are none. */
+unsigned long gmem_test_user_pages(void)
+{
+	unsigned long addr;
+
+	if (!current->mm && kunit_attach_mm())
+		return 0;
+	addr = vm_mmap(NULL, 0, 3 * PAGE_SIZE, PROT_READ | PROT_WRITE,
+		       MAP_ANONYMOUS | MAP_PRIVATE, 0);
+	if (IS_ERR_VALUE(addr) || vm_munmap(addr + 2 * PAGE_SIZE, PAGE_SIZE))
+		return 0;
+	return addr;
+}
+
+#ifdef CONFIG_FAILSLAB
+/* Has the nth allocation of this thread from now on fail that may not wait for memory. */
+void gmem_test_fail_allocation(unsigned int nth)
+{
+	WRITE_ONCE(current->fail_nth, nth);
+}
+
+/* Whether that has happened; ends it in any case. */
+bool gmem_test_allocation_failed(void)
+{
+	bool failed = !READ_ONCE(current->fail_nth);
+
+	WRITE_ONCE(current->fail_nth, 0);
+	return failed;
+}
+#endif
+
+unsigned long gmem_test_vm_invalidations(struct kvm *kvm)
+{
+	return kvm->mmu_invalidate_in_progress;
+}
+
+unsigned long gmem_test_vm_sequence(struct kvm *kvm)
+{
+	return kvm->mmu_invalidate_seq;
+}
+
+/* Enough of an inode for its mapping to be locked and to have folios. */
+void gmem_test_inode_init(struct inode *inode, u64 size)
+{
+	static struct lock_class_key key;
+	struct address_space *mapping = &inode->i_data;
+
+	inode_init_once(inode);
+	spin_lock_init(&inode->i_lock);
+	atomic_set(&inode->i_count, 1);
+	inode->i_size = size;
+	inode->i_mapping = mapping;
+	mapping->host = inode;
+	mapping->a_ops = &empty_aops;
+	mapping_set_gfp_mask(mapping, GFP_HIGHUSER);
+	__init_rwsem(&mapping->invalidate_lock, "gmem_test_invalidate_lock", &key);
+}
+
+/* The base reference is never put: who has made the file frees it. */
+void gmem_test_file_init(struct file *file, struct inode *inode, void *data)
+{
+	memset(file, 0, sizeof(*file));
+	file_ref_init(&file->f_ref, 1);
+	file->f_inode = inode;
+	file->f_mapping = inode->i_mapping;
+	file->private_data = data;
+}
+
+void gmem_test_slot_init(struct kvm_memory_slot *slot, gfn_t base, unsigned long npages,
+			 pgoff_t pgoff)
+{
+	memset(slot, 0, sizeof(*slot));
+	slot->base_gfn = base;
+	slot->npages = npages;
+	slot->gmem.pgoff = pgoff;
+}
+
+void *gmem_test_page_address(struct page *page)
+{
+	return page_address(page);
+}
+
+int gmem_test_page_references(struct page *page)
+{
+	/* Not those of pages on their way to an LRU list. */
+	lru_add_drain_all();
+	return page_ref_count(page);
+}
+
+void gmem_test_page_unlock(struct page *page)
+{
+	folio_unlock(page_folio(page));
+}

@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! VMs, inodes and files that KUnit makes by itself.
+//!
+//! They are as much of the real thing as is used here: an inode has a mapping with real folios,
+//! and a VM can be invalidated in. No test thus needs a mounted file system, a vCPU or hardware.
+
+use crate::{
+    bindings,
+    export::{
+        entry,
+        GuestMemfd, //
+    },
+    fs::{
+        file_ops::GmemFile,
+        inode::{
+            GmemInode,
+            Traits,
+            PAGE, //
+        },
+    },
+    kvm::{
+        memslot::{
+            FileData,
+            Memslot, //
+        },
+        vm::{
+            Pfn,
+            Vm, //
+        }, //
+    },
+    mm::fault, //
+};
+use core::{
+    marker::PhantomData,
+    mem::MaybeUninit,
+    ptr::NonNull, //
+};
+use gmem_policy::{
+    range::{
+        Geometry,
+        PageIndex, //
+    },
+    request::Visibility, //
+};
+use kernel::{
+    error::to_result,
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+
+pub mod platform;
+
+/// A VM that can be invalidated in, can be killed, and nothing else.
+pub struct TestVm(*mut bindings::kvm);
+
+impl TestVm {
+    /// Makes one.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new() -> Result<Self> {
+        // SAFETY: Allocates only.
+        let kvm = unsafe { bindings::gmem_test_vm_alloc() };
+        if kvm.is_null() {
+            return Err(ENOMEM);
+        }
+        Ok(Self(kvm))
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &Vm {
+        // SAFETY: It has a user until it is dropped.
+        unsafe { Vm::from_raw(self.0) }
+    }
+
+    /// Marks it dead, as a zap that fails does.
+    pub fn kill(&self) {
+        // SAFETY: It is valid until it is dropped.
+        unsafe { bindings::gmem_test_vm_kill(self.0) }
+    }
+
+    /// How many invalidations are going on.
+    pub fn invalidations(&self) -> usize {
+        // SAFETY: It is valid until it is dropped.
+        unsafe { bindings::gmem_test_vm_invalidations(self.0) }
+    }
+
+    /// How many have ended.
+    pub fn sequence(&self) -> usize {
+        // SAFETY: It is valid until it is dropped.
+        unsafe { bindings::gmem_test_vm_sequence(self.0) }
+    }
+}
+
+impl Drop for TestVm {
+    fn drop(&mut self) {
+        platform::forget(self.vm());
+        // SAFETY: The files that used it are gone, which the function checks.
+        unsafe { bindings::gmem_test_vm_free(self.0) }
+    }
+}
+
+/// An inode that no file system knows.
+pub(crate) struct TestInode(NonNull<GmemInode>);
+
+impl TestInode {
+    pub(crate) fn new(pages: u64, initial: Visibility) -> Result<Self> {
+        let geometry = Geometry::new(PAGE, pages * PAGE.bytes()).ok_or(EINVAL)?;
+        let this = KBox::<GmemInode>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
+        let this = NonNull::new(KBox::into_raw(this).cast::<GmemInode>()).ok_or(EINVAL)?;
+
+        // SAFETY: The memory is valid and in use by nobody; what the VFS does for an inode that is
+        // used here is done by the helper.
+        unsafe {
+            bindings::gmem_test_inode_init(GmemInode::vfs_of(this.as_ptr()), pages * PAGE.bytes());
+            GmemInode::init(this.as_ptr());
+        }
+        // From here on drop() tears it down.
+        let inode = Self(this);
+        // SAFETY: Initialised just now, and nobody has a reference.
+        unsafe {
+            GmemInode::set_up(
+                this.as_ptr(),
+                Traits {
+                    geometry,
+                    initial,
+                    mappable: true,
+                    in_place: true,
+                },
+            )?
+        };
+        Ok(inode)
+    }
+
+    pub(crate) fn get(&self) -> &GmemInode {
+        // SAFETY: Valid until it is dropped.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for TestInode {
+    fn drop(&mut self) {
+        let inode = self.get();
+        inode.lock().truncate(&inode.geometry().whole());
+        // SAFETY: The test is over; nobody uses the inode, which came from a box.
+        unsafe {
+            GmemInode::tear_down(self.0.as_ptr());
+            GmemInode::free_map(self.0.as_ptr());
+            drop(KBox::from_raw(
+                self.0.as_ptr().cast::<MaybeUninit<GmemInode>>(),
+            ));
+        }
+    }
+}
+
+/// A slot that no VM knows.
+pub(crate) fn slot(
+    base: u64,
+    npages: usize,
+    pgoff: usize,
+) -> Result<KBox<bindings::kvm_memory_slot>> {
+    let mut slot = KBox::<bindings::kvm_memory_slot>::new_uninit(GFP_KERNEL)?;
+    // SAFETY: The memory is valid for writes, and initialised by the call.
+    unsafe {
+        bindings::gmem_test_slot_init(slot.as_mut_ptr(), base, npages, pgoff);
+        Ok(slot.assume_init())
+    }
+}
+
+pub(crate) fn memslot(slot: &mut bindings::kvm_memory_slot) -> &Memslot {
+    // SAFETY: The slot lives as long as the reference.
+    unsafe { Memslot::from_raw(slot) }
+}
+
+/// A file that converts in place, with one slot of its VM that shows all of it.
+///
+/// `T` is whose it is: it serves its faults, and is told of the folios that are freed.
+pub struct TestFile<'v, T> {
+    file: NonNull<bindings::file>,
+    slot: NonNull<bindings::kvm_memory_slot>,
+    data: NonNull<FileData>,
+    inode: TestInode,
+    vm: &'v TestVm,
+    _implementation: PhantomData<T>,
+}
+
+impl<'v, T: GuestMemfd> TestFile<'v, T> {
+    /// Makes a file of `pages` pages that are all `initial`, and shows it at `base`.
+    ///
+    /// [`None`] where KVM runs without the TDP MMU, as a zap needs a real VM then.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(vm: &'v TestVm, pages: u64, initial: Visibility, base: u64) -> Result<Option<Self>> {
+        // SAFETY: Looks at a module parameter.
+        if !unsafe { bindings::gmem_test_can_zap() } {
+            pr_info!("skipped: zapping needs the TDP MMU\n");
+            return Ok(None);
+        }
+        let inode = TestInode::new(pages, initial)?;
+        let data = FileData::new(vm.vm())?;
+        let slot = slot(base, pages as usize, 0)?;
+        let file = KBox::<bindings::file>::new_uninit(GFP_KERNEL)?;
+
+        let this = Self {
+            file: NonNull::new(KBox::into_raw(file).cast()).ok_or(EINVAL)?,
+            slot: NonNull::from(KBox::leak(slot)),
+            data: NonNull::from(KBox::leak(data)),
+            inode,
+            vm,
+            _implementation: PhantomData,
+        };
+        // SAFETY: All of it is valid, and nobody else's, until drop() tears it down.
+        unsafe {
+            let vfs = this.inode.get().vfs();
+            (*(*vfs).i_mapping).a_ops = T::tables().address_space_operations();
+            bindings::gmem_test_file_init(this.file.as_ptr(), vfs, this.data.as_ptr().cast());
+            (*this.slot.as_ptr()).flags |=
+                bindings::GMEM_SLOT_GMEM_ONLY | bindings::GMEM_SLOT_IN_PLACE;
+            bindings::gmem_slot_set_file(this.slot.as_ptr(), this.file.as_ptr());
+            this.inode.get().add_file(this.data)?;
+        }
+        let (_guard, bindings) = this.inode.get().lock_to_bind();
+        this.file().data().bind(&bindings, this.memslot())?;
+        drop((_guard, bindings));
+        Ok(Some(this))
+    }
+
+    /// The file.
+    pub fn file(&self) -> &GmemFile {
+        // SAFETY: Valid until it is dropped.
+        unsafe { GmemFile::from_raw(self.file.as_ptr()) }
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &Vm {
+        self.vm.vm()
+    }
+
+    fn memslot(&self) -> &Memslot {
+        // SAFETY: Valid until it is dropped.
+        unsafe { Memslot::from_raw(self.slot.as_ptr()) }
+    }
+
+    /// What the page `at` is.
+    pub fn visibility(&self, at: u64) -> Visibility {
+        self.inode.get().visibility(PageIndex::new(at))
+    }
+
+    /// Allocates the page `at` and fills it, whatever it is: what its owner would do.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn fill(&self, at: u64, byte: u8) -> Result {
+        let folio = self.inode.get().folio(PageIndex::new(at))?;
+        folio.prepare();
+        HostPage(folio.into_page().into_raw())
+            .bytes_mut()
+            .fill(byte);
+        Ok(())
+    }
+
+    /// The page `at`, with a reference to it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn page(&self, at: u64) -> Result<HostPage> {
+        let folio = self.inode.get().folio(PageIndex::new(at))?;
+        Ok(HostPage(folio.into_page().into_raw()))
+    }
+
+    /// Allocates the page `at` without using it, as fallocate() does.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn allocate(&self, at: u64) -> Result {
+        drop(self.inode.get().folio(PageIndex::new(at))?);
+        Ok(())
+    }
+
+    /// The byte that all bytes of the page `at` are, whatever it is; [`None`] if they differ.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn byte(&self, at: u64) -> Result<Option<u8>> {
+        Ok(self.page(at)?.byte())
+    }
+
+    /// How many pages were lost to the platform.
+    pub fn lost_pages(&self) -> usize {
+        let guard = self.inode.get().lock();
+        let mut folios = guard.folios(&self.inode.get().geometry().whole());
+        let mut lost = 0;
+        while let Some(batch) = folios.next_batch() {
+            lost += batch.filter(|folio| folio.frame().is_leaked()).count();
+        }
+        lost
+    }
+
+    /// What a host fault on the page `at` gets.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` for a SIGBUS, `ENOMEM`, `EAGAIN`.
+    pub fn host_fault(&self, at: u64) -> Result<HostPage> {
+        let mut vma = KBox::<bindings::vm_area_struct>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
+        let mut vmf = MaybeUninit::<bindings::vm_fault>::zeroed();
+        let (vma, vmf) = (vma.as_mut_ptr(), vmf.as_mut_ptr());
+
+        // SAFETY: Both are zeroed, and live until the fault is served. Of the mapping only the file
+        // is used, of the fault what is set here.
+        let (result, page) = unsafe {
+            (*vma).vm_file = self.file.as_ptr();
+            (*vmf).__bindgen_anon_1.vma = vma;
+            (*vmf).__bindgen_anon_1.pgoff = at as usize;
+            (fault::fault::<T>(vmf), (*vmf).page)
+        };
+        match result {
+            bindings::vm_fault_reason_VM_FAULT_LOCKED => {
+                // SAFETY: The fault has locked the page and taken a reference.
+                unsafe { bindings::gmem_test_page_unlock(page) };
+                Ok(HostPage(page))
+            }
+            bindings::vm_fault_reason_VM_FAULT_OOM => Err(ENOMEM),
+            bindings::vm_fault_reason_VM_FAULT_RETRY => Err(EAGAIN),
+            _ => Err(EFAULT),
+        }
+    }
+
+    /// What a guest fault on `gfn` gets.
+    ///
+    /// # Errors
+    ///
+    /// What the implementation returns.
+    pub fn guest_fault(&self, gfn: u64) -> Result<HostPage> {
+        let (mut pfn, mut page) = (0, core::ptr::null_mut());
+
+        // SAFETY: VM and slot are valid, and nobody takes the slot away.
+        to_result(unsafe {
+            entry::get_pfn::<T>(
+                self.vm().as_raw(),
+                self.slot.as_ptr(),
+                gfn,
+                &mut pfn,
+                &mut page,
+                core::ptr::null_mut(),
+            )
+        })?;
+        Ok(HostPage(page))
+    }
+}
+
+impl<T> Drop for TestFile<'_, T> {
+    fn drop(&mut self) {
+        let inode = self.inode.get();
+        // SAFETY: The test is over. All three came from boxes, and nobody uses them any more once
+        // the inode does not know the file.
+        unsafe {
+            let data = self.data.as_ref();
+            let (guard, bindings) = inode.lock_to_bind();
+            data.unbind(&bindings, Memslot::from_raw(self.slot.as_ptr()));
+            inode.remove_file(&guard, &bindings, data);
+            drop((guard, bindings));
+
+            drop(KBox::from_raw(self.slot.as_ptr()));
+            drop(KBox::from_raw(self.data.as_ptr()));
+            drop(KBox::from_raw(
+                self.file.as_ptr().cast::<MaybeUninit<bindings::file>>(),
+            ));
+        }
+    }
+}
+
+/// A page with a reference to it, as somebody has it who was given one; dropping it puts.
+pub struct HostPage(*mut bindings::page);
+
+impl HostPage {
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: The reference keeps the page, which is in the direct map, and tests use it from
+        // one task only.
+        unsafe {
+            let start = bindings::gmem_test_page_address(self.0).cast::<u8>();
+            core::slice::from_raw_parts_mut(start, PAGE_SIZE)
+        }
+    }
+
+    /// How many references there are, this one included.
+    pub fn references(&self) -> i32 {
+        // SAFETY: The reference keeps the page.
+        unsafe { bindings::gmem_test_page_references(self.0) }
+    }
+
+    /// The host's frame.
+    pub(crate) fn pfn(&self) -> Pfn {
+        // SAFETY: The reference keeps the page.
+        Pfn::new(unsafe { bindings::gmem_page_pfn(self.0) })
+    }
+
+    /// Fills the page.
+    pub fn fill(&mut self, byte: u8) {
+        self.bytes_mut().fill(byte);
+    }
+
+    /// The byte that all of its bytes are; [`None`] if they differ.
+    pub fn byte(&mut self) -> Option<u8> {
+        let bytes = self.bytes_mut();
+        let first = *bytes.first()?;
+        bytes.iter().all(|&byte| byte == first).then_some(first)
+    }
+}
+
+impl Drop for HostPage {
+    fn drop(&mut self) {
+        // SAFETY: The reference is ours.
+        unsafe { bindings::gmem_put_page(self.0) }
+    }
+}

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Platforms for KUnit: an RMP and an S-EPT of a few pages, which answer and fail as a test says.
+//!
+//! They allow what hardware allows: assigning a page that somebody else has takes it from him.
+
+use super::{
+    HostPage,
+    TestFile,
+    TestVm, //
+};
+use crate::{
+    export::GuestMemfd,
+    kvm::{
+        platform::{
+            sealed::Sealed,
+            Entry,
+            Kind,
+            Rmp,
+            Sept, //
+        },
+        vm::{
+            Gfn,
+            Vm, //
+        }, //
+    },
+    mm::folio::Frame, //
+};
+use core::cell::UnsafeCell;
+use gmem_policy::range::PageIndex;
+use kernel::prelude::*;
+
+/// Operations on the RMP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RmpOperation {
+    /// Looking an entry up.
+    Lookup,
+    /// Giving a page to a guest.
+    Assign,
+    /// Taking a page back.
+    Unassign,
+}
+
+/// What the RMP has for a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RmpEntry {
+    /// Whose it is.
+    pub asid: u32,
+    /// Where its guest sees it.
+    pub gfn: u64,
+    /// The guest has accepted it, and gets a fault should that change.
+    pub validated: bool,
+}
+
+const ENTRIES: usize = 64;
+
+struct State {
+    /// Assigned pages, by frame.
+    rmp: [Option<(u64, RmpEntry)>; ENTRIES],
+    /// The operation that fails, and how often it succeeds before.
+    fails: Option<(RmpOperation, u32)>,
+    /// How often it fails then.
+    times: u32,
+    /// Pages in the S-EPT, by gfn: when asked first, and when asked again.
+    sept: [Option<(u64, bool, bool)>; ENTRIES],
+    removal_zeroes: bool,
+    /// VMs that are on such a platform, by address.
+    vms: [Option<(usize, Kind, u32)>; 4],
+}
+
+impl State {
+    const NEW: Self = Self {
+        rmp: [None; ENTRIES],
+        fails: None,
+        times: 0,
+        sept: [None; ENTRIES],
+        removal_zeroes: false,
+        vms: [None; 4],
+    };
+
+    fn rmp(&mut self, pfn: u64) -> Option<&mut RmpEntry> {
+        self.rmp
+            .iter_mut()
+            .flatten()
+            .find_map(|(of, entry)| (*of == pfn).then_some(entry))
+    }
+
+    fn set_rmp(&mut self, pfn: u64, entry: Option<RmpEntry>) -> Result {
+        for slot in &mut self.rmp {
+            if slot.is_some_and(|(of, _)| of == pfn) {
+                *slot = None;
+            }
+        }
+        if let Some(entry) = entry {
+            let slot = self.rmp.iter_mut().find(|slot| slot.is_none());
+            *slot.ok_or(ENOSPC)? = Some((pfn, entry));
+        }
+        Ok(())
+    }
+
+    /// Fails if it was told to.
+    fn strike(&mut self, operation: RmpOperation) -> Result {
+        match &mut self.fails {
+            Some((what, before)) if *what == operation => {
+                if *before > 0 {
+                    *before -= 1;
+                    return Ok(());
+                }
+                self.times = self.times.saturating_sub(1);
+                if self.times == 0 {
+                    self.fails = None;
+                }
+                Err(EFAULT)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Global(UnsafeCell<State>);
+
+// SAFETY: KUnit runs one test after the other, and none of them starts threads.
+unsafe impl Sync for Global {}
+
+static STATE: Global = Global(UnsafeCell::new(State::NEW));
+
+/// `f` must not call this again.
+fn with<R>(f: impl FnOnce(&mut State) -> R) -> R {
+    // SAFETY: One test runs at a time, in one thread, and the calls are not nested.
+    f(unsafe { &mut *STATE.0.get() })
+}
+
+/// The platform of a test's VM.
+pub(crate) fn kind(vm: &Vm) -> Option<Kind> {
+    let at = vm.as_raw().addr();
+    with(|state| {
+        state
+            .vms
+            .iter()
+            .flatten()
+            .find_map(|&(of, kind, _)| (of == at).then_some(kind))
+    })
+}
+
+/// The VM is gone; and with the last one everything, as real pages and VMs come to be where those
+/// of the tests were.
+pub(super) fn forget(vm: &Vm) {
+    let at = vm.as_raw().addr();
+    with(|state| {
+        for slot in &mut state.vms {
+            if slot.is_some_and(|(of, _, _)| of == at) {
+                *slot = None;
+            }
+        }
+        if state.vms.iter().all(Option::is_none) {
+            *state = State::NEW;
+        }
+    });
+}
+
+impl TestVm {
+    /// Puts the VM on a platform of this file.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC`.
+    pub fn put_on(&self, kind: Kind, asid: u32) -> Result {
+        let at = self.vm().as_raw().addr();
+        with(|state| {
+            let slot = state.vms.iter_mut().find(|slot| slot.is_none());
+            *slot.ok_or(ENOSPC)? = Some((at, kind, asid));
+            Ok(())
+        })
+    }
+}
+
+/// The RMP, see the module's documentation.
+pub struct TestRmp;
+
+impl TestRmp {
+    /// Forgets everything; for the beginning of a test.
+    pub fn reset() {
+        with(|state| *state = State::NEW);
+    }
+
+    /// Lets an operation fail, `times` times, after it has succeeded `before` times.
+    pub fn fail(operation: RmpOperation, before: u32, times: u32) {
+        with(|state| {
+            state.fails = Some((operation, before));
+            state.times = times;
+        });
+    }
+
+    /// What it has for the page `at` of a file.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn entry<T: GuestMemfd>(file: &TestFile<'_, T>, at: u64) -> Result<Option<RmpEntry>> {
+        let pfn = file.file().inode().folio(PageIndex::new(at))?.pfn().get();
+        Ok(with(|state| state.rmp(pfn).map(|entry| *entry)))
+    }
+
+    /// Puts an entry for the page `at` of a file there.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `ENOSPC`.
+    pub fn set<T: GuestMemfd>(file: &TestFile<'_, T>, at: u64, entry: Option<RmpEntry>) -> Result {
+        let pfn = file.file().inode().folio(PageIndex::new(at))?.pfn().get();
+        with(|state| state.set_rmp(pfn, entry))
+    }
+}
+
+impl TestRmp {
+    /// Whether it has an entry for a page.
+    pub fn has(frame: &Frame<'_>) -> bool {
+        with(|state| state.rmp(frame.pfn().get()).is_some())
+    }
+
+    /// The same for a page that may have left its file.
+    pub fn has_page(page: &HostPage) -> bool {
+        with(|state| state.rmp(page.pfn().get()).is_some())
+    }
+
+    /// How many pages are assigned.
+    pub fn assigned() -> usize {
+        with(|state| state.rmp.iter().flatten().count())
+    }
+}
+
+impl Sealed for TestRmp {}
+
+impl Rmp for TestRmp {
+    fn asid(vm: &Vm) -> Result<u32> {
+        let at = vm.as_raw().addr();
+        with(|state| {
+            state
+                .vms
+                .iter()
+                .flatten()
+                .find_map(|&(of, _, asid)| (of == at).then_some(asid))
+                .ok_or(ENODEV)
+        })
+    }
+
+    fn lookup(frame: &Frame<'_>) -> Result<Entry> {
+        with(|state| {
+            state.strike(RmpOperation::Lookup)?;
+            Ok(Entry {
+                assigned: state.rmp(frame.pfn().get()).is_some(),
+                large: false,
+            })
+        })
+    }
+
+    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result {
+        with(|state| {
+            state.strike(RmpOperation::Assign)?;
+            let entry = RmpEntry {
+                asid,
+                gfn: gfn.get(),
+                validated: false,
+            };
+            state.set_rmp(frame.pfn().get(), Some(entry))
+        })
+    }
+
+    fn unassign(frame: &Frame<'_>) -> Result {
+        with(|state| {
+            state.strike(RmpOperation::Unassign)?;
+            state.set_rmp(frame.pfn().get(), None)
+        })
+    }
+
+    fn smash(_frame: &Frame<'_>) -> Result {
+        Err(EINVAL)
+    }
+}
+
+/// The S-EPT, see the module's documentation.
+pub struct TestSept;
+
+impl TestSept {
+    /// Says of `gfn` whether there is a page when it is asked about for the first time, and when it
+    /// is asked about later.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC`.
+    pub fn set(gfn: u64, first: bool, later: bool) -> Result {
+        with(|state| {
+            let slot = state.sept.iter_mut().find(|slot| slot.is_none());
+            *slot.ok_or(ENOSPC)? = Some((gfn, first, later));
+            Ok(())
+        })
+    }
+
+    /// Whether there is a page at `gfn`, without being asked by those who are tested.
+    pub fn has(gfn: u64) -> bool {
+        with(|state| {
+            state
+                .sept
+                .iter()
+                .flatten()
+                .any(|&(of, is, _)| of == gfn && is)
+        })
+    }
+
+    /// Says whether taking a page out leaves zeroes.
+    pub fn set_removal_zeroes(zeroes: bool) {
+        with(|state| state.removal_zeroes = zeroes);
+    }
+}
+
+impl Sealed for TestSept {}
+
+impl Sept for TestSept {
+    fn prepare(_vm: &Vm, _gfn: Gfn, _frame: &Frame<'_>) -> Result {
+        Ok(())
+    }
+
+    fn contains(_vm: &Vm, gfn: Gfn) -> bool {
+        with(|state| {
+            state
+                .sept
+                .iter_mut()
+                .flatten()
+                .find(|(of, _, _)| *of == gfn.get())
+                .is_some_and(|(_, first, later)| core::mem::replace(first, *later))
+        })
+    }
+
+    fn removal_zeroes(_vm: &Vm) -> bool {
+        with(|state| state.removal_zeroes)
+    }
+}

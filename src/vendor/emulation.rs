@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Software models of what confidential platforms keep about each page of memory.
+//!
+//! Pure state machines: they know nothing of locks, memory or kernel types, and are compiled into
+//! the policy crate, so that the same source runs under cargo and in the kernel. What attaches them
+//! to real VMs and real pages is `rust/emulation.rs`.
+
+#[cfg(any(test, CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST))]
+#[path = "emulation/checks.rs"]
+pub mod checks;
+#[path = "emulation/rmp.rs"]
+pub mod rmp;
+#[path = "emulation/sept.rs"]
+pub mod sept;
+
+/// Failures of one kind of operation on one page, ordered by a test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fault<O, C> {
+    what: Option<(O, C)>,
+    left: u64,
+}
+
+impl<O: Copy + PartialEq, C: Copy> Fault<O, C> {
+    /// No failure.
+    pub const fn none() -> Self {
+        Self {
+            what: None,
+            left: 0,
+        }
+    }
+
+    /// The next `times` times that `operation` is tried it fails with `code`.
+    pub const fn new(operation: O, code: C, times: u64) -> Self {
+        Self {
+            what: Some((operation, code)),
+            left: times,
+        }
+    }
+
+    /// To be asked when `operation` is tried, and once each time.
+    ///
+    /// # Errors
+    ///
+    /// The code that was ordered.
+    pub fn strike(&mut self, operation: O) -> Result<(), C> {
+        match self.what {
+            Some((what, code)) if what == operation && self.left > 0 => {
+                self.left -= 1;
+                Err(code)
+            }
+            _ => Ok(()),
+        }
+    }
+}

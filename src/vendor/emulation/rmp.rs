@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! SNP's reverse map: for each page of the host, whom it was given to.
+//!
+//! The model allows what hardware allows, including what only a bug would do: RMPUPDATE does not
+//! look at the previous owner, so that a page can be taken from one guest and given to another
+//! without a word. Refusing that is up to who calls it.
+//!
+//! It is stricter in one thing: a 4K update at the first page of a 2M entry is an overlap, too.
+
+/// Pages in an entry of 2M.
+pub const LARGE_PAGES: u64 = 512;
+
+/// Bytes in a page.
+const PAGE: u64 = 4096;
+
+/// How much memory an entry is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Size {
+    /// One page.
+    #[default]
+    Small,
+    /// [`LARGE_PAGES`] pages; the entries of all but the first are not looked at.
+    Large,
+}
+
+/// What the map has for a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// Given to a guest or to firmware; the host may not write it.
+    pub assigned: bool,
+    /// The guest has accepted it.
+    pub validated: bool,
+    /// Only firmware can change the entry.
+    pub immutable: bool,
+    /// What the entry is about.
+    pub size: Size,
+    /// Where the guest sees it.
+    pub gpa: u64,
+    /// Whose it is.
+    pub asid: u32,
+}
+
+impl Entry {
+    /// A page of the host's, which is what each is at first.
+    pub const HYPERVISOR: Self = Self {
+        assigned: false,
+        validated: false,
+        immutable: false,
+        size: Size::Small,
+        gpa: 0,
+        asid: 0,
+    };
+
+    /// What RMPUPDATE is given in order to assign one page.
+    pub const fn assigned(asid: u32, gpa: u64) -> Self {
+        Self {
+            assigned: true,
+            validated: false,
+            immutable: false,
+            size: Size::Small,
+            gpa,
+            asid,
+        }
+    }
+
+    /// The same, about 2M.
+    pub const fn large(self) -> Self {
+        Self {
+            size: Size::Large,
+            ..self
+        }
+    }
+
+    /// The same, for firmware to go on with.
+    pub const fn immutable(self) -> Self {
+        Self {
+            immutable: true,
+            ..self
+        }
+    }
+}
+
+/// Why an operation on the map fails, with the numbers that hardware uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The arguments make no sense.
+    Input = 1,
+    /// The entry is immutable.
+    Permission = 2,
+    /// Somebody else is changing the entry.
+    InUse = 3,
+    /// There is an entry of another size for the same memory.
+    Overlap = 4,
+}
+
+/// What can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// RMPUPDATE to assigned.
+    Assign,
+    /// RMPUPDATE to not assigned.
+    Unassign,
+    /// PSMASH.
+    Smash,
+}
+
+/// Where the entries are kept.
+pub trait Table {
+    /// The entry of a page; [`Entry::HYPERVISOR`] if none was ever written.
+    fn get(&self, pfn: u64) -> Entry;
+
+    /// Writes the entry of a page.
+    fn set(&mut self, pfn: u64, entry: Entry);
+}
+
+/// The first page of the 2M that `pfn` is in.
+const fn base(pfn: u64) -> u64 {
+    pfn - pfn % LARGE_PAGES
+}
+
+/// The entry that decides about a page: its own, or that of the 2M around it.
+pub fn lookup(table: &impl Table, pfn: u64) -> Entry {
+    let around = table.get(base(pfn));
+    if around.assigned && around.size == Size::Large {
+        around
+    } else {
+        table.get(pfn)
+    }
+}
+
+/// RMPUPDATE: the host assigns a page, or takes it back.
+///
+/// # Errors
+///
+/// A [`Code`]; nothing has changed then.
+pub fn update(table: &mut impl Table, pfn: u64, new: Entry) -> Result<(), Code> {
+    let pages = match new.size {
+        Size::Small => 1,
+        Size::Large => LARGE_PAGES,
+    };
+    let for_nobody = new.assigned && new.asid == 0 && !new.immutable;
+    if pfn % pages != 0 || new.gpa % (pages * PAGE) != 0 || for_nobody {
+        return Err(Code::Input);
+    }
+
+    let around = table.get(base(pfn));
+    let is_large = around.assigned && around.size == Size::Large;
+    match new.size {
+        Size::Small if is_large => return Err(Code::Overlap),
+        Size::Large if !is_large => {
+            if (0..LARGE_PAGES).any(|page| table.get(pfn + page).assigned) {
+                return Err(Code::Overlap);
+            }
+        }
+        _ => {}
+    }
+    if table.get(pfn).immutable {
+        return Err(Code::Permission);
+    }
+
+    let written = if new.assigned {
+        // Whoever had accepted the page before: not this one.
+        Entry {
+            validated: false,
+            ..new
+        }
+    } else {
+        Entry::HYPERVISOR
+    };
+    table.set(pfn, written);
+    Ok(())
+}
+
+/// PSMASH: splits an entry of 2M, each page of which stays what it is.
+///
+/// # Errors
+///
+/// A [`Code`]; nothing has changed then.
+pub fn smash(table: &mut impl Table, pfn: u64) -> Result<(), Code> {
+    let entry = table.get(pfn);
+
+    if pfn % LARGE_PAGES != 0 || !entry.assigned || entry.size != Size::Large {
+        return Err(Code::Input);
+    }
+    if entry.immutable {
+        return Err(Code::Permission);
+    }
+    for page in 0..LARGE_PAGES {
+        let part = Entry {
+            size: Size::Small,
+            gpa: entry.gpa.wrapping_add(page * PAGE),
+            ..entry
+        };
+        table.set(pfn + page, part);
+    }
+    Ok(())
+}
+
+/// What firmware does at the end of LAUNCH_UPDATE: the page is the guest's, and accepted.
+///
+/// # Errors
+///
+/// [`Code::Permission`] if the entry was not handed to firmware.
+pub fn launch(table: &mut impl Table, pfn: u64) -> Result<(), Code> {
+    let entry = table.get(pfn);
+
+    if !entry.assigned || !entry.immutable {
+        return Err(Code::Permission);
+    }
+    table.set(
+        pfn,
+        Entry {
+            validated: true,
+            immutable: false,
+            ..entry
+        },
+    );
+    Ok(())
+}
+
+/// Whether a guest that uses a page as its private one at `gpa` is allowed to.
+pub fn belongs(table: &impl Table, pfn: u64, asid: u32, gpa: u64) -> bool {
+    let entry = lookup(table, pfn);
+    let offset = match entry.size {
+        Size::Small => 0,
+        Size::Large => pfn % LARGE_PAGES * PAGE,
+    };
+    entry.assigned
+        && !entry.immutable
+        && entry.asid == asid
+        && entry.gpa.checked_add(offset) == Some(gpa)
+}
+
+/// PVALIDATE: the guest accepts a page.
+///
+/// # Errors
+///
+/// [`Code::Input`] if the page is not the guest's at `gpa`.
+pub fn validate(table: &mut impl Table, pfn: u64, asid: u32, gpa: u64) -> Result<(), Code> {
+    if !belongs(table, pfn, asid, gpa) {
+        return Err(Code::Input);
+    }
+    let at = match lookup(table, pfn).size {
+        Size::Small => pfn,
+        Size::Large => base(pfn),
+    };
+    let entry = table.get(at);
+    table.set(
+        at,
+        Entry {
+            validated: true,
+            ..entry
+        },
+    );
+    Ok(())
+}

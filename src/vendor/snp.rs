@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! SEV-SNP: pages of the guest are encrypted, and assigned to it in the RMP.
+//!
+//! RMPUPDATE does not look at what an entry was before: assigning a page that another guest has
+//! would take it away from that guest without a word. So each transition starts with a look, and
+//! this file remembers with the page for whom it assigned it: found assigned to the same guest at
+//! the same place is what each guest fault after a zap is like; found assigned otherwise is a bug
+//! or an attack, and refused.
+//!
+//! A page is assigned when the guest first uses it as private, not when it is converted. It is taken
+//! back when it is converted to shared, or freed. The guest's having accepted it is lost then and
+//! cannot be restored, so that there is no way back behind the first page that was taken: one that
+//! does not come back is lost, together with the VM.
+
+use super::Vendor;
+use core::marker::PhantomData;
+use gmem_policy::contract::{
+    Phase,
+    Platform, //
+};
+use gmem_sys::{
+    kvm::{
+        platform::{
+            trace_rmp,
+            Fatal,
+            Rmp, //
+        },
+        vm::{
+            Gfn,
+            Vm, //
+        }, //
+    },
+    mm::folio::{
+        Assignment,
+        FolioRef,
+        Frame,
+        LockedFolio, //
+    }, //
+};
+use kernel::prelude::*;
+
+/// The vendor, on whichever RMP.
+pub(super) struct Snp<R: Rmp>(PhantomData<R>);
+
+#[vtable]
+impl<R: Rmp> Vendor for Snp<R> {
+    const PLATFORM: Platform = Platform::Snp;
+
+    fn phase(vm: &Vm) -> Phase {
+        if vm.is_launched() {
+            Phase::PostLaunch
+        } else {
+            Phase::PreLaunch
+        }
+    }
+
+    fn owns(_vm: &Vm, folio: &FolioRef<'_>) -> Result<bool> {
+        Ok(R::lookup(&folio.frame())?.assigned)
+    }
+
+    fn make_private(vm: &Vm, gfn: Gfn, folio: &LockedFolio<'_>) -> Result {
+        let frame = folio.frame();
+        let to = Self::populate(vm, gfn)?;
+        let entry = R::lookup(&frame)?;
+
+        if !entry.assigned {
+            return Undo::<R>::assign(&frame, to)?.keep();
+        }
+        if frame.assignment() == Some(to) {
+            return Ok(());
+        }
+        trace_rmp(&frame, Some(to), entry, true, EEXIST.to_errno());
+        Err(EEXIST)
+    }
+
+    fn populate(vm: &Vm, gfn: Gfn) -> Result<Assignment> {
+        Ok(Assignment {
+            gfn,
+            asid: R::asid(vm)?,
+        })
+    }
+
+    fn make_shared(folio: &FolioRef<'_>) -> Result<(), Fatal> {
+        take_back::<R>(&folio.frame())
+    }
+
+    fn reclaim(frame: &Frame<'_>) -> Result<(), Fatal> {
+        take_back::<R>(frame)
+    }
+}
+
+/// A page that has just been assigned. Dropping it takes it back: this page and no other, as the
+/// neighbours may be somebody else's. A larger folio has one for each of its pages that changed.
+struct Undo<'f, R: Rmp> {
+    frame: &'f Frame<'f>,
+    to: Assignment,
+    _rmp: PhantomData<R>,
+}
+
+impl<'f, R: Rmp> Undo<'f, R> {
+    fn assign(frame: &'f Frame<'f>, to: Assignment) -> Result<Self> {
+        R::assign(frame, to.gfn, to.asid)?;
+        Ok(Self {
+            frame,
+            to,
+            _rmp: PhantomData,
+        })
+    }
+
+    /// Remembers whose the page is, which ends the chance to undo it.
+    fn keep(self) -> Result {
+        self.frame.record(self.to)?;
+        core::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl<R: Rmp> Drop for Undo<'_, R> {
+    fn drop(&mut self) {
+        if R::unassign(self.frame).is_err() {
+            self.frame.leak();
+        }
+    }
+}
+
+/// Takes a page back, if it was given.
+fn take_back<R: Rmp>(frame: &Frame<'_>) -> Result<(), Fatal> {
+    let entry = R::lookup(frame).map_err(|_| Fatal)?;
+
+    if entry.assigned {
+        if entry.large {
+            // Somebody may have split it meanwhile, which is as good; the update will tell.
+            let _ = R::smash(frame);
+        }
+        R::unassign(frame).map_err(|_| Fatal)?;
+    }
+    frame.forget();
+    Ok(())
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! TDX: pages of the guest are encrypted, and in its S-EPT, which the TDX module keeps.
+//!
+//! The page tables of KVM are mirrored into the S-EPT, so that a page becomes the guest's when it is
+//! mapped and the host's when it is zapped. What is left to do here is to know which pages are in
+//! it: taking such a page out destroys its contents.
+
+use super::Vendor;
+use core::marker::PhantomData;
+use gmem_policy::contract::{
+    Phase,
+    Platform, //
+};
+use gmem_sys::{
+    kvm::{
+        mmu::Mapped,
+        platform::Sept,
+        vm::{
+            Gfn,
+            Vm, //
+        }, //
+    },
+    mm::folio::LockedFolio, //
+};
+use kernel::prelude::*;
+
+/// The vendor, on whichever S-EPT.
+pub(super) struct Tdx<S: Sept>(PhantomData<S>);
+
+#[vtable]
+impl<S: Sept> Vendor for Tdx<S> {
+    const PLATFORM: Platform = Platform::Tdx;
+
+    fn phase(vm: &Vm) -> Phase {
+        if vm.is_launched() {
+            Phase::PostLaunch
+        } else {
+            Phase::PreLaunch
+        }
+    }
+
+    fn owns_mapped(mapped: &Mapped<'_>) -> bool {
+        mapped.is_in_sept()
+    }
+
+    fn make_private(vm: &Vm, gfn: Gfn, folio: &LockedFolio<'_>) -> Result {
+        S::prepare(vm, gfn, &folio.frame())
+    }
+}

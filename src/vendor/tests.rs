@@ -1,0 +1,878 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit: the vendors on platforms that fail, and a vendor that lies.
+//!
+//! Files and folios are real, the platforms are those of [`gmem_sys::testing::platform`].
+
+use super::{
+    snp::Snp,
+    tdx::Tdx,
+    Operations,
+    Vendor, //
+};
+use crate::{
+    convert::{
+        convert,
+        Failure, //
+    },
+    Gmem, //
+};
+use core::sync::atomic::{
+    AtomicU32,
+    Ordering, //
+};
+use gmem_policy::{
+    content::{
+        Action,
+        Content, //
+    },
+    contract::{
+        Phase,
+        Platform,
+        Refusal,
+        Terms, //
+    },
+    range::PageIndex,
+    request::{
+        RawRequest,
+        Request,
+        Visibility, //
+    }, //
+};
+use gmem_sys::{
+    kvm::{
+        mmu::Mapped,
+        platform::{
+            self,
+            Fatal,
+            Kind,
+            Rmp,
+            Under, //
+        },
+        vm::{
+            Gfn,
+            Vm, //
+        }, //
+    },
+    mm::folio::{
+        Assignment,
+        FolioRef,
+        Frame,
+        LockedFolio, //
+    },
+    testing::{
+        platform::{
+            RmpEntry,
+            RmpOperation,
+            TestRmp,
+            TestSept, //
+        },
+        TestFile,
+        TestVm, //
+    }, //
+};
+use kernel::prelude::*;
+
+const SHARED: Visibility = Visibility::Shared;
+const PRIVATE: Visibility = Visibility::Private;
+const POLICIES: [Content; 3] = [Content::None, Content::Zero, Content::Preserve];
+
+const ON_SNP: Kind = Kind::Snp(Under::Test);
+const ON_TDX: Kind = Kind::Tdx(Under::Test);
+
+/// Pages of a file, of which requests are about those from [`FIRST`] to [`END`].
+const PAGES: u64 = 24;
+const FIRST: u64 = 4;
+const END: u64 = 20;
+/// Where the guest sees the file.
+const BASE: u64 = 0x1000;
+/// What the guest's pages are full of.
+const BYTE: u8 = 0x5a;
+
+const ASID: u32 = 7;
+const OTHER_ASID: u32 = 8;
+
+pub(super) const SNP: &Operations = &Operations::of::<Snp<TestRmp>>();
+pub(super) const TDX: &Operations = &Operations::of::<Tdx<TestSept>>();
+
+/// Reclaims a page, if the RMP of a test has it.
+pub(super) fn reclaim(frame: &Frame<'_>) -> bool {
+    let has = TestRmp::has(frame);
+    if has && Snp::<TestRmp>::reclaim(frame).is_err() {
+        frame.leak();
+    }
+    has
+}
+
+type File<'v> = TestFile<'v, Gmem>;
+
+fn test_vm(kind: Kind) -> Result<TestVm> {
+    TestRmp::reset();
+    let vm = TestVm::new()?;
+    vm.put_on(kind, ASID)?;
+    Ok(vm)
+}
+
+fn request(file: &File<'_>, to: Visibility, content: Content) -> Result<Request> {
+    let geometry = file.file().inode().geometry();
+    let page = geometry.page_size().bytes();
+    let raw = RawRequest {
+        offset: FIRST * page,
+        size: (END - FIRST) * page,
+        attributes: to.attributes(),
+        flags: content.flags(),
+        ..RawRequest::default()
+    };
+    Request::parse(&raw, &geometry, true).map_err(|_| EINVAL)
+}
+
+/// The error and the page of a request that was refused.
+fn refusal(result: &Result<(), Failure>) -> Option<(Error, Option<u64>)> {
+    result
+        .as_ref()
+        .err()
+        .map(|failure| (failure.error, failure.at.map(PageIndex::get)))
+}
+
+/// Makes a file whose pages all are [`BYTE`], which KUnit cannot have where it cannot zap.
+macro_rules! file_or_return {
+    ($vm:expr, $initial:expr) => {{
+        let Some(file) = File::new($vm, PAGES, $initial, BASE)? else {
+            return Ok(());
+        };
+        for at in 0..PAGES {
+            file.fill(at, BYTE)?;
+        }
+        file
+    }};
+}
+
+/// What the RMP has once the guest has used, and accepted, a page.
+fn accepted(at: u64) -> RmpEntry {
+    RmpEntry {
+        asid: ASID,
+        gfn: BASE + at,
+        validated: true,
+    }
+}
+
+/// Has the guest use, and accept, all pages of a file.
+fn guest_uses(file: &File<'_>) -> Result {
+    for at in 0..PAGES {
+        drop(file.guest_fault(BASE + at)?);
+        TestRmp::set(file, at, Some(accepted(at)))?;
+    }
+    Ok(())
+}
+
+#[kunit_tests(kvm_gmem_snp)]
+mod snp {
+    use super::*;
+
+    #[test]
+    fn guest_fault_assigns_once() -> Result {
+        let vm = test_vm(ON_SNP)?;
+        let file = file_or_return!(&vm, PRIVATE);
+
+        drop(file.guest_fault(BASE + 5)?);
+        let entry = TestRmp::entry(&file, 5)?.ok_or(ENOENT)?;
+        assert_eq!((entry.asid, entry.gfn), (ASID, BASE + 5));
+        assert_eq!(TestRmp::entry(&file, 4)?, None);
+        assert_eq!(TestRmp::entry(&file, 6)?, None);
+
+        // As after any zap: what the guest has accepted stays so.
+        TestRmp::set(&file, 5, Some(accepted(5)))?;
+        drop(file.guest_fault(BASE + 5)?);
+        assert_eq!(TestRmp::entry(&file, 5)?, Some(accepted(5)));
+        Ok(())
+    }
+
+    #[test]
+    fn shared_page_is_not_assigned() -> Result {
+        let vm = test_vm(ON_SNP)?;
+        let file = file_or_return!(&vm, SHARED);
+
+        drop(file.guest_fault(BASE + 5)?);
+        assert_eq!(TestRmp::entry(&file, 5)?, None);
+        Ok(())
+    }
+
+    /// Hazard 31: two VMs, one page, one RMP.
+    #[test]
+    fn page_of_another_vm_is_refused() -> Result {
+        let vm = test_vm(ON_SNP)?;
+        let file = file_or_return!(&vm, PRIVATE);
+        let theirs = RmpEntry {
+            asid: OTHER_ASID,
+            gfn: BASE + 5,
+            validated: true,
+        };
+
+        TestRmp::set(&file, 5, Some(theirs))?;
+        assert_eq!(file.guest_fault(BASE + 5).err(), Some(EEXIST));
+        assert_eq!(TestRmp::entry(&file, 5)?, Some(theirs));
+        drop(file.guest_fault(BASE + 6)?);
+        // Nor is it given back by the file when that is freed, which is looked at below.
+        drop(file);
+        TestRmp::reset();
+        Ok(())
+    }
+
+    /// The same guest, but not where the file has given the page to it.
+    #[test]
+    fn page_elsewhere_is_refused() -> Result {
+        let vm = test_vm(ON_SNP)?;
+        let file = file_or_return!(&vm, PRIVATE);
+        let elsewhere = accepted(6);
+
+        TestRmp::set(&file, 5, Some(elsewhere))?;
+        assert_eq!(file.guest_fault(BASE + 5).err(), Some(EEXIST));
+        assert_eq!(TestRmp::entry(&file, 5)?, Some(elsewhere));
+        TestRmp::set(&file, 5, None)?;
+        Ok(())
+    }
+
+    #[test]
+    fn failed_assignment_changes_nothing() -> Result {
+        for operation in [RmpOperation::Lookup, RmpOperation::Assign] {
+            let vm = test_vm(ON_SNP)?;
+            let file = file_or_return!(&vm, PRIVATE);
+
+            drop(file.guest_fault(BASE + 4)?);
+            TestRmp::fail(operation, 0, 1);
+            assert!(file.guest_fault(BASE + 5).is_err());
+            assert!(TestRmp::entry(&file, 4)?.is_some());
+            assert_eq!(TestRmp::entry(&file, 5)?, None);
+            assert_eq!(file.byte(5)?, Some(BYTE));
+            drop(file.guest_fault(BASE + 5)?);
+            assert!(TestRmp::entry(&file, 5)?.is_some());
+        }
+        Ok(())
+    }
+
+    /// Hazard 30: an assignment that cannot be remembered is undone, and no other.
+    #[test]
+    fn undo_takes_back_one_page() -> Result {
+        // More than the record has room for.
+        const FAR: u64 = 1 << 41;
+
+        let vm = test_vm(ON_SNP)?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, FAR)? else {
+            return Ok(());
+        };
+        let theirs = RmpEntry {
+            asid: OTHER_ASID,
+            gfn: 1,
+            validated: true,
+        };
+        TestRmp::set(&file, 4, Some(theirs))?;
+        TestRmp::set(&file, 6, Some(theirs))?;
+
+        assert_eq!(file.guest_fault(FAR + 5).err(), Some(EINVAL));
+        assert_eq!(TestRmp::entry(&file, 5)?, None);
+        assert_eq!(TestRmp::entry(&file, 4)?, Some(theirs));
+        assert_eq!(TestRmp::entry(&file, 6)?, Some(theirs));
+        TestRmp::set(&file, 4, None)?;
+        TestRmp::set(&file, 6, None)?;
+        Ok(())
+    }
+
+    /// A page of which not even the undo works is never used again.
+    #[test]
+    fn failed_undo_loses_the_page() -> Result {
+        const FAR: u64 = 1 << 41;
+
+        let vm = test_vm(ON_SNP)?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, FAR)? else {
+            return Ok(());
+        };
+        TestRmp::fail(RmpOperation::Unassign, 0, 1);
+        assert!(file.guest_fault(FAR + 5).is_err());
+        assert!(TestRmp::entry(&file, 5)?.is_some());
+        assert!(file.guest_fault(FAR + 5).is_err());
+        assert_eq!(file.lost_pages(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn to_shared_takes_back_the_range() -> Result {
+        for (content, byte) in [
+            (Content::Preserve, BYTE),
+            (Content::Zero, 0),
+            (Content::None, BYTE),
+        ] {
+            let vm = test_vm(ON_SNP)?;
+            let file = file_or_return!(&vm, PRIVATE);
+
+            guest_uses(&file)?;
+            let request = request(&file, SHARED, content)?;
+            assert_eq!(
+                refusal(&convert::<Snp<TestRmp>>(file.file(), &request)),
+                None
+            );
+            for at in 0..PAGES {
+                let inside = (FIRST..END).contains(&at);
+                let entry = (!inside).then_some(accepted(at));
+                assert_eq!(TestRmp::entry(&file, at)?, entry);
+                assert!(file.visibility(at) == if inside { SHARED } else { PRIVATE });
+                let wanted = if inside { byte } else { BYTE };
+                assert_eq!(file.byte(at)?, Some(wanted));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails at each page of a request of 16, in the call and in the looks before and after it.
+    #[test]
+    fn to_shared_fails_at_each_page() -> Result {
+        const COUNT: u32 = (END - FIRST) as u32;
+
+        for (operation, calls) in [(RmpOperation::Unassign, 1), (RmpOperation::Lookup, 2)] {
+            for before in 0..COUNT * calls {
+                let vm = test_vm(ON_SNP)?;
+                let file = file_or_return!(&vm, PRIVATE);
+                let fails = FIRST + u64::from(before / calls);
+
+                guest_uses(&file)?;
+                let asked = request(&file, SHARED, Content::Zero)?;
+                TestRmp::fail(operation, before, 1);
+                let result = convert::<Snp<TestRmp>>(file.file(), &asked);
+
+                assert_eq!(refusal(&result), Some((EIO, Some(fails))));
+                assert!(vm.vm().is_dead());
+                assert_eq!(vm.invalidations(), 0);
+                for at in 0..PAGES {
+                    let entry = TestRmp::entry(&file, at)?;
+                    if (FIRST..fails).contains(&at) {
+                        assert_eq!(entry, None);
+                    } else if at != fails || operation == RmpOperation::Unassign {
+                        assert_eq!(entry, Some(accepted(at)));
+                        assert_eq!(file.byte(at)?, Some(BYTE));
+                    }
+                    assert!(file.visibility(at) == PRIVATE);
+                    assert_eq!(file.host_fault(at).err(), Some(EFAULT));
+                }
+                assert_eq!(file.lost_pages(), 1);
+                // Hazard 44: it is over.
+                let again = convert::<Snp<TestRmp>>(file.file(), &asked);
+                assert_eq!(refusal(&again), Some((EIO, None)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The host cannot write a page that stays the guest's.
+    #[test]
+    fn zero_to_private_is_refused_where_owned() -> Result {
+        let vm = test_vm(ON_SNP)?;
+        let file = file_or_return!(&vm, PRIVATE);
+
+        drop(file.guest_fault(BASE + 9)?);
+        let zero = request(&file, PRIVATE, Content::Zero)?;
+        let result = convert::<Snp<TestRmp>>(file.file(), &zero);
+        assert_eq!(refusal(&result), Some((EOPNOTSUPP, Some(9))));
+        for at in 0..PAGES {
+            assert_eq!(file.byte(at)?, Some(BYTE));
+        }
+        for content in [Content::None, Content::Preserve] {
+            let request = request(&file, PRIVATE, content)?;
+            assert!(convert::<Snp<TestRmp>>(file.file(), &request).is_ok());
+            assert_eq!(file.byte(9)?, Some(BYTE));
+        }
+        assert!(TestRmp::entry(&file, 9)?.is_some());
+        Ok(())
+    }
+
+    /// A freed page goes back to the host, or to nobody.
+    #[test]
+    fn freed_pages_are_taken_back() -> Result {
+        let vm = test_vm(ON_SNP)?;
+        let file = file_or_return!(&vm, PRIVATE);
+
+        guest_uses(&file)?;
+        assert_eq!(TestRmp::assigned(), PAGES as usize);
+        TestRmp::fail(RmpOperation::Unassign, 3, 1);
+        drop(file);
+        assert_eq!(TestRmp::assigned(), 1);
+        Ok(())
+    }
+}
+
+#[kunit_tests(kvm_gmem_tdx)]
+mod tdx {
+    use super::*;
+
+    /// Step 9b: PRESERVE is refused exactly where a page is in the S-EPT.
+    #[test]
+    fn preserve_to_shared_is_refused_where_owned() -> Result {
+        for owned in 0..PAGES {
+            let vm = test_vm(ON_TDX)?;
+            let file = file_or_return!(&vm, PRIVATE);
+            let inside = (FIRST..END).contains(&owned);
+
+            TestSept::set(BASE + owned, true, true)?;
+            let request = request(&file, SHARED, Content::Preserve)?;
+            let result = convert::<Tdx<TestSept>>(file.file(), &request);
+            if inside {
+                assert_eq!(refusal(&result), Some((EOPNOTSUPP, Some(owned))));
+            } else {
+                assert_eq!(refusal(&result), None);
+            }
+            assert!(!vm.vm().is_dead());
+            for at in 0..PAGES {
+                let shared = !inside && (FIRST..END).contains(&at);
+                assert!(file.visibility(at) == if shared { SHARED } else { PRIVATE });
+                assert_eq!(file.byte(at)?, Some(BYTE));
+            }
+        }
+        Ok(())
+    }
+
+    /// ZERO leaves out the memset exactly where the page was in the S-EPT and its removal zeroes,
+    /// which is seen here because the removal is not real.
+    #[test]
+    fn zero_to_shared_believes_the_platform_only() -> Result {
+        for zeroes in [false, true] {
+            let vm = test_vm(ON_TDX)?;
+            let file = file_or_return!(&vm, PRIVATE);
+
+            TestSept::set_removal_zeroes(zeroes);
+            for at in (0..PAGES).step_by(3) {
+                TestSept::set(BASE + at, true, false)?;
+            }
+            let request = request(&file, SHARED, Content::Zero)?;
+            let result = convert::<Tdx<TestSept>>(file.file(), &request);
+            assert_eq!(refusal(&result), None);
+            for at in FIRST..END {
+                let skipped = zeroes && at % 3 == 0;
+                assert_eq!(file.byte(at)?, Some(if skipped { BYTE } else { 0 }));
+            }
+        }
+        Ok(())
+    }
+
+    /// A page that is still there after the zap is lost, and the VM with it.
+    #[test]
+    fn page_that_stays_is_lost() -> Result {
+        for content in [Content::None, Content::Zero] {
+            for stays in FIRST..END {
+                let vm = test_vm(ON_TDX)?;
+                let file = file_or_return!(&vm, PRIVATE);
+
+                TestSept::set(BASE + stays, true, true)?;
+                let request = request(&file, SHARED, content)?;
+                let result = convert::<Tdx<TestSept>>(file.file(), &request);
+                assert_eq!(refusal(&result), Some((EIO, Some(stays))));
+                assert!(vm.vm().is_dead());
+                assert_eq!(file.byte(stays)?, Some(BYTE));
+                assert_eq!(file.lost_pages(), 1);
+                for at in 0..PAGES {
+                    assert!(file.visibility(at) == PRIVATE);
+                    assert_eq!(file.host_fault(at).err(), Some(EFAULT));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn zero_to_private_is_refused_where_owned() -> Result {
+        let vm = test_vm(ON_TDX)?;
+        let file = file_or_return!(&vm, PRIVATE);
+
+        TestSept::set(BASE + 9, true, true)?;
+        let zero = request(&file, PRIVATE, Content::Zero)?;
+        let result = convert::<Tdx<TestSept>>(file.file(), &zero);
+        assert_eq!(refusal(&result), Some((EOPNOTSUPP, Some(9))));
+        for at in 0..PAGES {
+            assert_eq!(file.byte(at)?, Some(BYTE));
+        }
+        for content in [Content::None, Content::Preserve] {
+            let request = request(&file, PRIVATE, content)?;
+            assert!(convert::<Tdx<TestSept>>(file.file(), &request).is_ok());
+        }
+        assert_eq!(file.byte(9)?, Some(BYTE));
+        Ok(())
+    }
+
+    /// That a page was in the S-EPT is true for the request that has asked, and for no other.
+    #[test]
+    fn old_answers_are_not_believed() -> Result {
+        let vm = test_vm(ON_TDX)?;
+        let file = file_or_return!(&vm, PRIVATE);
+
+        TestSept::set_removal_zeroes(true);
+        TestSept::set(BASE + 5, true, false)?;
+        // Asked, answered, and refused for another page.
+        let preserve = request(&file, SHARED, Content::Preserve)?;
+        let result = convert::<Tdx<TestSept>>(file.file(), &preserve);
+        assert_eq!(refusal(&result), Some((EOPNOTSUPP, Some(5))));
+
+        // Not asked: nobody knows that the pages were zeroed.
+        let zero = request(&file, SHARED, Content::Zero)?;
+        let result = convert::<Ignorant>(file.file(), &zero);
+        assert_eq!(refusal(&result), None);
+        for at in FIRST..END {
+            assert_eq!(file.byte(at)?, Some(0));
+        }
+        Ok(())
+    }
+}
+
+/// A vendor that does nothing, as if the platform owned no page.
+struct Ignorant;
+
+#[vtable]
+impl Vendor for Ignorant {
+    const PLATFORM: Platform = Platform::SwProtected;
+
+    fn phase(_vm: &Vm) -> Phase {
+        Phase::PostLaunch
+    }
+}
+
+/// What a vendor does wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Lie {
+    /// Nothing.
+    None,
+    /// It offers terms of its own.
+    Terms(Action, Action),
+    /// It says that it owns all pages, or none.
+    Owns(bool),
+    /// It cannot tell whether it owns a page.
+    CannotTell,
+    /// It does not take pages back, and says that it has.
+    KeepsPages,
+    /// It takes pages back, and says that it has failed.
+    SaysFatal,
+    /// It forgets whose pages are.
+    Forgets,
+    /// It gives the page to another guest instead.
+    Assigns,
+    /// It gives pages back before it is asked to.
+    TooEarly,
+    /// It forgets pages before it is asked to give them back.
+    ForgetsEarly,
+}
+
+/// The lie that the vendor tells at the moment, as an index. KUnit runs one test after another.
+static LIE: AtomicU32 = AtomicU32::new(0);
+
+impl Lie {
+    const ALL: [Self; 19] = [
+        Self::None,
+        Self::Terms(Action::Leave, Action::Leave),
+        Self::Terms(Action::Leave, Action::Zero),
+        Self::Terms(Action::Leave, Action::Scramble),
+        Self::Terms(Action::Zero, Action::Leave),
+        Self::Terms(Action::Zero, Action::Zero),
+        Self::Terms(Action::Zero, Action::Scramble),
+        Self::Terms(Action::Scramble, Action::Leave),
+        Self::Terms(Action::Scramble, Action::Zero),
+        Self::Terms(Action::Scramble, Action::Scramble),
+        Self::Owns(false),
+        Self::Owns(true),
+        Self::CannotTell,
+        Self::KeepsPages,
+        Self::SaysFatal,
+        Self::Forgets,
+        Self::Assigns,
+        Self::TooEarly,
+        Self::ForgetsEarly,
+    ];
+
+    fn told() -> Self {
+        let index = LIE.load(Ordering::Relaxed) as usize;
+        Self::ALL.get(index).copied().unwrap_or(Self::None)
+    }
+
+    fn tell(self) {
+        let index = Self::ALL.iter().position(|lie| *lie == self);
+        LIE.store(index.unwrap_or(0) as u32, Ordering::Relaxed);
+    }
+}
+
+/// The vendor that lies.
+struct Liar;
+
+#[vtable]
+impl Vendor for Liar {
+    const PLATFORM: Platform = Platform::Snp;
+
+    fn phase(_vm: &Vm) -> Phase {
+        Phase::PreLaunch
+    }
+
+    fn terms(_vm: &Vm, request: &Request) -> Result<Terms, Refusal> {
+        let honest = match request.content() {
+            Content::Zero => Action::Zero,
+            Content::Preserve | Content::None => Action::Leave,
+        };
+        let (changing, settled) = match Lie::told() {
+            Lie::Terms(changing, settled) => (changing, settled),
+            _ => (honest, honest),
+        };
+        Ok(Terms { changing, settled })
+    }
+
+    fn owns(_vm: &Vm, folio: &FolioRef<'_>) -> Result<bool> {
+        match Lie::told() {
+            Lie::Owns(owns) => Ok(owns),
+            Lie::CannotTell => Err(ERANGE),
+            Lie::TooEarly => {
+                let _ = TestRmp::unassign(&folio.frame());
+                Ok(false)
+            }
+            Lie::ForgetsEarly => {
+                folio.frame().forget();
+                Ok(true)
+            }
+            _ => Ok(TestRmp::lookup(&folio.frame())?.assigned),
+        }
+    }
+
+    fn owns_mapped(mapped: &Mapped<'_>) -> bool {
+        match Lie::told() {
+            Lie::Owns(owns) => owns,
+            // It has looked, and tells something else.
+            Lie::CannotTell => !mapped.is_in_sept(),
+            _ => mapped.is_in_sept(),
+        }
+    }
+
+    fn make_private(_vm: &Vm, _gfn: Gfn, _folio: &LockedFolio<'_>) -> Result {
+        Ok(())
+    }
+
+    fn populate(_vm: &Vm, gfn: Gfn) -> Result<Assignment> {
+        Ok(Assignment { gfn, asid: ASID })
+    }
+
+    fn make_shared(folio: &FolioRef<'_>) -> Result<(), Fatal> {
+        let frame = folio.frame();
+        match Lie::told() {
+            Lie::KeepsPages => return Ok(()),
+            Lie::Forgets => {
+                let _ = frame.record(Assignment {
+                    gfn: Gfn::new(0),
+                    asid: 0,
+                });
+                return Ok(());
+            }
+            Lie::Assigns => {
+                let _ = TestRmp::assign(&frame, Gfn::new(0), OTHER_ASID);
+                return Ok(());
+            }
+            _ => {}
+        }
+        TestRmp::unassign(&frame).map_err(|_| Fatal)?;
+        match Lie::told() {
+            Lie::SaysFatal => Err(Fatal),
+            _ => Ok(()),
+        }
+    }
+
+    fn reclaim(_frame: &Frame<'_>) -> Result<(), Fatal> {
+        Ok(())
+    }
+}
+
+/// Fails a test from a function that is not one, where an assertion would be an oops.
+macro_rules! ensure {
+    ($condition:expr, $($what:tt)*) => {
+        if !$condition {
+            pr_err!("line {}: {}: {:?}\n", line!(), stringify!($condition), ($($what)*));
+            return Err(EINVAL);
+        }
+    };
+}
+
+/// What every request must leave behind, whatever the vendor.
+fn check(
+    file: &File<'_>,
+    vm: &TestVm,
+    request: &Request,
+    before: Visibility,
+    result: &Result<(), Failure>,
+) -> Result {
+    // The platform has failed, after which nothing is promised about contents.
+    let is_over = vm.vm().is_dead();
+
+    ensure!(vm.invalidations() == 0, request);
+    ensure!(!is_over || result.is_err(), request);
+    for at in 0..PAGES {
+        let inside = request.range().contains(PageIndex::new(at));
+        let done = result.is_ok() && inside;
+        let is = if done { request.to() } else { before };
+
+        ensure!(file.visibility(at) == is, request, at);
+        ensure!(file.host_fault(at).is_ok() == (is == SHARED), request, at);
+
+        // What the host can reach is nobody else's, and what is somebody's was not written.
+        let owned = match platform::kind(vm.vm()) {
+            Some(Kind::Snp(_)) => TestRmp::entry(file, at)?.is_some(),
+            Some(Kind::Tdx(_)) => TestSept::has(BASE + at),
+            _ => false,
+        };
+        let byte = file.byte(at)?;
+        ensure!(is == PRIVATE || !owned, request, at);
+        ensure!(!owned || byte == Some(BYTE), request, at, byte);
+
+        match (done, request.content()) {
+            (true, Content::Zero) => ensure!(byte == Some(0), request, at, byte),
+            (true, Content::Preserve) => ensure!(byte == Some(BYTE), request, at, byte),
+            (true, Content::None) => {}
+            (false, _) => ensure!(is_over || byte == Some(BYTE), request, at, byte),
+        }
+    }
+    Ok(())
+}
+
+/// Frees a file. Nobody gets a page that the RMP has as somebody's.
+fn free(file: File<'_>) -> Result {
+    let mut pages = KVec::new();
+    for at in 0..PAGES {
+        pages.push(file.page(at)?, GFP_KERNEL)?;
+    }
+    drop(file);
+    for page in &pages {
+        let kept = page.references() > 1;
+        ensure!(kept || !TestRmp::has_page(page), page.references());
+    }
+    Ok(())
+}
+
+#[kunit_tests(kvm_gmem_hostile_vendor)]
+mod hostile_vendor {
+    use super::*;
+
+    /// Every lie, request and platform; the guest has used every third page.
+    fn every_lie<V: Vendor>(kind: Kind) -> Result {
+        let ways = [
+            (SHARED, SHARED),
+            (SHARED, PRIVATE),
+            (PRIVATE, SHARED),
+            (PRIVATE, PRIVATE),
+        ];
+        for lie in Lie::ALL {
+            for (before, to) in ways {
+                for content in POLICIES {
+                    let vm = test_vm(kind)?;
+                    let file = file_or_return!(&vm, before);
+                    for at in (0..PAGES).step_by(3).filter(|_| before == PRIVATE) {
+                        drop(file.guest_fault(BASE + at)?);
+                        TestSept::set(BASE + at, true, at % 2 == 0)?;
+                    }
+                    let request = request(&file, to, content)?;
+                    lie.tell();
+                    let result = convert::<V>(file.file(), &request);
+                    Lie::None.tell();
+                    let held = check(&file, &vm, &request, before, &result);
+                    if held.is_err() {
+                        pr_err!("{:?}: {:?}\n", lie, refusal(&result));
+                        return held;
+                    }
+                    free(file)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn liar_on_snp() -> Result {
+        every_lie::<Liar>(ON_SNP)
+    }
+
+    #[test]
+    fn liar_on_tdx() -> Result {
+        every_lie::<Liar>(ON_TDX)
+    }
+
+    #[test]
+    fn liar_on_software() -> Result {
+        every_lie::<Liar>(Kind::Software)
+    }
+
+    #[test]
+    fn ignorant_on_snp() -> Result {
+        every_lie::<Ignorant>(ON_SNP)
+    }
+
+    #[test]
+    fn ignorant_on_tdx() -> Result {
+        every_lie::<Ignorant>(ON_TDX)
+    }
+
+    /// The vendors of other platforms are as wrong as can be.
+    #[test]
+    fn wrong_vendors() -> Result {
+        every_lie::<Tdx<TestSept>>(ON_SNP)?;
+        every_lie::<Snp<TestRmp>>(ON_TDX)
+    }
+
+    /// A vendor that does not lie is obeyed, or the tests above would show nothing.
+    #[test]
+    fn honest_vendor_converts() -> Result {
+        for content in POLICIES {
+            let vm = test_vm(ON_SNP)?;
+            let file = file_or_return!(&vm, PRIVATE);
+            guest_uses(&file)?;
+            let request = request(&file, SHARED, content)?;
+            let result = convert::<Liar>(file.file(), &request);
+            assert_eq!(refusal(&result), None);
+            check(&file, &vm, &request, PRIVATE, &result)?;
+        }
+        Ok(())
+    }
+
+    /// A reference that is held elsewhere stops the way to private and nothing else.
+    #[test]
+    fn held_page_is_busy() -> Result {
+        let vm = test_vm(Kind::Software)?;
+        let file = file_or_return!(&vm, SHARED);
+        let request = request(&file, PRIVATE, Content::Zero)?;
+        let page = file.host_fault(6)?;
+
+        let result = convert::<Ignorant>(file.file(), &request);
+        assert_eq!(refusal(&result), Some((EAGAIN, Some(6))));
+        drop(page);
+        check(&file, &vm, &request, SHARED, &result)?;
+        let result = convert::<Ignorant>(file.file(), &request);
+        assert_eq!(refusal(&result), None);
+        check(&file, &vm, &request, SHARED, &result)
+    }
+
+    /// A page that nobody has used holds what its last owner left, under every policy until its use.
+    #[test]
+    fn unused_pages_are_zeroed_at_first_use() -> Result {
+        for content in POLICIES {
+            let vm = test_vm(Kind::Software)?;
+            let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+                return Ok(());
+            };
+            for at in 0..PAGES {
+                file.allocate(at)?;
+            }
+            let request = request(&file, SHARED, content)?;
+            assert!(convert::<Ignorant>(file.file(), &request).is_ok());
+            for at in FIRST..END {
+                assert_eq!(file.host_fault(at)?.byte(), Some(0));
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn dead_vm_is_refused() -> Result {
+        let vm = test_vm(ON_SNP)?;
+        let file = file_or_return!(&vm, PRIVATE);
+        let request = request(&file, SHARED, Content::Zero)?;
+
+        vm.kill();
+        let result = convert::<Snp<TestRmp>>(file.file(), &request);
+        assert_eq!(refusal(&result), Some((EIO, None)));
+        check(&file, &vm, &request, PRIVATE, &result)
+    }
+}

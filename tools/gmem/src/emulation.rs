@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Software models of confidential platforms, for the development of VMMs.
+//!
+//! A kernel with `CONFIG_KVM_GMEM_EMULATION` can give a software-protected VM the behaviour of SNP
+//! or TDX: the launch, the contents that the other side sees, the errors. Nothing of that protects
+//! a guest.
+
+use crate::{
+    abi::{
+        self,
+        Emulate, //
+    },
+    capabilities::CheckExtension, //
+};
+use kvm_bindings::kvm_enable_cap;
+use kvm_ioctls::VmFd;
+use std::{
+    io,
+    ops::Range, //
+};
+use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+
+/// A platform that can be emulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Platform {
+    /// AMD SEV-SNP.
+    Snp,
+    /// Intel TDX.
+    Tdx {
+        /// Whether a page reads as zeroes when it has been removed from the guest.
+        removal_zeroes: bool,
+    },
+}
+
+impl Platform {
+    fn number(self) -> u64 {
+        match self {
+            Self::Snp => abi::KVM_GMEM_EMULATE_SNP,
+            Self::Tdx { .. } => abi::KVM_GMEM_EMULATE_TDX,
+        }
+    }
+
+    fn flags(self) -> u64 {
+        match self {
+            Self::Tdx {
+                removal_zeroes: true,
+            } => abi::KVM_GMEM_EMULATE_REMOVE_ZEROES,
+            _ => 0,
+        }
+    }
+
+    /// Whether `asked` has a model of this platform.
+    pub fn is_emulated(self, asked: &impl CheckExtension) -> bool {
+        asked.capability(abi::KVM_CAP_GMEM_EMULATION) & 1 << self.number() != 0
+    }
+}
+
+/// What kind of page is given to the guest at launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// One with contents.
+    Normal,
+    /// Zeroes, whatever it held. SNP only.
+    Zero,
+    /// The table of what CPUID says. SNP only.
+    Cpuid,
+}
+
+/// A VM that emulates a platform.
+#[derive(Debug)]
+pub struct Emulation<'vm> {
+    vm: &'vm VmFd,
+    platform: Platform,
+}
+
+impl<'vm> Emulation<'vm> {
+    /// Makes `vm` emulate `platform`. It must not have a guest_memfd, a memslot or a vCPU yet.
+    pub fn enable(vm: &'vm VmFd, platform: Platform) -> io::Result<Self> {
+        vm.enable_cap(&kvm_enable_cap {
+            cap: abi::KVM_CAP_GMEM_EMULATION as u32,
+            args: [platform.number(), platform.flags(), 0, 0],
+            ..Default::default()
+        })
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        Ok(Self { vm, platform })
+    }
+
+    /// What is emulated.
+    pub fn platform(&self) -> Platform {
+        self.platform
+    }
+
+    /// Gives private pages to the guest, with what they hold as their contents.
+    ///
+    /// # Errors
+    ///
+    /// Some pages may have been given then; the range is what has been left.
+    pub fn add_in_place(
+        &self,
+        page: Page,
+        guest: Range<u64>,
+    ) -> Result<(), (io::Error, Range<u64>)> {
+        let mut operation = update(self.platform, page, &guest);
+        while operation.size != 0 {
+            let before = operation;
+            if let Err(error) = self.operate(&mut operation) {
+                let rest = operation.gpa..guest.end;
+                return Err((error, rest));
+            }
+            // A kernel that gets nowhere would keep us here for ever.
+            if operation == before {
+                return Err((io::ErrorKind::WriteZero.into(), guest));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the launch: from here on the guest runs.
+    pub fn finish_launch(&self) -> io::Result<()> {
+        self.operate(&mut Emulate {
+            op: abi::KVM_GMEM_EMULATE_OP_LAUNCH_FINISH,
+            ..Default::default()
+        })
+    }
+
+    /// Whether the page at the guest physical address `gpa` is the platform's.
+    pub fn is_owned(&self, gpa: u64) -> io::Result<bool> {
+        let mut operation = Emulate {
+            op: abi::KVM_GMEM_EMULATE_OP_QUERY,
+            gpa,
+            ..Default::default()
+        };
+        self.operate(&mut operation)?;
+        Ok(operation.value[0] != abi::KVM_GMEM_EMULATE_STATE_NONE)
+    }
+
+    fn operate(&self, operation: &mut Emulate) -> io::Result<()> {
+        // SAFETY: The ioctl reads and writes the struct that the reference is good for, whose size
+        // is in the number. Without a source it touches no other memory of ours.
+        match unsafe { ioctl_with_mut_ref(self.vm, abi::KVM_GMEM_EMULATE, operation) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+fn update(platform: Platform, page: Page, guest: &Range<u64>) -> Emulate {
+    Emulate {
+        op: abi::KVM_GMEM_EMULATE_OP_LAUNCH_UPDATE,
+        page_type: match (platform, page) {
+            // There all pages are alike.
+            (Platform::Tdx { .. }, Page::Normal) => 0,
+            (_, Page::Normal) => abi::KVM_GMEM_EMULATE_PAGE_NORMAL,
+            (_, Page::Zero) => abi::KVM_GMEM_EMULATE_PAGE_ZERO,
+            (_, Page::Cpuid) => abi::KVM_GMEM_EMULATE_PAGE_CPUID,
+        },
+        gpa: guest.start,
+        size: guest.end.saturating_sub(guest.start),
+        ..Default::default()
+    }
+}
+
+/// What the other side of an encrypting platform sees of `bytes`, which begin at a multiple of 8.
+///
+/// It is its own inverse.
+pub fn keyed(bytes: &[u8]) -> Vec<u8> {
+    let key = abi::KVM_GMEM_EMULATION_KEY.to_le_bytes();
+    let byte = |(byte, key): (&u8, u8)| byte ^ key;
+    bytes
+        .iter()
+        .zip(key.into_iter().cycle())
+        .map(byte)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TDX: Platform = Platform::Tdx {
+        removal_zeroes: false,
+    };
+
+    #[test]
+    fn keyed_bytes_are_reversible_garbage() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        let seen = keyed(&bytes);
+        assert!(bytes.iter().zip(&seen).all(|(a, b)| a != b));
+        assert_eq!(keyed(&seen), bytes);
+        // Each aligned word, not a stream.
+        assert_eq!(keyed(&[0; 16])[..8], keyed(&[0; 16])[8..]);
+        assert_eq!(keyed(&[0; 8]), abi::KVM_GMEM_EMULATION_KEY.to_le_bytes());
+    }
+
+    #[test]
+    fn platforms_have_numbers_and_flags() {
+        let zeroes = Platform::Tdx {
+            removal_zeroes: true,
+        };
+        assert_eq!((Platform::Snp.number(), Platform::Snp.flags()), (1, 0));
+        assert_eq!((TDX.number(), TDX.flags()), (2, 0));
+        assert_eq!((zeroes.number(), zeroes.flags()), (2, 1));
+    }
+
+    #[test]
+    fn in_place_has_no_source() {
+        let operation = update(Platform::Snp, Page::Normal, &(0x1000..0x3000));
+        assert_eq!(operation.op, 1);
+        assert_eq!(operation.page_type, 1);
+        assert_eq!(
+            (operation.gpa, operation.size, operation.uaddr),
+            (0x1000, 0x2000, 0)
+        );
+        assert_eq!(update(TDX, Page::Normal, &(0..0)).page_type, 0);
+        // It knows no such pages, and it is the kernel's business to say so.
+        assert_eq!(update(TDX, Page::Cpuid, &(0..0)).page_type, 6);
+    }
+}
