@@ -138,27 +138,15 @@ impl AttributeMap {
     /// `ENOMEM`.
     pub fn reserve<'g>(
         &'g self,
-        writer: Writer<'g>,
-        range: &PageRange,
-        to: Visibility,
-    ) -> Result<Reservation<'g>> {
-        self.reserve_with(writer, range, to, bindings::GFP_KERNEL)
-    }
-
-    /// [`reserve`](Self::reserve) with other allocation flags: injected failures spare
-    /// allocations that could wait for memory.
-    pub(crate) fn reserve_with<'g>(
-        &'g self,
         _writer: Writer<'g>,
         range: &PageRange,
         to: Visibility,
-        flags: bindings::gfp_t,
     ) -> Result<Reservation<'g>> {
         let mut mas = self.cursor(range.start().get() as usize, range.last().get() as usize);
 
         // SAFETY: `mas` was initialised for this tree and has a non-empty range; nobody else
         // writes the tree.
-        to_result(unsafe { bindings::mas_preallocate(&mut mas, entry(to), flags) })?;
+        to_result(unsafe { bindings::mas_preallocate(&mut mas, entry(to), bindings::GFP_KERNEL) })?;
 
         // INVARIANT: The preallocation succeeded for this entry and range.
         Ok(Reservation {

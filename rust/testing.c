@@ -71,23 +71,6 @@ unsigned long gmem_test_user_pages(void)
 	return addr;
 }
 
-#ifdef CONFIG_FAILSLAB
-/* Has the nth allocation of this thread from now on fail that may not wait for memory. */
-void gmem_test_fail_allocation(unsigned int nth)
-{
-	WRITE_ONCE(current->fail_nth, nth);
-}
-
-/* Whether that has happened; ends it in any case. */
-bool gmem_test_allocation_failed(void)
-{
-	bool failed = !READ_ONCE(current->fail_nth);
-
-	WRITE_ONCE(current->fail_nth, 0);
-	return failed;
-}
-#endif
-
 unsigned long gmem_test_vm_invalidations(struct kvm *kvm)
 {
 	return kvm->mmu_invalidate_in_progress;
@@ -141,8 +124,10 @@ void *gmem_test_page_address(struct page *page)
 
 int gmem_test_page_references(struct page *page)
 {
+	enum lru_cache_drained drained = LRU_CACHE_NOT_DRAINED;
+
 	/* Not those of pages on their way to an LRU list. */
-	lru_add_drain_all();
+	lru_cache_drain_for_folio(page_folio(page), 0, &drained);
 	return page_ref_count(page);
 }
 

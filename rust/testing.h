@@ -14,8 +14,6 @@ struct kvm *gmem_test_vm_alloc(void);
 void gmem_test_vm_free(struct kvm *kvm);
 void gmem_test_vm_kill(struct kvm *kvm);
 unsigned long gmem_test_user_pages(void);
-void gmem_test_fail_allocation(unsigned int nth);
-bool gmem_test_allocation_failed(void);
 unsigned long gmem_test_vm_invalidations(struct kvm *kvm);
 unsigned long gmem_test_vm_sequence(struct kvm *kvm);
 void gmem_test_inode_init(struct inode *inode, u64 size);

@@ -24,10 +24,7 @@ use crate::{
             FileData,
             Memslot, //
         },
-        vm::{
-            Pfn,
-            Vm, //
-        }, //
+        vm::Vm, //
     },
     mm::fault, //
 };
@@ -395,12 +392,6 @@ impl HostPage {
     pub fn references(&self) -> i32 {
         // SAFETY: The reference keeps the page.
         unsafe { bindings::gmem_test_page_references(self.0) }
-    }
-
-    /// The host's frame.
-    pub(crate) fn pfn(&self) -> Pfn {
-        // SAFETY: The reference keeps the page.
-        Pfn::new(unsafe { bindings::gmem_page_pfn(self.0) })
     }
 
     /// Fills the page.

@@ -119,48 +119,6 @@ mod attribute_map {
         Ok(())
     }
 
-    #[cfg(CONFIG_FAILSLAB)]
-    #[test]
-    fn out_of_memory_changes_nothing() -> Result {
-        use crate::bindings;
-
-        let map = TestMap::new()?;
-        map.store(0, 64, SHARED)?;
-        map.store(2, 4, PRIVATE)?;
-        map.store(8, 16, PRIVATE)?;
-
-        let mut failures = 0;
-        for nth in 1..64 {
-            // SAFETY: Concerns allocations of this thread only.
-            unsafe { bindings::gmem_test_fail_allocation(nth) };
-            // Two more entries in a node that has room for them: readers need a new node.
-            let reserved =
-                map.0
-                    .reserve_with(map.writer(), &range(50, 52)?, PRIVATE, bindings::GFP_NOWAIT);
-            // SAFETY: As above.
-            let fired = unsafe { bindings::gmem_test_allocation_failed() };
-
-            assert_eq!(reserved.is_err(), fired);
-            if let Err(error) = reserved {
-                assert_eq!(error, ENOMEM);
-                failures += 1;
-            }
-            for at in 0..64 {
-                let private = matches!(at, 2..4 | 8..16);
-                assert_eq!(map.at(at), Some(if private { PRIVATE } else { SHARED }));
-            }
-            if !fired {
-                break;
-            }
-        }
-        assert!(failures > 0);
-        // And the next one succeeds.
-        map.store(50, 52, PRIVATE)?;
-        assert_eq!(map.at(50), Some(PRIVATE));
-        assert_eq!(map.at(52), Some(SHARED));
-        Ok(())
-    }
-
     #[test]
     fn runs_are_entries() -> Result {
         let map = TestMap::new()?;

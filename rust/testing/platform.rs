@@ -5,7 +5,6 @@
 //! They allow what hardware allows: assigning a page that somebody else has takes it from him.
 
 use super::{
-    HostPage,
     TestFile,
     TestVm, //
 };
@@ -216,11 +215,6 @@ impl TestRmp {
     /// Whether it has an entry for a page.
     pub fn has(frame: &Frame<'_>) -> bool {
         with(|state| state.rmp(frame.pfn().get()).is_some())
-    }
-
-    /// The same for a page that may have left its file.
-    pub fn has_page(page: &HostPage) -> bool {
-        with(|state| state.rmp(page.pfn().get()).is_some())
     }
 
     /// How many pages are assigned.
