@@ -150,6 +150,13 @@ pub(crate) fn freed(frame: &Frame<'_>) {
     }
 }
 
+/// An invalidation begins to take pages away, or has done so. Under `mmu_lock` all the while.
+pub(crate) fn set_invalidating(vm: &Vm, invalidating: bool) {
+    if let Some(emulation) = of(vm) {
+        emulation.sept.lock().set_invalidating(invalidating);
+    }
+}
+
 /// An invalidation of `start..end` in `slot`, which shows `inode`, ends. Under `mmu_lock`.
 pub(crate) fn settle(vm: &Vm, inode: &GmemInode, slot: &Memslot, start: u64, end: u64) {
     if let Some(emulation) = of(vm) {

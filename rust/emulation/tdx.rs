@@ -103,6 +103,8 @@ pub(super) enum Answer {
 pub(super) struct Sept {
     td: Td,
     rows: Rows,
+    /// Pages that leave now leave for an invalidation; otherwise their slot goes.
+    invalidating: bool,
 }
 
 impl Sept {
@@ -110,6 +112,7 @@ impl Sept {
         Self {
             td: Td::new(),
             rows: Rows(RBTree::new()),
+            invalidating: false,
         }
     }
 
@@ -211,6 +214,12 @@ impl Sept {
         Ok(Answer::Go)
     }
 
+    /// An invalidation begins or has ceased to take pages away. Whoever deletes a slot means its
+    /// pages to go, whatever they are, and that is nothing to be counted.
+    pub(super) fn set_invalidating(&mut self, invalidating: bool) {
+        self.invalidating = invalidating;
+    }
+
     /// The MMU has taken the guest's private mappings of the frames away.
     ///
     /// Each page leaves as the module wants it, one after the other. What does not leave kills the
@@ -244,8 +253,9 @@ impl Sept {
                     } else {
                         page.combine();
                     }
+                    let lost = self.invalidating.then_some(pfn);
                     if let Some(row) = self.rows.0.get_mut(&gfn) {
-                        row.lost = Some(pfn);
+                        row.lost = lost;
                     }
                 }
                 Err(_) => {

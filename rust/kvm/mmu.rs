@@ -204,6 +204,8 @@ impl<'g> InvalidateSpan<'g> {
         let _mmu = vm.lock_mmu();
         let mut flush = false;
 
+        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+        crate::emulation::set_invalidating(vm, true);
         for pages in ranges
             .take(AT_ONCE)
             .filter_map(|pages| pages.intersect(&self.range))
@@ -221,6 +223,8 @@ impl<'g> InvalidateSpan<'g> {
                 flush |= unsafe { bindings::gmem_vm_zap(vm.as_raw(), &mut range) };
             });
         }
+        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+        crate::emulation::set_invalidating(vm, false);
         if flush {
             // SAFETY: The VM is valid.
             unsafe { bindings::gmem_vm_flush_remote_tlbs(vm.as_raw()) };

@@ -24,10 +24,10 @@
  *	for all of their pages. Who holds it knows that the page's state does
  *	not change.
  *
- * word0: what the first word of the page holds. That word is only written by
- *	who holds the lock; whoever gets it compares. Thus PRESERVE has to
- *	preserve, ZERO to zero, NONE to scramble, and what the guest and the
- *	host see has to be one and the same page.
+ * word0: what the first word of the page holds, or may. That word is only
+ *	written by who holds the lock; whoever gets it compares. Thus PRESERVE
+ *	has to preserve, ZERO to zero, NONE to scramble, and what the guest and
+ *	the host see has to be one and the same page.
  *
  * gen, exposed, destroyed: A guest that holds the lock of a private page
  *	writes secrets, marked with the page's generation. A request or a hole
@@ -53,6 +53,30 @@
  * A guest that touches a page whose slot is away leaves KVM_RUN for MMIO. A
  * read gets NO_SLOT for an answer and a write is dropped, and the VMM says so
  * in "dropped", so that the guest tries again.
+ *
+ * All that runs once on a SW_PROTECTED VM as such, and once on each platform
+ * that the kernel emulates. There the model knows more:
+ *
+ * word0 is what the host reads or would read. On SNP the guest of a private
+ *	page sees it through the key. On TDX it does not see it at all:
+ *
+ * inside, since: TDX: what the guest finds in the first word of a private page,
+ *	zero after its first touch, and how often its slot had come and gone
+ *	when that was so. A slot that goes takes its pages out of the S-EPT:
+ *	zero is legal, too, from then on.
+ *
+ * entered: TDX: the same count from before the page became private. As long as
+ *	it has not changed, a page that comes back by PRESERVE has never been
+ *	in the S-EPT: word0 has to be there.
+ *
+ * mapped: The guest has written to the private page with the lock, so that it
+ *	is the platform's. No promise that this is in the way of is kept then.
+ *
+ * A secret in clear is nobody's to see but the guest's. What the rules above
+ * say of secrets they say of what the key makes of them.
+ *
+ * "hot" is the range that is being converted. Much of what the guest does
+ * without the lock it does there, and so meets the conversion half way.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -83,6 +107,8 @@
 #define CTL_GPA		((gpa_t)SZ_2G)
 
 #define DEFAULT_ITERATIONS 1500
+/* There each iteration is several conversions, and each of those takes longer. */
+#define EMULATED_SHARE	4
 
 /* No progress of a thread for so long is a hang, even when sanitised. */
 #define HANG_SECONDS	120
@@ -103,15 +129,20 @@ enum phase {
 	TO_SHARED,
 };
 
-/* What word0 may hold if it is not known exactly. */
-#define EXACT		0
-#define ZERO_OR_SCRAMBLED 1
+/* What a word is, or the few things that it may be. */
+struct words {
+	u64 n;
+	u64 word[8];
+};
 
 struct page_model {
 	u64 state;
 	u64 owner;
-	u64 word0;
-	u64 word0_kind;
+	struct words word0;
+	struct words inside;
+	u64 since;
+	u64 entered;
+	u64 mapped;
 	u64 gen;
 	u64 exposed;
 	u64 destroyed;
@@ -149,6 +180,7 @@ enum violation {
 	WRONG_WORD0,
 	WRITE_LOST,
 	WRONG_ATTRIBUTES,
+	EMPTY_PROMISE,
 	NR_VIOLATIONS,
 };
 
@@ -160,6 +192,7 @@ static const char * const violation_names[] = {
 	[WRONG_WORD0] = "the first word is not what it has to be",
 	[WRITE_LOST] = "a write of the guest was lost",
 	[WRONG_ATTRIBUTES] = "GET disagrees with what was set",
+	[EMPTY_PROMISE] = "a promise was made about a page of the platform's",
 };
 
 #define MAX_REPORTS 16
@@ -170,6 +203,8 @@ enum counter {
 	CONVERSIONS,
 	REFUSED_EAGAIN,
 	REFUSED_HWPOISON,
+	REFUSED_OWNED,
+	KEPT,
 	PUNCHES,
 	SECRETS,
 	SECRETS_SEEN,
@@ -187,6 +222,8 @@ static const char * const stat_names[] = {
 	[CONVERSIONS] = "conversions",
 	[REFUSED_EAGAIN] = "requests refused by EAGAIN",
 	[REFUSED_HWPOISON] = "requests refused by EHWPOISON",
+	[REFUSED_OWNED] = "requests refused by EOPNOTSUPP",
+	[KEPT] = "private pages made shared by PRESERVE",
 	[PUNCHES] = "holes",
 	[SECRETS] = "secrets written",
 	[SECRETS_SEEN] = "secrets seen after PRESERVE",
@@ -203,6 +240,10 @@ struct ctl {
 	u64 seed;
 	u64 stop;
 	u64 scrambles;
+	u64 platform;
+	u64 remove_zeroes;
+	u64 hot;
+	u64 slot_changes[NR_SLOTS];
 	u64 dropped[NR_VCPUS];
 	u64 progress[NR_THREADS];
 	u64 done[NR_THREADS];
@@ -313,22 +354,51 @@ static bool word_is_of(u64 w, u64 page)
 	       (w & 0xffffff) == word_check(w & ~0xffffffULL);
 }
 
+/* What the key makes of words can be met. */
+static bool has_key(struct ctl *c)
+{
+	return c->platform && !c->remove_zeroes;
+}
+
 static bool word_legal(struct ctl *c, u64 w, u64 page)
 {
-	return !w || (w == SCRAMBLED && c->scrambles) || word_is_of(w, page);
+	if (!w || (w == SCRAMBLED && c->scrambles) || word_is_of(w, page))
+		return true;
+	w ^= KVM_GMEM_EMULATION_KEY;
+	return has_key(c) && (!w || word_is_of(w, page));
 }
 
-static bool word0_legal(struct page_model *p, u64 w)
+static bool may_be(struct words *words, u64 w)
 {
-	if (p->word0_kind == ZERO_OR_SCRAMBLED)
-		return !w || w == SCRAMBLED;
-	return w == p->word0;
+	u64 i;
+
+	for (i = 0; i < words->n; i++) {
+		if (words->word[i] == w)
+			return true;
+	}
+	return false;
 }
 
-static void set_word0(struct page_model *p, u64 w)
+static void add_word(struct words *words, u64 w)
 {
-	p->word0 = w;
-	p->word0_kind = EXACT;
+	if (!may_be(words, w) && words->n < ARRAY_SIZE(words->word))
+		words->word[words->n++] = w;
+}
+
+static void set_word(struct words *words, u64 w)
+{
+	words->word[0] = w;
+	words->n = 1;
+}
+
+/* A word that is not zero is that of an allocated page; else it is not known. */
+static void scramble_word(struct words *words)
+{
+	bool zero = may_be(words, 0);
+
+	set_word(words, SCRAMBLED);
+	if (zero)
+		add_word(words, 0);
 }
 
 static bool precise(u64 page)
@@ -382,6 +452,40 @@ static enum phase phase_of(u64 state)
 	return state & 3;
 }
 
+/* --- Emulated platforms ------------------------------------------------------- */
+
+static u64 slot_changes(struct ctl *c, u64 page)
+{
+	return LOAD(c->slot_changes[page / SLOT_PAGES]);
+}
+
+/* Whether the slot of a page may have been away, wholly or for a moment. */
+static bool slot_changed(struct ctl *c, u64 page, u64 since)
+{
+	return since & 1 || slot_changes(c, page) != since;
+}
+
+static bool has_sept(struct ctl *c)
+{
+	return c->platform == KVM_GMEM_EMULATE_TDX;
+}
+
+/* With the lock: the page is the platform's, and nothing can have changed that. */
+static bool surely_owned(struct ctl *c, u64 page)
+{
+	struct page_model *p = &c->pages[page];
+
+	return precise(page) && p->mapped &&
+	       !(has_sept(c) && slot_changed(c, page, p->since));
+}
+
+static void set_empty(struct page_model *p)
+{
+	set_word(&p->word0, 0);
+	set_word(&p->inside, 0);
+	p->mapped = 0;
+}
+
 /* --- The guest ------------------------------------------------------------------ */
 
 static volatile u64 *guest_word(u64 page, u64 word)
@@ -400,18 +504,23 @@ static u64 guest_read(u64 page, u64 word)
 }
 
 /* Until it has arrived, and only for words that nobody else writes now. */
-static void guest_write_checked(struct ctl *c, u64 id, u64 page, u64 w)
+static void guest_write_checked(struct ctl *c, u64 id, u64 page, u64 w,
+				bool inside)
 {
-	u64 got;
+	u64 since, got;
 
 	for (;;) {
+		since = slot_changes(c, page);
 		STORE(c->dropped[id], 0);
 		*guest_word(page, 0) = w;
 		if (LOAD(c->dropped[id]))
 			continue;
 		got = guest_read(page, 0);
+		if (inside && !got && slot_changed(c, page, since))
+			continue;
 		if (got != w && precise(page))
 			violation(c, WRITE_LOST, id, page, got, w, 0);
+		c->pages[page].since = since;
 		return;
 	}
 }
@@ -421,15 +530,21 @@ static void guest_locked(struct ctl *c, u64 id, u64 page, u64 *seed)
 {
 	struct page_model *p = &c->pages[page];
 	bool private = phase_of(LOAD(p->state)) == PRIVATE;
+	bool inside = private && has_sept(c);
+	u64 key = private && c->platform == KVM_GMEM_EMULATE_SNP ?
+		  KVM_GMEM_EMULATION_KEY : 0;
 	enum kind kind = private ? KIND_SECRET : KIND_GUEST;
+	struct words *words = inside ? &p->inside : &p->word0;
 	u64 w = guest_read(page, 0);
 
-	if (precise(page) && !word0_legal(p, w))
-		violation(c, WRONG_WORD0, id, page, w, p->word0, p->word0_kind);
+	if (precise(page) && !may_be(words, w ^ key) &&
+	    !(inside && !w && slot_changed(c, page, p->since)))
+		violation(c, WRONG_WORD0, id, page, w ^ key, words->word[0], words->n);
 
 	w = make_word(kind, page, p->gen);
-	guest_write_checked(c, id, page, w);
-	set_word0(p, w);
+	guest_write_checked(c, id, page, w, inside);
+	set_word(words, w ^ key);
+	p->mapped = private && c->platform;
 
 	/* One more, where those without the lock may overwrite it. */
 	*guest_word(page, 1 + next_random(seed) % (WORDS - 1)) = w;
@@ -447,6 +562,15 @@ static void guest_unlocked_read(struct ctl *c, u64 id, u64 page, u64 word)
 		violation(c, MALFORMED_WORD, id, page, w, 0, word);
 }
 
+/* A fault where a conversion is, if there is one, which takes no lock for it. */
+static void guest_touch_hot(struct ctl *c, u64 id, u64 *seed)
+{
+	u64 hot = LOAD(c->hot), first = hot >> 32, n = (u32)hot, i;
+
+	for (i = 0; i < n; i++)
+		guest_unlocked_read(c, id, first + next_random(seed) % n, WORDS - 1);
+}
+
 static void guest_code(struct ctl *c, u64 id)
 {
 	u64 seed = c->seed * (id + 1) + 1, n = c->iterations * VCPU_OPS, i;
@@ -456,16 +580,20 @@ static void guest_code(struct ctl *c, u64 id)
 		u64 word = 1 + next_random(&seed) % (WORDS - 1);
 
 		/* Leave the CPU to those that the guest waits for. */
-		while (ahead_of_conversions(c, i / VCPU_OPS))
+		while (ahead_of_conversions(c, i / VCPU_OPS)) {
+			guest_touch_hot(c, id, &seed);
 			GUEST_UCALL_NONE();
+		}
 
 		switch (next_random(&seed) % 4) {
 		case 0:
 			guest_unlocked_read(c, id, page, word);
+			guest_touch_hot(c, id, &seed);
 			break;
 		case 1:
 			*guest_word(page, word) =
 				make_word(KIND_GUEST, page, c->pages[page].gen);
+			guest_touch_hot(c, id, &seed);
 			break;
 		default:
 			if (!try_lock(c, page, id))
@@ -641,7 +769,14 @@ static void host_read(u64 who, u64 page, u64 word, bool pinned)
 	if (!word_legal(ctl, w, page)) {
 		if (!(wiping & 1) && wiping == LOAD(p->wiping))
 			violation(ctl, MALFORMED_WORD, who, page, w, 0, word);
-	} else if (word_is(w, KIND_SECRET)) {
+		return;
+	}
+	if (ctl->platform) {
+		if (word_is(w, KIND_SECRET))
+			violation(ctl, SECRET_LEAKED, who, page, w, 0, 0);
+		w ^= KVM_GMEM_EMULATION_KEY;
+	}
+	if (word_is(w, KIND_SECRET) && word_is_of(w, page)) {
 		count(ctl, SECRETS_SEEN);
 		if (word_gen(w) <= destroyed || word_gen(w) > exposed)
 			violation(ctl, SECRET_LEAKED, who, page, w, destroyed,
@@ -669,10 +804,10 @@ static void host_check_word0(u64 who, u64 page)
 		return;
 	if (!host_read_word(host_word(page, 0), &w))
 		violation(ctl, HOST_REFUSED_SHARED, who, page, 0, 0, LOAD(p->state));
-	else if (!word0_legal(p, w))
-		violation(ctl, WRONG_WORD0, who, page, w, p->word0, p->word0_kind);
+	else if (!may_be(&p->word0, w))
+		violation(ctl, WRONG_WORD0, who, page, w, p->word0.word[0], p->word0.n);
 	else
-		set_word0(p, w);
+		set_word(&p->word0, w);
 }
 
 static void host_locked(u64 who, u64 page)
@@ -686,7 +821,7 @@ static void host_locked(u64 who, u64 page)
 		host_check_word0(who, page);
 		w = make_word(KIND_HOST, page, p->gen);
 		if (host_write_word(host_word(page, 0), w))
-			set_word0(p, w);
+			set_word(&p->word0, w);
 		else if (!may_be_poisoned(p))
 			violation(ctl, HOST_REFUSED_SHARED, who, page, w, 0,
 				  LOAD(p->state));
@@ -776,15 +911,45 @@ static void before_request(u64 first, u64 n, u64 attrs, bool destroys,
 		if (phase_of(p->state) != (attrs ? SHARED : PRIVATE))
 			continue;
 		/* Secrets of the coming private time are nobody's to see. */
-		if (attrs)
+		if (attrs) {
 			STORE(p->gen, p->gen + 1);
+			p->entered = slot_changes(ctl, first + i);
+		}
 		ADD(p->state, 1);
 	}
 }
 
+/* A platform has done what was asked for. */
+static void after_grant(u64 who, u64 page, u64 attrs, u64 policy, bool changes)
+{
+	struct page_model *p = &ctl->pages[page];
+	bool owned = surely_owned(ctl, page);
+	u64 i;
+
+	if (owned && ((attrs && policy == GMEM_ZERO) ||
+		      (!attrs && policy == GMEM_PRESERVE && has_sept(ctl))))
+		violation(ctl, EMPTY_PROMISE, who, page, attrs, policy, p->since);
+
+	if (policy == GMEM_ZERO) {
+		set_empty(p);
+	} else if (changes && attrs) {
+		set_word(&p->inside, 0);
+	} else if (changes && has_sept(ctl) &&
+		   (policy == GMEM_NONE || slot_changed(ctl, page, p->entered))) {
+		/* The page may have been in the S-EPT, and come out of it. */
+		add_word(&p->word0, ctl->remove_zeroes ? 0 : KVM_GMEM_EMULATION_KEY);
+		for (i = 0; i < p->inside.n && !ctl->remove_zeroes; i++)
+			add_word(&p->word0, p->inside.word[i] ^ KVM_GMEM_EMULATION_KEY);
+	} else if (changes && policy == GMEM_PRESERVE) {
+		count(ctl, KEPT);
+	}
+	if (changes)
+		p->mapped = 0;
+}
+
 /* And from after it on. */
-static void after_request(u64 first, u64 n, u64 policy, bool destroys, bool ok,
-			  u64 *old_exposed)
+static void after_request(u64 who, u64 first, u64 n, u64 attrs, u64 policy,
+			  bool destroys, bool ok, u64 *old_exposed)
 {
 	u64 i;
 
@@ -794,21 +959,17 @@ static void after_request(u64 first, u64 n, u64 policy, bool destroys, bool ok,
 
 		if (ok && destroys) {
 			if (policy == GMEM_ZERO)
-				set_word0(p, 0);
-			else if (p->word0 || p->word0_kind == ZERO_OR_SCRAMBLED)
-				/*
-				 * A word that is not zero is that of an
-				 * allocated page; one that may be zero may be
-				 * that of a page which is not.
-				 */
-				p->word0 = SCRAMBLED;
+				set_word(&p->word0, 0);
 			else
-				p->word0_kind = ZERO_OR_SCRAMBLED;
+				scramble_word(&p->word0);
 			STORE(p->destroyed, p->gen);
 			STORE(p->gen, p->gen + 1);
 		}
 		if (!ok)
 			STORE(p->exposed, old_exposed[i]);
+		else if (ctl->platform)
+			after_grant(who, first + i, attrs, policy,
+				    phase == TO_PRIVATE || phase == TO_SHARED);
 		if (phase == TO_PRIVATE || phase == TO_SHARED)
 			ADD(p->state, ok ? 1 : 3);
 		if (destroys)
@@ -837,24 +998,31 @@ static void check_after_request(u64 who, u64 first, u64 n)
 	}
 }
 
-static void convert(u64 who, u64 *seed)
+/* What a request may be refused for. */
+static bool may_refuse(int r, u64 page, u64 attrs, u64 policy, bool destroys)
 {
-	static const u64 policies[] = {
-		GMEM_NONE, GMEM_ZERO, GMEM_PRESERVE, GMEM_PRESERVE,
-	};
-	u64 first = next_random(seed) % NPAGES;
-	u64 n = 1 + next_random(seed) % (next_random(seed) % 8 ? 4 : 24);
-	u64 attrs = next_random(seed) & 1 ? GMEM_PRIVATE : GMEM_SHARED;
-	u64 policy = policies[next_random(seed) % ARRAY_SIZE(policies)];
-	u64 old_exposed[NPAGES], eo = 0, page;
+	switch (r) {
+	case EAGAIN:
+		return attrs;
+	case EHWPOISON:
+		return destroys && may_be_poisoned(&ctl->pages[page]);
+	case EOPNOTSUPP:
+		/* Only of a private page can the platform be the owner. */
+		return phase_of(LOAD(ctl->pages[page].state)) == PRIVATE &&
+		       ((ctl->platform && attrs && policy == GMEM_ZERO) ||
+			(has_sept(ctl) && !attrs && policy == GMEM_PRESERVE));
+	default:
+		return false;
+	}
+}
+
+/* With the locks. */
+static void request(u64 who, u64 first, u64 n, u64 attrs, u64 policy)
+{
 	bool destroys = policy == GMEM_ZERO ||
 			(policy == GMEM_NONE && ctl->scrambles);
+	u64 old_exposed[NPAGES], eo = 0, page;
 	int i, r = EAGAIN;
-
-	if (n > NPAGES - first)
-		n = NPAGES - first;
-	if (!try_lock_range(ctl, first, n, who))
-		return;
 
 	before_request(first, n, attrs, destroys, old_exposed);
 	for (i = 0; i < 50 && r == EAGAIN; i++) {
@@ -865,19 +1033,19 @@ static void convert(u64 who, u64 *seed)
 			sched_yield();
 		}
 	}
-	after_request(first, n, policy, destroys, !r, old_exposed);
+	after_request(who, first, n, attrs, policy, destroys, !r, old_exposed);
 
 	if (r) {
 		page = eo / PAGE_SIZE;
-		TEST_ASSERT((r == EAGAIN && attrs) || (r == EHWPOISON && destroys),
-			    "Pages %lu to %lu, attributes %#lx, policy %#lx: errno %d (%s)",
-			    first, first + n - 1, attrs, policy, r, strerror(r));
 		TEST_ASSERT(page >= first && page < first + n,
-			    "error_offset %#lx is outside pages %lu to %lu", eo,
-			    first, first + n - 1);
+			    "errno %d (%s): error_offset %#lx is outside pages %lu to %lu",
+			    r, strerror(r), eo, first, first + n - 1);
+		TEST_ASSERT(may_refuse(r, page, attrs, policy, destroys),
+			    "Pages %lu to %lu, attributes %#lx, policy %#lx: errno %d (%s) for page %lu",
+			    first, first + n - 1, attrs, policy, r, strerror(r), page);
+		if (r == EOPNOTSUPP)
+			count(ctl, REFUSED_OWNED);
 		if (r == EHWPOISON) {
-			TEST_ASSERT(may_be_poisoned(&ctl->pages[page]),
-				    "Page %lu was never poisoned", page);
 			count(ctl, REFUSED_HWPOISON);
 			heal(page);
 		}
@@ -885,6 +1053,53 @@ static void convert(u64 who, u64 *seed)
 		count(ctl, CONVERSIONS);
 	}
 	check_after_request(who, first, n);
+}
+
+/* With the locks: something to preserve. */
+static void host_write_words(u64 first, u64 n)
+{
+	u64 i, w;
+
+	for (i = first; i < first + n; i++) {
+		struct page_model *p = &ctl->pages[i];
+
+		w = make_word(KIND_HOST, i, p->gen);
+		if (phase_of(p->state) == SHARED &&
+		    host_write_word(host_word(i, 0), w))
+			set_word(&p->word0, w);
+	}
+}
+
+static void convert(u64 who, u64 *seed)
+{
+	static const u64 policies[] = {
+		GMEM_NONE, GMEM_ZERO, GMEM_PRESERVE, GMEM_PRESERVE,
+	};
+	u64 first = next_random(seed) % NPAGES;
+	u64 n = 1 + next_random(seed) % (next_random(seed) % 8 ? 4 : 24);
+	u64 attrs = next_random(seed) & 1 ? GMEM_PRIVATE : GMEM_SHARED;
+	u64 policy = policies[next_random(seed) % ARRAY_SIZE(policies)];
+
+	if (n > NPAGES - first)
+		n = NPAGES - first;
+	if (!try_lock_range(ctl, first, n, who))
+		return;
+	request(who, first, n, attrs, policy);
+	if (ctl->platform && next_random(seed) & 1) {
+		/*
+		 * There and back, with the guest faulting on the pages: whether
+		 * it gets one before PRESERVE asks for it, or while it does, is
+		 * all that decides about the bytes.
+		 */
+		request(who, first, n, GMEM_SHARED, GMEM_ZERO);
+		host_write_words(first, n);
+		if (next_random(seed) & 1)
+			STORE(ctl->hot, first << 32 | n);
+		request(who, first, n, GMEM_PRIVATE, GMEM_PRESERVE);
+		STORE(ctl->hot, first << 32 | n);
+		request(who, first, n, GMEM_SHARED, GMEM_PRESERVE);
+		STORE(ctl->hot, 0);
+	}
 	unlock_range(ctl, first, n);
 }
 
@@ -916,7 +1131,7 @@ static void punch_locked(u64 who, u64 first, u64 n)
 	for (i = first; i < first + n; i++) {
 		struct page_model *p = &ctl->pages[i];
 
-		set_word0(p, 0);
+		set_empty(p);
 		STORE(p->destroyed, p->gen);
 		STORE(p->gen, p->gen + 1);
 	}
@@ -967,10 +1182,12 @@ static void *slots_thread(void *arg)
 		int slot = next_random(&seed) % NR_SLOTS;
 
 		host_pace(i * 20);
+		ADD(ctl->slot_changes[slot], 1);
 		set_slot(slot, false);
 		if (next_random(&seed) & 1)
 			sched_yield();
 		set_slot(slot, true);
+		ADD(ctl->slot_changes[slot], 1);
 		STORE(ctl->progress[who], i + 1);
 	}
 	STORE(ctl->done[who], 1);
@@ -1076,18 +1293,33 @@ static void report(void)
 			       ctl->reports[i].extra);
 }
 
+struct storm {
+	const char *name;
+	u32 platform;	/* KVM_GMEM_EMULATE_*, or none */
+	u64 flags;
+};
+
+static const struct storm storms[] = {
+	{ "sw_protected" },
+	{ "emulated_snp", KVM_GMEM_EMULATE_SNP },
+	{ "emulated_tdx", KVM_GMEM_EMULATE_TDX },
+	{ "emulated_tdx_zeroing", KVM_GMEM_EMULATE_TDX, KVM_GMEM_EMULATE_REMOVE_ZEROES },
+};
+
 /* A run in which one of these did not happen has not tested anything. */
 static bool all_happened(void)
 {
 	static const enum counter stats[] = {
 		HOST_READS, HOST_REFUSED, CONVERSIONS, REFUSED_EAGAIN, PUNCHES, SECRETS,
-		SECRETS_SEEN, GUEST_LOCKED, FORKS,
+		SECRETS_SEEN, GUEST_LOCKED, FORKS, REFUSED_OWNED, KEPT,
 	};
 	bool ok = true;
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(stats); i++) {
-		if (ctl->stats[stats[i]])
+		if (ctl->stats[stats[i]] ||
+		    (stats[i] == SECRETS_SEEN && ctl->remove_zeroes) ||
+		    (stats[i] >= REFUSED_OWNED && stats[i] <= KEPT && !ctl->platform))
 			continue;
 		ksft_print_msg("This never happened: %s\n", stat_names[stats[i]]);
 		ok = false;
@@ -1095,7 +1327,27 @@ static bool all_happened(void)
 	return ok;
 }
 
-int main(int argc, char *argv[])
+static void create_vm(const struct storm *storm)
+{
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = KVM_X86_SW_PROTECTED_VM,
+	};
+	int i, r;
+
+	if (!storm->platform) {
+		vm = __vm_create_with_vcpus(shape, NR_VCPUS, NPAGES, guest_code, vcpus);
+		return;
+	}
+	vm = gmem_vm_create_emulated(storm->platform, storm->flags, NR_VCPUS, NPAGES,
+				     vcpus);
+	for (i = 0; i < NR_VCPUS; i++)
+		vcpu_arch_set_entry_point(vcpus[i], guest_code);
+	r = gmem_launch_finish(vm);
+	TEST_ASSERT(!r, "LAUNCH_FINISH: errno %d (%s)", r, strerror(r));
+}
+
+static bool run_storm(const struct storm *storm, u64 iterations, u64 seed)
 {
 	static void *(*fns[NR_THREADS])(void *) = {
 		[VCPU0] = vcpu_thread, [VCPU1] = vcpu_thread,
@@ -1104,40 +1356,14 @@ int main(int argc, char *argv[])
 		[PUNCH] = punch_thread, [SLOTS] = slots_thread,
 		[FORK] = fork_thread, [POISON] = poison_thread,
 	};
-	const struct vm_shape shape = {
-		.mode = VM_MODE_DEFAULT,
-		.type = KVM_X86_SW_PROTECTED_VM,
-	};
 	const u64 ctl_size = align_up(sizeof(struct ctl), PAGE_SIZE);
-	u64 iterations = DEFAULT_ITERATIONS, seed = 0x5eed;
 	struct userspace_mem_region *region;
 	pthread_t threads[NR_THREADS];
+	u64 destroyed = 0;
 	bool ok;
-	int opt, i;
+	int i;
 
-	while ((opt = getopt(argc, argv, "i:s:h")) != -1) {
-		switch (opt) {
-		case 'i':
-			iterations = atoi_positive("iterations", optarg);
-			break;
-		case 's':
-			seed = atoi_positive("seed", optarg);
-			break;
-		default:
-			printf("usage: %s [-i iterations] [-s seed]\n", argv[0]);
-			return opt == 'h' ? 0 : KSFT_FAIL;
-		}
-	}
-
-	ksft_print_header();
-	__TEST_REQUIRE(gmem_vm_type_supported(), "KVM has no SW_PROTECTED VMs");
-	__TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
-		       "guest_memfd does not convert in place");
-	ksft_set_plan(1);
-	ksft_print_msg("%lu iterations, seed %lu\n", iterations, seed);
-
-	vm = __vm_create_with_vcpus(shape, NR_VCPUS, NPAGES, guest_code, vcpus);
-	gmem_install_sigbus_handler();
+	create_vm(storm);
 
 	/*
 	 * The children are there for the file's mapping. Keep copy-on-write away
@@ -1153,9 +1379,13 @@ int main(int argc, char *argv[])
 	virt_map(vm, CTL_GPA, CTL_GPA, ctl_size / PAGE_SIZE);
 	ctl->iterations = iterations;
 	ctl->seed = seed;
-	ctl->scrambles = gmem_scrambles();
-	for (i = 0; i < NPAGES; i++)
+	ctl->platform = storm->platform;
+	ctl->remove_zeroes = !!(storm->flags & KVM_GMEM_EMULATE_REMOVE_ZEROES);
+	ctl->scrambles = !storm->platform && gmem_scrambles();
+	for (i = 0; i < NPAGES; i++) {
 		ctl->pages[i].gen = 1;
+		set_empty(&ctl->pages[i]);
+	}
 
 	gmem_fd = vm_create_guest_memfd(vm, NPAGES * PAGE_SIZE, GMEM_MMAP_SHARED);
 	hva = kvm_mmap(NPAGES * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, gmem_fd);
@@ -1173,7 +1403,68 @@ int main(int argc, char *argv[])
 		kvm_pthread_join(threads[i], NULL);
 
 	report();
-	ok = !ctl->nr_violations && all_happened();
-	ksft_test_result(ok, "stress\n");
+	if (storm->platform)
+		destroyed = gmem_destroyed(vm, GMEM_GPA);
+	if (destroyed)
+		ksft_print_msg("VIOLATION: %lu private pages of the guest were destroyed\n",
+			       destroyed);
+	ok = !ctl->nr_violations && !destroyed && all_happened();
+
+	kvm_munmap(hva, NPAGES * PAGE_SIZE);
+	kvm_close(gmem_fd);
+	kvm_vm_free(vm);
+	kvm_munmap(ctl, ctl_size);
+	return ok;
+}
+
+int main(int argc, char *argv[])
+{
+	u64 iterations = DEFAULT_ITERATIONS, seed = 0x5eed;
+	const char *only = NULL;
+	int opt, i, nr = 0;
+
+	while ((opt = getopt(argc, argv, "i:s:p:h")) != -1) {
+		switch (opt) {
+		case 'i':
+			iterations = atoi_positive("iterations", optarg);
+			break;
+		case 's':
+			seed = atoi_positive("seed", optarg);
+			break;
+		case 'p':
+			only = optarg;
+			break;
+		default:
+			printf("usage: %s [-i iterations] [-s seed] [-p platform]\n",
+			       argv[0]);
+			return opt == 'h' ? 0 : KSFT_FAIL;
+		}
+	}
+	for (i = 0; i < ARRAY_SIZE(storms); i++)
+		nr += !only || !strcmp(only, storms[i].name);
+	TEST_ASSERT(nr, "There is no platform %s here", only);
+
+	ksft_print_header();
+	__TEST_REQUIRE(gmem_vm_type_supported(), "KVM has no SW_PROTECTED VMs");
+	__TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
+		       "guest_memfd does not convert in place");
+	ksft_set_plan(nr);
+	gmem_install_sigbus_handler();
+
+	for (i = 0; i < ARRAY_SIZE(storms); i++) {
+		const struct storm *storm = &storms[i];
+		u64 n = storm->platform ? DIV_ROUND_UP(iterations, EMULATED_SHARE) :
+					  iterations;
+
+		if (only && strcmp(only, storm->name))
+			continue;
+		if (storm->platform && !gmem_emulates(storm->platform)) {
+			ksft_test_result_skip("stress %s: %s\n", storm->name,
+					      GMEM_NO_EMULATION);
+			continue;
+		}
+		ksft_print_msg("%s: %lu iterations, seed %lu\n", storm->name, n, seed);
+		ksft_test_result(run_storm(storm, n, seed), "stress %s\n", storm->name);
+	}
 	ksft_finished();
 }
