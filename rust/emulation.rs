@@ -150,7 +150,7 @@ pub(crate) fn freed(frame: &Frame<'_>) {
     }
 }
 
-/// An invalidation begins to take pages away, or has done so. Under `mmu_lock` all the while.
+/// An invalidation begins to take pages away, or has done so. Under `mmu_lock`.
 pub(crate) fn set_invalidating(vm: &Vm, invalidating: bool) {
     if let Some(emulation) = of(vm) {
         emulation.sept.lock().set_invalidating(invalidating);

@@ -39,7 +39,8 @@ use kernel::{
         RBTree,
         RBTreeNode, //
     },
-    sync::SpinLock, //
+    sync::SpinLock,
+    task::Task, //
 };
 
 /// What the model knows of a guest frame.
@@ -103,8 +104,9 @@ pub(super) enum Answer {
 pub(super) struct Sept {
     td: Td,
     rows: Rows,
-    /// Pages that leave now leave for an invalidation; otherwise their slot goes.
-    invalidating: bool,
+    /// The task that takes pages away for an invalidation; those that another takes away leave
+    /// with their slot. `mmu_lock` is released in between if somebody waits for it.
+    invalidating: Option<usize>,
 }
 
 impl Sept {
@@ -112,7 +114,7 @@ impl Sept {
         Self {
             td: Td::new(),
             rows: Rows(RBTree::new()),
-            invalidating: false,
+            invalidating: None,
         }
     }
 
@@ -217,7 +219,7 @@ impl Sept {
     /// An invalidation begins or has ceased to take pages away. Whoever deletes a slot means its
     /// pages to go, whatever they are, and that is nothing to be counted.
     pub(super) fn set_invalidating(&mut self, invalidating: bool) {
-        self.invalidating = invalidating;
+        self.invalidating = invalidating.then(|| Task::current_raw().addr());
     }
 
     /// The MMU has taken the guest's private mappings of the frames away.
@@ -253,7 +255,8 @@ impl Sept {
                     } else {
                         page.combine();
                     }
-                    let lost = self.invalidating.then_some(pfn);
+                    let expected = self.invalidating != Some(Task::current_raw().addr());
+                    let lost = (!expected).then_some(pfn);
                     if let Some(row) = self.rows.0.get_mut(&gfn) {
                         row.lost = lost;
                     }
