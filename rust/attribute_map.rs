@@ -9,8 +9,12 @@
 //!
 //! C header: [`include/linux/maple_tree.h`](srctree/include/linux/maple_tree.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    fs::address_space::Quiesced, //
+};
 use core::{
+    cell::Cell,
     marker::PhantomData,
     mem::MaybeUninit,
     ptr, //
@@ -27,7 +31,8 @@ use kernel::{
     error::to_result,
     prelude::*,
     sync::rcu,
-    types::Opaque, //
+    types::Opaque,
+    warn_on, //
 };
 
 /// The map, a `struct maple_tree` that lives inside an inode.
@@ -36,8 +41,11 @@ use kernel::{
 ///
 /// The tree was initialised by `gmem_tree_init()`, for readers under RCU and writers with a lock of
 /// their own, and each of its entries is one that [`entry`] made.
-#[repr(transparent)]
-pub struct AttributeMap(Opaque<bindings::maple_tree>);
+pub struct AttributeMap {
+    tree: Opaque<bindings::maple_tree>,
+    /// There is a [`Reservation`]. The writer's alone.
+    reserved: Cell<bool>,
+}
 
 /// Evidence that nobody else writes the map for as long as `'g`.
 #[derive(Clone, Copy)]
@@ -84,7 +92,10 @@ impl AttributeMap {
     pub(crate) unsafe fn init(this: *mut Self) {
         // SAFETY: By the contract of this function.
         // INVARIANT: The helper sets the flags; an empty tree has no entries.
-        unsafe { bindings::gmem_tree_init(this.cast()) }
+        unsafe {
+            bindings::gmem_tree_init((&raw mut (*this).tree).cast());
+            (&raw mut (*this).reserved).write(Cell::new(false));
+        }
     }
 
     /// Tells lockdep which lock writers hold.
@@ -95,13 +106,13 @@ impl AttributeMap {
     #[inline]
     pub(crate) unsafe fn set_lock(&self, mapping: *mut bindings::address_space) {
         // SAFETY: By the contract of this function and the type's invariants.
-        unsafe { bindings::gmem_tree_set_lock(self.0.get(), mapping) }
+        unsafe { bindings::gmem_tree_set_lock(self.tree.get(), mapping) }
     }
 
     /// Frees all entries. Any context.
     pub(crate) fn destroy(&self, _writer: Writer<'_>) {
         // SAFETY: The tree is initialised, and the writer is the only one.
-        unsafe { bindings::gmem_tree_destroy(self.0.get()) }
+        unsafe { bindings::gmem_tree_destroy(self.tree.get()) }
     }
 
     /// The attribute of one page, [`None`] for one that has no entry.
@@ -110,7 +121,7 @@ impl AttributeMap {
     #[inline]
     pub fn load(&self, at: PageIndex) -> Option<Visibility> {
         // SAFETY: The tree is initialised; mtree_load() takes the RCU read lock itself.
-        visibility(unsafe { bindings::mtree_load(self.0.get(), at.get() as usize) })
+        visibility(unsafe { bindings::mtree_load(self.tree.get(), at.get() as usize) })
     }
 
     /// The entry that contains `at`, [`None`] in a hole.
@@ -135,24 +146,31 @@ impl AttributeMap {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`.
+    /// `ENOMEM`; `EBUSY` while there is another reservation, which the first one's commit would
+    /// leave with nodes that are freed.
     pub fn reserve<'g>(
         &'g self,
         _writer: Writer<'g>,
         range: &PageRange,
         to: Visibility,
     ) -> Result<Reservation<'g>> {
+        if self.reserved.get() {
+            return Err(EBUSY);
+        }
         let mut mas = self.cursor(range.start().get() as usize, range.last().get() as usize);
 
         // SAFETY: `mas` was initialised for this tree and has a non-empty range; nobody else
         // writes the tree.
         to_result(unsafe { bindings::mas_preallocate(&mut mas, entry(to), bindings::GFP_KERNEL) })?;
 
-        // INVARIANT: The preallocation succeeded for this entry and range.
+        self.reserved.set(true);
+        // INVARIANT: The preallocation succeeded for this entry and range. Only a reservation
+        // writes the tree, and there is no other.
         Ok(Reservation {
             mas,
+            range: *range,
             to,
-            _map: PhantomData,
+            map: self,
         })
     }
 
@@ -161,7 +179,7 @@ impl AttributeMap {
         let mut mas = MaybeUninit::uninit();
 
         // SAFETY: `mas` is valid for writes and the tree is initialised.
-        unsafe { bindings::gmem_tree_cursor(mas.as_mut_ptr(), self.0.get(), first, last) };
+        unsafe { bindings::gmem_tree_cursor(mas.as_mut_ptr(), self.tree.get(), first, last) };
         // SAFETY: The helper initialised all of it.
         unsafe { mas.assume_init() }
     }
@@ -171,18 +189,38 @@ impl AttributeMap {
 ///
 /// # Invariants
 ///
-/// `mas` holds the nodes that mas_preallocate() allocated to store `to` over its range, and nobody
+/// `mas` holds the nodes that mas_preallocate() allocated to store `to` over `range`, and nobody
 /// has written the tree since.
 #[must_use = "dropping a reservation stores nothing"]
 pub struct Reservation<'g> {
     mas: bindings::ma_state,
+    range: PageRange,
     to: Visibility,
-    _map: PhantomData<&'g AttributeMap>,
+    map: &'g AttributeMap,
 }
 
 impl Reservation<'_> {
     /// Stores the attributes. Cannot fail.
-    pub fn commit(mut self) {
+    ///
+    /// What becomes private must have been taken from the host: it needs a [`Quiesced`] of the
+    /// whole range. Without one nothing is stored, and the kernel warns. The caller's request is
+    /// lost then, and the guest's page may be, but the host has no private page.
+    pub fn commit(self, quiesced: Option<Quiesced<'_>>) {
+        if !warn_on!(!self.may_commit(quiesced.as_ref())) {
+            self.store();
+        }
+    }
+
+    /// Whether the host cannot have a page that [`commit`](Self::commit) makes private.
+    pub(crate) fn may_commit(&self, quiesced: Option<&Quiesced<'_>>) -> bool {
+        match self.to {
+            Visibility::Private => quiesced.is_some_and(|pages| pages.cover(self.map, &self.range)),
+            Visibility::Shared => true,
+        }
+    }
+
+    /// As [`commit`](Self::commit), for a map of pages that no host can have yet.
+    pub(crate) fn store(mut self) {
         // SAFETY: By the type's invariants. The nodes left over are freed by mas_store_prealloc(),
         // after which mas_destroy() has nothing to do.
         unsafe { bindings::mas_store_prealloc(&mut self.mas, entry(self.to)) }
@@ -192,6 +230,7 @@ impl Reservation<'_> {
 impl Drop for Reservation<'_> {
     #[inline]
     fn drop(&mut self) {
+        self.map.reserved.set(false);
         // SAFETY: `mas` is initialised; freeing what was preallocated is always possible.
         unsafe { bindings::mas_destroy(&mut self.mas) }
     }

@@ -61,7 +61,7 @@ impl TestMap {
     fn store(&self, start: u64, end: u64, to: Visibility) -> Result {
         self.0
             .reserve(self.writer(), &range(start, end)?, to)?
-            .commit();
+            .store();
         Ok(())
     }
 
@@ -117,6 +117,20 @@ mod attribute_map {
             assert_eq!(map.at(at), Some(PRIVATE));
         }
         Ok(())
+    }
+
+    #[test]
+    fn one_reservation_at_a_time() -> Result {
+        let map = TestMap::new()?;
+        map.store(0, 16, PRIVATE)?;
+
+        let first = map.0.reserve(map.writer(), &range(4, 8)?, SHARED)?;
+        let second = map.0.reserve(map.writer(), &range(4, 8)?, SHARED);
+        assert_eq!(second.err(), Some(EBUSY));
+        first.store();
+        map.store(4, 6, PRIVATE)?;
+        drop(map.0.reserve(map.writer(), &range(4, 8)?, PRIVATE)?);
+        map.store(6, 8, PRIVATE)
     }
 
     #[test]
@@ -217,7 +231,8 @@ mod address_space {
         let inode = TestInode::new(16, SHARED)?;
         let guard = inode.get().lock();
 
-        guard.reserve(&range(2, 5)?, PRIVATE)?.commit();
+        let quiesced = guard.quiesce(&range(2, 5)?).ok();
+        guard.reserve(&range(2, 5)?, PRIVATE)?.commit(quiesced);
         assert!(guard.run_at(PageIndex::new(2)).visibility == PRIVATE);
         assert!(inode.get().visibility(PageIndex::new(4)) == PRIVATE);
         assert!(inode.get().visibility(PageIndex::new(5)) == SHARED);
@@ -239,8 +254,31 @@ mod address_space {
         let inode = TestInode::new(16, SHARED)?;
         let guard = inode.get().lock();
 
-        assert!(guard.quiesce(core::iter::once(range(0, 16)?)).is_ok());
+        assert!(guard.quiesce(&range(0, 16)?).is_ok());
         assert!(guard.folios(&range(0, 16)?).next_batch().is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_becomes_private_that_was_not_taken_from_the_host() -> Result {
+        let inode = TestInode::new(16, SHARED)?;
+        let guard = inode.get().lock();
+        let taken = |start, end| Ok::<_, Error>(guard.quiesce(&range(start, end)?).ok());
+
+        let to_private = guard.reserve(&range(2, 5)?, PRIVATE)?;
+        assert!(to_private.may_commit(taken(2, 5)?.as_ref()));
+        assert!(to_private.may_commit(taken(0, 16)?.as_ref()));
+        for quiesced in [None, taken(2, 4)?, taken(3, 5)?, taken(5, 16)?] {
+            assert!(!to_private.may_commit(quiesced.as_ref()));
+        }
+        drop(to_private);
+
+        let to_shared = guard.reserve(&range(2, 5)?, SHARED)?;
+        assert!(to_shared.may_commit(None));
+
+        let other = TestMap::new()?;
+        let elsewhere = other.0.reserve(other.writer(), &range(2, 5)?, PRIVATE)?;
+        assert!(!elsewhere.may_commit(taken(0, 16)?.as_ref()));
         Ok(())
     }
 

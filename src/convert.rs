@@ -182,18 +182,18 @@ impl<'g> Reserved<'g> {
 
     /// Only what becomes private has host mappings to lose.
     fn quiesce(self, guard: &'g InvalidateGuard<'_, Exclusive>) -> Result<Quiet<'g>, Failure> {
-        let quiesced = match self.change.to() {
-            Visibility::Private => Some(
+        let quiesced = match (self.change.to(), self.change.store()) {
+            (Visibility::Private, Some(range)) => Some(
                 guard
-                    .quiesce(affected(guard, self.change))
+                    .quiesce(&range)
                     .map_err(|Busy(at)| Failure::at(EAGAIN, at))?,
             ),
-            Visibility::Shared => None,
+            _ => None,
         };
         Ok(Quiet {
             change: self.change,
             reservation: self.reservation,
-            _quiesced: quiesced,
+            quiesced,
         })
     }
 }
@@ -202,7 +202,7 @@ impl<'g> Reserved<'g> {
 struct Quiet<'g> {
     change: &'g Change,
     reservation: Option<Reservation<'g>>,
-    _quiesced: Option<Quiesced<'g>>,
+    quiesced: Option<Quiesced<'g>>,
 }
 
 impl<'g> Quiet<'g> {
@@ -225,6 +225,7 @@ impl<'g> Quiet<'g> {
         Ok(Converting {
             change: self.change,
             reservation: self.reservation,
+            quiesced: self.quiesced,
         })
     }
 }
@@ -233,6 +234,7 @@ impl<'g> Quiet<'g> {
 struct Converting<'g> {
     change: &'g Change,
     reservation: Option<Reservation<'g>>,
+    quiesced: Option<Quiesced<'g>>,
 }
 
 impl<'g> Converting<'g> {
@@ -245,6 +247,7 @@ impl<'g> Converting<'g> {
         content::apply::<V>(vm, guard, span, self.change)?;
         Ok(Converted {
             reservation: self.reservation,
+            quiesced: self.quiesced,
         })
     }
 }
@@ -252,12 +255,13 @@ impl<'g> Converting<'g> {
 /// Step 10 is done.
 struct Converted<'g> {
     reservation: Option<Reservation<'g>>,
+    quiesced: Option<Quiesced<'g>>,
 }
 
 impl Converted<'_> {
     fn commit(self) {
         if let Some(reservation) = self.reservation {
-            reservation.commit();
+            reservation.commit(self.quiesced);
         }
     }
 }

@@ -11,6 +11,7 @@
 
 use crate::{
     attribute_map::{
+        AttributeMap,
         Reservation,
         Writer, //
     },
@@ -19,7 +20,11 @@ use crate::{
     mm::folio::Batches,
     sync::mutex::RawMutexGuard, //
 };
-use core::marker::PhantomData;
+use core::{
+    iter,
+    marker::PhantomData,
+    ptr, //
+};
 use gmem_policy::{
     plan::{
         Attributes,
@@ -133,10 +138,22 @@ pub struct Busy(
     pub PageIndex,
 );
 
-/// The host has no mapping of the pages, and nobody else holds a reference.
+/// The host has no mapping of a range of pages, and nobody else holds a reference to one, but for
+/// those that are private already.
 ///
 /// Stays true while the lock is held: host faults take it shared.
-pub struct Quiesced<'g>(PhantomData<&'g ()>);
+pub struct Quiesced<'g> {
+    inode: &'g GmemInode,
+    range: PageRange,
+}
+
+impl Quiesced<'_> {
+    /// Whether all pages of `range` in the file with this map are among them.
+    pub(crate) fn cover(&self, map: &AttributeMap, range: &PageRange) -> bool {
+        self.inode.map().is_some_and(|own| ptr::eq(own, map))
+            && self.range.intersect(range) == Some(*range)
+    }
+}
 
 impl<'a> InvalidateGuard<'a, Exclusive> {
     #[inline]
@@ -175,7 +192,22 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
         PageRange::new(first, range.end())
     }
 
-    /// Takes the pages of `ranges` away from the host.
+    /// The parts of `range` that are shared, as far as anything of it is allocated.
+    fn shared(&self, range: &PageRange) -> impl Iterator<Item = PageRange> + Clone + '_ {
+        let mut rest = self.populated(range);
+
+        iter::from_fn(move || loop {
+            let here = rest?;
+            let run = self.run_at(here.start());
+            let pages = run.range.intersect(&here)?;
+            rest = PageRange::new(pages.end(), here.end());
+            if run.visibility == Visibility::Shared {
+                return Some(pages);
+            }
+        })
+    }
+
+    /// Takes the shared pages of `range` away from the host.
     ///
     /// Page tables first, then the LRU batches (all CPUs at most once), then the count: what it
     /// has beyond the page cache's reference and ours is somebody who may still write. A host
@@ -184,19 +216,17 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
     ///
     /// # Errors
     ///
-    /// [`Busy`] with the first page that is held elsewhere. Host mappings are gone then, too; they
-    /// fault back.
-    pub fn quiesce(
-        &self,
-        ranges: impl Iterator<Item = PageRange> + Clone,
-    ) -> Result<Quiesced<'_>, Busy> {
-        for range in ranges.clone() {
-            self.unmap(&range);
+    /// [`Busy`] with the first page that is held elsewhere. Host mappings are gone
+    /// then, too; they fault back.
+    pub fn quiesce(&self, range: &PageRange) -> Result<Quiesced<'_>, Busy> {
+        let shared = self.shared(range);
+        for pages in shared.clone() {
+            self.unmap(&pages);
         }
 
         let mut drained = bindings::lru_cache_drained_LRU_CACHE_NOT_DRAINED;
-        for range in ranges {
-            let mut folios = self.folios(&range);
+        for pages in shared {
+            let mut folios = self.folios(&pages);
             while let Some(batch) = folios.next_batch() {
                 for folio in batch {
                     if !folio.settle(&mut drained, |pages| self.unmap(pages)) {
@@ -206,7 +236,10 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
                 reschedule();
             }
         }
-        Ok(Quiesced(PhantomData))
+        Ok(Quiesced {
+            inode: self.inode,
+            range: *range,
+        })
     }
 
     #[inline]

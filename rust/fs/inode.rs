@@ -167,7 +167,7 @@ impl GmemInode {
             inode
                 .lock()
                 .reserve(&traits.geometry.whole(), traits.initial)?
-                .commit();
+                .store();
         }
         Ok(inode)
     }
