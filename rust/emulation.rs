@@ -29,6 +29,7 @@ use crate::{
     mm::folio::Frame, //
 };
 use core::{
+    ops::Range,
     ptr::{
         self,
         NonNull, //
@@ -39,6 +40,7 @@ use core::{
         Ordering, //
     }, //
 };
+use gate::Gate;
 use gmem_policy::emulation::{
     rmp,
     sept,
@@ -61,6 +63,7 @@ use tdx::{
     Sept, //
 };
 
+mod gate;
 mod page;
 mod snp;
 mod tdx;
@@ -83,6 +86,12 @@ struct Emulation {
     destroyed: AtomicU64,
     #[pin]
     sept: SpinLock<Sept>,
+    /// Between a guest fault's get_pfn() and `mmu_lock`.
+    #[pin]
+    fault: Gate,
+    /// Before an invalidation begins.
+    #[pin]
+    invalidation: Gate,
 }
 
 impl Emulation {
@@ -102,6 +111,8 @@ impl Emulation {
                 remove_zeroes,
                 destroyed: AtomicU64::new(0),
                 sept <- new_spinlock!(Sept::new()),
+                fault <- Gate::new(),
+                invalidation <- Gate::new(),
             }),
             GFP_KERNEL,
         )
@@ -147,6 +158,20 @@ pub(crate) fn freed(frame: &Frame<'_>) {
             page.pfn()
         );
         page.show();
+    }
+}
+
+/// A guest fault has the page of `gfn`, and has not mapped it yet. Sleeps if a test wants it.
+pub(crate) fn has_pfn(vm: &Vm, gfn: Gfn) {
+    if let Some(emulation) = of(vm) {
+        emulation.fault.pass(gfn.get()..gfn.get().saturating_add(1));
+    }
+}
+
+/// An invalidation of gfns of `vm` is about to begin. Sleeps if a test wants it.
+pub(crate) fn invalidates(vm: &Vm, gfns: Range<u64>) {
+    if let Some(emulation) = of(vm) {
+        emulation.invalidation.pass(gfns);
     }
 }
 
@@ -261,7 +286,10 @@ fn ioctl(vm: &Vm, cmd: u32, arg: UserPointer) -> Result {
     let emulation = of(vm).filter(|_| cmd == EMULATE).ok_or(ENOTTY)?;
     let mut operation = Operation::from_words(arg.read()?);
 
-    {
+    if operation.op == 5 {
+        // Not under slots_lock: who has that may be waiting for the task that is held.
+        hold(emulation, &mut operation)?;
+    } else {
         let _slots = vm.lock_slots();
         match operation.op {
             1 => launch_update(vm, emulation, &mut operation)?,
@@ -479,6 +507,27 @@ fn query(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> Result {
     };
     let destroyed = emulation.destroyed.load(Ordering::Relaxed);
     operation.value = [state, at, owner.into(), destroyed];
+    Ok(())
+}
+
+/// HOLD.
+fn hold(emulation: &Emulation, operation: &mut Operation) -> Result {
+    operation.no_range()?;
+    let gfn = operation.gfn()?;
+    let [place, close, 0, 0] = operation.value else {
+        return Err(EINVAL);
+    };
+    let gate = match place {
+        1 => &emulation.fault,
+        2 => &emulation.invalidation,
+        _ => return Err(EINVAL),
+    };
+    let closed = match close {
+        0 => None,
+        1 => Some(gfn),
+        _ => return Err(EINVAL),
+    };
+    operation.value = [place, close, gate.set(closed), 0];
     Ok(())
 }
 

@@ -486,6 +486,8 @@ pub mod entry {
             let at = slot.index_of(gfn).ok_or(EFAULT)?;
             let file = slot.active_file().ok_or(EFAULT)?;
             let found = T::get_pfn(vm, &file, gfn, at)?;
+            #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+            crate::emulation::has_pfn(vm, gfn);
             let frame = found.page.pfn();
             // SAFETY: By the contract of this function; `max_order` may be NULL.
             unsafe {
@@ -577,7 +579,7 @@ pub mod entry {
     }
 }
 
-/// Makes the C entry points for a type that implements [`GuestMemfd`](crate::export::GuestMemfd).
+/// Makes the C entry points for a type that implements [`GuestMemfd`].
 ///
 /// The type is a plain name, so that no code of the caller's gets into an unsafe block.
 #[macro_export]

@@ -142,6 +142,10 @@ impl<'g> InvalidateSpan<'g> {
             asked: Cell::new(false),
         };
         span.for_each_file(|file| {
+            #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+            span.for_each_gfn_range(file, &span.range, |_, start, end| {
+                crate::emulation::invalidates(file.vm(), start..end);
+            });
             let _mmu = file.vm().lock_mmu();
             // SAFETY: mmu_lock is held, and each start gets its end when the span is dropped: the
             // set of bound slots is the same then, as the bindings are locked.

@@ -135,6 +135,13 @@ struct kvm_gmem_emulate {
  * VM's private pages the model has destroyed although they stayed private.
  */
 #define KVM_GMEM_EMULATE_OP_QUERY			4
+/*
+ * Hold who comes by at a place in the code with the page at @gpa, until it is
+ * let go or gets a signal: value[0] is the place (KVM_GMEM_EMULATE_HOLD_*),
+ * value[1] is 1 to hold and 0 to let go. value[2] becomes how many are held.
+ * A place holds for one page at a time, the last one that was named.
+ */
+#define KVM_GMEM_EMULATE_OP_HOLD			5
 
 /* LAUNCH_UPDATE's types of pages. */
 #define KVM_GMEM_EMULATE_PAGE_NORMAL			1
@@ -155,6 +162,11 @@ struct kvm_gmem_emulate {
 #define KVM_GMEM_EMULATE_ERROR_IN_USE			3
 #define KVM_GMEM_EMULATE_ERROR_OVERLAP			4
 #define KVM_GMEM_EMULATE_ERROR_BUSY			5
+
+/* A vCPU that has the page and is about to map it. */
+#define KVM_GMEM_EMULATE_HOLD_FAULT			1
+/* A conversion or a hole punch, before its invalidation begins. */
+#define KVM_GMEM_EMULATE_HOLD_INVALIDATION		2
 
 /* States of an RMP entry, then of an entry in the S-EPT. */
 #define KVM_GMEM_EMULATE_STATE_NONE			0

@@ -1794,6 +1794,96 @@ TDX_TEST(h40_preserve_against_a_running_guest)
 	TEST_ASSERT(kept && owned, "One of the two outcomes never came up");
 }
 
+struct held {
+	struct ctx *x;
+	pthread_t thread;
+	int r;
+	u64 eo;
+};
+
+static void *read_held(void *arg)
+{
+	struct held *held = arg;
+	struct ctx *x = held->x;
+
+	held->r = __gmem_guest_do(x->vcpus[1], GMEM_OP_READ, ctx_gpa(x, 1), 1, 0, 0, 0);
+	return NULL;
+}
+
+static void *convert_held(void *arg)
+{
+	struct held *held = arg;
+
+	held->r = gmem_set(held->x->a.fd, OFF(1), PG, GMEM_SHARED, GMEM_PRESERVE, &held->eo);
+	return NULL;
+}
+
+/*
+ * The same with the order made instead of hoped for: a vCPU has been given the
+ * page, a conversion is about to begin its invalidation, the vCPU maps the page,
+ * the conversion goes on. What it asked before the invalidation is wrong by now.
+ */
+TDX_TEST(h40_page_is_mapped_just_before_the_invalidation)
+{
+	struct held guest = { .x = &self->x }, host = { .x = &self->x };
+	struct ctx *x = &self->x;
+	const gpa_t gpa = ctx_gpa(x, 1);
+
+	ctx_launch(x);
+	host_fill(x, 0, 4, GMEM_SEED(1));
+	convert(x, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
+
+	gmem_hold(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_FAULT, true);
+	kvm_pthread_create(&guest.thread, NULL, read_held, &guest);
+	gmem_wait_held(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_FAULT);
+
+	gmem_hold(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_INVALIDATION, true);
+	kvm_pthread_create(&host.thread, NULL, convert_held, &host);
+	gmem_wait_held(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_INVALIDATION);
+
+	/* The vCPU has left get_pfn(), and needs no lock that the conversion has. */
+	gmem_hold(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_FAULT, false);
+	kvm_pthread_join(guest.thread, NULL);
+	TEST_ASSERT(!guest.r, "The guest's read: %d", guest.r);
+
+	gmem_hold(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_INVALIDATION, false);
+	kvm_pthread_join(host.thread, NULL);
+	assert_errno(host.r, EOPNOTSUPP);
+	TEST_ASSERT_EQ(host.eo, OFF(1));
+	TEST_ASSERT_EQ(gmem_destroyed(x->vm, gpa), 0);
+	host_refused(x, 1, 1);
+	guest_sees(x, 1, 1, GMEM_ZEROES);
+}
+
+/*
+ * The other way round: the vCPU comes too late, and must not map the page as
+ * what it was.
+ */
+TDX_TEST(h40_page_is_not_mapped_after_the_invalidation)
+{
+	struct held guest = { .x = &self->x };
+	struct ctx *x = &self->x;
+	const gpa_t gpa = ctx_gpa(x, 1);
+
+	ctx_launch(x);
+	host_fill(x, 0, 4, GMEM_SEED(1));
+	convert(x, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
+
+	gmem_hold(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_FAULT, true);
+	kvm_pthread_create(&guest.thread, NULL, read_held, &guest);
+	gmem_wait_held(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_FAULT);
+
+	convert(x, 1, 1, GMEM_SHARED, GMEM_PRESERVE);
+	host_sees(x, 1, 1, GMEM_SEED(1));
+
+	gmem_hold(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_FAULT, false);
+	kvm_pthread_join(guest.thread, NULL);
+	TEST_ASSERT(!guest.r, "The guest's read: %d", guest.r);
+	TEST_ASSERT_EQ(gmem_destroyed(x->vm, gpa), 0);
+	host_sees(x, 1, 1, GMEM_SEED(1));
+	guest_sees(x, 1, 1, GMEM_SEED(1));
+}
+
 /* --- Failure in the middle ------------------------------------------------------------- */
 
 static void assert_dead(struct ctx *x)

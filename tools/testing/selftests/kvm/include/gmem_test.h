@@ -551,6 +551,27 @@ static inline void gmem_inject(struct kvm_vm *vm, gpa_t gpa, u64 which, u64 erro
 	TEST_ASSERT(!r, "INJECT at %#lx: errno %d (%s)", (u64)gpa, r, strerror(r));
 }
 
+/* Holds who comes by at @place, or lets go; returns how many are held. */
+static inline u64 gmem_hold(struct kvm_vm *vm, gpa_t gpa, u64 place, bool hold)
+{
+	struct kvm_gmem_emulate args = {
+		.op = KVM_GMEM_EMULATE_OP_HOLD,
+		.gpa = gpa,
+		.value = { place, hold },
+	};
+	int r = gmem_emulate(vm, &args);
+
+	TEST_ASSERT(!r, "HOLD at %#lx: errno %d (%s)", (u64)gpa, r, strerror(r));
+	return args.value[2];
+}
+
+/* Waits until somebody is held at @place. */
+static inline void gmem_wait_held(struct kvm_vm *vm, gpa_t gpa, u64 place)
+{
+	while (!gmem_hold(vm, gpa, place, true))
+		sched_yield();
+}
+
 /* What the model knows about the page at @gpa. */
 static inline void gmem_query(struct kvm_vm *vm, gpa_t gpa,
 			      struct kvm_gmem_emulate *args)
