@@ -161,7 +161,7 @@ impl AttributeMap {
 
         // SAFETY: `mas` was initialised for this tree and has a non-empty range; nobody else
         // writes the tree.
-        to_result(unsafe { bindings::mas_preallocate(&mut mas, entry(to), bindings::GFP_KERNEL) })?;
+        to_result(unsafe { bindings::gmem_tree_preallocate(&mut mas, entry(to)) })?;
 
         self.reserved.set(true);
         // INVARIANT: The preallocation succeeded for this entry and range. Only a reservation

@@ -5,6 +5,7 @@
  * They are an object of kvm.ko and not of the kernel's own rust/helpers,
  * because several of them call what only kvm.ko has.
  */
+#include <kunit/static_stub.h>
 #include <kunit/test-bug.h>
 #include <linux/mman.h>
 
@@ -290,6 +291,14 @@ void gmem_tree_init(struct maple_tree *tree)
 	/* No lock yet: the flags say that there is one, but not which. */
 	tree->ma_external_lock = NULL;
 #endif
+}
+
+int gmem_tree_preallocate(struct ma_state *mas, void *entry)
+{
+#ifdef CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST
+	KUNIT_STATIC_STUB_REDIRECT(gmem_tree_preallocate, mas, entry);
+#endif
+	return mas_preallocate(mas, entry, GFP_KERNEL);
 }
 
 void gmem_tree_set_lock(struct maple_tree *tree, struct address_space *mapping)

@@ -60,6 +60,7 @@ void gmem_cond_resched(void);
 
 /* The attribute tree. */
 void gmem_tree_init(struct maple_tree *tree);
+int gmem_tree_preallocate(struct ma_state *mas, void *entry);
 void gmem_tree_set_lock(struct maple_tree *tree, struct address_space *mapping);
 void gmem_tree_destroy(struct maple_tree *tree);
 void gmem_tree_cursor(struct ma_state *mas, struct maple_tree *tree,

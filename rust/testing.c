@@ -3,11 +3,13 @@
  * Objects that KUnit makes by itself, as much of them as is used: there need be
  * no mounted file system, no vCPU and no hardware.
  */
+#include <kunit/static_stub.h>
 #include <kunit/test.h>
 #include <linux/mman.h>
 #include <linux/pagemap.h>
 #include <linux/swap.h>
 
+#include "helpers.h"
 #include "testing.h"
 #include "kvm_mm.h"
 #ifdef CONFIG_X86
@@ -134,4 +136,20 @@ int gmem_test_page_references(struct page *page)
 void gmem_test_page_unlock(struct page *page)
 {
 	folio_unlock(page_folio(page));
+}
+
+static int gmem_test_no_preallocation(struct ma_state *mas, void *entry)
+{
+	return -ENOMEM;
+}
+
+/* Whether this test's attribute maps find no memory. */
+void gmem_test_set_no_memory(bool none)
+{
+	struct kunit *test = kunit_get_current_test();
+
+	if (none)
+		kunit_activate_static_stub(test, gmem_tree_preallocate, gmem_test_no_preallocation);
+	else
+		kunit_deactivate_static_stub(test, gmem_tree_preallocate);
 }

@@ -23,6 +23,7 @@ void gmem_test_slot_init(struct kvm_memory_slot *slot, gfn_t base, unsigned long
 void *gmem_test_page_address(struct page *page);
 int gmem_test_page_references(struct page *page);
 void gmem_test_page_unlock(struct page *page);
+void gmem_test_set_no_memory(bool none);
 #endif
 
 #endif /* _KVM_GMEM_TESTING_H */

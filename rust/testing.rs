@@ -99,6 +99,25 @@ impl Drop for TestVm {
     }
 }
 
+/// While it is there, what this test would store in an attribute map finds no memory.
+pub struct NoMemory(());
+
+impl NoMemory {
+    /// Memory ends here.
+    pub fn begin() -> Self {
+        // SAFETY: Called by a test.
+        unsafe { bindings::gmem_test_set_no_memory(true) };
+        Self(())
+    }
+}
+
+impl Drop for NoMemory {
+    fn drop(&mut self) {
+        // SAFETY: As in begin().
+        unsafe { bindings::gmem_test_set_no_memory(false) };
+    }
+}
+
 /// An inode that no file system knows.
 pub(crate) struct TestInode(NonNull<GmemInode>);
 

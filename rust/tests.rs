@@ -18,6 +18,7 @@ use crate::{
     testing::{
         memslot,
         slot,
+        NoMemory,
         TestInode,
         TestVm, //
     }, //
@@ -116,6 +117,22 @@ mod attribute_map {
         for at in 0..16 {
             assert_eq!(map.at(at), Some(PRIVATE));
         }
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_reserved_without_memory() -> Result {
+        let map = TestMap::new()?;
+        map.store(0, 16, PRIVATE)?;
+
+        let no_memory = NoMemory::begin();
+        assert_eq!(map.store(4, 8, SHARED), Err(ENOMEM));
+        let run = map.0.run_at(PageIndex::new(5)).ok_or(EINVAL)?;
+        assert_eq!(run.range, range(0, 16)?);
+        assert!(run.visibility == PRIVATE);
+        drop(no_memory);
+        map.store(4, 8, SHARED)?;
+        assert_eq!(map.at(5), Some(SHARED));
         Ok(())
     }
 
@@ -224,6 +241,14 @@ mod address_space {
         assert!(run.visibility == SHARED);
         assert!(inode.get().converts_in_place());
         Ok(())
+    }
+
+    #[test]
+    fn there_is_no_inode_without_memory() -> Result {
+        let no_memory = NoMemory::begin();
+        assert_eq!(TestInode::new(16, SHARED).err(), Some(ENOMEM));
+        drop(no_memory);
+        TestInode::new(16, SHARED).map(drop)
     }
 
     #[test]

@@ -67,6 +67,7 @@ use gmem_sys::{
             TestRmp,
             TestSept, //
         },
+        NoMemory,
         TestFile,
         TestVm, //
     }, //
@@ -848,6 +849,29 @@ mod hostile_vendor {
         let result = convert::<Ignorant>(file.file(), &request);
         assert_eq!(refusal(&result), None);
         check(&file, &vm, &request, SHARED, &result)
+    }
+
+    /// Without memory for the attributes nothing happens, not even an invalidation.
+    #[test]
+    fn nothing_changes_without_memory() -> Result {
+        for (initial, to) in [(PRIVATE, SHARED), (SHARED, PRIVATE)] {
+            for content in POLICIES {
+                let vm = test_vm(ON_SNP)?;
+                let file = file_or_return!(&vm, initial);
+                let request = request(&file, to, content)?;
+                let before = vm.sequence();
+
+                let no_memory = NoMemory::begin();
+                let result = convert::<Liar>(file.file(), &request);
+                drop(no_memory);
+                assert_eq!(refusal(&result), Some((ENOMEM, Some(FIRST))));
+                assert_eq!(vm.sequence(), before);
+                check(&file, &vm, &request, initial, &result)?;
+                let result = convert::<Liar>(file.file(), &request);
+                check(&file, &vm, &request, initial, &result)?;
+            }
+        }
+        Ok(())
     }
 
     /// A page that nobody has used holds what its last owner left, under every policy until its use.
