@@ -146,14 +146,12 @@ pub fn update(table: &mut impl Table, pfn: u64, new: Entry) -> Result<(), Code> 
 
     let around = table.get(base(pfn));
     let is_large = around.assigned && around.size == Size::Large;
-    match new.size {
-        Size::Small if is_large => return Err(Code::Overlap),
-        Size::Large if !is_large => {
-            if (0..LARGE_PAGES).any(|page| table.get(pfn + page).assigned) {
-                return Err(Code::Overlap);
-            }
-        }
-        _ => {}
+    let overlaps = match new.size {
+        Size::Small => is_large,
+        Size::Large => !is_large && (0..LARGE_PAGES).any(|page| table.get(pfn + page).assigned),
+    };
+    if overlaps {
+        return Err(Code::Overlap);
     }
     if table.get(pfn).immutable {
         return Err(Code::Permission);
