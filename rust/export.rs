@@ -28,6 +28,7 @@ use crate::{
         memslot::Memslot,
         platform,
         populate::Populate,
+        vcpu::Vcpu,
         vm::{
             Gfn,
             Vm, //
@@ -104,6 +105,9 @@ pub trait GuestMemfd: Sized + 'static {
 
     /// ioctl() on the file.
     fn ioctl(file: &GmemFile, cmd: u32, arg: UserPointer) -> Result;
+
+    /// ioctl() on a vCPU, if nobody else knows it. Called with the vCPU's mutex held.
+    fn vcpu_ioctl(vcpu: &Vcpu, cmd: u32, arg: UserPointer) -> Result;
 
     /// A host fault. Called with mmap_lock held.
     fn fault(fault: HostFault<'_>) -> Result<Served>;
@@ -342,6 +346,7 @@ pub mod entry {
         kvm_create_guest_memfd,
         kvm_gmem_populate_cb,
         kvm_memory_slot,
+        kvm_vcpu,
         module,
         page, //
     };
@@ -572,6 +577,21 @@ pub mod entry {
 
     /// # Safety
     ///
+    /// `vcpu` is valid, its mutex held.
+    pub unsafe fn vcpu_ioctl<T: GuestMemfd>(
+        vcpu: *mut kvm_vcpu,
+        cmd: c_uint,
+        arg: c_ulong,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: By the contract of this function.
+            T::vcpu_ioctl(unsafe { Vcpu::from_raw(vcpu) }, cmd, UserPointer::new(arg))?;
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
     /// `kvm` is valid.
     pub unsafe fn supports_in_place<T: GuestMemfd>(kvm: *mut kvm) -> bool {
         // SAFETY: By the contract of this function.
@@ -591,7 +611,7 @@ macro_rules! register_entry_points {
         #[allow(missing_docs, clippy::missing_safety_doc, unreachable_pub)]
         mod entry_points {
             use super::$implementation as Implementation;
-            use ::kernel::ffi::{c_int, c_long, c_uint, c_void};
+            use ::kernel::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
             use $crate::export::entry;
 
             #[no_mangle]
@@ -695,6 +715,16 @@ macro_rules! register_entry_points {
             ) -> c_int {
                 // SAFETY: The contract is the same.
                 unsafe { entry::check_extension::<Implementation>(kvm, cap) }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_vcpu_ioctl(
+                vcpu: *mut entry::kvm_vcpu,
+                ioctl: c_uint,
+                arg: c_ulong,
+            ) -> c_int {
+                // SAFETY: The contract is the same.
+                unsafe { entry::vcpu_ioctl::<Implementation>(vcpu, ioctl, arg) }
             }
 
             #[no_mangle]

@@ -50,6 +50,7 @@ pub mod kvm {
     pub mod mmu;
     pub mod platform;
     pub mod populate;
+    pub mod vcpu;
     pub mod vm;
 }
 

@@ -579,3 +579,16 @@ EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_is_private);
 #ifdef CONFIG_HAVE_KVM_ARCH_GMEM_POPULATE
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_populate);
 #endif
+
+/* Its mutex is held. */
+int gmem_vcpu_load(struct kvm_vcpu *vcpu)
+{
+	vcpu_load(vcpu);
+	return srcu_read_lock(&vcpu->kvm->srcu);
+}
+
+void gmem_vcpu_put(struct kvm_vcpu *vcpu, int slots)
+{
+	srcu_read_unlock(&vcpu->kvm->srcu, slots);
+	vcpu_put(vcpu);
+}

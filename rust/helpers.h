@@ -57,6 +57,8 @@ bool gmem_fops_get(const struct file_operations *fops);
 void gmem_fops_put(const struct file_operations *fops);
 bool gmem_signal_pending(void);
 void gmem_cond_resched(void);
+int gmem_vcpu_load(struct kvm_vcpu *vcpu);
+void gmem_vcpu_put(struct kvm_vcpu *vcpu, int slots);
 
 /* The attribute tree. */
 void gmem_tree_init(struct maple_tree *tree);

@@ -35,6 +35,7 @@ use gmem_sys::{
     ioctl::UserPointer,
     kvm::{
         populate::Populate,
+        vcpu::Vcpu,
         vm::{
             Gfn,
             Vm, //
@@ -59,6 +60,7 @@ mod fault;
 mod file;
 mod get_pfn;
 mod ioctl;
+mod map_memory;
 mod populate;
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 mod tests;
@@ -113,6 +115,10 @@ impl GuestMemfd for Gmem {
 
     fn ioctl(file: &GmemFile, cmd: u32, arg: UserPointer) -> Result {
         ioctl::ioctl(file, cmd, arg)
+    }
+
+    fn vcpu_ioctl(vcpu: &Vcpu, cmd: u32, arg: UserPointer) -> Result {
+        map_memory::ioctl(vcpu, cmd, arg)
     }
 
     fn fault(fault: HostFault<'_>) -> Result<Served> {

@@ -43,6 +43,7 @@ use gmem_sys::{
             Kind,
             Under, //
         },
+        vcpu::can_map_memory,
         vm::{
             Gfn,
             Vm, //
@@ -332,11 +333,16 @@ const CAP_FLAGS: u64 = 0x10000;
 const CAP_PRE_LAUNCH_FLAGS: u64 = 0x10001;
 /// `KVM_CAP_GET_MEMORY_ATTRIBUTES2`.
 const CAP_GET: u64 = 0x10002;
+const CAP_MAP_MEMORY: u64 = 0x10003;
 
 /// The value of a capability; [`None`] for one that is not ours.
 ///
 /// Asked without a VM, what some VM here supports.
 pub(crate) fn capability(vm: Option<&Vm>, cap: u64) -> Option<i32> {
+    // Of any memory, and whatever the VM is.
+    if cap == CAP_MAP_MEMORY {
+        return Some(can_map_memory().into());
+    }
     let supported = match vm {
         Some(vm) => platform(vm).is_some(),
         None => Platform::ALL.iter().copied().any(is_available),

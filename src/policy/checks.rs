@@ -20,6 +20,7 @@ use crate::{
         Refusal,
         Terms, //
     },
+    mapping::Mapping,
     plan::{
         query,
         Attributes,
@@ -106,6 +107,8 @@ macro_rules! for_each_check {
             plan_at_both_ends_of_the_file,
             query_walks_the_runs,
             senseless_map_ends_every_walk,
+            mapping_is_whole_pages,
+            mapping_becomes_shorter,
         }
     };
 }
@@ -751,5 +754,44 @@ pub fn senseless_map_ends_every_walk() -> Check {
     });
     check!(query(PageIndex::new(3), &file, &map).range == pages(3, 8)?);
     check!(query(PageIndex::new(99), &file, &map).range == pages(7, 8)?);
+    Ok(())
+}
+
+/// What `KVM_MAP_MEMORY` refuses, the flags first.
+pub fn mapping_is_whole_pages() -> Check {
+    let page = PageSize::new(12).ok_or("page size")?;
+    let top = 0u64.wrapping_sub(PAGE);
+
+    check!(Mapping::parse([1, 0, 1], page) == Err(Invalid::Flags));
+    for (base, size) in [
+        (0, 0),
+        (1, PAGE),
+        (PAGE, 1),
+        (PAGE, PAGE + 1),
+        (top, PAGE),
+        (PAGE, top),
+        (top, top),
+    ] {
+        check!(Mapping::parse([base, size, 0], page) == Err(Invalid::Range));
+    }
+    for words in [[0, PAGE, 0], [top - PAGE, PAGE, 0], [0, top, 0]] {
+        check!(Mapping::parse(words, page).map(|mapping| mapping.to_words()) == Ok(words));
+    }
+    Ok(())
+}
+
+/// It becomes shorter by whole pages, and never by more than it has.
+pub fn mapping_becomes_shorter() -> Check {
+    let page = PageSize::new(12).ok_or("page size")?;
+    let mut left = Mapping::parse([8 * PAGE, 4 * PAGE, 0], page).map_err(|_| "parse")?;
+
+    check!(!left.advance(0));
+    check!(!left.advance(PAGE - 1));
+    check!(left.to_words() == [8 * PAGE, 4 * PAGE, 0]);
+    check!(left.advance(2 * PAGE - 1));
+    check!(left.to_words() == [9 * PAGE, 3 * PAGE, 0]);
+    check!(left.advance(u64::MAX));
+    check!(left.to_words() == [12 * PAGE, 0, 0]);
+    check!(!left.advance(PAGE));
     Ok(())
 }

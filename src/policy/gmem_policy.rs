@@ -30,6 +30,7 @@ pub mod contract;
 #[cfg(any(not(CONFIG_RUST), CONFIG_KVM_GMEM_EMULATION))]
 #[path = "../vendor/emulation.rs"]
 pub mod emulation;
+pub mod mapping;
 pub mod plan;
 pub mod range;
 pub mod request;

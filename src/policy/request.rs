@@ -140,7 +140,7 @@ const _: () = assert!(offset_of!(RawRequest, reserved) == 40);
 /// Computes an ioctl's command the way `asm-generic/ioctl.h` does, which x86 and arm64 use.
 ///
 /// `direction` is 1 for what user space writes, 2 for what it reads.
-const fn ioc(direction: u32, number: u32, size: usize) -> u32 {
+pub(crate) const fn ioc(direction: u32, number: u32, size: usize) -> u32 {
     /// `KVMIO`.
     const TYPE: u32 = 0xAE;
 

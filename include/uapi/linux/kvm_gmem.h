@@ -4,7 +4,8 @@
  *
  * Everything here is issued on a guest_memfd file descriptor, except the
  * capabilities, which are asked for with KVM_CHECK_EXTENSION on a VM or on
- * /dev/kvm, and the emulation of platforms, which is the VM's.
+ * /dev/kvm, KVM_MAP_MEMORY, which is a vCPU's, and the emulation of platforms,
+ * which is the VM's.
  */
 #ifndef _UAPI_LINUX_KVM_GMEM_H
 #define _UAPI_LINUX_KVM_GMEM_H
@@ -54,6 +55,26 @@ struct kvm_memory_attributes2 {
 #define KVM_GET_MEMORY_ATTRIBUTES2 \
 	_IOWR(KVMIO, 0xd3, struct kvm_memory_attributes2)
 
+/**
+ * struct kvm_memory_mapping - guest physical memory that is to be mapped
+ * @base_address: in and out, guest physical address in bytes, page aligned
+ * @size: in and out, bytes, a multiple of the page size, not 0 going in
+ * @flags: must be 0
+ *
+ * Coming out, also with an error, @base_address and @size say what is left.
+ */
+struct kvm_memory_mapping {
+	__u64 base_address;
+	__u64 size;
+	__u64 flags;
+};
+
+/*
+ * vCPU ioctl: populate the VM's second-level page tables. Returns 0 if at least
+ * one page was mapped: repeat it until @size is 0.
+ */
+#define KVM_MAP_MEMORY		_IOWR(KVMIO, 0xd5, struct kvm_memory_mapping)
+
 #ifndef KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES
 #define KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES		252
 #endif
@@ -61,6 +82,7 @@ struct kvm_memory_attributes2 {
 #define KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS		0x10000
 #define KVM_CAP_MEMORY_ATTRIBUTES2_PRE_LAUNCH_FLAGS	0x10001
 #define KVM_CAP_GET_MEMORY_ATTRIBUTES2			0x10002
+#define KVM_CAP_MAP_MEMORY				0x10003
 
 /*
  * The two FLAGS capabilities hold three bytes of policies: supported in both

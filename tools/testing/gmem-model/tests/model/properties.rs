@@ -3,6 +3,7 @@
 //! What holds for files and requests of every size, tried on random ones.
 
 use gmem_policy::{
+    mapping::Mapping,
     plan::query,
     Action,
     ByteOffset,
@@ -177,6 +178,44 @@ proptest! {
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
+
+    /// What is accepted of KVM_MAP_MEMORY's struct is what makes sense in numbers that have room.
+    #[test]
+    fn mapping_is_checked(page in page_size(), base in number(), size in number(), odd in 0u64..3) {
+        let bytes = page.bytes();
+        // Mostly whole pages, or nothing would be accepted.
+        let (base, size) = (base / bytes * bytes, (size / bytes * bytes).wrapping_add(odd / 2));
+        let end = u128::from(base) + u128::from(size);
+        let legal = odd / 2 == 0 && size != 0 && end < 1 << 64;
+
+        let mapping = Mapping::parse([base, size, 0], page);
+        prop_assert_eq!(mapping.is_ok(), legal);
+        prop_assert_eq!(mapping.ok().map(|mapping| mapping.to_words()), legal.then_some([base, size, 0]));
+        prop_assert!(Mapping::parse([base, size, 1 + odd], page).is_err());
+    }
+
+    /// What is left ends where the request did, whatever is said to be mapped, and progress ends.
+    #[test]
+    fn mapping_keeps_its_end(
+        page in page_size(),
+        base in 0u64..1 << 32,
+        pages in 1u64..1 << 20,
+        steps in prop::collection::vec(number(), 0..40),
+    ) {
+        let bytes = page.bytes();
+        let (base, size) = (u128::from(base) * u128::from(bytes), pages.checked_mul(bytes));
+        let (Ok(base), Some(size)) = (u64::try_from(base), size) else { return Ok(()) };
+        let Ok(mut left) = Mapping::parse([base, size, 0], page) else { return Ok(()) };
+
+        for mapped in steps {
+            let before = left;
+            let moved = left.advance(mapped);
+            let done = (mapped / bytes * bytes).min(before.size());
+            prop_assert_eq!(moved, done != 0);
+            prop_assert_eq!(left.base(), before.base() + done);
+            prop_assert_eq!(left.base() + left.size(), base + size);
+        }
+    }
 
     /// Hazard 19: pages and bytes correspond as they do in numbers that have room.
     #[test]

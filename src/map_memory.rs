@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KVM_MAP_MEMORY: populating a VM's second-level page tables ahead of its faults.
+//!
+//! Whatever the memory is, private or shared, of a guest_memfd or not: it is mapped as a guest's
+//! read would have it mapped, and nothing else is done to it.
+
+use gmem_policy::mapping::{
+    Mapping,
+    MAP_MEMORY, //
+};
+use gmem_sys::{
+    fs::{
+        address_space::{
+            reschedule,
+            signal_pending, //
+        },
+        inode::PAGE, //
+    },
+    ioctl::UserPointer,
+    kvm::vcpu::{
+        Loaded,
+        Vcpu, //
+    }, //
+};
+use kernel::prelude::*;
+
+/// How often a page is tried again that others are just changing. Each attempt takes longer than
+/// the change of one page; who converts more than that is waited for by the caller.
+const TRIES: u32 = 16;
+
+/// An ioctl on a vCPU. Its struct says what is left to do when it returns, after an error too.
+///
+/// # Errors
+///
+/// `ENOTTY` for any but KVM_MAP_MEMORY. `EINVAL` for a struct that says nothing sensible. `EFAULT` if
+/// the struct cannot be read or written: what was mapped stays. Otherwise those of [`populate`], if
+/// not a single page was mapped.
+pub(crate) fn ioctl(vcpu: &Vcpu, cmd: u32, arg: UserPointer) -> Result {
+    if cmd != MAP_MEMORY {
+        return Err(ENOTTY);
+    }
+    let asked = Mapping::parse(arg.read()?, PAGE).map_err(|_| EINVAL)?;
+    let mut left = asked;
+
+    let result = populate(&mut vcpu.load(), &mut left);
+    arg.write(&left.to_words())?;
+    if left == asked {
+        result
+    } else {
+        Ok(())
+    }
+}
+
+/// Maps page after page, or whatever is larger, until all is mapped or something is in the way.
+///
+/// # Errors
+///
+/// `EINTR` for a signal, `EAGAIN` for a page that others change all the time, and what the
+/// architecture says of a page: `EOPNOTSUPP`, `ENOENT`, `EHWPOISON`, `ENOMEM`, `EFAULT`.
+fn populate(vcpu: &mut Loaded<'_>, left: &mut Mapping) -> Result {
+    while left.size() != 0 {
+        let mapped = map_one(vcpu, left)?;
+        if !left.advance(mapped) {
+            return Err(EIO);
+        }
+    }
+    Ok(())
+}
+
+/// Maps what is first, and returns how much of it is mapped now, in bytes.
+fn map_one(vcpu: &mut Loaded<'_>, left: &Mapping) -> Result<u64> {
+    for _ in 0..TRIES {
+        if signal_pending() {
+            return Err(EINTR);
+        }
+        reschedule();
+        match vcpu.map(left.base(), left.size()) {
+            Err(error) if error == EAGAIN => {}
+            other => return other,
+        }
+    }
+    Err(EAGAIN)
+}
