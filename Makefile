@@ -8,7 +8,7 @@ vm := tools/vm
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernel demo run shell check check-all kunit selftests model bench clippy rustdoc fmt clean clean-cache
+.PHONY: help setup kernel demo run shell check check-all series kunit selftests model bench clippy rustdoc fmt clean clean-cache
 
 help:
 	@echo 'make demo          build everything and watch a nested guest being converted in place'
@@ -22,6 +22,7 @@ help:
 	@echo 'make kunit         the KUnit suites                               FLAVOUR='
 	@echo 'make selftests     build the KVM selftests, ours and the kernel'"'"'s  ARCH='
 	@echo 'make model         the cargo tests of the policy crate'
+	@echo 'make series        compile KVM after each patch of the series, both architectures'
 	@echo 'make bench         instructions per operation, C against Rust           PAGES= REPS= RUNS='
 	@echo 'make clippy, rustdoc, fmt     lints, documentation, formatting of the Rust sources'
 	@echo 'make clean         forget what was built; clean-cache also the downloads'
@@ -63,6 +64,9 @@ kunit: setup
 
 selftests: setup
 	@$(vm)/selftests $(or $(ARCH),x86_64)
+
+series: setup
+	@$(vm)/series
 
 bench: setup
 	@tools/bench/run
