@@ -39,6 +39,7 @@ do {									\
 static u64 pages = DEFAULT_PAGES;
 static int reps = DEFAULT_REPS;
 static bool in_place;
+static bool can_map_memory;
 
 /* --- Time --------------------------------------------------------------- */
 
@@ -266,6 +267,22 @@ static void guest_populate(struct machine *m, u64 first, u64 n)
 	} while (range.size);
 }
 
+/* The same by KVM_MAP_MEMORY, which C does not have. */
+static void guest_map(struct machine *m, u64 first, u64 n)
+{
+	struct kvm_memory_mapping range = {
+		.base_address = BENCH_GPA + first * PAGE_SIZE,
+		.size = n * PAGE_SIZE,
+	};
+	int r;
+
+	do {
+		r = __vcpu_ioctl(m->vcpu, KVM_MAP_MEMORY, &range);
+		must(!r || errno == EINTR || errno == EAGAIN, "KVM_MAP_MEMORY: errno %d (%s)",
+		     errno, strerror(errno));
+	} while (range.size);
+}
+
 static void machine_bind(struct machine *m, bool bind)
 {
 	int r = __vm_set_user_memory_region2(m->vm, BENCH_SLOT,
@@ -458,6 +475,51 @@ static void bench_guest_fault(enum backing backing, bool private)
 		     private ? "private" : "shared", backing_name[backing]);
 	figure_print(&present, pages, PER_PAGE, "guest-fault/%s/%s/mapped",
 		     private ? "private" : "shared", backing_name[backing]);
+	machine_destroy(&m);
+}
+
+/*
+ * Populating what is allocated, and what the host may write where it is shared:
+ * in calls of different sizes, all of the memory each time but for the single
+ * page.
+ */
+static void bench_populate(enum backing backing, bool private, bool huge)
+{
+	static const struct {
+		const char *name;
+		void (*populate)(struct machine *m, u64 first, u64 n);
+	} ways[] = {
+		{ "map-memory", guest_map },
+		{ "pre-fault", guest_populate },
+	};
+	struct machine m;
+	u64 start, n;
+
+	machine_init(&m, backing, pages, huge);
+	if (backing != DEFAULT_SHARED)
+		set_attributes(&m, 0, pages, private, GMEM_PRESERVE);
+	if (!private)
+		host_populate(&m, 0, pages);
+	guest_touch(&m, 0, pages);
+
+	for (int w = can_map_memory ? 0 : 1; w < (int)ARRAY_SIZE(ways); w++) {
+		for (n = 1; n <= pages; n *= 16) {
+			struct figure figure = {};
+
+			for_each_rep(r) {
+				machine_bind(&m, false);
+				machine_bind(&m, true);
+				/* The tables above the last level. */
+				guest_touch(&m, 0, 1);
+				start = now();
+				ways[w].populate(&m, 0, n);
+				figure_add(&figure, now() - start);
+			}
+			figure_print(&figure, n, PER_PAGE, "populate/%s/%s%s/%s/%lu-pages",
+				     private ? "private" : "shared", backing_name[backing],
+				     huge ? "-2M" : "", ways[w].name, n);
+		}
+	}
 	machine_destroy(&m);
 }
 
@@ -774,6 +836,7 @@ int main(int argc, char **argv)
 	TEST_REQUIRE(gmem_vm_type_supported());
 	calibrate();
 	in_place = kvm_check_cap(KVM_CAP_GET_MEMORY_ATTRIBUTES2) > 0;
+	can_map_memory = kvm_check_cap(KVM_CAP_MAP_MEMORY) > 0;
 	printf("# in-place conversion: %s\n", in_place ? "yes" : "no");
 	printf("# pages %lu, repetitions %d after one that is not counted\n",
 	       pages, reps);
@@ -784,6 +847,10 @@ int main(int argc, char **argv)
 	bench_guest_fault(DEFAULT_SHARED, false);
 	bench_guest_fault(TWO_BACKINGS, true);
 	bench_guest_fault(TWO_BACKINGS, false);
+	bench_populate(DEFAULT_SHARED, false, false);
+	bench_populate(TWO_BACKINGS, true, false);
+	bench_populate(TWO_BACKINGS, false, false);
+	bench_populate(TWO_BACKINGS, false, true);
 	bench_host_fault(DEFAULT_SHARED);
 	bench_fallocate(DEFAULT_SHARED);
 	bench_fallocate(TWO_BACKINGS);
@@ -801,6 +868,8 @@ int main(int argc, char **argv)
 	bench_exit(IN_PLACE);
 	bench_guest_fault(IN_PLACE, true);
 	bench_guest_fault(IN_PLACE, false);
+	bench_populate(IN_PLACE, true, false);
+	bench_populate(IN_PLACE, false, false);
 	bench_host_fault(IN_PLACE);
 	bench_fallocate(IN_PLACE);
 	for (int single = 0; single < 2; single++) {

@@ -103,7 +103,19 @@ BEGIN {
 		against = "round-trip/two-backings/bytes-lost/" kinds[i]
 		goal("round trip at least 3 times cheaper", "round-trip/in-place/preserve/" kinds[i], -3)
 	}
+	# The largest request that was made, against the faults of the same kernel.
 	against = ""
+	for (i = 1; i <= count; i++) {
+		if (order[i] !~ /^populate\/.*\/map-memory\/1-pages$/ || order[i] ~ /-2M/) continue
+		split(order[i], part, "/")
+		fault = "guest-fault/" part[2] "/" part[3] "/allocated"
+		largest = order[i]
+		for (k = i; k <= count && order[k] ~ "^populate/" part[2] "/" part[3] "/map-memory/"; k++) largest = order[k]
+		if (!(("rust", fault) in value)) continue
+		r = value["rust", largest] / value["rust", fault]
+		result("populating at most 0.40 of a fault", largest " against " fault, sprintf("%.3f", r),
+			sprintf("%.3f", r) + 0 <= 0.40 ? "met" : "missed")
+	}
 	for (i = 1; i <= count; i++)
 		if (order[i] ~ /^convert-empty-1TiB/ && ("rust", order[i]) in value)
 			result("empty 1 TiB below 20000 instructions", order[i], sprintf("%.0f", value["rust", order[i]]),

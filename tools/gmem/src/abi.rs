@@ -39,6 +39,21 @@ pub const KVM_SET_MEMORY_ATTRIBUTES2: c_ulong = iowr::<MemoryAttributes2>(0xd2);
 /// Ask how much of the file, from an offset on, has the same attributes.
 pub const KVM_GET_MEMORY_ATTRIBUTES2: c_ulong = iowr::<MemoryAttributes2>(0xd3);
 
+/// Guest physical memory to be mapped: `struct kvm_memory_mapping`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryMapping {
+    /// First guest physical address, in bytes. Coming out: what is left.
+    pub base_address: u64,
+    /// Bytes. Coming out: what is left.
+    pub size: u64,
+    /// Has to be 0.
+    pub flags: u64,
+}
+
+/// Populate the page tables, on a vCPU.
+pub const KVM_MAP_MEMORY: c_ulong = iowr::<MemoryMapping>(0xd5);
+
 /// The page belongs to the guest alone.
 pub const KVM_MEMORY_ATTRIBUTE_PRIVATE: u64 = kvm_bindings::KVM_MEMORY_ATTRIBUTE_PRIVATE as u64;
 
@@ -66,6 +81,8 @@ pub const KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS: c_ulong = 0x10000;
 pub const KVM_CAP_MEMORY_ATTRIBUTES2_PRE_LAUNCH_FLAGS: c_ulong = 0x10001;
 /// [`KVM_GET_MEMORY_ATTRIBUTES2`] exists.
 pub const KVM_CAP_GET_MEMORY_ATTRIBUTES2: c_ulong = 0x10002;
+/// [`KVM_MAP_MEMORY`] works.
+pub const KVM_CAP_MAP_MEMORY: c_ulong = 0x10003;
 
 /// Which platforms the kernel emulates, as a mask of `1 << KVM_GMEM_EMULATE_*`.
 pub const KVM_CAP_GMEM_EMULATION: c_ulong = 0x10004;
@@ -143,6 +160,12 @@ const _: () = {
     assert!(KVM_MEMORY_ATTRIBUTE_PRIVATE == 8);
     assert!(KVM_SET_MEMORY_ATTRIBUTES2 == 0xC080_AED2);
     assert!(KVM_GET_MEMORY_ATTRIBUTES2 == 0xC080_AED3);
+
+    assert!(size_of::<MemoryMapping>() == 24);
+    assert!(offset_of!(MemoryMapping, base_address) == 0);
+    assert!(offset_of!(MemoryMapping, size) == 8);
+    assert!(offset_of!(MemoryMapping, flags) == 16);
+    assert!(KVM_MAP_MEMORY == 0xC018_AED5);
 
     assert!(size_of::<Emulate>() == 64);
     assert!(offset_of!(Emulate, op) == 0);

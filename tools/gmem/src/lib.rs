@@ -53,6 +53,7 @@ mod capabilities;
 pub mod emulation;
 mod file;
 mod mapping;
+mod populate;
 mod slot;
 
 pub use attributes::{
@@ -75,6 +76,10 @@ pub use file::{
 pub use mapping::{
     AccessError,
     Mapping, //
+};
+pub use populate::{
+    Populate,
+    PopulateError, //
 };
 pub use slot::{
     Slot,

@@ -15,6 +15,8 @@ use gmem::{
     CreateFlags,
     GuestMemfd,
     Mapping,
+    Populate,
+    PopulateError,
     SlotLayout,
     Visibility, //
 };
@@ -194,4 +196,35 @@ fn a_slot_is_there_until_it_is_dropped() {
         (0..PAGE, Visibility::Private)
     );
     drop(again);
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn guest_memory_is_populated_up_to_where_it_ends() {
+    let vm = protected_vm();
+    let file = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
+    let mapping = Arc::new(file.map(0..SIZE).unwrap());
+    let base = 0x100000;
+    let layout = SlotLayout {
+        slot: 0,
+        guest_phys_addr: base,
+        file_range: 0..SIZE,
+    };
+    let _slot = file.bind(&vm, &layout, Some(&mapping)).unwrap();
+    let vcpu = vm.create_vcpu(0).unwrap();
+    file.convert(0..PAGE, Visibility::Private, Content::Preserve)
+        .unwrap();
+
+    vcpu.populate(base..base + SIZE, 1000).unwrap();
+    let error = |errno, left| Err(PopulateError { errno, left });
+    assert_eq!(
+        vcpu.populate(base..base + SIZE + PAGE, 1000),
+        error(libc::ENOENT, base + SIZE..base + SIZE + PAGE)
+    );
+    for range in [base..base, base + 1..base + PAGE, base + PAGE..base] {
+        assert_eq!(
+            vcpu.populate(range.clone(), 1000),
+            error(libc::EINVAL, range)
+        );
+    }
 }
