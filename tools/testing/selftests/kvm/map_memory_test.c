@@ -191,6 +191,10 @@ static void ctx_destroy(struct ctx *x, u64 npages)
 	kvm_munmap(x->hva, npages * PG);
 }
 
+/* Seconds. The sanitised kernel is slow, and what takes longer hangs. */
+#define TIMEOUT		300
+#define MAP_TEST(name)	TEST_F_TIMEOUT(map, name, TIMEOUT)
+
 FIXTURE(map) {
 	struct ctx x;
 };
@@ -205,13 +209,13 @@ FIXTURE_TEARDOWN(map)
 	ctx_destroy(&self->x, NPAGES);
 }
 
-TEST_F(map, capability)
+MAP_TEST(capability)
 {
 	TEST_ASSERT_EQ(vm_check_cap(self->x.vm, KVM_CAP_MAP_MEMORY), 1);
 	TEST_ASSERT(vm_check_cap(self->x.vm, KVM_CAP_PRE_FAULT_MEMORY), "No PRE_FAULT_MEMORY");
 }
 
-TEST_F(map, bad_arguments_change_nothing)
+MAP_TEST(bad_arguments_change_nothing)
 {
 	static const struct { u64 base, size, flags; } bad[] = {
 		{ GPA, SZ_4K, 1 },
@@ -244,7 +248,7 @@ TEST_F(map, bad_arguments_change_nothing)
 }
 
 /* What is mapped cannot be said, but it stays mapped. */
-TEST_F(map, struct_that_cannot_be_written)
+MAP_TEST(struct_that_cannot_be_written)
 {
 	struct kvm_memory_mapping *args;
 	int r;
@@ -258,7 +262,7 @@ TEST_F(map, struct_that_cannot_be_written)
 	kvm_munmap(args, PG);
 }
 
-TEST_F(map, what_is_left)
+MAP_TEST(what_is_left)
 {
 	struct kvm_vcpu *vcpu = self->x.vcpu;
 	struct kvm_memory_mapping left;
@@ -277,7 +281,7 @@ TEST_F(map, what_is_left)
 	TEST_ASSERT_EQ(missing(&self->x, 0, NPAGES / 2, false), NPAGES / 2);
 }
 
-TEST_F(map, mapped_pages_take_no_fault)
+MAP_TEST(mapped_pages_take_no_fault)
 {
 	struct ctx *x = &self->x;
 
@@ -290,7 +294,7 @@ TEST_F(map, mapped_pages_take_no_fault)
 }
 
 /* Nobody has written the pages: they are the host's zero page, and stay that. */
-TEST_F(map, copy_on_write_is_not_broken)
+MAP_TEST(copy_on_write_is_not_broken)
 {
 	struct ctx *x = &self->x;
 
@@ -300,7 +304,7 @@ TEST_F(map, copy_on_write_is_not_broken)
 	TEST_ASSERT(missing(x, 0, NPAGES, true) >= NPAGES, "Pages were mapped writable");
 }
 
-TEST_F(map, contents_are_not_touched)
+MAP_TEST(contents_are_not_touched)
 {
 	struct ctx *x = &self->x;
 	u64 i;
@@ -311,7 +315,7 @@ TEST_F(map, contents_are_not_touched)
 		TEST_ASSERT(x->hva[i] == 0x5a, "Byte %#lx is %#x", i, x->hva[i]);
 }
 
-TEST_F(map, read_only_slot)
+MAP_TEST(read_only_slot)
 {
 	struct ctx *x = &self->x;
 
@@ -340,7 +344,7 @@ static void assert_all_dirty(struct ctx *x)
  * (On x86 what is mapped writable counts as written, on arm64 it is not mapped
  * writable.)
  */
-TEST_F(map, dirty_log)
+MAP_TEST(dirty_log)
 {
 	struct ctx *x = &self->x;
 	int i;
@@ -354,7 +358,7 @@ TEST_F(map, dirty_log)
 	}
 }
 
-TEST_F(map, pre_fault_memory_beside_it)
+MAP_TEST(pre_fault_memory_beside_it)
 {
 	struct kvm_pre_fault_memory range = { .gpa = GPA, .size = NPAGES * PG };
 
@@ -364,6 +368,12 @@ TEST_F(map, pre_fault_memory_beside_it)
 	assert_errno(map_all(self->x.vcpu, GPA, NPAGES * PG), 0);
 }
 
+/* Tests that make their VM themselves. */
+FIXTURE(vm) { };
+FIXTURE_SETUP(vm) { }
+FIXTURE_TEARDOWN(vm) { }
+#define VM_TEST(name)	TEST_F_TIMEOUT(vm, name, TIMEOUT)
+
 static atomic_ulong signals;
 
 static void count_signal(int signal)
@@ -372,7 +382,7 @@ static void count_signal(int signal)
 }
 
 /* What a signal leaves over is said, and can be asked for. */
-TEST(signals_in_the_middle)
+VM_TEST(signals_in_the_middle)
 {
 	const u64 npages = 8192;
 	const struct sigaction action = { .sa_handler = count_signal };
@@ -404,7 +414,7 @@ TEST(signals_in_the_middle)
 }
 
 /* A request for one page, where 2M lie behind it. */
-TEST(larger_than_requested)
+VM_TEST(larger_than_requested)
 {
 	const u64 npages = SZ_4M / PG;
 	struct ctx x;
@@ -451,7 +461,7 @@ static void *change_slot(void *arg)
 	return NULL;
 }
 
-TEST_F(map, against_slots_that_change)
+MAP_TEST(against_slots_that_change)
 {
 	struct slot_changer changer = { .x = &self->x };
 	u64 round, mapped = 0, none = 0, again = 0;
@@ -459,7 +469,7 @@ TEST_F(map, against_slots_that_change)
 
 	memset(self->x.hva, 0x5a, NPAGES * PG);
 	kvm_pthread_create(&changer.thread, NULL, change_slot, &changer);
-	for (round = 0; round < 2000 || !mapped || !(none + again); round++) {
+	for (round = 0; round < 1000 || !mapped || !(none + again); round++) {
 		r = map_once(self->x.vcpu, GPA, NPAGES * PG, 0, NULL);
 		TEST_ASSERT(!r || r == ENOENT || r == EAGAIN, "Round %lu: errno %d", round, r);
 		mapped += !r;
@@ -488,7 +498,7 @@ static void *discard(void *arg)
 	return NULL;
 }
 
-TEST_F(map, against_the_mmu_notifier)
+MAP_TEST(against_the_mmu_notifier)
 {
 	struct slot_changer changer = { .x = &self->x };
 	u64 round;
@@ -542,7 +552,7 @@ static u64 gmem_missing(struct gmem_ctx *x, u64 page, u64 npages)
 	return faults(x->vcpus[0]) - before;
 }
 
-TEST(private_shared_and_mixed)
+VM_TEST(private_shared_and_mixed)
 {
 	struct gmem_ctx x;
 	u64 i;
@@ -572,7 +582,7 @@ TEST(private_shared_and_mixed)
 }
 
 /* First use zeroes, also if it is this one. */
-TEST(unused_pages_are_zeroed)
+VM_TEST(unused_pages_are_zeroed)
 {
 	struct gmem_ctx x;
 
@@ -587,7 +597,7 @@ TEST(unused_pages_are_zeroed)
 	gmem_ctx_destroy(&x);
 }
 
-TEST(poisoned_page)
+VM_TEST(poisoned_page)
 {
 	struct kvm_memory_mapping left;
 	struct gmem_ctx x;
@@ -625,14 +635,14 @@ static void refused_before_launch(u32 platform)
 	gmem_ctx_destroy(&x);
 }
 
-TEST(snp_before_launch)
+VM_TEST(snp_before_launch)
 {
 	if (!gmem_emulates(KVM_GMEM_EMULATE_SNP))
 		SKIP(return, GMEM_NO_EMULATION);
 	refused_before_launch(KVM_GMEM_EMULATE_SNP);
 }
 
-TEST(tdx_before_launch)
+VM_TEST(tdx_before_launch)
 {
 	if (!gmem_emulates(KVM_GMEM_EMULATE_TDX))
 		SKIP(return, GMEM_NO_EMULATION);
@@ -641,7 +651,7 @@ TEST(tdx_before_launch)
 
 /* --- Modes of the vCPU ------------------------------------------------------ */
 
-TEST_F(map, vcpu_in_smm)
+MAP_TEST(vcpu_in_smm)
 {
 	struct kvm_vcpu_events events;
 
@@ -671,7 +681,7 @@ static void l1_guest_code(struct svm_test_data *svm)
 }
 
 /* KVM answers for the address space of L1, and does not have it loaded. */
-TEST(vcpu_that_runs_a_nested_guest)
+VM_TEST(vcpu_that_runs_a_nested_guest)
 {
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
@@ -700,7 +710,6 @@ struct converter {
 	u64 conversions;
 	u64 busy;
 	u64 holes;
-	bool is_tdx;
 };
 
 static void *convert_at_random(void *arg)
@@ -731,7 +740,7 @@ static void *convert_at_random(void *arg)
 
 static void map_against_conversion(u32 platform)
 {
-	struct converter converter = { .is_tdx = platform == KVM_GMEM_EMULATE_TDX };
+	struct converter converter = {};
 	u64 round, mapped = 0, again = 0, i;
 	struct gmem_ctx x;
 	int r;
@@ -742,7 +751,7 @@ static void map_against_conversion(u32 platform)
 		assert_errno(gmem_launch_finish(x.vm), 0);
 	gmem_guest_start(x.vcpus[0]);
 	kvm_pthread_create(&converter.thread, NULL, convert_at_random, &converter);
-	for (round = 0; round < 2000 || converter.conversions < 100; round++) {
+	for (round = 0; round < 500 || converter.conversions < 100; round++) {
 		r = map_once(x.vcpus[0], x.a.gpa, NPAGES * PG, 0, NULL);
 		TEST_ASSERT(!r || r == EAGAIN, "Round %lu: errno %d", round, r);
 		mapped += !r;
@@ -767,19 +776,19 @@ static void map_against_conversion(u32 platform)
 	gmem_ctx_destroy(&x);
 }
 
-TEST(against_conversion)
+VM_TEST(against_conversion)
 {
 	map_against_conversion(0);
 }
 
-TEST(against_conversion_on_snp)
+VM_TEST(against_conversion_on_snp)
 {
 	if (!gmem_emulates(KVM_GMEM_EMULATE_SNP))
 		SKIP(return, GMEM_NO_EMULATION);
 	map_against_conversion(KVM_GMEM_EMULATE_SNP);
 }
 
-TEST(against_conversion_on_tdx)
+VM_TEST(against_conversion_on_tdx)
 {
 	if (!gmem_emulates(KVM_GMEM_EMULATE_TDX))
 		SKIP(return, GMEM_NO_EMULATION);
