@@ -65,7 +65,8 @@ use gmem_policy::{
 };
 use kernel::{
     error::from_result,
-    prelude::*, //
+    prelude::*,
+    seq_file::SeqFile, //
 };
 
 /// A page for a guest, as [`GuestMemfd::get_pfn`] returns it.
@@ -104,6 +105,9 @@ pub trait GuestMemfd: Sized + 'static {
 
     /// ioctl() on the file.
     fn ioctl(file: &GmemFile, cmd: u32, arg: UserPointer) -> Result;
+
+    /// Prints the file's part of `/proc/PID/fdinfo/FD`. Sleeps.
+    fn show_fdinfo(file: &GmemFile, out: &SeqFile);
 
     /// A host fault. Called with mmap_lock held.
     fn fault(fault: HostFault<'_>) -> Result<Served>;
@@ -153,6 +157,7 @@ impl Tables {
                 fallocate: Some(file_ops::fallocate::<T>),
                 unlocked_ioctl: Some(file_ops::ioctl::<T>),
                 compat_ioctl: bindings::compat_ptr_ioctl,
+                show_fdinfo: Some(file_ops::show_fdinfo::<T>),
                 ..pin_init::zeroed()
             }),
             vm: bindings::vm_operations_struct {

@@ -49,13 +49,17 @@ use gmem_sys::{
     },
     LocalModule, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    seq_file::SeqFile, //
+};
 
 mod bind;
 mod content;
 mod convert;
 mod fallocate;
 mod fault;
+mod fdinfo;
 mod file;
 mod get_pfn;
 mod ioctl;
@@ -113,6 +117,10 @@ impl GuestMemfd for Gmem {
 
     fn ioctl(file: &GmemFile, cmd: u32, arg: UserPointer) -> Result {
         ioctl::ioctl(file, cmd, arg)
+    }
+
+    fn show_fdinfo(file: &GmemFile, out: &SeqFile) {
+        fdinfo::show(file, out)
     }
 
     fn fault(fault: HostFault<'_>) -> Result<Served> {
