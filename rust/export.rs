@@ -66,7 +66,8 @@ use gmem_policy::{
 };
 use kernel::{
     error::from_result,
-    prelude::*, //
+    prelude::*,
+    seq_file::SeqFile, //
 };
 
 /// A page for a guest, as [`GuestMemfd::get_pfn`] returns it.
@@ -108,6 +109,9 @@ pub trait GuestMemfd: Sized + 'static {
 
     /// ioctl() on a vCPU, if nobody else knows it. Called with the vCPU's mutex held.
     fn vcpu_ioctl(vcpu: &Vcpu, cmd: u32, arg: UserPointer) -> Result;
+
+    /// Prints the file's part of `/proc/PID/fdinfo/FD`. Sleeps.
+    fn show_fdinfo(file: &GmemFile, out: &SeqFile);
 
     /// A host fault. Called with mmap_lock held.
     fn fault(fault: HostFault<'_>) -> Result<Served>;
@@ -157,6 +161,7 @@ impl Tables {
                 fallocate: Some(file_ops::fallocate::<T>),
                 unlocked_ioctl: Some(file_ops::ioctl::<T>),
                 compat_ioctl: bindings::compat_ptr_ioctl,
+                show_fdinfo: Some(file_ops::show_fdinfo::<T>),
                 ..pin_init::zeroed()
             }),
             vm: bindings::vm_operations_struct {

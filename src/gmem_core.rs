@@ -50,13 +50,17 @@ use gmem_sys::{
     },
     LocalModule, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    seq_file::SeqFile, //
+};
 
 mod bind;
 mod content;
 mod convert;
 mod fallocate;
 mod fault;
+mod fdinfo;
 mod file;
 mod get_pfn;
 mod ioctl;
@@ -119,6 +123,10 @@ impl GuestMemfd for Gmem {
 
     fn vcpu_ioctl(vcpu: &Vcpu, cmd: u32, arg: UserPointer) -> Result {
         map_memory::ioctl(vcpu, cmd, arg)
+    }
+
+    fn show_fdinfo(file: &GmemFile, out: &SeqFile) {
+        fdinfo::show(file, out)
     }
 
     fn fault(fault: HostFault<'_>) -> Result<Served> {

@@ -20,7 +20,10 @@ use crate::{
     },
     ioctl::UserPointer,
     kvm::{
-        memslot::FileData,
+        memslot::{
+            Binding,
+            FileData, //
+        },
         vm::Vm, //
     }, //
 };
@@ -37,6 +40,7 @@ use kernel::{
         from_result, //
     },
     prelude::*,
+    seq_file::SeqFile,
     types::Opaque, //
 };
 
@@ -83,6 +87,20 @@ impl GmemFile {
     #[inline]
     pub fn vm(&self) -> &Vm {
         self.data().vm()
+    }
+
+    /// Calls `f` for each slot that is bound to the file, lowest page first.
+    ///
+    /// Takes the bindings mutex, with which `f` is called; sleeps.
+    pub fn for_each_binding(&self, mut f: impl FnMut(Binding)) {
+        let bindings = self.inode().lock_bindings();
+        let whole = self.inode().geometry().whole();
+
+        self.data().for_each_slot(&bindings, &whole, |slot| {
+            if let Some(binding) = slot.binding() {
+                f(binding);
+            }
+        });
     }
 
     /// Says that the file's contents changed, as fallocate() does.
@@ -376,6 +394,23 @@ pub(crate) unsafe extern "C" fn ioctl<T: GuestMemfd>(
         T::ioctl(file, cmd, UserPointer::new(arg))?;
         Ok(0)
     })
+}
+
+/// The `show_fdinfo` operation.
+///
+/// # Safety
+///
+/// To be called by procfs only.
+pub(crate) unsafe extern "C" fn show_fdinfo<T: GuestMemfd>(
+    out: *mut bindings::seq_file,
+    file: *mut bindings::file,
+) {
+    // SAFETY: procfs has a reference to the file, which is ours.
+    let file = unsafe { GmemFile::from_raw(file) };
+    // SAFETY: `out` is valid, and its lock is held while it is shown.
+    let out = unsafe { SeqFile::from_raw(out) };
+
+    T::show_fdinfo(file, out);
 }
 
 /// The `mmap` operation.

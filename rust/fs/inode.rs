@@ -213,6 +213,14 @@ impl GmemInode {
         unsafe { (*self.vfs()).i_mapping }
     }
 
+    /// How many pages have memory, at this moment. Any context.
+    #[inline]
+    pub fn allocated(&self) -> u64 {
+        // SAFETY: The VFS's part is initialised. Volatile, as it changes meanwhile.
+        // CAST: unsigned long has 64 bits here.
+        unsafe { (&raw const (*self.mapping()).nrpages).read_volatile() as u64 }
+    }
+
     /// The inode number.
     #[cfg(CONFIG_NUMA)]
     #[inline]
@@ -278,7 +286,7 @@ impl GmemInode {
     }
 
     /// The entry of the map that contains `at`. Any context.
-    pub(crate) fn run_at(&self, at: PageIndex) -> Run {
+    pub fn run_at(&self, at: PageIndex) -> Run {
         let whole = self.geometry().whole();
         match self.map() {
             None => Run {

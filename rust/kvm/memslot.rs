@@ -40,6 +40,14 @@ use kernel::{
 #[repr(transparent)]
 pub struct Memslot(Opaque<bindings::kvm_memory_slot>);
 
+/// Pages of a file, and where a guest sees them.
+pub struct Binding {
+    /// The pages of the file.
+    pub pages: PageRange,
+    /// The guest frame of the first.
+    pub gfn: Gfn,
+}
+
 impl Memslot {
     /// Takes a pointer from C.
     ///
@@ -95,6 +103,15 @@ impl Memslot {
             PageIndex::new(start),
             PageIndex::new(start.checked_add(self.npages())?),
         )
+    }
+
+    /// Which pages the slot shows, and where.
+    #[inline]
+    pub(crate) fn binding(&self) -> Option<Binding> {
+        Some(Binding {
+            pages: self.file_range()?,
+            gfn: Gfn::new(self.base_gfn()),
+        })
     }
 
     /// The guest frames of `range`, as far as the slot shows it: first, and the one after the last.

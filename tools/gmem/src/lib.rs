@@ -51,6 +51,7 @@ pub mod abi;
 mod attributes;
 mod capabilities;
 pub mod emulation;
+pub mod fdinfo;
 mod file;
 mod mapping;
 mod populate;

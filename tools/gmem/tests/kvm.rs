@@ -9,6 +9,12 @@
 
 use gmem::{
     abi,
+    fdinfo::{
+        BoundSlot,
+        FdInfo,
+        FdInfoError,
+        Totals, //
+    },
     Capabilities,
     Content,
     ConvertError,
@@ -227,4 +233,123 @@ fn guest_memory_is_populated_up_to_where_it_ends() {
             error(libc::EINVAL, range)
         );
     }
+}
+
+/// Descriptor `fd` of this process.
+fn fdinfo(fd: i32) -> Result<FdInfo, FdInfoError> {
+    FdInfo::read(std::process::id(), fd as u32)
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn fdinfo_follows_a_file() {
+    let vm = protected_vm();
+    let memory = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
+    let layout = SlotLayout {
+        slot: 0,
+        guest_phys_addr: 0x100000,
+        file_range: pages(4..8),
+    };
+    let mapping = Arc::new(memory.map(pages(4..8)).unwrap());
+    let slot = memory.bind(&vm, &layout, Some(&mapping)).unwrap();
+
+    memory
+        .convert(pages(1..3), Visibility::Private, Content::Zero)
+        .unwrap();
+    let expected = FdInfo {
+        converts_in_place: true,
+        size: SIZE,
+        allocated: 0,
+        totals: Some(Totals {
+            private: 2 * PAGE,
+            shared: SIZE - 2 * PAGE,
+            runs: 3,
+        }),
+        slots: vec![BoundSlot {
+            gfns: 0x100..0x104,
+            offset: 4 * PAGE,
+        }],
+    };
+    assert_eq!(fdinfo(memory.as_raw_fd()).unwrap(), expected);
+
+    drop(slot);
+    assert_eq!(fdinfo(memory.as_raw_fd()).unwrap().slots, []);
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn fdinfo_of_something_else_is_refused() {
+    let vm = protected_vm();
+    assert!(matches!(
+        fdinfo(vm.as_raw_fd()),
+        Err(FdInfoError::NotGuestMemfd)
+    ));
+    assert!(matches!(
+        fdinfo(i32::MAX),
+        Err(FdInfoError::Io(error)) if error.raw_os_error() == Some(libc::ENOENT)
+    ));
+}
+
+/// Runs the program `gmem`, which lies beside this one: whether it succeeded, and what it printed.
+fn gmem(arguments: &[&str]) -> (bool, String, String) {
+    let program = std::env::current_exe().unwrap().with_file_name("gmem");
+    let output = std::process::Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.success(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn program_lists_and_shows_a_file() {
+    let vm = protected_vm();
+    let memory = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
+    memory
+        .convert(pages(0..3), Visibility::Private, Content::Zero)
+        .unwrap();
+    let pid = std::process::id().to_string();
+    let fd = memory.as_raw_fd().to_string();
+
+    let (ok, table, _) = gmem(&["ls"]);
+    let ours: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .filter(|words: &Vec<&str>| words[..2] == [pid.as_str(), fd.as_str()])
+        .collect();
+    assert!(ok);
+    assert_eq!(ours.len(), 1, "{table}");
+    // Mode, then KiB of the file, allocated, private, shared, and runs.
+    let last = ours[0].len() - 6;
+    assert_eq!(ours[0][last..], ["in-place", "64", "0", "12", "52", "2"]);
+
+    let (ok, json, _) = gmem(&["--json", "show", &pid, &fd]);
+    assert!(ok);
+    assert!(json.contains("\"private\":12288"), "{json}");
+    assert!(json.contains("\"runs\":2"), "{json}");
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn program_says_what_is_wrong() {
+    let vm = protected_vm();
+    let pid = std::process::id().to_string();
+    let fd = vm.as_raw_fd().to_string();
+
+    let (ok, out, error) = gmem(&["show", &pid, &fd]);
+    assert!(!ok && out.is_empty());
+    assert_eq!(
+        error,
+        format!("gmem: process {pid}, descriptor {fd}: not a guest_memfd\n")
+    );
+    let (ok, _, error) = gmem(&["show", &pid, "99999"]);
+    assert!(
+        !ok && error.contains("No such file or directory"),
+        "{error}"
+    );
 }

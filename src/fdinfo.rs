@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What `/proc/PID/fdinfo/FD` says about a file.
+
+use gmem_policy::{
+    range::PageIndex,
+    request::Visibility, //
+};
+use gmem_sys::{
+    fs::{
+        address_space::{
+            reschedule,
+            signal_pending, //
+        },
+        file_ops::GmemFile,
+        inode::GmemInode, //
+    },
+    kvm::memslot::Binding, //
+};
+use kernel::{
+    seq_file::SeqFile,
+    seq_print, //
+};
+
+/// How many pages are private and shared, and in how many runs they lie.
+struct Totals {
+    private: u64,
+    shared: u64,
+    runs: u64,
+}
+
+impl Totals {
+    /// Counts the pages of a file, one look at the map for each of its entries.
+    ///
+    /// No lock is taken: whoever looks must not hold up the guest. A conversion meanwhile may be
+    /// counted in part, but each page is counted once. [`None`] if a signal came first, as a file
+    /// can have more runs than anybody wants to wait for.
+    fn count(inode: &GmemInode) -> Option<Self> {
+        let end = inode.geometry().pages();
+        let mut totals = Self {
+            private: 0,
+            shared: 0,
+            runs: 0,
+        };
+        let mut last = None;
+        let mut at = 0;
+
+        while at < end {
+            if signal_pending() {
+                return None;
+            }
+            let run = inode.run_at(PageIndex::new(at));
+            // The map is not trusted to move the walk on.
+            let next = run.range.end().get().clamp(at + 1, end);
+            match run.visibility {
+                Visibility::Private => totals.private += next - at,
+                Visibility::Shared => totals.shared += next - at,
+            }
+            if last != Some(run.visibility) {
+                totals.runs += 1;
+            }
+            last = Some(run.visibility);
+            at = next;
+            reschedule();
+        }
+        Some(totals)
+    }
+}
+
+/// Prints the file's lines, sizes in bytes.
+pub(crate) fn show(file: &GmemFile, out: &SeqFile) {
+    let inode = file.inode();
+    let page = inode.geometry().page_size();
+    let bytes = |pages| page.offset_of(PageIndex::new(pages)).get();
+    let mode = if inode.converts_in_place() {
+        "in-place"
+    } else {
+        "fixed"
+    };
+
+    seq_print!(out, "gmem-mode:\t{}\n", mode);
+    seq_print!(out, "gmem-size:\t{}\n", bytes(inode.geometry().pages()));
+    seq_print!(out, "gmem-allocated:\t{}\n", bytes(inode.allocated()));
+    if let Some(totals) = Totals::count(inode) {
+        seq_print!(out, "gmem-private:\t{}\n", bytes(totals.private));
+        seq_print!(out, "gmem-shared:\t{}\n", bytes(totals.shared));
+        seq_print!(out, "gmem-runs:\t{}\n", totals.runs);
+    }
+    file.for_each_binding(|Binding { pages, gfn }| {
+        seq_print!(
+            out,
+            "gmem-slot:\t{:#x}-{:#x} offset {:#x}\n",
+            gfn.get(),
+            gfn.get().saturating_add(pages.len()),
+            page.offset_of(pages.start()).get()
+        );
+    });
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What `/proc/PID/fdinfo/FD` says about a guest_memfd, of any process that may be looked into.
+
+use std::{
+    error,
+    fmt,
+    fs,
+    io,
+    ops::Range, //
+};
+
+/// A guest_memfd as its `fdinfo` shows it. Sizes are in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FdInfo {
+    /// Private and shared are kept apart page by page, and can be converted.
+    pub converts_in_place: bool,
+    /// Size of the file.
+    pub size: u64,
+    /// How much of it has memory.
+    pub allocated: u64,
+    /// How much is private, shared, and in how many runs; [`None`] if the kernel was interrupted
+    /// while it counted.
+    pub totals: Option<Totals>,
+    /// The memslots that show pages of the file, lowest page first.
+    pub slots: Vec<BoundSlot>,
+}
+
+/// What the pages of a file are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Bytes that are private.
+    pub private: u64,
+    /// Bytes that are shared.
+    pub shared: u64,
+    /// Runs of consecutive pages that are all private or all shared.
+    pub runs: u64,
+}
+
+/// A memslot that shows pages of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoundSlot {
+    /// Guest frame numbers.
+    pub gfns: Range<u64>,
+    /// Byte offset in the file of the first of them.
+    pub offset: u64,
+}
+
+/// Why there is no [`FdInfo`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum FdInfoError {
+    /// `/proc` did not say: `EACCES` without permission, `ENOENT` for no such descriptor.
+    Io(io::Error),
+    /// The descriptor is another kind of file.
+    NotGuestMemfd,
+    /// It is a guest_memfd of a kernel that shows nothing about it.
+    NotSupported,
+    /// A line that this library does not understand.
+    Malformed(String),
+}
+
+impl fmt::Display for FdInfoError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => write!(f, "{error}"),
+            Self::NotGuestMemfd => write!(f, "not a guest_memfd"),
+            Self::NotSupported => write!(
+                f,
+                "this kernel shows nothing about a guest_memfd: it needs \
+                 CONFIG_KVM_GUEST_MEMFD_RUST=y"
+            ),
+            Self::Malformed(line) => write!(f, "cannot understand this line of fdinfo: {line}"),
+        }
+    }
+}
+
+impl error::Error for FdInfoError {}
+
+impl From<io::Error> for FdInfoError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl FdInfo {
+    /// Looks at descriptor `fd` of process `pid`.
+    ///
+    /// # Errors
+    ///
+    /// See [`FdInfoError`].
+    pub fn read(pid: u32, fd: u32) -> Result<Self, FdInfoError> {
+        let link = fs::read_link(format!("/proc/{pid}/fd/{fd}"))?;
+        if !link.to_string_lossy().contains("[kvm-gmem]") {
+            return Err(FdInfoError::NotGuestMemfd);
+        }
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?)
+    }
+
+    /// Reads the lines of an fdinfo of a guest_memfd. Those that do not begin with `gmem-` are
+    /// left out.
+    fn parse(text: &str) -> Result<Self, FdInfoError> {
+        let mut info = Self::default();
+        let mut mode = None;
+        let (mut private, mut shared, mut runs) = (None, None, None);
+
+        for line in text.lines().filter(|line| line.starts_with("gmem-")) {
+            let malformed = || FdInfoError::Malformed(line.to_owned());
+            let (key, value) = line.split_once(":\t").ok_or_else(malformed)?;
+            let number = || value.parse::<u64>().map_err(|_| malformed());
+            match key {
+                "gmem-mode" => mode = Some(value == "in-place"),
+                "gmem-size" => info.size = number()?,
+                "gmem-allocated" => info.allocated = number()?,
+                "gmem-private" => private = Some(number()?),
+                "gmem-shared" => shared = Some(number()?),
+                "gmem-runs" => runs = Some(number()?),
+                "gmem-slot" => info.slots.push(slot(value).ok_or_else(malformed)?),
+                // What a later kernel adds.
+                _ => (),
+            }
+        }
+        info.converts_in_place = mode.ok_or(FdInfoError::NotSupported)?;
+        info.totals = private
+            .zip(shared)
+            .zip(runs)
+            .map(|((private, shared), runs)| Totals {
+                private,
+                shared,
+                runs,
+            });
+        Ok(info)
+    }
+}
+
+/// The value of a `gmem-slot` line.
+fn slot(value: &str) -> Option<BoundSlot> {
+    let hex = |number: &str| u64::from_str_radix(number.strip_prefix("0x")?, 16).ok();
+    let (gfns, offset) = value.split_once(" offset ")?;
+    let (first, end) = gfns.split_once('-')?;
+
+    Some(BoundSlot {
+        gfns: hex(first)?..hex(end)?,
+        offset: hex(offset)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINES: &str = "pos:\t0\ngmem-mode:\tin-place\ngmem-size:\t65536\n\
+        gmem-allocated:\t20480\ngmem-private:\t28672\ngmem-shared:\t36864\ngmem-runs:\t2\n\
+        gmem-slot:\t0x100020-0x100022 offset 0x1000\n";
+
+    #[test]
+    fn all_lines_are_read() {
+        let expected = FdInfo {
+            converts_in_place: true,
+            size: 65536,
+            allocated: 20480,
+            totals: Some(Totals {
+                private: 28672,
+                shared: 36864,
+                runs: 2,
+            }),
+            slots: vec![BoundSlot {
+                gfns: 0x100020..0x100022,
+                offset: 0x1000,
+            }],
+        };
+        assert_eq!(FdInfo::parse(LINES).unwrap(), expected);
+    }
+
+    #[test]
+    fn totals_can_be_missing() {
+        let text = LINES.replace("gmem-runs:\t2\n", "");
+        assert_eq!(FdInfo::parse(&text).unwrap().totals, None);
+    }
+
+    #[test]
+    fn a_kernel_without_the_lines_is_told_from_a_bad_line() {
+        assert!(matches!(
+            FdInfo::parse("pos:\t0\n"),
+            Err(FdInfoError::NotSupported)
+        ));
+        for bad in ["gmem-size:\tmany", "gmem-slot:\t1-2", "gmem-runs"] {
+            let text = format!("{LINES}{bad}\n");
+            assert!(
+                matches!(FdInfo::parse(&text), Err(FdInfoError::Malformed(line)) if line == bad)
+            );
+        }
+    }
+}
