@@ -503,7 +503,7 @@ static void bench_populate(enum backing backing, bool private, bool huge)
 	guest_touch(&m, 0, pages);
 
 	for (int w = can_map_memory ? 0 : 1; w < (int)ARRAY_SIZE(ways); w++) {
-		for (n = 1; n <= pages; n *= 16) {
+		for (n = 1; n <= pages; n = n < pages && n * 16 > pages ? pages : n * 16) {
 			struct figure figure = {};
 
 			for_each_rep(r) {

@@ -31,8 +31,10 @@ use gmem::{
     abi,
     Capabilities,
     CheckExtension,
+    Content,
     CreateFlags,
-    PolicySupport, //
+    PolicySupport,
+    Visibility, //
 };
 use kvm_bindings::KVM_CAP_EXIT_HYPERCALL;
 use kvm_ioctls::{
@@ -182,7 +184,18 @@ pub fn all() -> Result<(), Failure> {
     let late_policies = Policies::before(&mut machine, Phase::AfterLaunch)?;
     tally.show(&late_policies.after(&mut machine, scramble)?);
 
-    for (platform, number) in EMULATED.iter().zip(4..) {
+    println!("\n4. Page tables ahead of time: pages that the guest touches first, and its faults");
+    if vm.capability(abi::KVM_CAP_MAP_MEMORY) == 1 {
+        for to in [Visibility::Private, Visibility::Shared] {
+            for populated in [false, true] {
+                tally.faults(&mut machine, to, populated)?;
+            }
+        }
+    } else {
+        println!("not shown: this kernel has no KVM_MAP_MEMORY (capability 0x10003)");
+    }
+
+    for (platform, number) in EMULATED.iter().zip(5..) {
         println!("\n{number}. {}", platform.name);
         if platform.model.is_some_and(|model| model.is_emulated(&kvm)) {
             emulated(&kvm, platform, scramble, &mut tally)?;
@@ -249,12 +262,12 @@ pub fn guest_only() -> Result<(), Failure> {
 struct Tally {
     rows: usize,
     wrong_rows: usize,
-    wrong_capabilities: usize,
+    wrong_checks: usize,
 }
 
 impl Tally {
-    fn capability(&mut self, good: bool) {
-        self.wrong_capabilities += usize::from(!good);
+    fn check(&mut self, good: bool) {
+        self.wrong_checks += usize::from(!good);
     }
 
     fn capabilities(&mut self, platform: &Platform, seen: &Capabilities) {
@@ -264,7 +277,7 @@ impl Tally {
             ("after launch", seen.after_launch),
         ] {
             let as_promised = support == promised;
-            self.capability(as_promised);
+            self.check(as_promised);
             println!(
                 "policies {phase}: to private {}; to shared {}; both ways {}: {}",
                 support.to_private,
@@ -273,6 +286,37 @@ impl Tally {
                 if as_promised { "ok" } else { "MISMATCH" }
             );
         }
+    }
+
+    /// Has the guest write to fresh pages, mapped ahead of that or not, and counts.
+    fn faults(
+        &mut self,
+        machine: &mut Machine<'_>,
+        to: Visibility,
+        populated: bool,
+    ) -> Result<(), Failure> {
+        const PAGES: u64 = 32;
+
+        let pages = machine.fresh(PAGES)?;
+        machine.convert(&pages, to, Content::None)?;
+        if populated {
+            machine.populate(&pages)?;
+        }
+        let before = machine.faults()?;
+        machine.guest_fill(&pages, 1)?;
+        let faults = machine.faults()? - before;
+        let good = faults == if populated { 0 } else { PAGES };
+        self.check(good);
+        println!(
+            "{PAGES} {to} pages{}: {faults} faults: {}",
+            if populated {
+                " after KVM_MAP_MEMORY"
+            } else {
+                ""
+            },
+            if good { "ok" } else { "MISMATCH" }
+        );
+        Ok(())
     }
 
     fn show(&mut self, rows: &[Row]) {
@@ -287,14 +331,14 @@ impl Tally {
         let Self {
             rows,
             wrong_rows,
-            wrong_capabilities,
+            wrong_checks,
         } = self;
-        if wrong_rows + wrong_capabilities == 0 {
+        if wrong_rows + wrong_checks == 0 {
             println!("\ngmem-demo: {rows} rows, 0 mismatches: every promise was kept");
             return Ok(());
         }
         Err(Failure::Broken(format!(
-            "{rows} rows, {wrong_rows} mismatches; {wrong_capabilities} capabilities wrong"
+            "{rows} rows, {wrong_rows} mismatches; {wrong_checks} capabilities or counts wrong"
         )))
     }
 }
@@ -312,10 +356,10 @@ mod tests {
             ..Default::default()
         };
         assert!(rows.conclude().is_err());
-        let mut capability = Tally::default();
-        capability.capability(true);
-        capability.capability(false);
-        assert!(capability.conclude().is_err());
+        let mut check = Tally::default();
+        check.check(true);
+        check.check(false);
+        assert!(check.conclude().is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use crate::{
     contract::Platform,
     guest,
+    stats,
     table::Seen, //
 };
 use gmem::{
@@ -18,6 +19,7 @@ use gmem::{
     CreateFlags,
     GuestMemfd,
     Mapping,
+    Populate,
     Slot,
     SlotLayout,
     Visibility, //
@@ -357,6 +359,21 @@ impl<'vm> Machine<'vm> {
         let to = self.address(range)?;
         self.command(guest::FILL, to, length as u32, seed)?;
         Ok(guest::pattern(seed, length as usize))
+    }
+
+    /// How many faults of the second-level page table the guest has taken.
+    pub fn faults(&self) -> Result<u64> {
+        stats::value(&self.vcpu, "pf_taken")
+            .map_err(|error| format!("reading the vCPU's statistics: {error}"))?
+            .ok_or_else(|| "KVM does not count faults (pf_taken)".into())
+    }
+
+    /// Maps the pages for the guest ahead of its first touch.
+    pub fn populate(&self, range: &Range<u64>) -> Result<()> {
+        let start = u64::from(self.address(range)?);
+        self.vcpu
+            .populate(start..start + (range.end - range.start), ATTEMPTS)
+            .map_err(|error| error.to_string())
     }
 
     /// Has the guest call the code at `offset`, and returns what that returns.

@@ -13,6 +13,8 @@ mod machine;
 #[cfg(target_arch = "x86_64")]
 mod scenes;
 #[cfg(target_arch = "x86_64")]
+mod stats;
+#[cfg(target_arch = "x86_64")]
 mod table;
 
 use std::process::ExitCode;

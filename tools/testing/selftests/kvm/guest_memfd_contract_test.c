@@ -1810,6 +1810,20 @@ static void *read_held(void *arg)
 	return NULL;
 }
 
+/* Until a vCPU has been given page 1, which is private, and is about to map it. */
+static void hold_reader(struct held *guest)
+{
+	struct ctx *x = guest->x;
+
+	ctx_launch(x);
+	host_fill(x, 0, 4, GMEM_SEED(1));
+	convert(x, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
+
+	gmem_hold(x->vm, ctx_gpa(x, 1), KVM_GMEM_EMULATE_HOLD_FAULT, true);
+	kvm_pthread_create(&guest->thread, NULL, read_held, guest);
+	gmem_wait_held(x->vm, ctx_gpa(x, 1), KVM_GMEM_EMULATE_HOLD_FAULT);
+}
+
 static void *convert_held(void *arg)
 {
 	struct held *held = arg;
@@ -1829,13 +1843,7 @@ TDX_TEST(h40_page_is_mapped_just_before_the_invalidation)
 	struct ctx *x = &self->x;
 	const gpa_t gpa = ctx_gpa(x, 1);
 
-	ctx_launch(x);
-	host_fill(x, 0, 4, GMEM_SEED(1));
-	convert(x, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
-
-	gmem_hold(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_FAULT, true);
-	kvm_pthread_create(&guest.thread, NULL, read_held, &guest);
-	gmem_wait_held(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_FAULT);
+	hold_reader(&guest);
 
 	gmem_hold(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_INVALIDATION, true);
 	kvm_pthread_create(&host.thread, NULL, convert_held, &host);
@@ -1865,13 +1873,7 @@ TDX_TEST(h40_page_is_not_mapped_after_the_invalidation)
 	struct ctx *x = &self->x;
 	const gpa_t gpa = ctx_gpa(x, 1);
 
-	ctx_launch(x);
-	host_fill(x, 0, 4, GMEM_SEED(1));
-	convert(x, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
-
-	gmem_hold(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_FAULT, true);
-	kvm_pthread_create(&guest.thread, NULL, read_held, &guest);
-	gmem_wait_held(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_FAULT);
+	hold_reader(&guest);
 
 	convert(x, 1, 1, GMEM_SHARED, GMEM_PRESERVE);
 	host_sees(x, 1, 1, GMEM_SEED(1));
