@@ -53,7 +53,7 @@ pub const PAGE: u64 = 0x1000;
 
 /// The slot begins neither at the start of the file nor at the same number as in the file, so that
 /// mistaking one kind of address for another cannot go unnoticed.
-const SLOT: Range<u64> = 0x10000..0x110000;
+const SLOT: Range<u64> = 0x10000..0x210000;
 const GUEST_BASE: u64 = 0x100000;
 
 /// The first pages of the slot have a use of their own, and stay shared.
