@@ -797,6 +797,25 @@ VM_TEST(against_conversion_on_tdx)
 
 #endif /* __x86_64__ */
 
+#ifdef __aarch64__
+
+/* Nobody has said yet what it is; it has no registers to be loaded. */
+VM_TEST(vcpu_that_was_not_initialised)
+{
+	struct kvm_memory_mapping args = { .base_address = GPA, .size = PG };
+	struct kvm_vm *vm = vm_create_barebones();
+	int r, fd = __vm_ioctl(vm, KVM_CREATE_VCPU, (void *)0ul);
+
+	TEST_ASSERT(fd >= 0, "KVM_CREATE_VCPU: errno %d", errno);
+	r = ioctl(fd, KVM_MAP_MEMORY, &args);
+	TEST_ASSERT(r && errno == ENOEXEC, "%d, errno %d", r, errno);
+	TEST_ASSERT(args.base_address == GPA && args.size == PG, "The struct changed");
+	kvm_close(fd);
+	kvm_vm_free(vm);
+}
+
+#endif /* __aarch64__ */
+
 int main(int argc, char *argv[])
 {
 	__TEST_REQUIRE(kvm_check_cap(KVM_CAP_MAP_MEMORY),
