@@ -15,6 +15,9 @@
 #ifdef CONFIG_X86
 #include "x86.h"
 #endif
+#ifdef CONFIG_ARM64
+#include <asm/kvm_pkvm.h>
+#endif
 
 struct folio *gmem_filemap_lock_folio(struct address_space *mapping, pgoff_t index)
 {
@@ -396,6 +399,35 @@ bool gmem_vm_zap(struct kvm *kvm, struct kvm_gfn_range *range)
 	return flush;
 }
 
+void gmem_vm_take_back(struct kvm *kvm, gfn_t start, gfn_t end)
+{
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK
+	kvm_arch_gmem_take_back(kvm, start, end);
+#endif
+}
+
+/* What cannot be told counts as kept. */
+bool gmem_vm_keeps_from_host(struct kvm *kvm, gfn_t gfn, u64 nr, u64 *same)
+{
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK
+	int state = kvm_arch_gmem_page_state(kvm, gfn, nr, same);
+
+	return state < 0 || state == PKVM_GUEST_PAGE_OWNED;
+#else
+	*same = nr;
+	return false;
+#endif
+}
+
+int gmem_zero_by_hypervisor(u64 pfn)
+{
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK
+	return kvm_arch_gmem_zero_page(pfn);
+#else
+	return -EOPNOTSUPP;
+#endif
+}
+
 bool gmem_vm_dead(struct kvm *kvm)
 {
 	return READ_ONCE(kvm->vm_dead);
@@ -419,6 +451,10 @@ u32 gmem_vm_type(struct kvm *kvm)
 		return GMEM_VM_TDX;
 	}
 #endif
+#ifdef CONFIG_ARM64
+	if (kvm_vm_is_protected(kvm))
+		return GMEM_VM_PKVM;
+#endif
 	return GMEM_VM_OTHER;
 }
 
@@ -430,9 +466,12 @@ bool gmem_vm_type_available(u32 type)
 					 BIT(KVM_X86_SW_PROTECTED_VM) : 0,
 		[GMEM_VM_SNP] = BIT(KVM_X86_SNP_VM),
 		[GMEM_VM_TDX] = BIT(KVM_X86_TDX_VM),
+		[GMEM_VM_PKVM] = 0,
 	};
 
 	return kvm_caps.supported_vm_types & types[type];
+#elif defined(CONFIG_ARM64)
+	return type == GMEM_VM_PKVM && is_protected_kvm_enabled();
 #else
 	return false;
 #endif

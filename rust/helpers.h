@@ -104,6 +104,9 @@ void gmem_vm_slots_unlock(struct kvm *kvm);
 void gmem_vm_assert_slots_lock(struct kvm *kvm);
 void gmem_vm_flush_remote_tlbs(struct kvm *kvm);
 bool gmem_vm_zap(struct kvm *kvm, struct kvm_gfn_range *range);
+void gmem_vm_take_back(struct kvm *kvm, gfn_t start, gfn_t end);
+bool gmem_vm_keeps_from_host(struct kvm *kvm, gfn_t gfn, u64 nr, u64 *same);
+int gmem_zero_by_hypervisor(u64 pfn);
 bool gmem_vm_dead(struct kvm *kvm);
 bool gmem_vm_has_private_mem(struct kvm *kvm);
 enum {
@@ -111,6 +114,7 @@ enum {
 	GMEM_VM_SW_PROTECTED,
 	GMEM_VM_SNP,
 	GMEM_VM_TDX,
+	GMEM_VM_PKVM,
 };
 u32 gmem_vm_type(struct kvm *kvm);
 bool gmem_vm_type_available(u32 type);

@@ -24,6 +24,7 @@ use crate::{
             FileData,
             Memslot, //
         },
+        mmu::InvalidateSpan,
         vm::Vm, //
     },
     mm::fault, //
@@ -159,7 +160,9 @@ impl TestInode {
 impl Drop for TestInode {
     fn drop(&mut self) {
         let inode = self.get();
-        inode.lock().truncate(&inode.geometry().whole());
+        let guard = inode.lock();
+        InvalidateSpan::begin(&guard, inode.geometry().whole()).truncate(&guard);
+        drop(guard);
         // SAFETY: The test is over; nobody uses the inode, which came from a box.
         unsafe {
             GmemInode::tear_down(self.0.as_ptr());

@@ -17,6 +17,7 @@ use gmem_policy::{
     },
     contract::{
         page,
+        Refusal,
         Terms, //
     },
     plan::{
@@ -35,6 +36,7 @@ use gmem_sys::{
         mmu::InvalidateSpan,
         platform::{
             self,
+            Fatal,
             Kind, //
         },
         vm::Vm, //
@@ -89,26 +91,29 @@ fn for_each_folio<E>(
     Ok(())
 }
 
-/// Whether the platform is in the way of the promise for a page that it owns: only then is it worth
+/// How the platform is in the way of the promise for a page that it owns: only if it is, is it worth
 /// asking about each.
-fn minds_owned<V: Vendor>(change: &Change) -> bool {
+fn minds_owned<V: Vendor>(change: &Change) -> Option<Refusal> {
     let request = change.request();
-    page(V::PLATFORM, request.to(), request.content(), true).is_err()
+    page(V::PLATFORM, request.to(), request.content(), true).err()
 }
 
 /// Step 6 for each page: refuses a promise that the platform does not keep for one that it owns.
 ///
 /// # Errors
 ///
-/// `EOPNOTSUPP` with the first such page.
+/// `EOPNOTSUPP` or `EPERM` with the first such page.
 pub(crate) fn check_owned<V: Vendor>(
     vm: &Vm,
     guard: &InvalidateGuard<'_, Exclusive>,
     change: &Change,
 ) -> Result<(), Failure> {
-    if !V::HAS_OWNS || !minds_owned::<V>(change) {
+    if !V::HAS_OWNS {
         return Ok(());
     }
+    let Some(refusal) = minds_owned::<V>(change) else {
+        return Ok(());
+    };
     for_each_folio(
         guard,
         change,
@@ -118,7 +123,7 @@ pub(crate) fn check_owned<V: Vendor>(
             match V::owns(vm, folio) {
                 Ok(false) => Ok(()),
                 // What cannot be told is no ground to promise anything on.
-                Ok(true) | Err(_) => Err(Failure::at(EOPNOTSUPP, at)),
+                Ok(true) | Err(_) => Err(Failure::refused(refusal, at)),
             }
         },
     )
@@ -131,7 +136,7 @@ pub(crate) fn check_owned<V: Vendor>(
 ///
 /// # Errors
 ///
-/// `EOPNOTSUPP` with the first such page.
+/// `EOPNOTSUPP` or `EPERM` with the first such page.
 pub(crate) fn check_mapped<V: Vendor>(
     guard: &InvalidateGuard<'_, Exclusive>,
     span: &InvalidateSpan<'_>,
@@ -139,14 +144,12 @@ pub(crate) fn check_mapped<V: Vendor>(
 ) -> Result<(), Failure> {
     let minds = minds_owned::<V>(change);
 
-    if !V::HAS_OWNS_MAPPED || !minds && change.to() == Visibility::Private {
+    if !V::HAS_OWNS_MAPPED || minds.is_none() && change.to() == Visibility::Private {
         return Ok(());
     }
-    span.ask(guard, |mapped| {
-        if V::owns_mapped(mapped) && minds {
-            return Err(Failure::at(EOPNOTSUPP, mapped.folio().pages().start()));
-        }
-        Ok(())
+    span.ask(guard, |mapped| match (V::owns_mapped(mapped), minds) {
+        (true, Some(refusal)) => Err(Failure::refused(refusal, mapped.folio().pages().start())),
+        _ => Ok(()),
     })
 }
 
@@ -180,7 +183,8 @@ pub(crate) fn check(
 ///
 /// # Errors
 ///
-/// `EIO` with a page that the platform did not give up. That page is lost, and the VM dead.
+/// `EIO` with a page that the platform did not give up, or not zero. That page is lost, and the VM
+/// dead.
 pub(crate) fn apply<V: Vendor>(
     vm: &Vm,
     guard: &InvalidateGuard<'_, Exclusive>,
@@ -202,16 +206,19 @@ pub(crate) fn apply<V: Vendor>(
                 Ok(())
             };
             // Whatever the vendor says: the host writes no page that a platform has.
-            let Ok(page) = given_up.and_then(|()| span.given_up(folio)) else {
+            let written =
+                given_up
+                    .and_then(|()| span.given_up(folio))
+                    .and_then(|page| match action(changes) {
+                        Action::Leave => Ok(()),
+                        Action::Zero if V::HAS_ZERO => V::zero(page),
+                        Action::Zero => page.zero(),
+                        Action::Scramble => page.fill(SCRAMBLE_BYTE),
+                    });
+            written.map_err(|Fatal| {
                 span.lose(folio);
-                return Err(Failure::at(EIO, folio.pages().start()));
-            };
-            match action(changes) {
-                Action::Leave => {}
-                Action::Zero => page.zero(),
-                Action::Scramble => page.fill(SCRAMBLE_BYTE),
-            }
-            Ok(())
+                Failure::at(EIO, folio.pages().start())
+            })
         },
     )
 }

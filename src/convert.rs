@@ -78,6 +78,15 @@ impl Failure {
             at: Some(at),
         }
     }
+
+    /// The platform does not do what is asked for, `at` being the first page for which that is so.
+    pub(crate) fn refused(refusal: Refusal, at: PageIndex) -> Self {
+        let error = match refusal {
+            Refusal::NotSupported => EOPNOTSUPP,
+            Refusal::NotShared => EPERM,
+        };
+        Self::at(error, at)
+    }
 }
 
 impl From<Error> for Failure {
@@ -90,7 +99,7 @@ impl From<Error> for Failure {
 ///
 /// # Errors
 ///
-/// `EIO` for a dead VM, `EOPNOTSUPP`, `ENOMEM`, `EAGAIN`, `EHWPOISON`, and `EIO` if the VM dies.
+/// `EIO` for a dead VM, `EOPNOTSUPP`, `EPERM`, `ENOMEM`, `EAGAIN`, `EHWPOISON`, and `EIO` if the VM dies.
 /// Nothing has changed then, except for the last.
 pub(crate) fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<(), Failure> {
     // 4. Attributes, folios and bindings are ours from here on.
@@ -126,11 +135,12 @@ fn plan<V: Vendor>(
     guard: &InvalidateGuard<'_, Exclusive>,
     request: &Request,
 ) -> Result<Option<Change>, Failure> {
-    let refused = Failure::at(EOPNOTSUPP, request.range().start());
+    let refused = |refusal| Failure::refused(refusal, request.range().start());
 
     let terms = match V::terms(file.vm(), request) {
         Ok(terms) if content::keeps_promise(request.content(), &terms) => terms,
-        Ok(_) | Err(Refusal::NotSupported) => return Err(refused),
+        Ok(_) => return Err(refused(Refusal::NotSupported)),
+        Err(refusal) => return Err(refused(refusal)),
     };
     match Plan::new(request, &terms, &guard.inode().geometry(), guard) {
         Plan::Nothing => Ok(None),

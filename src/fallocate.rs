@@ -67,7 +67,7 @@ fn punch_hole(inode: &GmemInode, offset: u64, len: u64) {
     let span = InvalidateSpan::begin(&guard, range);
     // A dead VM's memory is given back as well.
     let _ = span.zap(kinds(inode));
-    guard.truncate(&range);
+    span.truncate(&guard);
 }
 
 /// The folios are not marked up to date: they are zeroed at their first use.

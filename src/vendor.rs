@@ -38,6 +38,7 @@ use gmem_sys::{
         platform::{
             self,
             Fatal,
+            GivenUp,
             HardwareRmp,
             HardwareSept,
             Kind,
@@ -67,6 +68,7 @@ use gmem_sys::emulation::{
     ModelSept, //
 };
 
+mod pkvm;
 mod snp;
 mod sw_protected;
 mod tdx;
@@ -74,6 +76,7 @@ mod tdx;
 mod tests;
 
 use self::{
+    pkvm::Pkvm,
     snp::Snp,
     sw_protected::SwProtected,
     tdx::Tdx, //
@@ -153,6 +156,15 @@ pub(crate) trait Vendor {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
+    /// Step 10: makes all bytes of a page zero where the host may not write them itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Fatal`]: the page is lost, and so is the VM.
+    fn zero(_page: GivenUp<'_, '_>) -> Result<(), Fatal> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
     /// A page that was given to the platform is freed. There may be neither VM nor file any more.
     ///
     /// # Errors
@@ -203,6 +215,7 @@ fn select(vm: &Vm) -> Option<&'static Operations> {
     const SW_PROTECTED: &Operations = &Operations::of::<SwProtected>();
     const SNP: &Operations = &Operations::of::<Snp<HardwareRmp>>();
     const TDX: &Operations = &Operations::of::<Tdx<HardwareSept>>();
+    const PKVM: &Operations = &Operations::of::<Pkvm>();
     #[cfg(CONFIG_KVM_GMEM_EMULATION)]
     const SNP_MODEL: &Operations = &Operations::of::<Snp<ModelRmp>>();
     #[cfg(CONFIG_KVM_GMEM_EMULATION)]
@@ -212,6 +225,7 @@ fn select(vm: &Vm) -> Option<&'static Operations> {
         Kind::Software => Some(SW_PROTECTED),
         Kind::Snp(Under::Hardware) => Some(SNP),
         Kind::Tdx(Under::Hardware) => Some(TDX),
+        Kind::Pkvm => Some(PKVM),
         #[cfg(CONFIG_KVM_GMEM_EMULATION)]
         Kind::Snp(Under::Model) => Some(SNP_MODEL),
         #[cfg(CONFIG_KVM_GMEM_EMULATION)]
@@ -321,6 +335,7 @@ fn is_available(platform: Platform) -> bool {
         Platform::SwProtected => Kind::Software,
         Platform::Snp => Kind::Snp(Under::Hardware),
         Platform::Tdx => Kind::Tdx(Under::Hardware),
+        Platform::Pkvm => Kind::Pkvm,
     };
     platform::is_available(kind)
 }

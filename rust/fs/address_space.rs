@@ -256,8 +256,8 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
         }
     }
 
-    /// Frees the folios of `range`; their next use finds new, zeroed ones.
-    pub fn truncate(&self, range: &PageRange) {
+    /// Frees the folios of `range`, which no guest has any more.
+    pub(crate) fn truncate(&self, range: &PageRange) {
         let page = self.inode.geometry().page_size();
         let start = page.offset_of(range.start()).get();
         let end = page.offset_of(range.end()).get();

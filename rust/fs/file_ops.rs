@@ -24,6 +24,7 @@ use crate::{
             Binding,
             FileData, //
         },
+        platform::takes_back,
         vm::Vm, //
     }, //
 };
@@ -303,14 +304,17 @@ impl Closing<'_> {
 
     /// Takes the file's mappings out of its guest's page tables, those of `kinds`.
     pub fn zap(&self, kinds: crate::kvm::mmu::Kinds) {
-        let span = crate::kvm::mmu::InvalidateSpan::begin_one(
+        // What the zap found out about the VM no longer matters: its memory is not touched, only
+        // unmapped.
+        let _ = self.span().zap(kinds);
+    }
+
+    fn span(&self) -> crate::kvm::mmu::InvalidateSpan<'_> {
+        crate::kvm::mmu::InvalidateSpan::begin_one(
             &self.invalidate,
             self.file.data(),
             self.inode().geometry().whole(),
-        );
-        // What the zap found out about the VM no longer matters: its memory is not touched, only
-        // unmapped.
-        let _ = span.zap(kinds);
+        )
     }
 }
 
@@ -344,6 +348,10 @@ pub(crate) unsafe extern "C" fn release<T: GuestMemfd>(
             invalidate,
         };
         T::release(&closing);
+        // The memory goes with the inode, and must not be a guest's then, whatever was zapped.
+        if takes_back(data.vm()) {
+            closing.span().take_back();
+        }
         file.inode()
             .remove_file(&closing.invalidate, &closing.bindings, data);
     }

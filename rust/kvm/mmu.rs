@@ -33,7 +33,8 @@ use crate::{
 };
 use core::{
     cell::Cell,
-    marker::PhantomData, //
+    marker::PhantomData,
+    ptr::NonNull, //
 };
 use gmem_policy::{
     range::{
@@ -84,6 +85,19 @@ pub struct Mapped<'a> {
     vm: &'a Vm,
     gfn: Gfn,
     folio: &'a FolioRef<'a>,
+    kept: &'a Cell<Option<Kept>>,
+}
+
+/// The hypervisor's answer for a run of guest frames of a VM.
+///
+/// It is good until the invalidation ends that it was asked in, as far as it is at all: a guest that
+/// tells the host what it takes back takes nothing meanwhile.
+#[derive(Clone, Copy)]
+struct Kept {
+    vm: NonNull<bindings::kvm>,
+    start: u64,
+    end: u64,
+    kept: bool,
 }
 
 impl Mapped<'_> {
@@ -103,6 +117,30 @@ impl Mapped<'_> {
     #[inline]
     pub fn folio(&self) -> &FolioRef<'_> {
         self.folio
+    }
+
+    /// Whether the guest keeps the page from the host: has it in page tables that the host does not
+    /// see, and does not share it.
+    pub fn is_kept_from_host(&self) -> bool {
+        // As many as the hypervisor answers for at a time.
+        const AT_ONCE: u64 = 512;
+
+        let (vm, gfn) = (NonNull::from(self.vm).cast(), self.gfn.get());
+        let known = self
+            .kept
+            .get()
+            .filter(|run| run.vm == vm && (run.start..run.end).contains(&gfn));
+        if let Some(run) = known {
+            return run.kept;
+        }
+        let (kept, same) = platform::keeps_from_host(self.vm, self.gfn, AT_ONCE);
+        self.kept.set(Some(Kept {
+            vm,
+            start: gfn,
+            end: gfn.saturating_add(same),
+            kept,
+        }));
+        kept
     }
 
     /// Whether the page is in the VM's S-EPT. That it was is remembered until it is given up: what
@@ -247,11 +285,12 @@ impl<'g> InvalidateSpan<'g> {
         guard: &InvalidateGuard<'_, Exclusive>,
         mut f: impl FnMut(&Mapped<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        let kept = Cell::new(None);
         let mut folios = guard.folios(&self.range);
         while let Some(batch) = folios.next_batch() {
             for folio in batch.filter(|folio| folio.is_allocated()) {
                 folio.frame().mark_in_sept(false);
-                self.ask_about(&folio, &mut f)?;
+                self.ask_about(&folio, &kept, &mut f)?;
             }
         }
         self.asked.set(true);
@@ -261,6 +300,7 @@ impl<'g> InvalidateSpan<'g> {
     fn ask_about<E>(
         &self,
         folio: &FolioRef<'_>,
+        kept: &Cell<Option<Kept>>,
         mut f: impl FnMut(&Mapped<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut answer = Ok(());
@@ -271,7 +311,12 @@ impl<'g> InvalidateSpan<'g> {
             self.for_each_gfn_range(file, &folio.pages(), |_, start, end| {
                 for gfn in (start..end).map(Gfn::new) {
                     if answer.is_ok() {
-                        answer = f(&Mapped { vm, gfn, folio });
+                        answer = f(&Mapped {
+                            vm,
+                            gfn,
+                            folio,
+                            kept,
+                        });
                     }
                 }
             });
@@ -287,10 +332,11 @@ impl<'g> InvalidateSpan<'g> {
     pub fn given_up<'f, 'b>(&self, folio: &'f FolioRef<'b>) -> Result<GivenUp<'f, 'b>, Fatal> {
         let frame = folio.frame();
         let was_in_sept = self.asked.get() && frame.was_in_sept();
-        let (mut owned, mut zeroed) = (false, was_in_sept);
+        let (mut owned, mut zeroed, mut stays) = (false, was_in_sept, true);
 
         for file in self.stable.inode().files(self.stable) {
             let vm = file.vm();
+            stays &= !platform::takes_by_itself(vm);
             owned |= platform::is_in_rmp(vm, &frame);
             zeroed &= platform::removal_zeroes(vm);
             if platform::has_sept(vm) {
@@ -303,7 +349,29 @@ impl<'g> InvalidateSpan<'g> {
         if owned {
             return Err(Fatal);
         }
-        Ok(GivenUp::new(folio, zeroed))
+        Ok(GivenUp::new(folio, zeroed, stays))
+    }
+
+    /// Frees the folios of the range, those that guests keep from the host included: they are taken
+    /// back first, without their contents. The next use of the pages finds new, zeroed ones.
+    pub fn truncate(&self, guard: &InvalidateGuard<'_, Exclusive>) {
+        self.take_back();
+        guard.truncate(&self.range);
+    }
+
+    /// Takes back what guests have of the range in page tables that the host does not see. What
+    /// does not come back is leaked. Sleeps.
+    pub(crate) fn take_back(&self) {
+        self.for_each_file(|file| {
+            let vm = file.vm();
+            if platform::takes_back(vm) {
+                self.for_each_gfn_range(file, &self.range, |_, start, end| {
+                    // SAFETY: The VM is valid, and given no page of the range as long as the span
+                    // exists. mmu_lock, which is taken inside, is not held.
+                    unsafe { bindings::gmem_vm_take_back(vm.as_raw(), start, end) };
+                });
+            }
+        });
     }
 
     /// The first allocated folio that a platform still has.

@@ -65,6 +65,8 @@ pub enum Kind {
     Snp(Under),
     /// Intel TDX.
     Tdx(Under),
+    /// pKVM: page tables that EL2 keeps from the host.
+    Pkvm,
 }
 
 /// Whether VMs of a kind can be made here. A model stands in for a platform in VMs of another type.
@@ -73,6 +75,7 @@ pub fn is_available(kind: Kind) -> bool {
         Kind::Software => bindings::GMEM_VM_SW_PROTECTED,
         Kind::Snp(Under::Hardware) => bindings::GMEM_VM_SNP,
         Kind::Tdx(Under::Hardware) => bindings::GMEM_VM_TDX,
+        Kind::Pkvm => bindings::GMEM_VM_PKVM,
         Kind::Snp(Under::Model) | Kind::Tdx(Under::Model) => {
             return cfg!(CONFIG_KVM_GMEM_EMULATION)
         }
@@ -88,6 +91,13 @@ impl Kind {
     #[inline]
     pub fn owns_pages(self) -> bool {
         self != Self::Software
+    }
+
+    /// Whether the host can find a page to be its own and lose it before it has written it: the
+    /// guest takes pages back by itself. Only the hypervisor can write such pages safely.
+    #[inline]
+    fn takes_by_itself(self) -> bool {
+        self == Self::Pkvm
     }
 }
 
@@ -106,6 +116,7 @@ pub fn kind(vm: &Vm) -> Option<Kind> {
         }),
         bindings::GMEM_VM_SNP => Some(Kind::Snp(Under::Hardware)),
         bindings::GMEM_VM_TDX => Some(Kind::Tdx(Under::Hardware)),
+        bindings::GMEM_VM_PKVM => Some(Kind::Pkvm),
         _ => None,
     }
 }
@@ -318,37 +329,91 @@ pub(crate) fn removal_zeroes(vm: &Vm) -> bool {
     }
 }
 
+/// Whether the hypervisor takes guests' pages back from `vm` when they are to be freed.
+pub(crate) fn takes_back(vm: &Vm) -> bool {
+    kind(vm) == Some(Kind::Pkvm)
+}
+
+/// Whether `vm`'s guest takes pages back by itself; see [`Kind::takes_by_itself`].
+pub(crate) fn takes_by_itself(vm: &Vm) -> bool {
+    kind(vm).is_some_and(Kind::takes_by_itself)
+}
+
+/// Whether `vm`'s guest keeps the page at `gfn` from the host, and for how many of the `nr` pages
+/// from there on the answer is the same (1 at least).
+pub(crate) fn keeps_from_host(vm: &Vm, gfn: Gfn, nr: u64) -> (bool, u64) {
+    if kind(vm) != Some(Kind::Pkvm) {
+        return (false, nr);
+    }
+    let mut same = 0;
+    // SAFETY: The VM is valid, and `same` has room.
+    let keeps = unsafe { bindings::gmem_vm_keeps_from_host(vm.as_raw(), gfn.get(), nr, &mut same) };
+    (keeps, same.clamp(1, nr.max(1)))
+}
+
 /// The platform has filled the page with zeroes.
 struct Zeroed;
 
-/// A folio that no platform has: the host may write it until the invalidate lock is released.
+/// A folio that no platform has: it may be written until the invalidate lock is released, by the
+/// host if no guest can take it by itself.
 pub struct GivenUp<'f, 'b> {
     folio: &'f FolioRef<'b>,
     zeroed: Option<Zeroed>,
+    host_writes: bool,
 }
 
 impl<'f, 'b> GivenUp<'f, 'b> {
     /// To be made after looking, see
     /// [`InvalidateSpan::given_up`](crate::kvm::mmu::InvalidateSpan::given_up): for whether a
-    /// platform has the folio, and for whether one has zeroed it when it gave it up.
-    pub(super) fn new(folio: &'f FolioRef<'b>, zeroed: bool) -> Self {
+    /// platform has the folio, for whether one has zeroed it when it gave it up, and for whether the
+    /// answers stay true.
+    pub(super) fn new(folio: &'f FolioRef<'b>, zeroed: bool, host_writes: bool) -> Self {
         folio.frame().mark_in_sept(false);
         Self {
             folio,
             zeroed: zeroed.then_some(Zeroed),
+            host_writes,
         }
     }
 
     /// Makes all bytes of it zero, unless the platform has.
-    pub fn zero(self) {
-        match self.zeroed {
-            Some(Zeroed) => {}
-            None => self.folio.zero(),
+    ///
+    /// # Errors
+    ///
+    /// [`Fatal`] if the host may not write it.
+    pub fn zero(self) -> Result<(), Fatal> {
+        match (self.zeroed, self.host_writes) {
+            (Some(Zeroed), _) => Ok(()),
+            (None, true) => {
+                self.folio.zero();
+                Ok(())
+            }
+            (None, false) => Err(Fatal),
         }
     }
 
+    /// Has the hypervisor make all bytes of it zero, which makes sure that it is not a guest's in
+    /// the same step.
+    ///
+    /// # Errors
+    ///
+    /// [`Fatal`] if it is, or if there is no such hypervisor.
+    pub fn zero_by_hypervisor(self) -> Result<(), Fatal> {
+        let pfn = self.folio.frame().pfn().get();
+        // SAFETY: The folio is one page, and the hypervisor writes none that anybody else has.
+        to_result(unsafe { bindings::gmem_zero_by_hypervisor(pfn) }).map_err(|_| Fatal)
+    }
+
     /// Fills it.
-    pub fn fill(self, byte: u8) {
+    ///
+    /// # Errors
+    ///
+    /// [`Fatal`] if the host may not write it.
+    pub fn fill(self, byte: u8) -> Result<(), Fatal> {
+        if !self.host_writes {
+            return Err(Fatal);
+        }
         self.folio.fill(byte);
+        Ok(())
     }
 }

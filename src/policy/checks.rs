@@ -97,7 +97,7 @@ macro_rules! for_each_check {
             request_ignores_error_offset,
             query_order_of_checks,
             terms_of_sw_protected,
-            terms_of_encrypting_platforms,
+            terms_of_owning_platforms,
             owned_pages,
             capabilities_follow_the_terms,
             plan_nothing_to_do,
@@ -515,9 +515,10 @@ pub fn terms_of_sw_protected() -> Check {
     Ok(())
 }
 
-/// SNP and TDX destroy no contents on purpose: what is not promised happens as it happens.
-pub fn terms_of_encrypting_platforms() -> Check {
-    for platform in [Platform::Snp, Platform::Tdx] {
+/// Platforms that own pages destroy no contents on purpose: what is not promised happens as it
+/// happens.
+pub fn terms_of_owning_platforms() -> Check {
+    for platform in [Platform::Snp, Platform::Tdx, Platform::Pkvm] {
         for phase in [Phase::PreLaunch, Phase::PostLaunch] {
             for to in [SHARED, PRIVATE] {
                 for scramble in [false, true] {
@@ -539,22 +540,18 @@ pub fn terms_of_encrypting_platforms() -> Check {
     Ok(())
 }
 
-/// What the host cannot write is not zeroed, and what removal destroys is not preserved.
+/// What the host cannot write is not zeroed, what removal destroys is not preserved, and what the
+/// guest has not shared is not converted.
 pub fn owned_pages() -> Check {
     for &platform in Platform::ALL {
         for to in [SHARED, PRIVATE] {
             for content in [Content::None, Content::Zero, Content::Preserve] {
-                let refused = match (platform, to, content) {
-                    (Platform::SwProtected, _, _) => false,
-                    (Platform::Snp, PRIVATE, Content::Zero) => true,
-                    (Platform::Tdx, PRIVATE, Content::Zero) => true,
-                    (Platform::Tdx, SHARED, Content::Preserve) => true,
-                    _ => false,
-                };
-                let expected = if refused {
-                    Err(Refusal::NotSupported)
-                } else {
-                    Ok(())
+                let expected = match (platform, to, content) {
+                    (Platform::SwProtected, _, _) => Ok(()),
+                    (_, PRIVATE, Content::Zero) => Err(Refusal::NotSupported),
+                    (Platform::Tdx, SHARED, Content::Preserve) => Err(Refusal::NotSupported),
+                    (Platform::Pkvm, SHARED, _) => Err(Refusal::NotShared),
+                    _ => Ok(()),
                 };
                 check!(page(platform, to, content, true) == expected);
                 // A page that nobody owns is no obstacle anywhere.
@@ -571,6 +568,7 @@ pub fn capabilities_follow_the_terms() -> Check {
         check!(capability(Platform::SwProtected, phase) == 0x03_03_03);
         check!(capability(Platform::Snp, phase) == 0x03_03_03);
         check!(capability(Platform::Tdx, phase) == 0x03_01_01);
+        check!(capability(Platform::Pkvm, phase) == 0x03_03_03);
 
         let mut any = 0;
         for &platform in Platform::ALL {
@@ -581,7 +579,8 @@ pub fn capabilities_follow_the_terms() -> Check {
                 for content in [Content::Zero, Content::Preserve] {
                     let announced = u64::from(flags >> shift) & content.flags() != 0;
                     // Only a page that is to be shared can be owned and still have to change.
-                    let kept = page(platform, to, content, to == SHARED).is_ok();
+                    let kept =
+                        page(platform, to, content, to == SHARED) != Err(Refusal::NotSupported);
                     for scramble in [false, true] {
                         let accepted = terms(platform, phase, to, content, scramble).is_ok();
                         check!(announced == (accepted && kept));

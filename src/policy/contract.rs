@@ -24,11 +24,14 @@ pub enum Platform {
     Snp,
     /// Intel TDX: pages of the guest are encrypted, and in its S-EPT, which the TDX module keeps.
     Tdx,
+    /// pKVM on arm64: pages are the guest's in the page tables that EL2 keeps from the host. The
+    /// guest itself shares them with the host, and takes them back.
+    Pkvm,
 }
 
 impl Platform {
     /// All platforms.
-    pub const ALL: &'static [Self] = &[Self::SwProtected, Self::Snp, Self::Tdx];
+    pub const ALL: &'static [Self] = &[Self::SwProtected, Self::Snp, Self::Tdx, Self::Pkvm];
 }
 
 /// Whether the guest runs.
@@ -37,7 +40,7 @@ impl Platform {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The VM is being put together. On SNP: LAUNCH_FINISH is still to come; on TDX:
-    /// FINALIZE_VM; on SW_PROTECTED: no vCPU has run.
+    /// FINALIZE_VM; on SW_PROTECTED and pKVM: no vCPU has run.
     PreLaunch,
     /// The guest has been started.
     PostLaunch,
@@ -57,6 +60,8 @@ pub struct Terms {
 pub enum Refusal {
     /// The platform cannot do this in this phase: `EOPNOTSUPP`.
     NotSupported,
+    /// It is the guest's to allow, which it has not: `EPERM`.
+    NotShared,
 }
 
 /// Returns on what terms a platform makes pages shared or private.
@@ -78,41 +83,50 @@ pub const fn terms(
         Platform::SwProtected => sw_protected(phase, to, content, scramble),
         Platform::Snp => snp(phase, to, content),
         Platform::Tdx => tdx(phase, to, content),
+        Platform::Pkvm => pkvm(phase, to, content),
     }
 }
 
 /// Returns whether a platform keeps a promise about a page, given whether it owns it now.
 ///
-/// A page is owned while it is assigned to the guest (SNP), or in its S-EPT (TDX): the host can
-/// neither read nor write its contents. It is private then, so that a request that makes pages
-/// private finds it to be what it asks for already.
+/// A page is owned while it is assigned to the guest (SNP), in its S-EPT (TDX), or mapped by it and
+/// not shared (pKVM): the host can neither read nor write its contents. It is private then, so that
+/// a request that makes pages private finds it to be what it asks for already. Only a pKVM guest can
+/// make a page its own on its own account, and so have one that is to become private from shared.
 ///
 /// # Errors
 ///
-/// [`Refusal::NotSupported`] if it cannot be kept for such a page.
+/// [`Refusal::NotSupported`] if it cannot be kept for such a page, [`Refusal::NotShared`] if that is
+/// the guest's to allow.
 pub const fn page(
     platform: Platform,
     to: Visibility,
     content: Content,
     owned: bool,
 ) -> Result<(), Refusal> {
-    let kept = match (platform, to, content) {
+    if !owned {
+        return Ok(());
+    }
+    match (platform, to, content) {
         // There are none.
-        (Platform::SwProtected, _, _) => true,
+        (Platform::SwProtected, _, _) => Ok(()),
         // The host would have to write a page that stays the guest's.
-        (Platform::Snp | Platform::Tdx, Visibility::Private, Content::Zero) => !owned,
+        (Platform::Snp | Platform::Tdx | Platform::Pkvm, Visibility::Private, Content::Zero) => {
+            Err(Refusal::NotSupported)
+        }
+        (
+            Platform::Snp | Platform::Tdx | Platform::Pkvm,
+            Visibility::Private,
+            Content::Preserve | Content::None,
+        ) => Ok(()),
         // Taking a page out of the S-EPT destroys its contents.
-        (Platform::Tdx, Visibility::Shared, Content::Preserve) => !owned,
-        (Platform::Snp, Visibility::Shared, Content::Preserve) => true,
-        (Platform::Snp | Platform::Tdx, Visibility::Private, Content::Preserve) => true,
+        (Platform::Tdx, Visibility::Shared, Content::Preserve) => Err(Refusal::NotSupported),
+        (Platform::Snp, Visibility::Shared, Content::Preserve) => Ok(()),
         // Given back first, zeroed then.
-        (Platform::Snp | Platform::Tdx, Visibility::Shared, Content::Zero) => true,
-        (Platform::Snp | Platform::Tdx, _, Content::None) => true,
-    };
-    if kept {
-        Ok(())
-    } else {
-        Err(Refusal::NotSupported)
+        (Platform::Snp | Platform::Tdx, Visibility::Shared, Content::Zero | Content::None) => {
+            Ok(())
+        }
+        (Platform::Pkvm, Visibility::Shared, _) => Err(Refusal::NotShared),
     }
 }
 
@@ -192,11 +206,34 @@ const fn tdx(phase: Phase, to: Visibility, content: Content) -> Result<Terms, Re
     })
 }
 
+/// The rows of [`Platform::Pkvm`].
+///
+/// Nothing is encrypted, and nothing moves at conversion: the guest owns a page from its first use
+/// on, shares it by itself, and takes it back by itself. What may be done to a page that it owns,
+/// [`page`] knows; all others the host can read, and EL2 zeroes them for it.
+const fn pkvm(phase: Phase, to: Visibility, content: Content) -> Result<Terms, Refusal> {
+    let action = match (phase, to, content) {
+        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Preserve) => {
+            Action::Leave
+        }
+        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Preserve) => {
+            Action::Leave
+        }
+        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Zero) => Action::Zero,
+        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Zero) => Action::Zero,
+        (Phase::PreLaunch | Phase::PostLaunch, _, Content::None) => Action::Leave,
+    };
+    Ok(Terms {
+        changing: action,
+        settled: action,
+    })
+}
+
 /// Returns the policies that a platform accepts for one direction, as the `flags` of a request.
 ///
 /// [`Content::None`] is no bit, because it is no promise. A promise is announced if it is kept for
 /// every page that is not yet what is asked for, also for those that the platform owns: such a page
-/// is one to be made shared.
+/// is one to be made shared. What the guest has to allow is announced all the same.
 const fn supported(platform: Platform, phase: Phase, to: Visibility) -> u8 {
     let owned = matches!(to, Visibility::Shared);
     let zero = bit(platform, phase, to, Content::Zero, owned);
@@ -215,9 +252,11 @@ const fn bit(
         terms(platform, phase, to, content, true),
         page(platform, to, content, owned),
     ) {
-        // CAST: The policies are the two lowest bits.
-        (Ok(_), Ok(())) => content.flags() as u8,
         (Err(Refusal::NotSupported), _) | (_, Err(Refusal::NotSupported)) => 0,
+        // CAST: The policies are the two lowest bits.
+        (Ok(_) | Err(Refusal::NotShared), Ok(()) | Err(Refusal::NotShared)) => {
+            content.flags() as u8
+        }
     }
 }
 
@@ -250,3 +289,5 @@ const _: () = assert!(capability(Platform::Snp, Phase::PreLaunch) == 0x03_03_03)
 const _: () = assert!(capability(Platform::Snp, Phase::PostLaunch) == 0x03_03_03);
 const _: () = assert!(capability(Platform::Tdx, Phase::PreLaunch) == 0x03_01_01);
 const _: () = assert!(capability(Platform::Tdx, Phase::PostLaunch) == 0x03_01_01);
+const _: () = assert!(capability(Platform::Pkvm, Phase::PreLaunch) == 0x03_03_03);
+const _: () = assert!(capability(Platform::Pkvm, Phase::PostLaunch) == 0x03_03_03);

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! pKVM: EL2 keeps page tables from the host, and pages of the guest with them.
+//!
+//! A page becomes the guest's when it is mapped for it, which `mmu_invalidate_seq` guards, so there
+//! is nothing to do when the file hands it out. The guest shares it with the host, and takes it
+//! back, by hypercalls to EL2. Conversion moves nothing: it makes the file say what EL2 says, and is
+//! refused while that is something else. Contents are the host's to read and EL2's to zero: only
+//! there are the question whose a page is, and the writing, one step.
+//!
+//! A guest that shares and unshares in exits to user space (`KVM_CAP_EXIT_HYPERCALL`) unshares
+//! what the file says is private, and nothing else. Any other can take a page back between the
+//! question and the use; what that costs it is in the documentation.
+
+use super::Vendor;
+use gmem_policy::contract::{
+    Phase,
+    Platform, //
+};
+use gmem_sys::kvm::{
+    mmu::Mapped,
+    platform::{
+        Fatal,
+        GivenUp, //
+    },
+    vm::Vm, //
+};
+use kernel::prelude::*;
+
+/// The vendor.
+pub(super) struct Pkvm;
+
+#[vtable]
+impl Vendor for Pkvm {
+    const PLATFORM: Platform = Platform::Pkvm;
+
+    fn phase(vm: &Vm) -> Phase {
+        if vm.has_run() {
+            Phase::PostLaunch
+        } else {
+            Phase::PreLaunch
+        }
+    }
+
+    fn owns_mapped(mapped: &Mapped<'_>) -> bool {
+        mapped.is_kept_from_host()
+    }
+
+    fn zero(page: GivenUp<'_, '_>) -> Result<(), Fatal> {
+        page.zero_by_hypervisor()
+    }
+}
