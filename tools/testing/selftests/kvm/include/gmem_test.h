@@ -147,6 +147,10 @@ static inline void gmem_install_sigbus_handler(void)
 	struct sigaction sa = { .sa_handler = gmem_sigbus_handler };
 
 	TEST_ASSERT(!sigaction(SIGBUS, &sa, NULL), "sigaction(SIGBUS) failed");
+#ifdef __aarch64__
+	/* Of a page that EL2 keeps from the host. */
+	TEST_ASSERT(!sigaction(SIGSEGV, &sa, NULL), "sigaction(SIGSEGV) failed");
+#endif
 }
 
 /* Read one byte; false if that gave SIGBUS. */
@@ -336,7 +340,11 @@ enum gmem_op {
 	GMEM_OP_CHECK,		/* compare it, bad = offset of the first error */
 	GMEM_OP_READ,		/* value = the byte at gpa */
 	GMEM_OP_WRITE,		/* the byte at gpa = value */
-	GMEM_OP_MAP_GPA,	/* KVM_HC_MAP_GPA_RANGE, pattern = its flags */
+	GMEM_OP_MAP_GPA,	/* x86: KVM_HC_MAP_GPA_RANGE, pattern = its flags */
+	GMEM_OP_SHARE,		/* arm64: MEM_SHARE, value = its result */
+	GMEM_OP_UNSHARE,	/* arm64: MEM_UNSHARE, value = its result */
+	GMEM_OP_CALL,		/* arm64: value = what the function at gpa returns */
+	GMEM_OP_STORM,		/* arm64: share and unshare, value = times that bytes were lost */
 };
 
 /*
@@ -353,6 +361,7 @@ struct gmem_cmd {
 	u64 bad;
 };
 
+#ifdef __x86_64__
 #define GMEM_MAX_VCPUS 16
 
 static struct gmem_cmd gmem_cmds[GMEM_MAX_VCPUS];
@@ -870,5 +879,7 @@ static inline void gmem_guest_convert(struct kvm_vcpu *vcpu, struct gmem_area *a
 	TEST_ASSERT(!gmem_cmd_of(vcpu)->value, "Guest got %ld from its hypercall",
 		    (long)gmem_cmd_of(vcpu)->value);
 }
+
+#endif /* __x86_64__ */
 
 #endif /* SELFTEST_KVM_GMEM_TEST_H */

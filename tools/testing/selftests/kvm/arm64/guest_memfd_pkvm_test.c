@@ -1,0 +1,1246 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * guest_memfd as the memory of protected VMs: who can reach which page, what
+ * is in it, and who is told.
+ *
+ * The guests are real, and so is EL2: the kernel has to be booted with
+ * kvm-arm.mode=protected. The host cannot read what a protected guest has, so
+ * the guest takes its commands from a page that it shares first thing, and
+ * ends each with a write to the address that libkvm has for ucalls.
+ */
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+
+#include <linux/arm-smccc.h>
+
+#include "kvm_test_harness.h"
+#include "gmem_test.h"
+
+#define KVM_VM_TYPE_ARM_PROTECTED	(1UL << 31)
+#define MEM_SHARE			0xc6000003u
+#define MEM_UNSHARE			0xc6000004u
+
+#ifndef KVM_MAP_GPA_RANGE_ENCRYPTED
+#define KVM_MAP_GPA_RANGE_ENCRYPTED	(1 << 4)
+#define KVM_MAP_GPA_RANGE_DECRYPTED	0
+#endif
+
+#define PG	((u64)SZ_4K)
+#define NPAGES	64ul
+#define NVCPUS	2
+
+/* --- libkvm, and protected VMs ------------------------------------------- */
+
+static unsigned long vm_type = KVM_VM_TYPE_ARM_PROTECTED;
+
+int __real_ioctl(int fd, unsigned long cmd, void *arg);
+int __wrap_ioctl(int fd, unsigned long cmd, void *arg);
+
+/* The linker sends all of libkvm's ioctls here: it has no VM types for arm64. */
+int __wrap_ioctl(int fd, unsigned long cmd, void *arg)
+{
+	if (cmd == KVM_CREATE_VM)
+		arg = (void *)((unsigned long)arg | vm_type);
+	if (cmd == KVM_ARM_PREFERRED_TARGET && vm_type) {
+		/* Not for protected VMs, of which it makes no difference. */
+		*(struct kvm_vcpu_init *)arg = (struct kvm_vcpu_init){
+			.target = KVM_ARM_TARGET_GENERIC_V8,
+		};
+		return 0;
+	}
+	return __real_ioctl(fd, cmd, arg);
+}
+
+/* Pages that EL2 has taken from guests because the host's kernel has touched them. */
+static u64 force_reclaims(void)
+{
+	u64 n;
+	FILE *f = fopen("/sys/kernel/debug/pkvm/force_reclaims", "r");
+
+	TEST_ASSERT(f && fscanf(f, "%lu", &n) == 1, "No counter of force-reclaims");
+	fclose(f);
+	return n;
+}
+
+/* --- The guest ----------------------------------------------------------- */
+
+static u64 hypercall(u32 function, u64 gpa)
+{
+	struct arm_smccc_res res;
+
+	smccc_hvc(function, gpa, 0, 0, 0, 0, 0, 0, &res);
+	return res.a0;
+}
+
+/*
+ * Shares and unshares pages, @n times in all. What the guest writes to a page
+ * that is its own has to be there until it shares it again.
+ */
+static u64 guest_storm(u64 gpa, u64 npages, u64 n, u64 seed)
+{
+	u64 tag[NPAGES] = {}, lost = 0, i, page;
+	volatile u64 *mem;
+
+	for (i = 0; i < n; i++) {
+		seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+		page = (seed >> 33) % npages;
+		mem = (volatile u64 *)(gpa + page * SZ_4K);
+
+		if (tag[page])
+			lost += mem[0] != tag[page] || mem[511] != tag[page];
+		/* User space may be in the way of either for some time. */
+		while (hypercall(MEM_SHARE, (u64)mem))
+			;
+		mem[1] = seed;
+		while (hypercall(MEM_UNSHARE, (u64)mem))
+			;
+		tag[page] = seed | 1;
+		mem[0] = tag[page];
+		mem[511] = tag[page];
+	}
+	return lost;
+}
+
+static void guest_code(volatile struct gmem_cmd *cmd, u64 cmd_gpa)
+{
+	u64 i, first = hypercall(MEM_SHARE, cmd_gpa);
+	volatile u8 *mem;
+
+	for (;;) {
+		WRITE_ONCE(*ucall_exit_mmio_addr, first);
+
+		mem = (volatile u8 *)cmd->gpa;
+		switch (cmd->op) {
+		case GMEM_OP_FILL:
+			gmem_fill(mem, cmd->size, cmd->pattern, cmd->pos);
+			break;
+		case GMEM_OP_CHECK:
+			cmd->bad = gmem_check(mem, cmd->size, cmd->pattern, cmd->pos);
+			if (cmd->bad != GMEM_ALL_GOOD)
+				cmd->value = mem[cmd->bad];
+			break;
+		case GMEM_OP_READ:
+			cmd->value = *mem;
+			break;
+		case GMEM_OP_WRITE:
+			*mem = cmd->value;
+			break;
+		case GMEM_OP_SHARE:
+		case GMEM_OP_UNSHARE:
+			/* The first failure counts, and @bad is where it was. */
+			cmd->value = 0;
+			for (i = 0; i < cmd->size && !cmd->value; i += SZ_4K) {
+				cmd->bad = i;
+				cmd->value = hypercall(cmd->op == GMEM_OP_SHARE ? MEM_SHARE :
+						       MEM_UNSHARE, cmd->gpa + i);
+			}
+			break;
+		case GMEM_OP_CALL:
+			cmd->value = ((u64 (*)(void))cmd->gpa)();
+			break;
+		case GMEM_OP_STORM:
+			cmd->value = guest_storm(cmd->gpa, cmd->size / SZ_4K, cmd->pattern,
+						 cmd->pos);
+			break;
+		default:
+			cmd->value = -1;
+		}
+	}
+}
+
+/* --- The VM -------------------------------------------------------------- */
+
+struct pvm;
+
+/* A vCPU, and what its runs have come across. */
+struct cpu {
+	struct pvm *p;
+	struct kvm_vcpu *vcpu;
+	volatile struct gmem_cmd *cmd;
+	u64 wanted_private;	/* memory faults */
+	u64 shares, unshares;	/* hypercalls */
+	u64 again;		/* EAGAIN of conversions */
+};
+
+struct pvm {
+	struct kvm_vm *vm;
+	struct cpu cpu[NVCPUS];
+	int fd;
+	u8 *mem;
+	bool exits;		/* KVM_CAP_EXIT_HYPERCALL */
+	bool refuse;		/* says no to what the guest shares and unshares */
+	bool stop_at_fault;	/* does not convert for the guest */
+	u64 reclaims;		/* force_reclaims() at the beginning */
+};
+
+static u64 offset_of(gpa_t gpa)
+{
+	return gpa - GMEM_GPA;
+}
+
+static bool in_gmem(gpa_t gpa)
+{
+	return gpa >= GMEM_GPA && gpa < GMEM_GPA + NPAGES * PG;
+}
+
+static void pvm_create(struct pvm *p, u64 flags, bool exits)
+{
+	const struct vm_shape shape = { .mode = VM_MODE_DEFAULT };
+	const struct userspace_mem_region *slot0;
+	struct kvm_vcpu *vcpus[NVCPUS];
+	int i;
+
+	*p = (struct pvm){ .exits = exits, .reclaims = force_reclaims() };
+	p->vm = __vm_create_with_vcpus(shape, NVCPUS, 2 * NPAGES, guest_code, vcpus);
+	if (exits)
+		vm_enable_cap(p->vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE));
+
+	p->fd = vm_create_guest_memfd(p->vm, NPAGES * PG, flags);
+	vm_set_user_memory_region2(p->vm, GMEM_SLOT, KVM_MEM_GUEST_MEMFD, GMEM_GPA,
+				   NPAGES * PG, NULL, p->fd, 0);
+	p->mem = kvm_mmap(NPAGES * PG, PROT_READ | PROT_WRITE, MAP_SHARED, p->fd);
+	virt_map(p->vm, GMEM_GPA, GMEM_GPA, NPAGES);
+
+	for (i = 0; i < NVCPUS; i++) {
+		gva_t mail = vm_alloc_page(p->vm);
+
+		p->cpu[i] = (struct cpu){
+			.p = p,
+			.vcpu = vcpus[i],
+			.cmd = addr_gva2hva(p->vm, mail),
+		};
+		vcpu_args_set(vcpus[i], 2, mail, addr_gva2gpa(p->vm, mail));
+	}
+	/*
+	 * What is not guest_memfd is pinned, and fork() copies what is pinned:
+	 * the guest would lose it. See force_reclaims_are_counted.
+	 */
+	slot0 = memslot2region(p->vm, 0);
+	kvm_madvise(slot0->host_mem, slot0->region.memory_size, MADV_DONTFORK);
+	gmem_install_sigbus_handler();
+}
+
+static void pvm_destroy(struct pvm *p)
+{
+	/* No path of ours touches what is the guest's. */
+	TEST_ASSERT_EQ(force_reclaims() - p->reclaims, 0);
+	kvm_vm_free(p->vm);
+	kvm_munmap(p->mem, NPAGES * PG);
+	close(p->fd);
+	TEST_ASSERT_EQ(force_reclaims() - p->reclaims, 0);
+}
+
+/* What the guest asks for by a hypercall: user space follows, or does not. */
+static void map_gpa_range(struct cpu *c)
+{
+	struct kvm_run *run = c->vcpu->run;
+	gpa_t gpa = run->hypercall.args[0];
+	u64 attributes, eo;
+	int r;
+
+	TEST_ASSERT(c->p->exits, "An exit that nobody has asked for");
+	TEST_ASSERT_EQ(run->hypercall.nr, KVM_HC_MAP_GPA_RANGE);
+	TEST_ASSERT_EQ(run->hypercall.args[1], 1);
+	TEST_ASSERT_EQ(run->hypercall.args[2] & ~(u64)KVM_MAP_GPA_RANGE_ENCRYPTED, 0);
+	attributes = run->hypercall.args[2] ? GMEM_PRIVATE : GMEM_SHARED;
+	if (attributes)
+		c->unshares++;
+	else
+		c->shares++;
+
+	run->hypercall.ret = 0;
+	if (!in_gmem(gpa))
+		return;
+	if (c->p->refuse) {
+		run->hypercall.ret = EPERM;
+		return;
+	}
+	do {
+		r = gmem_set_once(c->p->fd, offset_of(gpa), PG, attributes, GMEM_PRESERVE, &eo);
+		if (r == EAGAIN)
+			c->again++;
+	} while (r == EAGAIN && c->again < 100000);
+	run->hypercall.ret = r;
+}
+
+/*
+ * Runs until the guest has done its command. With stop_at_fault a fault of the
+ * guest that user space has to do something about ends it, too: false then.
+ */
+static bool cpu_run(struct cpu *c)
+{
+	struct kvm_run *run = c->vcpu->run;
+	int r;
+
+	for (;;) {
+		r = __vcpu_run(c->vcpu);
+		if (r && errno == EINTR)
+			continue;
+		switch (run->exit_reason) {
+		case KVM_EXIT_MMIO:
+			TEST_ASSERT(!r && run->mmio.is_write &&
+				    run->mmio.phys_addr == c->p->vm->ucall_mmio_addr,
+				    "The guest is lost: MMIO at %#llx", run->mmio.phys_addr);
+			TEST_ASSERT(!*(u64 *)run->mmio.data, "The guest shares no page: %#lx",
+				    *(u64 *)run->mmio.data);
+			return true;
+		case KVM_EXIT_HYPERCALL:
+			map_gpa_range(c);
+			break;
+		case KVM_EXIT_MEMORY_FAULT:
+			TEST_ASSERT(r && errno == EFAULT, "%d, errno %d", r, errno);
+			TEST_ASSERT_EQ(run->memory_fault.flags, KVM_MEMORY_EXIT_FLAG_PRIVATE);
+			TEST_ASSERT_EQ(run->memory_fault.size, PG);
+			c->wanted_private++;
+			if (c->p->stop_at_fault)
+				return false;
+			gmem_convert(c->p->fd, offset_of(run->memory_fault.gpa), PG, GMEM_PRIVATE,
+				     GMEM_PRESERVE);
+			break;
+		default:
+			TEST_FAIL("KVM_RUN: %d, errno %d, exit %s", r, errno,
+				  exit_reason_str(run->exit_reason));
+		}
+	}
+}
+
+/* Runs a vCPU for the first time, until it waits for commands. */
+static void cpu_start(struct cpu *c)
+{
+	TEST_ASSERT(cpu_run(c), "A fault at the start");
+}
+
+static bool __cpu_do(struct cpu *c, enum gmem_op op, u64 offset, u64 size, u32 pattern)
+{
+	c->cmd->op = op;
+	c->cmd->gpa = GMEM_GPA + offset;
+	c->cmd->size = size;
+	c->cmd->pattern = pattern;
+	c->cmd->pos = offset;
+	c->cmd->value = 0;
+	c->cmd->bad = GMEM_ALL_GOOD;
+	return cpu_run(c);
+}
+
+static u64 cpu_do(struct cpu *c, enum gmem_op op, u64 offset, u64 size, u32 pattern)
+{
+	TEST_ASSERT(__cpu_do(c, op, offset, size, pattern), "A fault at %#llx",
+		    c->vcpu->run->memory_fault.gpa);
+	return c->cmd->value;
+}
+
+#define cpu_fill(c, offset, size, pattern)	cpu_do(c, GMEM_OP_FILL, offset, size, pattern)
+
+#define cpu_check(c, offset, size, pattern)					\
+do {										\
+	struct cpu *__c = (c);							\
+										\
+	cpu_do(__c, GMEM_OP_CHECK, offset, size, pattern);			\
+	TEST_ASSERT(__c->cmd->bad == GMEM_ALL_GOOD,				\
+		    "The guest reads %#lx at %#lx, not pattern %#x",		\
+		    (u64)__c->cmd->value, (u64)(offset) + (u64)__c->cmd->bad,	\
+		    (u32)(pattern));						\
+} while (0)
+
+#define cpu_share(c, offset, size)						\
+	TEST_ASSERT_EQ(cpu_do(c, GMEM_OP_SHARE, offset, size, 0), 0)
+#define cpu_unshare(c, offset, size)						\
+	TEST_ASSERT_EQ(cpu_do(c, GMEM_OP_UNSHARE, offset, size, 0), 0)
+
+#define host_check(p, offset, size, pattern)					\
+do {										\
+	u64 __off = (offset), __bad;						\
+										\
+	__bad = gmem_check((p)->mem + __off, size, pattern, __off);		\
+	TEST_ASSERT(__bad == GMEM_ALL_GOOD, "The host reads not pattern %#x at %#lx", \
+		    (u32)(pattern), __off + __bad);				\
+} while (0)
+
+#define assert_errno(got, want)							\
+do {										\
+	int __r = (got), __want = (want);					\
+										\
+	TEST_ASSERT(__r == __want, "Wanted errno %d (%s), got %d (%s)", __want,	\
+		    strerror(__want), __r, strerror(__r));			\
+} while (0)
+
+/* --- Fixtures ------------------------------------------------------------ */
+
+/* Seconds. The sanitised kernel is slow, and what takes longer hangs. */
+#define TIMEOUT	300
+
+FIXTURE(pvm) {
+	struct pvm p;
+};
+
+FIXTURE_VARIANT(pvm) {
+	bool exits;
+};
+
+FIXTURE_VARIANT_ADD(pvm, told) {
+	.exits = true,
+};
+
+/* EL2 answers what the guest shares and unshares, and nobody is told. */
+FIXTURE_VARIANT_ADD(pvm, untold) {
+	.exits = false,
+};
+
+FIXTURE_SETUP(pvm)
+{
+	pvm_create(&self->p, GUEST_MEMFD_FLAG_MMAP, variant->exits);
+}
+
+FIXTURE_TEARDOWN(pvm)
+{
+	pvm_destroy(&self->p);
+}
+
+#define PVM_TEST(name)	TEST_F_TIMEOUT(pvm, name, TIMEOUT)
+
+/* For what only VMs can do whose user space is told. */
+FIXTURE(told) {
+	struct pvm p;
+};
+
+FIXTURE_SETUP(told)
+{
+	pvm_create(&self->p, GUEST_MEMFD_FLAG_MMAP, true);
+}
+
+FIXTURE_TEARDOWN(told)
+{
+	pvm_destroy(&self->p);
+}
+
+PVM_TEST(capabilities)
+{
+	struct pvm *p = &self->p;
+	int phase;
+
+	for (phase = 0; phase < 2; phase++) {
+		TEST_ASSERT_EQ(vm_check_cap(p->vm, KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
+			       KVM_MEMORY_ATTRIBUTE_PRIVATE);
+		TEST_ASSERT_EQ(vm_check_cap(p->vm, KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS), 0x030303);
+		TEST_ASSERT_EQ(vm_check_cap(p->vm, KVM_CAP_MEMORY_ATTRIBUTES2_PRE_LAUNCH_FLAGS),
+			       0x030303);
+		TEST_ASSERT_EQ(vm_check_cap(p->vm, KVM_CAP_GET_MEMORY_ATTRIBUTES2), 1);
+		TEST_ASSERT_EQ(vm_check_cap(p->vm, KVM_CAP_GUEST_MEMFD_FLAGS), GMEM_MMAP_SHARED);
+		TEST_ASSERT_EQ(vm_check_cap(p->vm, KVM_CAP_EXIT_HYPERCALL),
+			       BIT(KVM_HC_MAP_GPA_RANGE));
+		cpu_start(&p->cpu[0]);
+	}
+	/* EL2 has been told, or not. */
+	TEST_ASSERT(__vm_enable_cap(p->vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE)) &&
+		    errno == EBUSY, "Enabled after the first run: errno %d", errno);
+	TEST_ASSERT_EQ(kvm_check_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
+		       KVM_MEMORY_ATTRIBUTE_PRIVATE);
+	TEST_ASSERT_EQ(kvm_check_cap(KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS), 0x030303);
+}
+
+/* Private memory is the guest's at its first touch, without a word to anybody. */
+PVM_TEST(first_touch)
+{
+	struct cpu *c = &self->p.cpu[0];
+
+	cpu_start(c);
+	c->shares = 0;
+	cpu_check(c, 0, 4 * PG, GMEM_ZEROES);
+	cpu_fill(c, 0, 4 * PG, GMEM_SEED(1));
+	cpu_check(c, 0, 4 * PG, GMEM_SEED(1));
+	TEST_ASSERT_EQ(c->wanted_private, 0);
+	TEST_ASSERT_EQ(c->shares + c->unshares, 0);
+	TEST_ASSERT(gmem_host_refused(self->p.mem), "The host has a private page");
+}
+
+/* Shared memory that the guest has not shared is none of its business. */
+PVM_TEST(fault_on_shared_memory)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+
+	gmem_convert(p->fd, 0, NPAGES * PG, GMEM_SHARED, GMEM_PRESERVE);
+	gmem_fill(p->mem, 4 * PG, GMEM_SEED(1), 0);
+	cpu_start(c);
+
+	p->stop_at_fault = true;
+	TEST_ASSERT(!__cpu_do(c, GMEM_OP_CHECK, 2 * PG, PG, GMEM_SEED(1)), "No fault");
+	TEST_ASSERT_EQ(c->vcpu->run->memory_fault.gpa, GMEM_GPA + 2 * PG);
+	/* Nothing has changed, so it comes again. */
+	TEST_ASSERT(!cpu_run(c), "No second fault");
+	host_check(p, 0, 4 * PG, GMEM_SEED(1));
+
+	p->stop_at_fault = false;
+	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT(c->cmd->bad == GMEM_ALL_GOOD, "Wrong at %#lx", (u64)c->cmd->bad);
+	TEST_ASSERT(gmem_is_private(p->fd, 2 * PG), "Still shared");
+	TEST_ASSERT(gmem_host_refused(p->mem + 2 * PG), "The host has a private page");
+	host_check(p, 0, 2 * PG, GMEM_SEED(1));
+	TEST_ASSERT_EQ(c->wanted_private, 3);
+}
+
+/* Who is told what, in which order, and what a "no" means. */
+PVM_TEST(share_and_unshare)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	u64 eo;
+
+	cpu_start(c);
+	c->shares = 0;
+	cpu_fill(c, 0, PG, GMEM_SEED(1));
+
+	/* The guest's, and not shared. */
+	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, &eo), EPERM);
+	TEST_ASSERT_EQ(eo, 0);
+
+	if (variant->exits) {
+		p->refuse = true;
+		TEST_ASSERT(cpu_do(c, GMEM_OP_SHARE, 0, PG, 0), "Shared against all refusal");
+		assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+		p->refuse = false;
+		c->shares = 0;
+	}
+	cpu_share(c, 0, PG);
+	TEST_ASSERT_EQ(c->shares, variant->exits);
+	if (!variant->exits)
+		gmem_convert(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 0, PG, GMEM_SEED(1));
+
+	gmem_fill(p->mem, PG, GMEM_SEED(2), 0);
+	cpu_check(c, 0, PG, GMEM_SEED(2));
+	/* Shared already. */
+	TEST_ASSERT(cpu_do(c, GMEM_OP_SHARE, 0, PG, 0), "Shared twice");
+
+	if (variant->exits) {
+		p->refuse = true;
+		TEST_ASSERT(cpu_do(c, GMEM_OP_UNSHARE, 0, PG, 0), "Unshared against all refusal");
+		p->refuse = false;
+		c->unshares = 0;
+		host_check(p, 0, PG, GMEM_SEED(2));
+	}
+	cpu_unshare(c, 0, PG);
+	TEST_ASSERT_EQ(c->unshares, variant->exits);
+	if (!variant->exits) {
+		u8 val;
+
+		/* What is left to such a VM: SIGSEGV in place of a page. */
+		TEST_ASSERT(!gmem_host_read(p->mem, &val), "The host reads an unshared page");
+		gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	}
+	TEST_ASSERT(gmem_is_private(p->fd, 0), "Unshared, and shared");
+	TEST_ASSERT(gmem_host_refused(p->mem), "The host has a private page");
+	cpu_check(c, 0, PG, GMEM_SEED(2));
+	TEST_ASSERT(cpu_do(c, GMEM_OP_UNSHARE, 0, PG, 0), "Unshared twice");
+
+	/* What was never touched is donated first. */
+	cpu_share(c, PG, PG);
+	if (!variant->exits)
+		gmem_convert(p->fd, PG, PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, PG, PG, GMEM_ZEROES);
+	/* Not page aligned, and no memory of the guest's. */
+	TEST_ASSERT(cpu_do(c, GMEM_OP_SHARE, 8, PG, 0), "Shared at 8");
+	TEST_ASSERT(cpu_do(c, GMEM_OP_UNSHARE, 8, PG, 0), "Unshared at 8");
+}
+
+/* User space says yes, and does not convert: it is not believed. */
+TEST_F_TIMEOUT(told, yes_without_conversion, TIMEOUT)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	struct kvm_run *run = c->vcpu->run;
+
+	cpu_start(c);
+	cpu_fill(c, 0, PG, GMEM_SEED(1));
+	cpu_share(c, 0, PG);
+	host_check(p, 0, PG, GMEM_SEED(1));
+
+	c->cmd->op = GMEM_OP_UNSHARE;
+	c->cmd->gpa = GMEM_GPA;
+	c->cmd->size = PG;
+	TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
+	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
+	run->hypercall.ret = 0;
+	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT(c->cmd->value, "Unshared what the file holds to be shared");
+	gmem_fill(p->mem, PG, GMEM_SEED(2), 0);
+	cpu_check(c, 0, PG, GMEM_SEED(2));
+
+	/* A signal between the question and the answer changes nothing. */
+	c->cmd->op = GMEM_OP_UNSHARE;
+	TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
+	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
+	gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	run->hypercall.ret = 0;
+	run->immediate_exit = 1;
+	TEST_ASSERT(__vcpu_run(c->vcpu) && errno == EINTR, "No EINTR: %d", errno);
+	run->immediate_exit = 0;
+	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT(!c->cmd->value, "Not unshared: %ld", (long)c->cmd->value);
+	cpu_check(c, 0, PG, GMEM_SEED(2));
+}
+
+/* --- The contract --------------------------------------------------------- */
+
+enum state {
+	NEVER_USED,	/* no folio */
+	ALLOCATED,	/* a folio that nobody has used */
+	HOST_USED,	/* shared, written by the host, never the guest's */
+	HOST_WROTE,	/* the same, private again */
+	GUEST_OWNS,	/* private, the guest's */
+	GUEST_SHARES,	/* the guest shares it, the file says private */
+	BOTH_USE,	/* shared by both */
+	NR_STATES,
+};
+
+static const char * const state_name[] = {
+	"never used", "allocated", "used by the host", "written by the host", "the guest's",
+	"shared by the guest only", "used by both",
+};
+
+static bool guest_has(enum state state)
+{
+	return state >= GUEST_OWNS;
+}
+
+/* Brings a page into a state, with pattern SEED(1) where somebody could write it. */
+static u32 prepare(struct pvm *p, u64 offset, enum state state)
+{
+	struct cpu *c = &p->cpu[0];
+
+	switch (state) {
+	case NEVER_USED:
+		return GMEM_ZEROES;
+	case ALLOCATED:
+		TEST_ASSERT(!gmem_allocate(p->fd, offset, PG), "fallocate: %d", errno);
+		return GMEM_ZEROES;
+	case HOST_USED:
+	case HOST_WROTE:
+		gmem_convert(p->fd, offset, PG, GMEM_SHARED, GMEM_PRESERVE);
+		gmem_fill(p->mem + offset, PG, GMEM_SEED(1), offset);
+		if (state == HOST_WROTE)
+			gmem_convert(p->fd, offset, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+		return GMEM_SEED(1);
+	default:
+		cpu_fill(c, offset, PG, GMEM_SEED(1));
+		if (state == GUEST_OWNS)
+			return GMEM_SEED(1);
+		p->refuse = false;
+		cpu_share(c, offset, PG);
+		gmem_convert(p->fd, offset, PG, state == BOTH_USE ? GMEM_SHARED : GMEM_PRIVATE,
+			     GMEM_PRESERVE);
+		return GMEM_SEED(1);
+	}
+}
+
+/* What the contract says of one page. */
+static int expected(enum state state, u64 to, u64 policy, u32 *pattern)
+{
+	if (state == GUEST_OWNS && to == GMEM_SHARED)
+		return EPERM;
+	if (state == GUEST_OWNS && policy == GMEM_ZERO)
+		return EOPNOTSUPP;
+	if (policy == GMEM_ZERO)
+		*pattern = GMEM_ZEROES;
+	return 0;
+}
+
+static void contract_cell(struct __test_metadata *_metadata, struct pvm *p, bool run,
+			  enum state state, u64 to, u64 policy)
+{
+	struct cpu *c = &p->cpu[0];
+	const u64 at = 3 * PG;
+	u64 eo, was;
+	u32 pattern;
+	int want, r;
+
+	pattern = prepare(p, at, state);
+	TEST_ASSERT(!gmem_get(p->fd, at, &was, NULL), "GET");
+	want = expected(state, to, policy, &pattern);
+
+	r = gmem_set(p->fd, at, PG, to, policy, &eo);
+	TEST_ASSERT(r == want, "%s, to %s, policy %#lx: errno %d, wanted %d", state_name[state],
+		    to ? "private" : "shared", policy, r, want);
+	if (r) {
+		TEST_ASSERT_EQ(eo, at);
+		gmem_assert_attributes(p->fd, at, PG, was);
+		cpu_check(c, at, PG, GMEM_SEED(1));
+		return;
+	}
+	TEST_ASSERT_EQ(eo, GMEM_POISON_OFFSET);
+	gmem_assert_attributes(p->fd, at, PG, to);
+
+	/* From the side that has it now, and then from the other. */
+	if (to == GMEM_SHARED) {
+		host_check(p, at, PG, pattern);
+		if (guest_has(state))
+			cpu_check(c, at, PG, pattern);
+	} else {
+		TEST_ASSERT(gmem_host_refused(p->mem + at), "The host has a private page");
+		if (run)
+			cpu_check(c, at, PG, pattern);
+		if (state == GUEST_SHARES || state == BOTH_USE) {
+			cpu_unshare(c, at, PG);
+			cpu_check(c, at, PG, pattern);
+		}
+		if (!run || !guest_has(state)) {
+			if (run)
+				return;
+			gmem_convert(p->fd, at, PG, GMEM_SHARED, GMEM_PRESERVE);
+			host_check(p, at, PG, pattern);
+		}
+	}
+}
+
+TEST_F_TIMEOUT(pvm, contract, 2 * TIMEOUT)
+{
+	static const u64 policies[] = { GMEM_NONE, GMEM_ZERO, GMEM_PRESERVE };
+	enum state state;
+	int run, to, i, cells = 0;
+
+	/* The fixture's VM stays as it is: each cell has one of its own. */
+	for (run = 0; run < 2; run++) {
+		for (state = 0; state < NR_STATES; state++) {
+			/* Before it runs, a guest has nothing. */
+			if (!run && guest_has(state))
+				continue;
+			for (to = 0; to < 2; to++) {
+				for (i = 0; i < ARRAY_SIZE(policies); i++) {
+					struct pvm p;
+
+					pvm_create(&p, GUEST_MEMFD_FLAG_MMAP, variant->exits);
+					if (run)
+						cpu_start(&p.cpu[0]);
+					contract_cell(_metadata, &p, run, state,
+						      to ? GMEM_PRIVATE : GMEM_SHARED,
+						      policies[i]);
+					pvm_destroy(&p);
+					cells++;
+				}
+			}
+		}
+	}
+	TH_LOG("%d cells", cells);
+}
+
+/* All or nothing, with the first page that is in the way. */
+PVM_TEST(first_page_that_is_not_shared)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	u64 eo;
+
+	cpu_start(c);
+	cpu_fill(c, 0, 8 * PG, GMEM_SEED(1));
+	cpu_share(c, 0, 5 * PG);
+	gmem_convert(p->fd, 0, 5 * PG, GMEM_PRIVATE, GMEM_NONE);
+
+	assert_errno(gmem_set_once(p->fd, PG, 6 * PG, GMEM_SHARED, GMEM_ZERO, &eo), EPERM);
+	TEST_ASSERT_EQ(eo, 5 * PG);
+	gmem_assert_attributes(p->fd, 0, 8 * PG, GMEM_PRIVATE);
+	cpu_check(c, 0, 8 * PG, GMEM_SEED(1));
+	/* To private with ZERO: the guest keeps that page. */
+	assert_errno(gmem_set_once(p->fd, 0, 8 * PG, GMEM_PRIVATE, GMEM_ZERO, &eo), EOPNOTSUPP);
+	TEST_ASSERT_EQ(eo, 5 * PG);
+	cpu_check(c, 0, 8 * PG, GMEM_SEED(1));
+}
+
+/* --- Payloads ------------------------------------------------------------- */
+
+/* mov x0, #42; ret */
+static const u32 payload[] = { 0xd2800540, 0xd65f03c0 };
+
+/* The host writes code, the guest runs it, and nobody sees it in between. */
+PVM_TEST(injected_payload_runs)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+
+	gmem_convert(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
+	memcpy(p->mem, payload, sizeof(payload));
+	gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	TEST_ASSERT(gmem_host_refused(p->mem), "The host has the payload");
+	cpu_start(c);
+	TEST_ASSERT_EQ(cpu_do(c, GMEM_OP_CALL, 0, 0, 0), 42);
+}
+
+/* The guest fills, shares, the host reads and answers, the guest takes it back. */
+PVM_TEST(bounce_buffer)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	const u64 at = 8 * PG, size = 8 * PG;
+	int i;
+
+	cpu_start(c);
+	for (i = 0; i < 8; i++) {
+		cpu_fill(c, at, size, GMEM_SEED(2 * i));
+		cpu_share(c, at, size);
+		if (!variant->exits)
+			gmem_convert(p->fd, at, size, GMEM_SHARED, GMEM_PRESERVE);
+		host_check(p, at, size, GMEM_SEED(2 * i));
+		gmem_fill(p->mem + at, size, GMEM_SEED(2 * i + 1), at);
+		if (!variant->exits)
+			gmem_convert(p->fd, at, size, GMEM_PRIVATE, GMEM_PRESERVE);
+		cpu_unshare(c, at, size);
+		cpu_check(c, at, size, GMEM_SEED(2 * i + 1));
+		TEST_ASSERT(gmem_host_refused(p->mem + at), "The host has a private page");
+	}
+	if (variant->exits) {
+		TEST_ASSERT_EQ(c->shares, 8 * 8 + 1);
+		TEST_ASSERT_EQ(c->unshares, 8 * 8);
+	}
+}
+
+/* --- Giving memory back --------------------------------------------------- */
+
+/* Pages of all kinds are cut out while the guest lives, and come back zeroed. */
+PVM_TEST(punch)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	enum state state;
+	int round;
+
+	cpu_start(c);
+	for (round = 0; round < 4; round++) {
+		for (state = 0; state < NR_STATES; state++)
+			prepare(p, state * PG, state);
+		assert_errno(gmem_punch(p->fd, 0, NR_STATES * PG), 0);
+		for (state = 0; state < NR_STATES; state++) {
+			bool shared = !gmem_is_private(p->fd, state * PG);
+
+			/* The attributes stay. */
+			TEST_ASSERT_EQ(shared, state == HOST_USED || state == BOTH_USE);
+			if (shared)
+				host_check(p, state * PG, PG, GMEM_ZEROES);
+			/* It is not the guest's any more, so nobody has to be asked. */
+			gmem_convert(p->fd, state * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
+			host_check(p, state * PG, PG, GMEM_ZEROES);
+			gmem_fill(p->mem + state * PG, PG, GMEM_SEED(3), state * PG);
+			gmem_convert(p->fd, state * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+			cpu_check(c, state * PG, PG, GMEM_SEED(3));
+		}
+		assert_errno(gmem_punch(p->fd, 0, NPAGES * PG), 0);
+	}
+}
+
+/* A guest that shares and touches what is being cut out never sees old bytes. */
+static void *punch_all_the_time(void *arg)
+{
+	struct pvm *p = arg;
+	int i;
+
+	for (i = 0; i < 300; i++)
+		TEST_ASSERT(!gmem_punch(p->fd, 0, NPAGES / 2 * PG), "punch: %d", errno);
+	return NULL;
+}
+
+PVM_TEST(punch_against_a_running_guest)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	pthread_t thread;
+	int i;
+
+	cpu_start(c);
+	pthread_create(&thread, NULL, punch_all_the_time, p);
+	for (i = 0; i < 50; i++) {
+		cpu_fill(c, 0, 4 * PG, GMEM_SEED(i));
+		cpu_do(c, GMEM_OP_SHARE, PG, PG, 0);
+		/* What is not cut out keeps its bytes. */
+		cpu_fill(c, NPAGES / 2 * PG, 4 * PG, GMEM_SEED(i));
+		cpu_check(c, NPAGES / 2 * PG, 4 * PG, GMEM_SEED(i));
+	}
+	pthread_join(thread, NULL);
+	assert_errno(gmem_punch(p->fd, 0, NPAGES / 2 * PG), 0);
+	cpu_check(c, 0, NPAGES / 2 * PG, GMEM_ZEROES);
+}
+
+/* The file goes first: the guest finds no memory any more, and lives. */
+PVM_TEST(file_closed_before_the_vm)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+
+	cpu_start(c);
+	cpu_fill(c, 0, 8 * PG, GMEM_SEED(1));
+	cpu_share(c, 4 * PG, 2 * PG);
+	gmem_convert(p->fd, 4 * PG, 2 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 4 * PG, 2 * PG, GMEM_SEED(1));
+
+	kvm_munmap(p->mem, NPAGES * PG);
+	close(p->fd);
+	p->stop_at_fault = true;
+	TEST_ASSERT(!__cpu_do(c, GMEM_OP_READ, 0, PG, 0), "Memory without a file");
+	TEST_ASSERT(!cpu_run(c), "Memory without a file");
+
+	/* For the end of the fixture. */
+	p->fd = open("/dev/null", O_RDONLY);
+	p->mem = kvm_mmap(NPAGES * PG, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+}
+
+/* The VM's descriptors go first: the file keeps the VM, and its memory is as it was. */
+PVM_TEST(vm_closed_before_the_file)
+{
+	struct pvm *p = &self->p, q;
+	u64 eo;
+
+	pvm_create(&q, GUEST_MEMFD_FLAG_MMAP, variant->exits);
+	cpu_start(&q.cpu[0]);
+	cpu_fill(&q.cpu[0], 0, 8 * PG, GMEM_SEED(1));
+	cpu_share(&q.cpu[0], 4 * PG, 2 * PG);
+	gmem_convert(q.fd, 4 * PG, 2 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	kvm_vm_free(q.vm);
+
+	host_check(&q, 4 * PG, 2 * PG, GMEM_SEED(1));
+	assert_errno(gmem_set_once(q.fd, 0, PG, GMEM_SHARED, GMEM_NONE, &eo), EPERM);
+	assert_errno(gmem_punch(q.fd, 0, PG), 0);
+	gmem_convert(q.fd, 0, PG, GMEM_SHARED, GMEM_NONE);
+	host_check(&q, 0, PG, GMEM_ZEROES);
+	kvm_munmap(q.mem, NPAGES * PG);
+	close(q.fd);
+	/* Who gets the pages next finds them to be his. */
+	gmem_dirty_free_pages();
+	cpu_start(&p->cpu[0]);
+	cpu_check(&p->cpu[0], 0, NPAGES * PG, GMEM_ZEROES);
+}
+
+/*
+ * The VM's process ends, and with it what the guest has. Somebody else still
+ * has the file: of what was the guest's, kept or shared, nothing is left.
+ */
+TEST_F_TIMEOUT(pvm, teardown_scrubs, 2 * TIMEOUT)
+{
+	int i, status, ends[2], pidfd, fd;
+	struct pvm p;
+	pid_t child;
+	u8 *mem;
+
+	TEST_ASSERT(!pipe(ends), "pipe: %d", errno);
+	for (i = 0; i < 50; i++) {
+		child = fork();
+		if (!child) {
+			pvm_create(&p, GUEST_MEMFD_FLAG_MMAP, variant->exits);
+			cpu_start(&p.cpu[0]);
+			cpu_fill(&p.cpu[0], 0, 16 * PG, GMEM_SEED(i));
+			cpu_share(&p.cpu[0], 0, 8 * PG);
+			gmem_convert(p.fd, 0, 4 * PG, GMEM_SHARED, GMEM_PRESERVE);
+			host_check(&p, 0, 4 * PG, GMEM_SEED(i));
+			TEST_ASSERT(write(ends[1], &p.fd, sizeof(int)) == sizeof(int), "write");
+			pause();
+		}
+		TEST_ASSERT(read(ends[0], &fd, sizeof(int)) == sizeof(int), "read: %d", errno);
+		pidfd = syscall(__NR_pidfd_open, child, 0);
+		fd = syscall(__NR_pidfd_getfd, pidfd, fd, 0);
+		TEST_ASSERT(fd >= 0, "pidfd_getfd: %d", errno);
+		close(pidfd);
+		/* No clean end: the kernel has to. */
+		kill(child, SIGKILL);
+		TEST_ASSERT(waitpid(child, &status, 0) == child && WIFSIGNALED(status) &&
+			    WTERMSIG(status) == SIGKILL, "The child: %#x", status);
+		gmem_convert(fd, 0, NPAGES * PG, GMEM_SHARED, GMEM_PRESERVE);
+		mem = kvm_mmap(NPAGES * PG, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+		TEST_ASSERT(gmem_check(mem, NPAGES * PG, GMEM_ZEROES, 0) == GMEM_ALL_GOOD,
+			    "Run %d: the guest's bytes have survived it", i);
+		memset(mem, 0x5a, NPAGES * PG);
+		kvm_munmap(mem, NPAGES * PG);
+		close(fd);
+	}
+	close(ends[0]);
+	close(ends[1]);
+}
+
+/* --- Ways to a private page ----------------------------------------------- */
+
+static struct iovec iov(void *base, u64 len)
+{
+	return (struct iovec){ base, len };
+}
+
+/* Reads a page of another process' memory word by word, as a debugger does. */
+static bool peek(pid_t child, u8 *mem)
+{
+	errno = 0;
+	return ptrace(PTRACE_PEEKDATA, child, mem, NULL) != -1 || !errno;
+}
+
+PVM_TEST(no_way_to_a_private_page)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	static u8 buf[SZ_4K];
+	struct iovec ours, theirs;
+	int fd, ends[2], status;
+	u8 *mem = p->mem, *moved;
+	pid_t child;
+	ssize_t n;
+
+	/* Mapped everywhere while it is shared, and the guest's then. */
+	cpu_start(c);
+	cpu_fill(c, 0, 4 * PG, GMEM_SEED(1));
+	cpu_share(c, 0, 4 * PG);
+	gmem_convert(p->fd, 0, 4 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 0, 4 * PG, GMEM_SEED(1));
+	child = fork();
+	if (!child) {
+		TEST_ASSERT(gmem_check(mem, PG, GMEM_SEED(1), 0) == GMEM_ALL_GOOD, "The child");
+		TEST_ASSERT(!ptrace(PTRACE_TRACEME, 0, NULL, NULL), "TRACEME: %d", errno);
+		raise(SIGSTOP);
+		_exit(!gmem_host_refused(mem));
+	}
+	TEST_ASSERT(waitpid(child, &status, 0) == child && WIFSTOPPED(status), "%#x", status);
+	TEST_ASSERT(peek(child, mem), "A debugger does not read shared memory");
+
+	gmem_convert(p->fd, 0, 4 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	cpu_unshare(c, 0, 4 * PG);
+
+	TEST_ASSERT(gmem_host_refused(mem), "The mapping");
+	TEST_ASSERT(!peek(child, mem), "PTRACE_PEEKDATA");
+	TEST_ASSERT(ptrace(PTRACE_POKEDATA, child, mem, 0) && errno == EIO, "PTRACE_POKEDATA");
+
+	ours = iov(buf, sizeof(buf));
+	theirs = iov(mem, sizeof(buf));
+	n = process_vm_readv(getpid(), &ours, 1, &theirs, 1, 0);
+	TEST_ASSERT(n < 0 && errno == EFAULT, "process_vm_readv: %zd", n);
+	n = process_vm_writev(getpid(), &ours, 1, &theirs, 1, 0);
+	TEST_ASSERT(n < 0 && errno == EFAULT, "process_vm_writev: %zd", n);
+
+	fd = open("/proc/self/mem", O_RDWR);
+	TEST_ASSERT(fd >= 0, "/proc/self/mem: %d", errno);
+	n = pread(fd, buf, sizeof(buf), (off_t)mem);
+	TEST_ASSERT(n <= 0, "Reading /proc/self/mem: %zd", n);
+	n = pwrite(fd, buf, sizeof(buf), (off_t)mem);
+	TEST_ASSERT(n <= 0, "Writing /proc/self/mem: %zd", n);
+	close(fd);
+
+	/* System calls that copy, and those that take pages. */
+	TEST_ASSERT(!pipe(ends), "pipe: %d", errno);
+	n = write(ends[1], mem, PG);
+	TEST_ASSERT(n < 0 && errno == EFAULT, "write: %zd", n);
+	n = write(ends[1], buf, PG);
+	TEST_ASSERT_EQ(n, PG);
+	n = read(ends[0], mem, PG);
+	TEST_ASSERT(n < 0 && errno == EFAULT, "read: %zd", n);
+	theirs = iov(mem, PG);
+	n = vmsplice(ends[1], &theirs, 1, 0);
+	TEST_ASSERT(n < 0 && errno == EFAULT, "vmsplice: %zd", n);
+	close(ends[0]);
+	close(ends[1]);
+
+	TEST_ASSERT(madvise(mem, PG, MADV_POPULATE_READ) && errno == EFAULT, "POPULATE_READ");
+	TEST_ASSERT(madvise(mem, PG, MADV_POPULATE_WRITE) && errno == EFAULT, "POPULATE_WRITE");
+	/* These may succeed, but must give nothing away. */
+	(void)!mlock(mem, PG);
+	TEST_ASSERT(gmem_host_refused(mem), "mlock");
+	munlock(mem, PG);
+	moved = mmap(NULL, 4 * PG, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, p->fd, 0);
+	TEST_ASSERT(moved == MAP_FAILED || gmem_host_refused(moved), "MAP_POPULATE");
+	moved = mremap(moved, 4 * PG, 4 * PG, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       moved + 1024 * PG);
+	TEST_ASSERT(moved == MAP_FAILED || gmem_host_refused(moved), "mremap");
+
+	TEST_ASSERT(!ptrace(PTRACE_DETACH, child, NULL, NULL), "DETACH: %d", errno);
+	TEST_ASSERT(waitpid(child, &status, 0) == child && WIFEXITED(status) &&
+		    !WEXITSTATUS(status), "A forked child has the page: %#x", status);
+
+	/* The guest has seen nothing of it. */
+	cpu_check(c, 0, 4 * PG, GMEM_SEED(1));
+	TEST_ASSERT_EQ(force_reclaims() - p->reclaims, 0);
+}
+
+/*
+ * That the counter counts: memory that is not guest_memfd's is lost to a fork(),
+ * which copies pinned pages. What this file is about has no such pages.
+ */
+TEST(force_reclaims_are_counted)
+{
+	const struct userspace_mem_region *slot0;
+	u64 before = force_reclaims();
+	struct pvm p;
+	pid_t child;
+	int status;
+
+	pvm_create(&p, GUEST_MEMFD_FLAG_MMAP, false);
+	cpu_start(&p.cpu[0]);
+	slot0 = memslot2region(p.vm, 0);
+	kvm_madvise(slot0->host_mem, slot0->region.memory_size, MADV_DOFORK);
+	child = fork();
+	if (!child)
+		_exit(0);
+	TEST_ASSERT(waitpid(child, &status, 0) == child && !status, "The child: %#x", status);
+	TEST_ASSERT(force_reclaims() > before, "Not counted");
+	kvm_vm_free(p.vm);
+	close(p.fd);
+}
+
+/* Somebody holds a page: it does not become private, and the guest is told so. */
+PVM_TEST(page_that_is_held)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	struct iovec theirs = iov(p->mem + 2 * PG, PG);
+	static u8 buf[SZ_4K];
+	int ends[2];
+	u64 eo;
+
+	cpu_start(c);
+	cpu_fill(c, 0, 4 * PG, GMEM_SEED(1));
+	cpu_share(c, 0, 4 * PG);
+	gmem_convert(p->fd, 0, 4 * PG, GMEM_SHARED, GMEM_PRESERVE);
+
+	TEST_ASSERT(!pipe(ends), "pipe: %d", errno);
+	TEST_ASSERT_EQ(vmsplice(ends[1], &theirs, 1, 0), PG);
+	assert_errno(gmem_set(p->fd, 0, 4 * PG, GMEM_PRIVATE, GMEM_PRESERVE, &eo), EAGAIN);
+	TEST_ASSERT_EQ(eo, 2 * PG);
+	if (variant->exits) {
+		c->again = 99000;	/* not that many tries */
+		TEST_ASSERT(cpu_do(c, GMEM_OP_UNSHARE, 2 * PG, PG, 0), "Unshared while held");
+		c->again = 0;
+	}
+	host_check(p, 0, 4 * PG, GMEM_SEED(1));
+	cpu_check(c, 0, 4 * PG, GMEM_SEED(1));
+
+	TEST_ASSERT_EQ(read(ends[0], buf, PG), PG);
+	close(ends[0]);
+	close(ends[1]);
+	gmem_convert(p->fd, 0, 4 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	cpu_unshare(c, 0, 4 * PG);
+	cpu_check(c, 0, 4 * PG, GMEM_SEED(1));
+}
+
+/* --- Storms --------------------------------------------------------------- */
+
+struct storm {
+	struct pvm *p;
+	_Atomic int running;
+	u64 result[256];	/* by errno */
+};
+
+static u64 random_below(u64 *seed, u64 n)
+{
+	*seed = *seed * 6364136223846793005ull + 1442695040888963407ull;
+	return (*seed >> 33) % n;
+}
+
+static void *run_storm(void *arg)
+{
+	struct cpu *c = arg;
+
+	TEST_ASSERT(cpu_run(c), "A fault that nobody sees to");
+	return NULL;
+}
+
+/* Converts this and that, with what the guest does going on. */
+static void *convert_storm(void *arg)
+{
+	static const u64 policies[] = { GMEM_PRESERVE, GMEM_NONE, GMEM_ZERO };
+	struct storm *s = arg;
+	u64 seed = 42;
+	int r;
+
+	while (s->running) {
+		u64 page = random_below(&seed, NPAGES);
+		u64 n = random_below(&seed, 4) + 1;
+		u64 policy = policies[random_below(&seed, 3)];
+		u64 to = random_below(&seed, 2) ? GMEM_PRIVATE : GMEM_SHARED;
+		u8 val;
+
+		/*
+		 * A guest that does not tell can take a page from under EL2's
+		 * hands: it would be its own fault, and its end.
+		 */
+		if (!s->p->exits && policy == GMEM_ZERO)
+			policy = GMEM_PRESERVE;
+		n = page + n > NPAGES ? NPAGES - page : n;
+		r = gmem_set_once(s->p->fd, page * PG, n * PG, to, policy, NULL);
+		TEST_ASSERT(!r || r == EPERM || r == EAGAIN || r == EOPNOTSUPP, "errno %d", r);
+		s->result[r]++;
+		/* What the host may, and what it may not: the byte is nobody's. */
+		page = random_below(&seed, NPAGES);
+		if (gmem_host_read(s->p->mem + page * PG + 2048, &val))
+			gmem_host_write(s->p->mem + page * PG + 2048, val + 1);
+	}
+	return NULL;
+}
+
+TEST_F_TIMEOUT(pvm, storm, 2 * TIMEOUT)
+{
+	struct pvm *p = &self->p;
+	struct storm s = { .p = p, .running = 1 };
+	pthread_t converter, vcpus[NVCPUS];
+	int i;
+
+	for (i = 0; i < NVCPUS; i++) {
+		struct cpu *c = &p->cpu[i];
+
+		cpu_start(c);
+		c->cmd->op = GMEM_OP_STORM;
+		c->cmd->gpa = GMEM_GPA + i * NPAGES / NVCPUS * PG;
+		c->cmd->size = NPAGES / NVCPUS * PG;
+		c->cmd->pattern = variant->exits ? 2000 : 20000;
+		c->cmd->pos = i + 1;
+	}
+	pthread_create(&converter, NULL, convert_storm, &s);
+	for (i = 0; i < NVCPUS; i++)
+		pthread_create(&vcpus[i], NULL, run_storm, &p->cpu[i]);
+	for (i = 0; i < NVCPUS; i++)
+		pthread_join(vcpus[i], NULL);
+	s.running = 0;
+	pthread_join(converter, NULL);
+
+	for (i = 0; i < NVCPUS; i++)
+		TEST_ASSERT(!p->cpu[i].cmd->value, "The guest has lost %ld pages",
+			    (long)p->cpu[i].cmd->value);
+	TH_LOG("converted %lu times, refused %lu (EPERM) %lu (EAGAIN) %lu (EOPNOTSUPP)",
+	       s.result[0], s.result[EPERM], s.result[EAGAIN], s.result[EOPNOTSUPP]);
+	TEST_ASSERT(s.result[0] && s.result[EPERM], "Nothing was in the way of anything");
+}
+
+/* Pages that the guest touches for the first time while they are converted. */
+static void *to_and_fro(void *arg)
+{
+	struct storm *s = arg;
+	u64 seed = 7, page;
+	int r;
+
+	while (s->running) {
+		page = random_below(&seed, NPAGES);
+		r = gmem_set_once(s->p->fd, page * PG, PG, GMEM_SHARED, GMEM_PRESERVE, NULL);
+		s->result[r]++;
+		r = gmem_set_once(s->p->fd, page * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE, NULL);
+		s->result[r]++;
+	}
+	return NULL;
+}
+
+PVM_TEST(conversion_against_faults)
+{
+	struct pvm *p = &self->p;
+	struct storm s = { .p = p, .running = 1 };
+	struct cpu *c = &p->cpu[0];
+	pthread_t converter;
+	int i;
+
+	cpu_start(c);
+	pthread_create(&converter, NULL, to_and_fro, &s);
+	for (i = 0; i < 30; i++) {
+		cpu_fill(c, 0, NPAGES * PG, GMEM_SEED(i));
+		cpu_check(c, 0, NPAGES * PG, GMEM_SEED(i));
+		gmem_punch(p->fd, 0, NPAGES * PG);
+	}
+	s.running = 0;
+	pthread_join(converter, NULL);
+	TH_LOG("converted %lu times, refused %lu times", s.result[0], s.result[EPERM]);
+	TEST_ASSERT(s.result[0], "No conversion");
+}
+
+TEST_HARNESS_MAIN
