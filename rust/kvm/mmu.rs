@@ -388,10 +388,16 @@ impl<'g> InvalidateSpan<'g> {
     }
 
     /// A platform has failed to give up the folio: nobody gets it any more, and the VMs die.
+    ///
+    /// A folio that a guest has taken by itself is not lost: it is taken back before it is freed.
     pub fn lose(&self, folio: &FolioRef<'_>) {
-        folio.frame().leak();
+        let mut taken = false;
         for file in self.stable.inode().files(self.stable) {
+            taken |= platform::takes_by_itself(file.vm());
             file.vm().kill();
+        }
+        if !taken {
+            folio.frame().leak();
         }
     }
 
