@@ -411,6 +411,21 @@ FIXTURE(told) {
 	struct pvm p;
 };
 
+/* For what is the matter with the others only. */
+FIXTURE(untold) {
+	struct pvm p;
+};
+
+FIXTURE_SETUP(untold)
+{
+	pvm_create(&self->p, GUEST_MEMFD_FLAG_MMAP, false);
+}
+
+FIXTURE_TEARDOWN(untold)
+{
+	pvm_destroy(&self->p);
+}
+
 FIXTURE_SETUP(told)
 {
 	pvm_create(&self->p, GUEST_MEMFD_FLAG_MMAP, true);
@@ -800,6 +815,61 @@ PVM_TEST(bounce_buffer)
 	}
 }
 
+/* --- KVM_MAP_MEMORY ------------------------------------------------------- */
+
+/* Returns 0 or the errno, and how many pages are left. */
+static int map_memory(struct cpu *c, u64 offset, u64 size, u64 *left)
+{
+	struct kvm_memory_mapping args = {
+		.base_address = GMEM_GPA + offset,
+		.size = size,
+	};
+	int r = gmem_ioctl(c->vcpu->fd, KVM_MAP_MEMORY, &args);
+
+	*left = args.size / PG;
+	return r;
+}
+
+/* Pages become the guest's ahead of its faults, those that can. */
+PVM_TEST(map_memory)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	u64 left, eo;
+
+	TEST_ASSERT_EQ(vm_check_cap(p->vm, KVM_CAP_MAP_MEMORY), 1);
+	gmem_convert(p->fd, 0, 8 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	gmem_fill(p->mem, 8 * PG, GMEM_SEED(1), 0);
+	gmem_convert(p->fd, 0, 4 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
+
+	/* EL2 learns of the vCPU by its first run, of which the guest sees nothing. */
+	assert_errno(map_memory(c, 0, PG, &left), EOPNOTSUPP);
+	c->vcpu->run->immediate_exit = 1;
+	TEST_ASSERT(__vcpu_run(c->vcpu) && errno == EINTR, "KVM_RUN: errno %d", errno);
+	c->vcpu->run->immediate_exit = 0;
+
+	/* As far as it is private. */
+	assert_errno(map_memory(c, 0, 8 * PG, &left), 0);
+	TEST_ASSERT_EQ(left, 4);
+	assert_errno(map_memory(c, 4 * PG, 4 * PG, &left), EFAULT);
+	TEST_ASSERT_EQ(left, 4);
+	host_check(p, 4 * PG, 4 * PG, GMEM_SEED(1));
+	/* They are the guest's, and twice is once. */
+	assert_errno(gmem_set_once(p->fd, 3 * PG, PG, GMEM_SHARED, GMEM_NONE, &eo), EPERM);
+	assert_errno(map_memory(c, 0, 4 * PG, &left), 0);
+	TEST_ASSERT_EQ(left, 0);
+
+	cpu_start(c);
+	cpu_check(c, 0, 4 * PG, GMEM_SEED(1));
+	TEST_ASSERT_EQ(c->wanted_private, 0);
+	/* What the guest shares is mapped already. */
+	cpu_share(c, 0, PG);
+	assert_errno(map_memory(c, 0, PG, &left), 0);
+	/* Memory that is not guest_memfd's can be mapped as well. */
+	assert_errno(gmem_ioctl(c->vcpu->fd, KVM_MAP_MEMORY,
+				&(struct kvm_memory_mapping){ .size = 16 * PG }), 0);
+}
+
 /* --- Giving memory back --------------------------------------------------- */
 
 /* Pages of all kinds are cut out while the guest lives, and come back zeroed. */
@@ -1122,8 +1192,25 @@ PVM_TEST(page_that_is_held)
 struct storm {
 	struct pvm *p;
 	_Atomic int running;
+	bool zero;		/* also from under the hands of a guest that does not tell */
 	u64 result[256];	/* by errno */
 };
+
+/*
+ * Uses a byte of a page that may be private. SIGBUS is what the file says;
+ * SIGSEGV is EL2, of a page that the host has mapped and the guest keeps.
+ */
+static void host_touch(struct storm *s, u64 page, bool may_be_kept)
+{
+	volatile u8 *mem = s->p->mem + page * PG + 2048;
+	u8 val;
+
+	gmem_refused_with = 0;
+	if (gmem_host_read(mem, &val))
+		gmem_host_write(mem, val + 1);
+	TEST_ASSERT(may_be_kept || gmem_refused_with != SIGSEGV,
+		    "The host has page %lu mapped, and the guest keeps it", page);
+}
 
 static u64 random_below(u64 *seed, u64 n)
 {
@@ -1139,6 +1226,16 @@ static void *run_storm(void *arg)
 	return NULL;
 }
 
+static void set_storm(struct cpu *c, int i, u64 n)
+{
+	cpu_start(c);
+	c->cmd->op = GMEM_OP_STORM;
+	c->cmd->gpa = GMEM_GPA + i * NPAGES / NVCPUS * PG;
+	c->cmd->size = NPAGES / NVCPUS * PG;
+	c->cmd->pattern = n;
+	c->cmd->pos = i + 1;
+}
+
 /* Converts this and that, with what the guest does going on. */
 static void *convert_storm(void *arg)
 {
@@ -1152,22 +1249,15 @@ static void *convert_storm(void *arg)
 		u64 n = random_below(&seed, 4) + 1;
 		u64 policy = policies[random_below(&seed, 3)];
 		u64 to = random_below(&seed, 2) ? GMEM_PRIVATE : GMEM_SHARED;
-		u8 val;
 
-		/*
-		 * A guest that does not tell can take a page from under EL2's
-		 * hands: it would be its own fault, and its end.
-		 */
-		if (!s->p->exits && policy == GMEM_ZERO)
+		if (!s->zero && policy == GMEM_ZERO)
 			policy = GMEM_PRESERVE;
 		n = page + n > NPAGES ? NPAGES - page : n;
 		r = gmem_set_once(s->p->fd, page * PG, n * PG, to, policy, NULL);
-		TEST_ASSERT(!r || r == EPERM || r == EAGAIN || r == EOPNOTSUPP, "errno %d", r);
 		s->result[r]++;
+		TEST_ASSERT(!r || r == EPERM || r == EAGAIN || r == EOPNOTSUPP, "errno %d", r);
 		/* What the host may, and what it may not: the byte is nobody's. */
-		page = random_below(&seed, NPAGES);
-		if (gmem_host_read(s->p->mem + page * PG + 2048, &val))
-			gmem_host_write(s->p->mem + page * PG + 2048, val + 1);
+		host_touch(s, random_below(&seed, NPAGES), !s->p->exits);
 	}
 	return NULL;
 }
@@ -1175,20 +1265,16 @@ static void *convert_storm(void *arg)
 TEST_F_TIMEOUT(pvm, storm, 2 * TIMEOUT)
 {
 	struct pvm *p = &self->p;
-	struct storm s = { .p = p, .running = 1 };
+	/*
+	 * A guest that does not tell can take a page from under EL2's hands: it
+	 * would be its own fault, and its end. See guest_against_zero.
+	 */
+	struct storm s = { .p = p, .running = 1, .zero = variant->exits };
 	pthread_t converter, vcpus[NVCPUS];
 	int i;
 
-	for (i = 0; i < NVCPUS; i++) {
-		struct cpu *c = &p->cpu[i];
-
-		cpu_start(c);
-		c->cmd->op = GMEM_OP_STORM;
-		c->cmd->gpa = GMEM_GPA + i * NPAGES / NVCPUS * PG;
-		c->cmd->size = NPAGES / NVCPUS * PG;
-		c->cmd->pattern = variant->exits ? 2000 : 20000;
-		c->cmd->pos = i + 1;
-	}
+	for (i = 0; i < NVCPUS; i++)
+		set_storm(&p->cpu[i], i, variant->exits ? 2000 : 20000);
 	pthread_create(&converter, NULL, convert_storm, &s);
 	for (i = 0; i < NVCPUS; i++)
 		pthread_create(&vcpus[i], NULL, run_storm, &p->cpu[i]);
@@ -1205,6 +1291,59 @@ TEST_F_TIMEOUT(pvm, storm, 2 * TIMEOUT)
 	TEST_ASSERT(s.result[0] && s.result[EPERM], "Nothing was in the way of anything");
 }
 
+/*
+ * A guest that does not tell takes pages back while the host zeroes what it has
+ * just found to be shared. The guest may die of it; the host writes nothing that
+ * is not its own. Whether they meet is not for sure: both outcomes are right.
+ */
+static void *zero_all(void *arg)
+{
+	struct storm *s = arg;
+	u64 eo;
+	int r;
+
+	while (!s->running)
+		sched_yield();
+	do {
+		r = gmem_set_once(s->p->fd, 0, NPAGES * PG, GMEM_PRIVATE, GMEM_ZERO, &eo);
+		s->result[r]++;
+	} while (!r);
+	TEST_ASSERT(r == EOPNOTSUPP || r == EIO, "errno %d", r);
+	return NULL;
+}
+
+TEST_F_TIMEOUT(untold, guest_against_zero, 2 * TIMEOUT)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	struct storm s = { .p = p };
+	pthread_t zeroer;
+	u64 round;
+	int r;
+
+	cpu_start(c);
+	for (round = 0; round < 50; round++) {
+		cpu_share(c, 0, NPAGES * PG);
+		pthread_create(&zeroer, NULL, zero_all, &s);
+		c->cmd->op = GMEM_OP_UNSHARE;
+		s.running = 1;
+		r = __vcpu_run(c->vcpu) ? errno : 0;
+		pthread_join(zeroer, NULL);
+		TEST_ASSERT_EQ(force_reclaims() - p->reclaims, 0);
+		s.running = 0;
+		if (s.result[EIO])
+			break;
+		TEST_ASSERT(!r && !c->cmd->value, "Unsharing: errno %d, %ld", r,
+			    (long)c->cmd->value);
+	}
+	TH_LOG("zeroed %lu times, refused %lu times, VM %s in round %lu", s.result[0],
+	       s.result[EOPNOTSUPP], s.result[EIO] ? "dead" : "alive", round);
+	if (s.result[EIO]) {
+		assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_PRIVATE, GMEM_NONE, NULL), EIO);
+		TEST_ASSERT(__vcpu_run(c->vcpu) && errno == EIO, "A dead VM runs: %d", errno);
+	}
+}
+
 /* Pages that the guest touches for the first time while they are converted. */
 static void *to_and_fro(void *arg)
 {
@@ -1216,6 +1355,8 @@ static void *to_and_fro(void *arg)
 		page = random_below(&seed, NPAGES);
 		r = gmem_set_once(s->p->fd, page * PG, PG, GMEM_SHARED, GMEM_PRESERVE, NULL);
 		s->result[r]++;
+		/* The guest shares nothing: what it has the host does not get. */
+		host_touch(s, page, false);
 		r = gmem_set_once(s->p->fd, page * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE, NULL);
 		s->result[r]++;
 	}

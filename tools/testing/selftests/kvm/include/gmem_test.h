@@ -126,9 +126,12 @@ static inline void gmem_dirty_free_pages(void)
 
 static __thread sigjmp_buf gmem_probe_env;
 static __thread volatile sig_atomic_t gmem_probing;
+/* What the last probe was refused with. */
+static __thread volatile sig_atomic_t gmem_refused_with __maybe_unused;
 
 static void gmem_sigbus_handler(int sig)
 {
+	gmem_refused_with = sig;
 	if (gmem_probing)
 		siglongjmp(gmem_probe_env, 1);
 
