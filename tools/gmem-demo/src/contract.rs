@@ -14,6 +14,15 @@ use gmem::{
     Visibility, //
 };
 
+#[cfg(target_arch = "aarch64")]
+#[path = "contract/arm64.rs"]
+mod arch;
+#[cfg(target_arch = "x86_64")]
+#[path = "contract/x86.rs"]
+mod arch;
+
+pub use arch::*;
+
 /// What a request does to a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Motion {
@@ -55,11 +64,25 @@ pub enum Promise {
     /// Zeroes, because this is their first use.
     FirstUse,
     /// None is given; what happens depends on a parameter of the kernel.
+    #[cfg_attr(target_arch = "aarch64", expect(dead_code))]
     Nothing,
     /// None is given; what happens depends on the platform.
     Whatever,
     /// The request is refused with `EOPNOTSUPP`, and everything stays as it is.
     Refused,
+    /// The request is refused with `EPERM`: the guest has to allow it.
+    Forbidden,
+}
+
+impl Promise {
+    /// What a refusal is refused with.
+    pub fn errno(self) -> Option<i32> {
+        match self {
+            Self::Refused => Some(libc::EOPNOTSUPP),
+            Self::Forbidden => Some(libc::EPERM),
+            _ => None,
+        }
+    }
 }
 
 /// How those who can look at the bytes get to see them.
@@ -71,8 +94,10 @@ pub enum Eyes {
     /// As they are.
     Plain,
     /// Through a key that is not the writer's.
+    #[cfg_attr(target_arch = "aarch64", expect(dead_code))]
     Keyed,
     /// As zeroes: the platform clears a page that the guest accepts.
+    #[cfg_attr(target_arch = "aarch64", expect(dead_code))]
     Accepted,
 }
 
@@ -113,189 +138,6 @@ const fn seen(
     }
 }
 
-/// The contract of software-protected VMs. It is the same before and after launch.
-#[rustfmt::skip]
-pub const SW_PROTECTED: [Line; 24] = {
-    use Content::{None, Preserve, Zero};
-    use History::{Untouched, Written};
-    use Promise::{FirstUse, Kept, Nothing, Zeroes};
-    use Visibility::{Private, Shared};
-    [
-        line(Shared,  Private, Preserve, Written,   Kept),
-        line(Shared,  Private, Zero,     Written,   Zeroes),
-        line(Shared,  Private, None,     Written,   Nothing),
-        line(Private, Shared,  Preserve, Written,   Kept),
-        line(Private, Shared,  Zero,     Written,   Zeroes),
-        line(Private, Shared,  None,     Written,   Nothing),
-        // The policy holds for pages that are in the wanted state already.
-        line(Private, Private, Preserve, Written,   Kept),
-        line(Private, Private, Zero,     Written,   Zeroes),
-        line(Private, Private, None,     Written,   Nothing),
-        line(Shared,  Shared,  Preserve, Written,   Kept),
-        line(Shared,  Shared,  Zero,     Written,   Zeroes),
-        line(Shared,  Shared,  None,     Written,   Nothing),
-        // No policy touches a page that was never used: it reads as zeroes at its first use.
-        line(Shared,  Private, Preserve, Untouched, FirstUse),
-        line(Shared,  Private, Zero,     Untouched, FirstUse),
-        line(Shared,  Private, None,     Untouched, FirstUse),
-        line(Private, Shared,  Preserve, Untouched, FirstUse),
-        line(Private, Shared,  Zero,     Untouched, FirstUse),
-        line(Private, Shared,  None,     Untouched, FirstUse),
-        line(Private, Private, Preserve, Untouched, FirstUse),
-        line(Private, Private, Zero,     Untouched, FirstUse),
-        line(Private, Private, None,     Untouched, FirstUse),
-        line(Shared,  Shared,  Preserve, Untouched, FirstUse),
-        line(Shared,  Shared,  Zero,     Untouched, FirstUse),
-        line(Shared,  Shared,  None,     Untouched, FirstUse),
-    ]
-};
-
-/// The contract of SNP before launch, when the platform owns no page that was not launched.
-#[rustfmt::skip]
-pub const SNP_BEFORE: [Line; 24] = {
-    use Content::{None, Preserve, Zero};
-    use Eyes::{Keyed, Plain};
-    use History::{Untouched, Written};
-    use Promise::{FirstUse, Kept, Whatever, Zeroes};
-    use Visibility::{Private, Shared};
-    [
-        seen(Shared,  Private, Preserve, Written,   Kept,     Keyed),
-        seen(Shared,  Private, Zero,     Written,   Zeroes,   Keyed),
-        seen(Shared,  Private, None,     Written,   Whatever, Keyed),
-        seen(Private, Shared,  Preserve, Written,   Kept,     Plain),
-        seen(Private, Shared,  Zero,     Written,   Zeroes,   Plain),
-        seen(Private, Shared,  None,     Written,   Whatever, Plain),
-        seen(Private, Private, Preserve, Written,   Kept,     Keyed),
-        seen(Private, Private, Zero,     Written,   Zeroes,   Keyed),
-        seen(Private, Private, None,     Written,   Whatever, Keyed),
-        seen(Shared,  Shared,  Preserve, Written,   Kept,     Plain),
-        seen(Shared,  Shared,  Zero,     Written,   Zeroes,   Plain),
-        seen(Shared,  Shared,  None,     Written,   Whatever, Plain),
-        seen(Shared,  Private, Preserve, Untouched, FirstUse, Keyed),
-        seen(Shared,  Private, Zero,     Untouched, FirstUse, Keyed),
-        seen(Shared,  Private, None,     Untouched, FirstUse, Keyed),
-        seen(Private, Shared,  Preserve, Untouched, FirstUse, Plain),
-        seen(Private, Shared,  Zero,     Untouched, FirstUse, Plain),
-        seen(Private, Shared,  None,     Untouched, FirstUse, Plain),
-        seen(Private, Private, Preserve, Untouched, FirstUse, Keyed),
-        seen(Private, Private, Zero,     Untouched, FirstUse, Keyed),
-        seen(Private, Private, None,     Untouched, FirstUse, Keyed),
-        seen(Shared,  Shared,  Preserve, Untouched, FirstUse, Plain),
-        seen(Shared,  Shared,  Zero,     Untouched, FirstUse, Plain),
-        seen(Shared,  Shared,  None,     Untouched, FirstUse, Plain),
-    ]
-};
-
-/// The contract of SNP after launch: it owns the private pages that the guest has written to.
-#[rustfmt::skip]
-pub const SNP_AFTER: [Line; 24] = {
-    use Content::{None, Preserve, Zero};
-    use Eyes::{Keyed, Plain};
-    use History::{Untouched, Written};
-    use Promise::{FirstUse, Kept, Refused, Whatever, Zeroes};
-    use Visibility::{Private, Shared};
-    [
-        seen(Shared,  Private, Preserve, Written,   Kept,     Keyed),
-        seen(Shared,  Private, Zero,     Written,   Zeroes,   Keyed),
-        seen(Shared,  Private, None,     Written,   Whatever, Keyed),
-        seen(Private, Shared,  Preserve, Written,   Kept,     Keyed),
-        seen(Private, Shared,  Zero,     Written,   Zeroes,   Plain),
-        seen(Private, Shared,  None,     Written,   Whatever, Keyed),
-        // What the platform owns is left alone, or the request refused.
-        seen(Private, Private, Preserve, Written,   Kept,     Plain),
-        seen(Private, Private, Zero,     Written,   Refused,  Plain),
-        seen(Private, Private, None,     Written,   Kept,     Plain),
-        seen(Shared,  Shared,  Preserve, Written,   Kept,     Plain),
-        seen(Shared,  Shared,  Zero,     Written,   Zeroes,   Plain),
-        seen(Shared,  Shared,  None,     Written,   Whatever, Plain),
-        seen(Shared,  Private, Preserve, Untouched, FirstUse, Keyed),
-        seen(Shared,  Private, Zero,     Untouched, FirstUse, Keyed),
-        seen(Shared,  Private, None,     Untouched, FirstUse, Keyed),
-        seen(Private, Shared,  Preserve, Untouched, FirstUse, Plain),
-        seen(Private, Shared,  Zero,     Untouched, FirstUse, Plain),
-        seen(Private, Shared,  None,     Untouched, FirstUse, Plain),
-        seen(Private, Private, Preserve, Untouched, FirstUse, Keyed),
-        seen(Private, Private, Zero,     Untouched, FirstUse, Keyed),
-        seen(Private, Private, None,     Untouched, FirstUse, Keyed),
-        seen(Shared,  Shared,  Preserve, Untouched, FirstUse, Plain),
-        seen(Shared,  Shared,  Zero,     Untouched, FirstUse, Plain),
-        seen(Shared,  Shared,  None,     Untouched, FirstUse, Plain),
-    ]
-};
-
-/// The contract of TDX before launch, when no page is in the S-EPT that was not launched.
-#[rustfmt::skip]
-pub const TDX_BEFORE: [Line; 24] = {
-    use Content::{None, Preserve, Zero};
-    use Eyes::{Accepted, Plain};
-    use History::{Untouched, Written};
-    use Promise::{FirstUse, Kept, Whatever, Zeroes};
-    use Visibility::{Private, Shared};
-    [
-        seen(Shared,  Private, Preserve, Written,   Kept,     Accepted),
-        seen(Shared,  Private, Zero,     Written,   Zeroes,   Accepted),
-        seen(Shared,  Private, None,     Written,   Whatever, Accepted),
-        seen(Private, Shared,  Preserve, Written,   Kept,     Plain),
-        seen(Private, Shared,  Zero,     Written,   Zeroes,   Plain),
-        seen(Private, Shared,  None,     Written,   Whatever, Plain),
-        seen(Private, Private, Preserve, Written,   Kept,     Accepted),
-        seen(Private, Private, Zero,     Written,   Zeroes,   Accepted),
-        seen(Private, Private, None,     Written,   Whatever, Accepted),
-        seen(Shared,  Shared,  Preserve, Written,   Kept,     Plain),
-        seen(Shared,  Shared,  Zero,     Written,   Zeroes,   Plain),
-        seen(Shared,  Shared,  None,     Written,   Whatever, Plain),
-        seen(Shared,  Private, Preserve, Untouched, FirstUse, Accepted),
-        seen(Shared,  Private, Zero,     Untouched, FirstUse, Accepted),
-        seen(Shared,  Private, None,     Untouched, FirstUse, Accepted),
-        seen(Private, Shared,  Preserve, Untouched, FirstUse, Plain),
-        seen(Private, Shared,  Zero,     Untouched, FirstUse, Plain),
-        seen(Private, Shared,  None,     Untouched, FirstUse, Plain),
-        seen(Private, Private, Preserve, Untouched, FirstUse, Accepted),
-        seen(Private, Private, Zero,     Untouched, FirstUse, Accepted),
-        seen(Private, Private, None,     Untouched, FirstUse, Accepted),
-        seen(Shared,  Shared,  Preserve, Untouched, FirstUse, Plain),
-        seen(Shared,  Shared,  Zero,     Untouched, FirstUse, Plain),
-        seen(Shared,  Shared,  None,     Untouched, FirstUse, Plain),
-    ]
-};
-
-/// The contract of TDX after launch: what the guest has written to is in the S-EPT, and removing it
-/// from there destroys it.
-#[rustfmt::skip]
-pub const TDX_AFTER: [Line; 24] = {
-    use Content::{None, Preserve, Zero};
-    use Eyes::{Accepted, Keyed, Plain};
-    use History::{Untouched, Written};
-    use Promise::{FirstUse, Kept, Refused, Whatever, Zeroes};
-    use Visibility::{Private, Shared};
-    [
-        seen(Shared,  Private, Preserve, Written,   Kept,     Accepted),
-        seen(Shared,  Private, Zero,     Written,   Zeroes,   Accepted),
-        seen(Shared,  Private, None,     Written,   Whatever, Accepted),
-        seen(Private, Shared,  Preserve, Written,   Refused,  Plain),
-        seen(Private, Shared,  Zero,     Written,   Zeroes,   Plain),
-        seen(Private, Shared,  None,     Written,   Whatever, Keyed),
-        seen(Private, Private, Preserve, Written,   Kept,     Plain),
-        seen(Private, Private, Zero,     Written,   Refused,  Plain),
-        seen(Private, Private, None,     Written,   Kept,     Plain),
-        seen(Shared,  Shared,  Preserve, Written,   Kept,     Plain),
-        seen(Shared,  Shared,  Zero,     Written,   Zeroes,   Plain),
-        seen(Shared,  Shared,  None,     Written,   Whatever, Plain),
-        seen(Shared,  Private, Preserve, Untouched, FirstUse, Accepted),
-        seen(Shared,  Private, Zero,     Untouched, FirstUse, Accepted),
-        seen(Shared,  Private, None,     Untouched, FirstUse, Accepted),
-        seen(Private, Shared,  Preserve, Untouched, FirstUse, Plain),
-        seen(Private, Shared,  Zero,     Untouched, FirstUse, Plain),
-        seen(Private, Shared,  None,     Untouched, FirstUse, Plain),
-        seen(Private, Private, Preserve, Untouched, FirstUse, Accepted),
-        seen(Private, Private, Zero,     Untouched, FirstUse, Accepted),
-        seen(Private, Private, None,     Untouched, FirstUse, Accepted),
-        seen(Shared,  Shared,  Preserve, Untouched, FirstUse, Plain),
-        seen(Shared,  Shared,  Zero,     Untouched, FirstUse, Plain),
-        seen(Shared,  Shared,  None,     Untouched, FirstUse, Plain),
-    ]
-};
-
 /// A platform and its part of the contract.
 #[derive(Clone, Copy, Debug)]
 pub struct Platform {
@@ -311,39 +153,23 @@ pub struct Platform {
     pub after: &'static [Line; 24],
     /// How the guest sees what the launch gave to it when it is shared again with PRESERVE.
     pub payload_back: (Promise, Eyes),
+    /// Whether a page is shared by the guest, and what it has not shared its own.
+    pub guest_shares: bool,
 }
 
-/// The real thing: software-protected VMs. Their contract is the same before and after launch.
-pub const REAL: Platform = Platform {
-    name: "SW_PROTECTED",
-    model: None,
-    policies: 0x030303,
-    before: &SW_PROTECTED,
-    after: &SW_PROTECTED,
-    payload_back: (Promise::Kept, Eyes::Plain),
-};
-
-/// Platforms that software models stand in for.
-pub const EMULATED: [Platform; 2] = [
-    Platform {
-        name: "SNP emulated",
-        model: Some(emulation::Platform::Snp),
-        policies: 0x030303,
-        before: &SNP_BEFORE,
-        after: &SNP_AFTER,
-        payload_back: (Promise::Kept, Eyes::Keyed),
-    },
-    Platform {
-        name: "TDX emulated",
-        model: Some(emulation::Platform::Tdx {
-            removal_zeroes: false,
-        }),
-        policies: 0x030101,
-        before: &TDX_BEFORE,
-        after: &TDX_AFTER,
-        payload_back: (Promise::Refused, Eyes::Plain),
-    },
-];
+impl Platform {
+    /// Whether a guest that runs can ask for what `line` is about. One that shares its pages itself
+    /// has to have them, and nothing to share that is shared.
+    pub fn guest_asks(&self, line: &Line) -> bool {
+        use Visibility::*;
+        match (line.motion.from, line.motion.to) {
+            _ if !self.guest_shares => true,
+            (Private, Shared) => true,
+            (Shared, Private) => line.history == History::Written,
+            (Private, Private) | (Shared, Shared) => false,
+        }
+    }
+}
 
 /// Whether the kernel scrambles what nothing is promised about: its parameter `kvm.gmem_scramble`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -389,6 +215,7 @@ impl Promise {
             (Self::Nothing, Scramble::Unknown) => "nothing: scramble=?",
             (Self::Whatever, _) => "nothing",
             (Self::Refused, _) => "EOPNOTSUPP, as was",
+            (Self::Forbidden, _) => "EPERM, as was",
         }
     }
 
@@ -403,7 +230,7 @@ impl Promise {
             Eyes::Accepted => seen == zeroes,
         };
         match self {
-            Self::Kept | Self::Refused => is(written),
+            Self::Kept | Self::Refused | Self::Forbidden => is(written),
             Self::Zeroes | Self::FirstUse => is(&zeroes),
             Self::Nothing => match scramble {
                 Scramble::On => is(&scrambled),

@@ -4,6 +4,7 @@
 
 use crate::{
     contract::{
+        self,
         Platform,
         Scramble,
         EMULATED,
@@ -16,6 +17,7 @@ use crate::{
     },
     scenes::{
         bounce_buffer,
+        consent,
         Payload,
         Policies, //
     },
@@ -83,7 +85,8 @@ fn open_kvm() -> Result<Kvm, Failure> {
     if exits & 1 << guest::KVM_HC_MAP_GPA_RANGE == 0 {
         return unavailable(
             "this KVM does not hand the hypercall KVM_HC_MAP_GPA_RANGE to the VMM \
-             (KVM_CAP_EXIT_HYPERCALL, 201)"
+             (KVM_CAP_EXIT_HYPERCALL, 201); on arm64 it has to be booted with \
+             kvm-arm.mode=protected"
                 .into(),
         );
     }
@@ -91,16 +94,11 @@ fn open_kvm() -> Result<Kvm, Failure> {
 }
 
 fn protected_vm(kvm: &Kvm) -> Result<VmFd, Failure> {
-    let types = kvm.capability(abi::KVM_CAP_VM_TYPES);
-    if types & 1 << abi::KVM_X86_SW_PROTECTED_VM == 0 {
-        return unavailable(format!(
-            "this KVM has no software-protected VMs (KVM_CAP_VM_TYPES is {types:#x}): the kernel \
-             needs CONFIG_KVM_SW_PROTECTED_VM=y, and KVM nested paging with its TDP MMU \
-             (/sys/module/kvm/parameters/tdp_mmu has to be Y)"
-        ));
+    if let Some(why) = contract::missing(kvm) {
+        return unavailable(why);
     }
-    kvm.create_vm_with_type(abi::KVM_X86_SW_PROTECTED_VM)
-        .map_err(|error| Failure::Broken(format!("creating a software-protected VM: {error}")))
+    kvm.create_vm_with_type(contract::VM_TYPE)
+        .map_err(|error| Failure::Broken(format!("creating a {} VM: {error}", contract::VM)))
 }
 
 fn need_flags(capabilities: &Capabilities) -> Result<(), Failure> {
@@ -146,8 +144,9 @@ pub fn all() -> Result<(), Failure> {
     let scramble = Scramble::read();
 
     println!(
-        "gmem-demo: Linux {}, software-protected VM, one guest_memfd converting in place",
-        kernel()
+        "gmem-demo: Linux {}, {} VM, one guest_memfd converting in place",
+        kernel(),
+        contract::VM
     );
     match scramble {
         Scramble::On => {}
@@ -171,6 +170,7 @@ pub fn all() -> Result<(), Failure> {
     let early_policies = Policies::before(&mut machine, Phase::BeforeLaunch)?;
 
     // From here on the guest runs: whatever it does first is the launch.
+    machine.start()?;
     println!("\n1. Payload injection\n{Heading}");
     tally.show(&early_payload.after(&mut machine, scramble)?);
     let late_payload = Payload::before(&mut machine, Phase::AfterLaunch)?;
@@ -184,19 +184,32 @@ pub fn all() -> Result<(), Failure> {
     let late_policies = Policies::before(&mut machine, Phase::AfterLaunch)?;
     tally.show(&late_policies.after(&mut machine, scramble)?);
 
-    println!("\n4. Page tables ahead of time: pages that the guest touches first, and its faults");
-    if vm.capability(abi::KVM_CAP_MAP_MEMORY) == 1 {
+    let mut number = 3;
+    let mut section = |title: &str| {
+        number += 1;
+        println!("\n{number}. {title}");
+    };
+    if REAL.guest_shares {
+        section("Pages that the guest has not shared");
+        println!("{Heading}");
+        tally.show(&consent(&mut machine, scramble)?);
+    }
+
+    section("Page tables ahead of time: pages that the guest touches first, and its faults");
+    if vm.capability(abi::KVM_CAP_MAP_MEMORY) != 1 {
+        println!("not shown: this kernel has no KVM_MAP_MEMORY (capability 0x10003)");
+    } else if machine.faults()?.is_none() {
+        println!("not shown: KVM does not count faults here (pf_taken)");
+    } else {
         for to in [Visibility::Private, Visibility::Shared] {
             for populated in [false, true] {
                 tally.faults(&mut machine, to, populated)?;
             }
         }
-    } else {
-        println!("not shown: this kernel has no KVM_MAP_MEMORY (capability 0x10003)");
     }
 
-    for (platform, number) in EMULATED.iter().zip(5..) {
-        println!("\n{number}. {}", platform.name);
+    for platform in &EMULATED {
+        section(platform.name);
         if platform.model.is_some_and(|model| model.is_emulated(&kvm)) {
             emulated(&kvm, platform, scramble, &mut tally)?;
         } else {
@@ -231,6 +244,11 @@ fn emulated(
 
 /// Shows that the guest itself works, on a VM that has nothing private.
 pub fn guest_only() -> Result<(), Failure> {
+    if REAL.guest_shares {
+        return unavailable(
+            "--guest-only needs a guest that asks the VMM, and ordinary ones do not here".into(),
+        );
+    }
     let kvm = open_kvm()?;
     let vm = kvm
         .create_vm_with_type(0)
@@ -302,9 +320,9 @@ impl Tally {
         if populated {
             machine.populate(&pages)?;
         }
-        let before = machine.faults()?;
+        let before = machine.faults()?.unwrap_or(0);
         machine.guest_fill(&pages, 1)?;
-        let faults = machine.faults()? - before;
+        let faults = machine.faults()?.unwrap_or(0) - before;
         let good = faults == if populated { 0 } else { PAGES };
         self.check(good);
         println!(

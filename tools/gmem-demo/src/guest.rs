@@ -3,24 +3,27 @@
 //! What runs inside: a loop that does what the VMM asks for, and a payload that it can be asked to
 //! call.
 //!
-//! Both are 32-bit code for flat segments without paging, so addresses are guest physical ones,
-//! and both run wherever they are put. The loop reads four words from [`PORT`], a command and its
-//! operands, and writes one word as the answer:
+//! Both are in a file for each architecture, take addresses to be guest physical ones, and run
+//! wherever they are put. The loop reads four words, a command and its operands, and writes one word
+//! as the answer:
 //!
 //! | command | operands | answer |
 //! |---|---|---|
 //! | [`READ`] | from, bytes, to | checksum of what was read; the bytes are copied to `to` |
 //! | [`FILL`] | to, bytes, seed | last state of the pattern |
 //! | [`CALL`] | address, argument | what the code there returned |
-//! | [`MAP`] | address, pages, attributes | what the hypercall `KVM_HC_MAP_GPA_RANGE` returned |
+//! | [`MAP`] | address, pages, attributes | what the hypercall returned that the VMM gets as `KVM_HC_MAP_GPA_RANGE` |
 
-use std::{
-    arch::global_asm,
-    slice, //
-};
+use std::slice;
 
-/// Where commands come from and answers go.
-pub const PORT: u16 = 0x510;
+#[cfg(target_arch = "aarch64")]
+#[path = "guest/arm64.rs"]
+mod code;
+#[cfg(target_arch = "x86_64")]
+#[path = "guest/x86.rs"]
+mod code;
+
+pub use code::*;
 
 /// Read a range: checksum it and copy it to where the host can compare it byte by byte.
 pub const READ: u32 = 1;
@@ -44,123 +47,8 @@ const HASH_FACTOR: u32 = 0x0100_0193;
 const PATTERN_FACTOR: u32 = 1_664_525;
 const PATTERN_STEP: u32 = 1_013_904_223;
 
-// The hypercall is AMD's VMMCALL; `program` puts Intel's VMCALL there where that is needed. KVM
-// would do so itself, but only where it can write to the code.
-global_asm!(
-    ".pushsection .rodata.gmem_guest, \"a\"",
-    // The compiler may put the references to the labels and the labels into different objects.
-    ".hidden gmem_guest_start, gmem_guest_hypercall, gmem_guest_end",
-    ".globl gmem_guest_start, gmem_guest_hypercall, gmem_guest_end",
-    ".hidden gmem_payload_start, gmem_payload_runs, gmem_payload_text, gmem_payload_end",
-    ".globl gmem_payload_start, gmem_payload_runs, gmem_payload_text, gmem_payload_end",
-    ".code32",
-    "gmem_guest_start:",
-    "mov ${port}, %dx",
-    "in %dx, %eax",
-    "mov %eax, %ebp",
-    "in %dx, %eax",
-    "mov %eax, %esi",
-    "in %dx, %eax",
-    "mov %eax, %ecx",
-    "in %dx, %eax",
-    "mov %eax, %ebx",
-    "cmp ${read}, %ebp",
-    "je .Lgmem_read",
-    "cmp ${fill}, %ebp",
-    "je .Lgmem_fill",
-    "cmp ${call}, %ebp",
-    "je .Lgmem_call",
-    "cmp ${map}, %ebp",
-    "je .Lgmem_map",
-    // An unknown command: without an interrupt table this shuts the guest down.
-    "ud2",
-    //
-    ".Lgmem_read:",
-    "mov %ebx, %edi",
-    "mov ${hash_start}, %ebx",
-    ".Lgmem_read_byte:",
-    "movzbl (%esi), %eax",
-    "mov %al, (%edi)",
-    "xor %eax, %ebx",
-    "imul ${hash_factor}, %ebx, %ebx",
-    "inc %esi",
-    "inc %edi",
-    "dec %ecx",
-    "jnz .Lgmem_read_byte",
-    "mov %ebx, %eax",
-    "jmp .Lgmem_answer",
-    //
-    ".Lgmem_fill:",
-    "imul ${pattern_factor}, %ebx, %ebx",
-    "add ${pattern_step}, %ebx",
-    "mov %ebx, %eax",
-    "shr $24, %eax",
-    "mov %al, (%esi)",
-    "inc %esi",
-    "dec %ecx",
-    "jnz .Lgmem_fill",
-    "mov %ebx, %eax",
-    "jmp .Lgmem_answer",
-    //
-    ".Lgmem_call:",
-    "mov %ecx, %eax",
-    "call *%esi",
-    "jmp .Lgmem_answer",
-    //
-    ".Lgmem_map:",
-    "mov %ebx, %edx",
-    "mov %esi, %ebx",
-    "mov ${hc_map_gpa_range}, %eax",
-    "gmem_guest_hypercall:",
-    ".byte 0x0f, 0x01, 0xd9",
-    //
-    ".Lgmem_answer:",
-    "mov ${port}, %dx",
-    "out %eax, %dx",
-    "jmp gmem_guest_start",
-    "gmem_guest_end:",
-    // Takes an argument in eax and returns it, exclusive-or the checksum of the text: whoever
-    // gets the right answer has run this code over these bytes, now.
-    "gmem_payload_start:",
-    "call .Lgmem_payload_here",
-    ".Lgmem_payload_here:",
-    "pop %edi",
-    "incl gmem_payload_runs - .Lgmem_payload_here(%edi)",
-    "lea gmem_payload_text - .Lgmem_payload_here(%edi), %esi",
-    "mov $(gmem_payload_end - gmem_payload_text), %ecx",
-    "mov ${hash_start}, %edx",
-    ".Lgmem_payload_byte:",
-    "movzbl (%esi), %ebx",
-    "xor %ebx, %edx",
-    "imul ${hash_factor}, %edx, %edx",
-    "inc %esi",
-    "dec %ecx",
-    "jnz .Lgmem_payload_byte",
-    "xor %edx, %eax",
-    "ret",
-    "gmem_payload_runs:",
-    ".long 0",
-    "gmem_payload_text:",
-    ".ascii \"written by the host, read by the guest, moved by nobody\"",
-    "gmem_payload_end:",
-    ".code64",
-    ".popsection",
-    port = const PORT,
-    read = const READ,
-    fill = const FILL,
-    call = const CALL,
-    map = const MAP,
-    hc_map_gpa_range = const KVM_HC_MAP_GPA_RANGE,
-    hash_start = const HASH_START,
-    hash_factor = const HASH_FACTOR,
-    pattern_factor = const PATTERN_FACTOR,
-    pattern_step = const PATTERN_STEP,
-    options(att_syntax),
-);
-
 unsafe extern "C" {
     static gmem_guest_start: u8;
-    static gmem_guest_hypercall: u8;
     static gmem_guest_end: u8;
     static gmem_payload_start: u8;
     static gmem_payload_runs: u8;
@@ -174,23 +62,15 @@ fn between(start: *const u8, end: *const u8) -> &'static [u8] {
     unsafe { slice::from_raw_parts(start, end.offset_from(start) as usize) }
 }
 
-/// The loop, with the hypercall instruction of the processor at hand.
+/// The loop, for the processor at hand.
 pub fn program() -> Vec<u8> {
-    program_for(is_intel())
-}
-
-fn program_for(intel: bool) -> Vec<u8> {
-    let mut program = between(&raw const gmem_guest_start, &raw const gmem_guest_end).to_vec();
-    if intel {
-        let at = between(&raw const gmem_guest_start, &raw const gmem_guest_hypercall).len();
-        program[at..at + 3].copy_from_slice(&[0x0f, 0x01, 0xc1]);
-    }
+    let mut program = unadapted();
+    adapt(&mut program);
     program
 }
 
-fn is_intel() -> bool {
-    let id = std::arch::x86_64::__cpuid(0);
-    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+fn unadapted() -> Vec<u8> {
+    between(&raw const gmem_guest_start, &raw const gmem_guest_end).to_vec()
 }
 
 /// The payload, never run.
@@ -250,18 +130,6 @@ mod tests {
         assert_ne!(one[..0x1000], one[0x1000..]);
         assert!(one[..0x1000].iter().any(|&byte| byte != 0xab && byte != 0));
         assert_eq!(one[..7], pattern(1, 7));
-    }
-
-    #[test]
-    fn hypercall_is_the_only_difference_between_vendors() {
-        let amd = program_for(false);
-        let intel = program_for(true);
-        let differ: Vec<_> = (0..amd.len()).filter(|&i| amd[i] != intel[i]).collect();
-        let [at] = differ[..] else {
-            panic!("{differ:?}");
-        };
-        assert_eq!(amd[at - 2..=at], [0x0f, 0x01, 0xd9]);
-        assert_eq!(intel[at - 2..=at], [0x0f, 0x01, 0xc1]);
     }
 
     #[test]

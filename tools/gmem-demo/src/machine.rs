@@ -26,14 +26,10 @@ use gmem::{
 };
 use kvm_bindings::{
     kvm_enable_cap,
-    kvm_regs,
-    kvm_segment,
-    KVM_CAP_EXIT_HYPERCALL,
-    KVM_MAX_CPUID_ENTRIES, //
+    KVM_CAP_EXIT_HYPERCALL, //
 };
 use kvm_ioctls::{
     Kvm,
-    VcpuExit,
     VcpuFd,
     VmFd, //
 };
@@ -41,6 +37,27 @@ use std::{
     ops::Range,
     sync::Arc, //
 };
+
+#[cfg(target_arch = "aarch64")]
+#[path = "machine/arm64.rs"]
+mod arch;
+#[cfg(target_arch = "x86_64")]
+#[path = "machine/x86.rs"]
+mod arch;
+
+/// What the guest wants of the VMM.
+enum Event<'a> {
+    /// A word of a command.
+    Ask(&'a mut [u8]),
+    /// The answer to one.
+    Answer(&'a [u8]),
+    /// A conversion, with the address of the return value.
+    Hypercall(u64, [u64; 6], &'a mut u64),
+    /// Memory that KVM has not: flags, guest physical address, bytes.
+    Fault(u64, u64, u64),
+    /// Nothing that this VMM knows.
+    Lost(String),
+}
 
 /// What went wrong, for people. Nothing after it makes sense.
 pub type Result<T> = std::result::Result<T, String>;
@@ -117,7 +134,8 @@ impl<'vm> Machine<'vm> {
         let machine = Self {
             platform,
             emulation,
-            vcpu: make_vcpu(kvm, vm).map_err(|error| format!("making the vCPU: {error}"))?,
+            vcpu: arch::make_vcpu(kvm, vm, address(CODE), address(STACK_TOP))
+                .map_err(|error| format!("making the vCPU: {error}"))?,
             _slot: slot,
             layout,
             mapping,
@@ -127,7 +145,16 @@ impl<'vm> Machine<'vm> {
             served: None,
         };
         machine.host_write(CODE, &guest::program())?;
+        machine.host_write(STACK_TOP - PAGE, &arch::page_table())?;
         Ok(machine)
+    }
+
+    /// Starts the guest, if that is a step of its own: it shares with the host what it reports to.
+    pub fn start(&mut self) -> Result<()> {
+        if self.platform.guest_shares {
+            self.guest_converts(&REPORT, Visibility::Shared, Content::Preserve)?;
+        }
+        Ok(())
     }
 
     /// What it stands on.
@@ -199,16 +226,17 @@ impl<'vm> Machine<'vm> {
         }
     }
 
-    /// Makes a request that the platform cannot honour, by the guest's hypercall if it runs.
+    /// Makes a request that the platform refuses, by the guest's hypercall if it can make it.
     pub fn is_refused(
         &mut self,
         range: &Range<u64>,
         to: Visibility,
         content: Content,
+        errno: i32,
         by_guest: bool,
     ) -> Result<()> {
         let refused = ConvertError {
-            errno: libc::EOPNOTSUPP,
+            errno,
             offset: Some(range.start),
         };
         let served = if by_guest {
@@ -217,10 +245,10 @@ impl<'vm> Machine<'vm> {
             let served = self
                 .memory
                 .convert_retrying(range.clone(), to, content, ATTEMPTS);
-            (-refused.errno as u32, served.map(|_| range.clone()))
+            (guest::refusal(errno), served.map(|_| range.clone()))
         };
         match served {
-            (answer, Err(error)) if error == refused && answer == -error.errno as u32 => Ok(()),
+            (answer, Err(error)) if error == refused && answer == guest::refusal(errno) => Ok(()),
             (answer, served) => Err(format!(
                 "{range:x?} to {to}, {content}, should be refused with {refused}: the VMM has \
                  {served:x?}, the guest {answer:#x}"
@@ -231,7 +259,7 @@ impl<'vm> Machine<'vm> {
     /// Has the guest ask on a VM that cannot convert: the guest has to get the VMM's error.
     pub fn guest_asks_in_vain(&mut self, range: &Range<u64>) -> Result<()> {
         match self.guest_asks(range, Visibility::Private, Content::Preserve)? {
-            (answer, Err(error)) if answer == -error.errno as u32 => Ok(()),
+            (answer, Err(error)) if answer == guest::refusal(error.errno) => Ok(()),
             (answer, served) => Err(format!(
                 "the VMM's answer was {served:x?}, and the guest got {answer:#x}"
             )),
@@ -353,6 +381,15 @@ impl<'vm> Machine<'vm> {
         }
     }
 
+    /// Has the guest read what the host has written to shared pages, and use them from then on.
+    pub fn guest_joins(&mut self, range: &Range<u64>) -> Result<Vec<u8>> {
+        let seen = self.guest_read(range)?;
+        if self.platform.guest_shares {
+            self.guest_converts(range, Visibility::Shared, Content::Preserve)?;
+        }
+        Ok(seen)
+    }
+
     /// Has the guest write a pattern, and returns it.
     pub fn guest_fill(&mut self, range: &Range<u64>, seed: u32) -> Result<Vec<u8>> {
         let length = range.end - range.start;
@@ -361,11 +398,10 @@ impl<'vm> Machine<'vm> {
         Ok(guest::pattern(seed, length as usize))
     }
 
-    /// How many faults of the second-level page table the guest has taken.
-    pub fn faults(&self) -> Result<u64> {
+    /// How many faults of the second-level page table the guest has taken, if KVM counts that.
+    pub fn faults(&self) -> Result<Option<u64>> {
         stats::value(&self.vcpu, "pf_taken")
-            .map_err(|error| format!("reading the vCPU's statistics: {error}"))?
-            .ok_or_else(|| "KVM does not count faults (pf_taken)".into())
+            .map_err(|error| format!("reading the vCPU's statistics: {error}"))
     }
 
     /// Maps the pages for the guest ahead of its first touch.
@@ -394,49 +430,63 @@ impl<'vm> Machine<'vm> {
         let words = [command, a, b, c];
         let mut words = words.iter();
         loop {
-            let exit = match self.vcpu.run() {
+            let event = match arch::next_event(&mut self.vcpu) {
                 Err(error) if error.errno() == libc::EINTR => continue,
                 Err(error) => return Err(format!("running the vCPU: {error}")),
-                Ok(exit) => exit,
+                Ok(event) => event,
             };
-            match exit {
-                VcpuExit::IoIn(guest::PORT, data) => match (words.next(), data.len()) {
+            match event {
+                Event::Ask(data) => match (words.next(), data.len()) {
                     (Some(word), 4) => data.copy_from_slice(&word.to_le_bytes()),
                     _ => return Err("the guest has lost count of its commands".into()),
                 },
-                VcpuExit::IoOut(guest::PORT, data) => {
+                Event::Answer(data) => {
                     return match (words.next(), <[u8; 4]>::try_from(data)) {
                         (None, Ok(word)) => Ok(u32::from_le_bytes(word)),
                         _ => Err("the guest has answered too early".into()),
                     };
                 }
-                VcpuExit::Hypercall(call) => {
-                    let served = serve(
-                        &self.memory,
-                        &self.layout,
-                        self.content,
-                        call.nr,
-                        &call.args,
-                    );
-                    *call.ret = match &served {
+                Event::Hypercall(number, args, ret) => {
+                    let served = serve(&self.memory, &self.layout, self.content, number, &args);
+                    *ret = match &served {
                         Ok(_) => 0,
                         Err(error) => i64::from(-error.errno) as u64,
                     };
-                    self.served = Some(served);
+                    self.served = Some(together(self.served.take(), served));
                 }
-                VcpuExit::MemoryFault { flags, gpa, size } => {
+                // The guest can only have it as its own.
+                Event::Fault(PRIVATE_FAULT, address, size) if self.platform.guest_shares => {
+                    let range = self.layout.file_range_of(address, size).ok_or_else(|| {
+                        format!("the guest needs {size:#x} bytes at {address:#x}, not its memory")
+                    })?;
+                    self.convert(&range, Visibility::Private, Content::Preserve)?;
+                }
+                Event::Fault(flags, address, size) => {
                     return Err(format!(
-                        "KVM could not map {size:#x} bytes at guest address {gpa:#x} (flags \
+                        "KVM could not map {size:#x} bytes at guest address {address:#x} (flags \
                          {flags:#x})"
                     ));
                 }
-                other => {
-                    let exit = format!("{other:?}");
-                    let at = self.vcpu.get_regs().map_or(0, |regs| regs.rip);
-                    return Err(format!("the guest stopped at {at:#x}: {exit}"));
-                }
+                Event::Lost(how) => return Err(format!("the guest stopped: {how}")),
             }
         }
+    }
+}
+
+/// `KVM_MEMORY_EXIT_FLAG_PRIVATE`.
+const PRIVATE_FAULT: u64 = 1 << 3;
+
+/// Where the guest finds what is at `offset` in the file.
+fn address(offset: u64) -> u64 {
+    GUEST_BASE + (offset - SLOT.start)
+}
+
+/// What several hypercalls of one command come to: some guests make one for each page.
+fn together(before: Option<Served>, now: Served) -> Served {
+    match (before, now) {
+        (Some(Err(error)), _) => Err(error),
+        (Some(Ok(before)), Ok(now)) if before.end == now.start => Ok(before.start..now.end),
+        (_, now) => now,
     }
 }
 
@@ -469,41 +519,4 @@ fn serve(
     };
     memory.convert_retrying(range.clone(), to, content, ATTEMPTS)?;
     Ok(range)
-}
-
-/// A vCPU in 32-bit protected mode with flat segments, at the start of the program.
-fn make_vcpu(kvm: &Kvm, vm: &VmFd) -> std::result::Result<VcpuFd, kvm_ioctls::Error> {
-    let vcpu = vm.create_vcpu(0)?;
-    vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
-
-    let segment = |selector, type_| kvm_segment {
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        db: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
-    let data = segment(0x10, 3);
-    let mut sregs = vcpu.get_sregs()?;
-    sregs.cs = segment(0x8, 11);
-    sregs.ds = data;
-    sregs.es = data;
-    sregs.fs = data;
-    sregs.gs = data;
-    sregs.ss = data;
-    // Protection enabled, extension type; no paging, and caches on.
-    sregs.cr0 = 0x11;
-    vcpu.set_sregs(&sregs)?;
-
-    let address = |offset: u64| GUEST_BASE + (offset - SLOT.start);
-    vcpu.set_regs(&kvm_regs {
-        rip: address(CODE),
-        rsp: address(STACK_TOP),
-        rflags: 2,
-        ..Default::default()
-    })?;
-    Ok(vcpu)
 }

@@ -2,22 +2,18 @@
 
 //! A minimal VMM that shows guest_memfd's in-place conversion with a running guest.
 
-#[cfg(target_arch = "x86_64")]
 mod contract;
-#[cfg(target_arch = "x86_64")]
 mod demo;
-#[cfg(target_arch = "x86_64")]
 mod guest;
-#[cfg(target_arch = "x86_64")]
 mod machine;
-#[cfg(target_arch = "x86_64")]
 mod scenes;
-#[cfg(target_arch = "x86_64")]
 mod stats;
-#[cfg(target_arch = "x86_64")]
 mod table;
 
 use std::process::ExitCode;
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("its guest is code for x86-64 or arm64");
 
 /// Why the demonstration did not end well.
 enum Failure {
@@ -32,20 +28,22 @@ gmem-demo: converts the memory of a running guest in place, and checks every byt
 
 usage: gmem-demo [--guest-only | --help]
 
-It makes a software-protected VM whose memory is one guest_memfd, runs a small guest in it, and
-shows
+It makes a VM whose memory is one guest_memfd, runs a small guest in it, and shows
   1. payload injection: the host writes code, makes the page private, the guest runs it;
   2. a bounce buffer: the guest asks by hypercall (KVM_HC_MAP_GPA_RANGE) for its private buffer to
      become shared and private again, with the bytes staying where they are;
   3. every content policy, in both directions and where nothing has to change, for pages that were
      written to and pages that were not, before and after launch.
-On a kernel with CONFIG_KVM_GMEM_EMULATION it shows the same for SNP and TDX, with software models in
+The VM is a software-protected one on x86-64, and a protected one on arm64, where the kernel has to
+be booted with kvm-arm.mode=protected. There the guest itself shares what is to become shared; a
+fourth section shows what the VMM gets if it has not: EPERM.
+On an x86-64 kernel with CONFIG_KVM_GMEM_EMULATION it shows the same for SNP and TDX, with software models in
 their place: a payload that the launch gives to the guest, and every policy. What a guest or a host
 then reads through the other's key is garbage that can be told (\"through key\").
 Each row of the table says what was promised and what host and guest then read. All bytes of the
 range are compared; so is the page behind it, which the request must leave alone.
 
-  --guest-only  run the same guest on an ordinary VM without converting anything: tells a broken
+  --guest-only  x86-64: run the same guest on an ordinary VM without converting anything: tells a broken
                 nested virtualisation from a broken guest_memfd
   --help        this text
 
@@ -77,19 +75,9 @@ fn main() -> ExitCode {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
 fn run(guest_only: bool) -> Result<(), Failure> {
     match guest_only {
         true => demo::guest_only(),
         false => demo::all(),
     }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn run(_guest_only: bool) -> Result<(), Failure> {
-    Err(Failure::Unavailable(
-        "its guest is x86 code, and only x86-64 has software-protected VMs: run it on an x86-64 \
-         kernel"
-            .into(),
-    ))
 }

@@ -188,9 +188,9 @@ impl Payload {
         let (promise, eyes) = machine.platform().payload_back;
         let mut request = Request::new(Phase::AfterLaunch, to, content, promise);
         request.eyes = eyes;
-        if promise == Promise::Refused {
+        if let Some(errno) = promise.errno() {
             request.is = Visibility::Private;
-            machine.is_refused(&self.page, to, content, true)?;
+            machine.is_refused(&self.page, to, content, errno, true)?;
         } else {
             machine.guest_converts(&self.page, to, content)?;
         }
@@ -208,7 +208,12 @@ impl Payload {
 pub fn bounce_buffer(machine: &mut Machine, scramble: Scramble) -> Result<Vec<Row>> {
     let (launched, content) = (Phase::AfterLaunch, Content::Preserve);
     let buffer = machine.fresh(2)?;
-    machine.guest_converts(&buffer, Visibility::Private, content)?;
+    if machine.platform().guest_shares {
+        // It has no part in the buffer yet that it could take back.
+        machine.convert(&buffer, Visibility::Private, content)?;
+    } else {
+        machine.guest_converts(&buffer, Visibility::Private, content)?;
+    }
     let mut rows = Vec::new();
     for round in 0..2 {
         let request = machine.guest_fill(&buffer, 0xb0_0000 + round)?;
@@ -232,6 +237,24 @@ pub fn bounce_buffer(machine: &mut Machine, scramble: Scramble) -> Result<Vec<Ro
         rows.push(inward);
     }
     Ok(rows)
+}
+
+/// The VMM asks for what the guest has not shared: it has to be asked first.
+pub fn consent(machine: &mut Machine, scramble: Scramble) -> Result<Vec<Row>> {
+    let (launched, to) = (Phase::AfterLaunch, Visibility::Shared);
+    [Content::Preserve, Content::Zero, Content::None]
+        .into_iter()
+        .zip(0xc0_0000..)
+        .map(|(content, seed)| {
+            let range = machine.fresh(2)?;
+            machine.convert(&range, Visibility::Private, Content::Preserve)?;
+            let written = machine.guest_fill(&range, seed)?;
+            machine.is_refused(&range, to, content, libc::EPERM, false)?;
+            let mut request = Request::new(launched, to, content, Promise::Forbidden);
+            request.is = Visibility::Private;
+            Pending::new(machine, request, range, written)?.finish(machine, scramble)
+        })
+        .collect()
 }
 
 /// Every row of the contract, each on pages of its own.
@@ -329,16 +352,23 @@ fn request(
         }
     };
     // The request has to take away a mapping that the guest has been using.
-    if launched && line.history == History::Written && machine.guest_read(&range)? != written {
-        return Err(format!(
-            "the guest does not read what was written to {range:x?}"
-        ));
+    if launched && line.history == History::Written {
+        let seen = match from {
+            Visibility::Private => machine.guest_read(&range)?,
+            Visibility::Shared => machine.guest_joins(&range)?,
+        };
+        if seen != written {
+            return Err(format!(
+                "the guest does not read what was written to {range:x?}"
+            ));
+        }
     }
 
-    let is_refused = line.promise == Promise::Refused;
-    if is_refused {
-        machine.is_refused(&range, to, line.content, launched)?;
-    } else if launched {
+    let by_guest = launched && machine.platform().guest_asks(line);
+    let refusal = line.promise.errno();
+    if let Some(errno) = refusal {
+        machine.is_refused(&range, to, line.content, errno, by_guest)?;
+    } else if by_guest {
         machine.guest_converts(&range, to, line.content)?;
     } else {
         machine.convert(&range, to, line.content)?;
@@ -347,7 +377,7 @@ fn request(
         phase,
         direction: line.motion.name(),
         content: line.content,
-        is: if is_refused { from } else { to },
+        is: if refusal.is_some() { from } else { to },
         promise: line.promise,
         eyes: line.eyes,
     };

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Platforms of arm64.
+
+use super::{
+    line,
+    Eyes,
+    History,
+    Line,
+    Platform,
+    Promise, //
+};
+use gmem::{
+    Content,
+    Visibility, //
+};
+use kvm_ioctls::Kvm;
+
+/// What a VM with private memory is called.
+pub const VM: &str = "protected";
+/// The type to create it with: `KVM_VM_TYPE_ARM_PROTECTED`.
+pub const VM_TYPE: u64 = 1 << 31;
+
+/// Why there is no such VM, if that can be told without making one.
+pub fn missing(_kvm: &Kvm) -> Option<String> {
+    None
+}
+
+/// The contract of pKVM before launch, when the guest has nothing yet.
+pub const PKVM_BEFORE: [Line; 24] = pkvm(Promise::Zeroes);
+
+/// The contract of pKVM after launch: what the guest has written to and not shared it owns. What is
+/// to be shared the guest shares first, see `scenes::consent` for what becomes of the rest.
+pub const PKVM_AFTER: [Line; 24] = pkvm(Promise::Refused);
+
+/// The rows of pKVM, and what ZERO comes to for a private page that was written to.
+#[rustfmt::skip]
+const fn pkvm(settled_zero: Promise) -> [Line; 24] {
+    use Content::{None, Preserve, Zero};
+    use History::{Untouched, Written};
+    use Promise::{FirstUse, Kept, Whatever, Zeroes};
+    use Visibility::{Private, Shared};
+    [
+        line(Shared,  Private, Preserve, Written,   Kept),
+        line(Shared,  Private, Zero,     Written,   Zeroes),
+        line(Shared,  Private, None,     Written,   Whatever),
+        line(Private, Shared,  Preserve, Written,   Kept),
+        line(Private, Shared,  Zero,     Written,   Zeroes),
+        line(Private, Shared,  None,     Written,   Whatever),
+        line(Private, Private, Preserve, Written,   Kept),
+        line(Private, Private, Zero,     Written,   settled_zero),
+        line(Private, Private, None,     Written,   Whatever),
+        line(Shared,  Shared,  Preserve, Written,   Kept),
+        line(Shared,  Shared,  Zero,     Written,   Zeroes),
+        line(Shared,  Shared,  None,     Written,   Whatever),
+        line(Shared,  Private, Preserve, Untouched, FirstUse),
+        line(Shared,  Private, Zero,     Untouched, FirstUse),
+        line(Shared,  Private, None,     Untouched, FirstUse),
+        line(Private, Shared,  Preserve, Untouched, FirstUse),
+        line(Private, Shared,  Zero,     Untouched, FirstUse),
+        line(Private, Shared,  None,     Untouched, FirstUse),
+        line(Private, Private, Preserve, Untouched, FirstUse),
+        line(Private, Private, Zero,     Untouched, FirstUse),
+        line(Private, Private, None,     Untouched, FirstUse),
+        line(Shared,  Shared,  Preserve, Untouched, FirstUse),
+        line(Shared,  Shared,  Zero,     Untouched, FirstUse),
+        line(Shared,  Shared,  None,     Untouched, FirstUse),
+    ]
+}
+
+/// The real thing on arm64: protected VMs, with the hypervisor of the kernel underneath.
+pub const REAL: Platform = Platform {
+    name: "pKVM",
+    model: None,
+    policies: 0x030303,
+    before: &PKVM_BEFORE,
+    after: &PKVM_AFTER,
+    payload_back: (Promise::Kept, Eyes::Plain),
+    guest_shares: true,
+};
+
+/// There are no models.
+pub const EMULATED: [Platform; 0] = [];
