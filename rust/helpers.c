@@ -117,6 +117,11 @@ unsigned long gmem_folio_nr_pages(struct folio *folio)
 	return folio_nr_pages(folio);
 }
 
+unsigned int gmem_folio_order(struct folio *folio)
+{
+	return folio_order(folio);
+}
+
 struct page *gmem_folio_file_page(struct folio *folio, pgoff_t index)
 {
 	return folio_file_page(folio, index);

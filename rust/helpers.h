@@ -36,6 +36,7 @@ void gmem_folio_fill(struct folio *folio, unsigned long page, u8 byte);
 unsigned int gmem_folio_excess_refs(struct folio *folio, unsigned int own);
 pgoff_t gmem_folio_index(struct folio *folio);
 unsigned long gmem_folio_nr_pages(struct folio *folio);
+unsigned int gmem_folio_order(struct folio *folio);
 struct page *gmem_folio_file_page(struct folio *folio, pgoff_t index);
 kvm_pfn_t gmem_page_pfn(struct page *page);
 kvm_pfn_t gmem_folio_pfn(struct folio *folio);

@@ -34,7 +34,7 @@ pub(crate) fn get_pfn(vm: &Vm, file: &GmemFile, gfn: Gfn, at: PageIndex) -> Resu
     folio.prepare();
     vendor::make_private(vm, gfn, at, &stable, &folio)?;
     Ok(GuestPage {
+        max_order: vendor::max_mapping_order(vm, at, &stable, folio.order()),
         page: folio.into_page(),
-        max_order: 0,
     })
 }

@@ -137,6 +137,12 @@ pub(crate) trait Vendor {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
+    /// Guest fault: how large a mapping of pages of this kind may be, as a power of two in pages.
+    /// What KVM and the folio allow comes on top.
+    fn max_mapping_order(_of: Visibility) -> u8 {
+        u8::MAX
+    }
+
     /// Launch: whom the page is given to by the vendor's own populate callback, to be remembered.
     ///
     /// # Errors
@@ -181,6 +187,7 @@ struct Operations {
     convert: fn(&GmemFile, &Request) -> Result<(), Failure>,
     make_private: Option<fn(&Vm, Gfn, &LockedFolio<'_>) -> Result>,
     populate: Option<fn(&Vm, Gfn) -> Result<Assignment>>,
+    max_mapping_order: fn(Visibility) -> u8,
 }
 
 impl Operations {
@@ -206,6 +213,7 @@ impl Operations {
             } else {
                 None
             },
+            max_mapping_order: V::max_mapping_order,
         }
     }
 }
@@ -278,6 +286,17 @@ pub(crate) fn make_private(
     match vendor {
         Some(make_private) if remembers(vm, stable.inode()) => make_private(vm, gfn, folio),
         _ => folio.make_private(vm, gfn),
+    }
+}
+
+/// How large a mapping of the page at `at` may be, in a folio of 2 to the power of `order` pages.
+///
+/// Nobody looks at the attributes for a folio of one page, as all of them are.
+#[inline]
+pub(crate) fn max_mapping_order(vm: &Vm, at: PageIndex, stable: &Stable<'_>, order: u8) -> u8 {
+    match (order, select(vm)) {
+        (0, _) | (_, None) => order,
+        (_, Some(vendor)) => order.min((vendor.max_mapping_order)(stable.visibility(at))),
     }
 }
 

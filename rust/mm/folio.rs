@@ -297,6 +297,14 @@ impl<'a> LockedFolio<'a> {
         unsafe { bindings::gmem_folio_hwpoison(self.as_ptr()) }
     }
 
+    /// How many pages it has: 2 to the power of this.
+    #[inline]
+    pub fn order(&self) -> u8 {
+        // SAFETY: The folio is valid.
+        // CAST: Orders are a handful of small numbers.
+        unsafe { bindings::gmem_folio_order(self.as_ptr()) as u8 }
+    }
+
     /// The `struct page`.
     #[inline]
     fn page(&self) -> *mut bindings::page {

@@ -13,9 +13,12 @@
 //! question and the use; what that costs it is in the documentation.
 
 use super::Vendor;
-use gmem_policy::contract::{
-    Phase,
-    Platform, //
+use gmem_policy::{
+    contract::{
+        Phase,
+        Platform, //
+    },
+    request::Visibility, //
 };
 use gmem_sys::kvm::{
     mmu::Mapped,
@@ -44,6 +47,11 @@ impl Vendor for Pkvm {
 
     fn owns_mapped(mapped: &Mapped<'_>) -> bool {
         mapped.is_kept_from_host()
+    }
+
+    /// EL2 donates, shares and takes back single pages.
+    fn max_mapping_order(_of: Visibility) -> u8 {
+        0
     }
 
     fn zero(page: GivenUp<'_, '_>) -> Result<(), Fatal> {

@@ -15,9 +15,12 @@
 
 use super::Vendor;
 use core::marker::PhantomData;
-use gmem_policy::contract::{
-    Phase,
-    Platform, //
+use gmem_policy::{
+    contract::{
+        Phase,
+        Platform, //
+    },
+    request::Visibility, //
 };
 use gmem_sys::{
     kvm::{
@@ -72,6 +75,14 @@ impl<R: Rmp> Vendor for Snp<R> {
         }
         trace_rmp(&frame, Some(to), entry, true, EEXIST.to_errno());
         Err(EEXIST)
+    }
+
+    /// Pages are assigned one by one, and no mapping may be larger than its RMP entry.
+    fn max_mapping_order(of: Visibility) -> u8 {
+        match of {
+            Visibility::Private => 0,
+            Visibility::Shared => u8::MAX,
+        }
     }
 
     fn populate(vm: &Vm, gfn: Gfn) -> Result<Assignment> {

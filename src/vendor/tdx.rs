@@ -8,9 +8,12 @@
 
 use super::Vendor;
 use core::marker::PhantomData;
-use gmem_policy::contract::{
-    Phase,
-    Platform, //
+use gmem_policy::{
+    contract::{
+        Phase,
+        Platform, //
+    },
+    request::Visibility, //
 };
 use gmem_sys::{
     kvm::{
@@ -46,5 +49,13 @@ impl<S: Sept> Vendor for Tdx<S> {
 
     fn make_private(vm: &Vm, gfn: Gfn, folio: &LockedFolio<'_>) -> Result {
         S::prepare(vm, gfn, &folio.frame())
+    }
+
+    /// The S-EPT gets small pages only.
+    fn max_mapping_order(of: Visibility) -> u8 {
+        match of {
+            Visibility::Private => 0,
+            Visibility::Shared => u8::MAX,
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! Files and folios are real, the platforms are those of [`gmem_sys::testing::platform`].
 
 use super::{
+    max_mapping_order,
     snp::Snp,
     tdx::Tdx,
     Operations,
@@ -166,9 +167,30 @@ fn guest_uses(file: &File<'_>) -> Result {
     Ok(())
 }
 
+/// How large a mapping may be for a folio of each order, of a page of a file on `kind`.
+fn check_orders(kind: Kind, page: Visibility, limit: u8) -> Result {
+    let vm = test_vm(kind)?;
+    let Some(file) = File::new(&vm, PAGES, page, BASE)? else {
+        return Ok(());
+    };
+    let stable = file.file().inode().stable();
+    for order in 0..=9 {
+        let max = max_mapping_order(file.file().vm(), PageIndex::new(FIRST), &stable, order);
+        assert_eq!(max, order.min(limit));
+    }
+    Ok(())
+}
+
 #[kunit_tests(kvm_gmem_snp)]
 mod snp {
     use super::*;
+
+    /// Folios have one page so far, but what larger ones may be mapped as is decided.
+    #[test]
+    fn private_mappings_are_small() -> Result {
+        check_orders(ON_SNP, PRIVATE, 0)?;
+        check_orders(ON_SNP, SHARED, 9)
+    }
 
     #[test]
     fn guest_fault_assigns_once() -> Result {
@@ -402,6 +424,12 @@ mod snp {
 #[kunit_tests(kvm_gmem_tdx)]
 mod tdx {
     use super::*;
+
+    #[test]
+    fn private_mappings_are_small() -> Result {
+        check_orders(ON_TDX, PRIVATE, 0)?;
+        check_orders(ON_TDX, SHARED, 9)
+    }
 
     /// Step 9b: PRESERVE is refused exactly where a page is in the S-EPT.
     #[test]
