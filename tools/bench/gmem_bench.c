@@ -523,6 +523,36 @@ static void bench_populate(enum backing backing, bool private, bool huge)
 	machine_destroy(&m);
 }
 
+/* Whether the cost stays linear, up to 1 GiB in one call. Once: it takes long. */
+static void bench_populate_1gib(void)
+{
+	const u64 saved_pages = pages;
+	const int saved_reps = reps;
+	struct machine m;
+	u64 start, n;
+
+	pages = SZ_1G / PAGE_SIZE;
+	reps = 1;
+	machine_init(&m, IN_PLACE, pages, false);
+	set_attributes(&m, 0, pages, true, GMEM_PRESERVE);
+	guest_touch(&m, 0, pages);
+	for (n = pages / 256; n <= pages; n *= 16) {
+		struct figure figure = {};
+
+		machine_bind(&m, false);
+		machine_bind(&m, true);
+		guest_touch(&m, 0, 1);
+		start = now();
+		guest_map(&m, 0, n);
+		figure_add(&figure, now() - start);
+		figure_print(&figure, n, PER_PAGE, "populate-1GiB/private/in-place/map-memory/%lu-pages",
+			     n);
+	}
+	machine_destroy(&m);
+	pages = saved_pages;
+	reps = saved_reps;
+}
+
 static void bench_host_fault(enum backing backing)
 {
 	struct figure first = {}, again = {};
@@ -869,6 +899,8 @@ int main(int argc, char **argv)
 	bench_guest_fault(IN_PLACE, true);
 	bench_guest_fault(IN_PLACE, false);
 	bench_populate(IN_PLACE, true, false);
+	if (can_map_memory)
+		bench_populate_1gib();
 	bench_populate(IN_PLACE, false, false);
 	bench_host_fault(IN_PLACE);
 	bench_fallocate(IN_PLACE);

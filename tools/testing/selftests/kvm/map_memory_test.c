@@ -418,6 +418,39 @@ VM_TEST(signals_in_the_middle)
 	ctx_destroy(&x, npages);
 }
 
+/*
+ * A signal that is there before anything is mapped ends the call with nothing
+ * done. It has to come in the few instructions between the entry and the first
+ * page, which one in many does.
+ */
+VM_TEST(signal_at_the_start)
+{
+	const struct sigaction action = { .sa_handler = count_signal };
+	const struct itimerval timer = {
+		.it_interval.tv_usec = 200,
+		.it_value.tv_usec = 200,
+	};
+	struct kvm_memory_mapping left;
+	u64 calls, done = 0;
+	struct ctx x;
+	int r = 0;
+
+	ctx_create(&x, NPAGES);
+	memset(x.hva, 0x5a, NPAGES * PG);
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &timer, NULL);
+	for (calls = 1; r != EINTR; calls++) {
+		TEST_ASSERT(calls < 20000000, "No signal came at the start");
+		r = map_once(x.vcpu, GPA, PG, 0, &left);
+		TEST_ASSERT(!r || r == EINTR || r == EAGAIN, "errno %d", r);
+		done += !r;
+	}
+	setitimer(ITIMER_REAL, &(struct itimerval){}, NULL);
+	TEST_ASSERT_EQ(left.size, PG);
+	ksft_print_msg("after %lu calls, %lu of them mapped\n", calls, done);
+	ctx_destroy(&x, NPAGES);
+}
+
 /* A request for one page, where 2M lie behind it. */
 VM_TEST(larger_than_requested)
 {

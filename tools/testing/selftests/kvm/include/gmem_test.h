@@ -347,6 +347,7 @@ enum gmem_op {
 	GMEM_OP_SHARE,		/* arm64: MEM_SHARE, value = its result */
 	GMEM_OP_UNSHARE,	/* arm64: MEM_UNSHARE, value = its result */
 	GMEM_OP_CALL,		/* arm64: value = what the function at gpa returns */
+	GMEM_OP_COPY,		/* arm64: from pos to gpa, in words */
 	GMEM_OP_STORM,		/* arm64: share and unshare, value = times that bytes were lost */
 };
 

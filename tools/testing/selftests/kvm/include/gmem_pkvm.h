@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Protected VMs on arm64 whose guests execute commands of the host.
+ *
+ * The host cannot read what a protected guest has, so the guest takes its
+ * commands from a page that it shares first thing, and ends each with a write to
+ * the address that libkvm has for ucalls. Programs that include this are linked
+ * with -Wl,--wrap=ioctl.
+ */
+#ifndef SELFTEST_KVM_GMEM_PKVM_H
+#define SELFTEST_KVM_GMEM_PKVM_H
+
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include <linux/arm-smccc.h>
+
+#include "gmem_test.h"
+
+#define KVM_VM_TYPE_ARM_PROTECTED	(1UL << 31)
+#define MEM_SHARE			0xc6000003u
+#define MEM_UNSHARE			0xc6000004u
+
+#ifndef KVM_MAP_GPA_RANGE_ENCRYPTED
+#define KVM_MAP_GPA_RANGE_ENCRYPTED	(1 << 4)
+#define KVM_MAP_GPA_RANGE_DECRYPTED	0
+#endif
+
+#define PG	((u64)SZ_4K)
+#define NPAGES	64ul
+#define NVCPUS	2
+
+/* --- libkvm, and protected VMs ------------------------------------------- */
+
+int __real_ioctl(int fd, unsigned long cmd, void *arg);
+int __wrap_ioctl(int fd, unsigned long cmd, void *arg);
+
+/* The linker sends all of libkvm's ioctls here: it has no VM types for arm64. */
+int __wrap_ioctl(int fd, unsigned long cmd, void *arg)
+{
+	if (cmd == KVM_CREATE_VM)
+		arg = (void *)((unsigned long)arg | KVM_VM_TYPE_ARM_PROTECTED);
+	if (cmd == KVM_ARM_PREFERRED_TARGET) {
+		/* Not for protected VMs, of which it makes no difference. */
+		*(struct kvm_vcpu_init *)arg = (struct kvm_vcpu_init){
+			.target = KVM_ARM_TARGET_GENERIC_V8,
+		};
+		return 0;
+	}
+	return __real_ioctl(fd, cmd, arg);
+}
+
+/* Pages that EL2 has taken from guests because the host's kernel has touched them. */
+static inline u64 force_reclaims(void)
+{
+	u64 n;
+	FILE *f = fopen("/sys/kernel/debug/pkvm/force_reclaims", "r");
+
+	TEST_ASSERT(f && fscanf(f, "%lu", &n) == 1, "No counter of force-reclaims");
+	fclose(f);
+	return n;
+}
+
+/* --- The guest ----------------------------------------------------------- */
+
+static inline u64 hypercall(u32 function, u64 gpa)
+{
+	struct arm_smccc_res res;
+
+	smccc_hvc(function, gpa, 0, 0, 0, 0, 0, 0, &res);
+	return res.a0;
+}
+
+/*
+ * Shares and unshares pages, @n times in all. What the guest writes to a page
+ * that is its own has to be there until it shares it again.
+ */
+static inline u64 guest_storm(u64 gpa, u64 npages, u64 n, u64 seed)
+{
+	u64 tag[NPAGES] = {}, lost = 0, i, page;
+	volatile u64 *mem;
+
+	for (i = 0; i < n; i++) {
+		seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+		page = (seed >> 33) % npages;
+		mem = (volatile u64 *)(gpa + page * SZ_4K);
+
+		if (tag[page])
+			lost += mem[0] != tag[page] || mem[511] != tag[page];
+		/* User space may be in the way of either for some time. */
+		while (hypercall(MEM_SHARE, (u64)mem))
+			;
+		mem[1] = seed;
+		while (hypercall(MEM_UNSHARE, (u64)mem))
+			;
+		tag[page] = seed | 1;
+		mem[0] = tag[page];
+		mem[511] = tag[page];
+	}
+	return lost;
+}
+
+static inline void guest_code(volatile struct gmem_cmd *cmd, u64 cmd_gpa)
+{
+	u64 i, first = hypercall(MEM_SHARE, cmd_gpa);
+	volatile u8 *mem;
+
+	for (;;) {
+		WRITE_ONCE(*ucall_exit_mmio_addr, first);
+
+		mem = (volatile u8 *)cmd->gpa;
+		switch (cmd->op) {
+		case GMEM_OP_FILL:
+			gmem_fill(mem, cmd->size, cmd->pattern, cmd->pos);
+			break;
+		case GMEM_OP_CHECK:
+			cmd->bad = gmem_check(mem, cmd->size, cmd->pattern, cmd->pos);
+			if (cmd->bad != GMEM_ALL_GOOD)
+				cmd->value = mem[cmd->bad];
+			break;
+		case GMEM_OP_READ:
+			cmd->value = *mem;
+			break;
+		case GMEM_OP_WRITE:
+			*mem = cmd->value;
+			break;
+		case GMEM_OP_SHARE:
+		case GMEM_OP_UNSHARE:
+			/* The first failure counts, and @bad is where it was. */
+			cmd->value = 0;
+			for (i = 0; i < cmd->size && !cmd->value; i += SZ_4K) {
+				cmd->bad = i;
+				cmd->value = hypercall(cmd->op == GMEM_OP_SHARE ? MEM_SHARE :
+						       MEM_UNSHARE, cmd->gpa + i);
+			}
+			break;
+		case GMEM_OP_CALL:
+			cmd->value = ((u64 (*)(void))cmd->gpa)();
+			break;
+		case GMEM_OP_COPY:
+			for (i = 0; i < cmd->size; i += sizeof(u64))
+				*(volatile u64 *)(cmd->gpa + i) = *(volatile u64 *)(cmd->pos + i);
+			break;
+		case GMEM_OP_STORM:
+			cmd->value = guest_storm(cmd->gpa, cmd->size / SZ_4K, cmd->pattern,
+						 cmd->pos);
+			break;
+		default:
+			cmd->value = -1;
+		}
+	}
+}
+
+/* --- The VM -------------------------------------------------------------- */
+
+struct pvm;
+
+/* A vCPU, and what its runs have come across. */
+struct cpu {
+	struct pvm *p;
+	struct kvm_vcpu *vcpu;
+	volatile struct gmem_cmd *cmd;
+	u64 wanted_private;	/* memory faults */
+	u64 shares, unshares;	/* hypercalls */
+	u64 again;		/* EAGAIN of conversions */
+};
+
+struct pvm {
+	struct kvm_vm *vm;
+	struct cpu cpu[NVCPUS];
+	int fd;
+	u8 *mem;
+	bool exits;		/* KVM_CAP_EXIT_HYPERCALL */
+	bool refuse;		/* says no to what the guest shares and unshares */
+	bool stop_at_fault;	/* does not convert for the guest */
+	u64 reclaims;		/* force_reclaims() at the beginning */
+};
+
+static inline u64 offset_of(gpa_t gpa)
+{
+	return gpa - GMEM_GPA;
+}
+
+static inline bool in_gmem(gpa_t gpa)
+{
+	return gpa >= GMEM_GPA && gpa < GMEM_GPA + NPAGES * PG;
+}
+
+static inline void pvm_create(struct pvm *p, u64 flags, bool exits)
+{
+	const struct vm_shape shape = { .mode = VM_MODE_DEFAULT };
+	const struct userspace_mem_region *slot0;
+	struct kvm_vcpu *vcpus[NVCPUS];
+	int i;
+
+	*p = (struct pvm){ .exits = exits, .reclaims = force_reclaims() };
+	p->vm = __vm_create_with_vcpus(shape, NVCPUS, 2 * NPAGES, guest_code, vcpus);
+	if (exits)
+		vm_enable_cap(p->vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE));
+
+	p->fd = vm_create_guest_memfd(p->vm, NPAGES * PG, flags);
+	vm_set_user_memory_region2(p->vm, GMEM_SLOT, KVM_MEM_GUEST_MEMFD, GMEM_GPA,
+				   NPAGES * PG, NULL, p->fd, 0);
+	p->mem = kvm_mmap(NPAGES * PG, PROT_READ | PROT_WRITE, MAP_SHARED, p->fd);
+	virt_map(p->vm, GMEM_GPA, GMEM_GPA, NPAGES);
+
+	for (i = 0; i < NVCPUS; i++) {
+		gva_t mail = vm_alloc_page(p->vm);
+
+		p->cpu[i] = (struct cpu){
+			.p = p,
+			.vcpu = vcpus[i],
+			.cmd = addr_gva2hva(p->vm, mail),
+		};
+		vcpu_args_set(vcpus[i], 2, mail, addr_gva2gpa(p->vm, mail));
+	}
+	/*
+	 * What is not guest_memfd is pinned, and fork() copies what is pinned:
+	 * the guest would lose it. See force_reclaims_are_counted.
+	 */
+	slot0 = memslot2region(p->vm, 0);
+	kvm_madvise(slot0->host_mem, slot0->region.memory_size, MADV_DONTFORK);
+	gmem_install_sigbus_handler();
+}
+
+static inline void pvm_destroy(struct pvm *p)
+{
+	/* No path of ours touches what is the guest's. */
+	TEST_ASSERT_EQ(force_reclaims() - p->reclaims, 0);
+	kvm_vm_free(p->vm);
+	kvm_munmap(p->mem, NPAGES * PG);
+	close(p->fd);
+	TEST_ASSERT_EQ(force_reclaims() - p->reclaims, 0);
+}
+
+/* What the guest asks for by a hypercall: user space follows, or does not. */
+static inline void map_gpa_range(struct cpu *c)
+{
+	struct kvm_run *run = c->vcpu->run;
+	gpa_t gpa = run->hypercall.args[0];
+	u64 attributes, eo;
+	int r;
+
+	TEST_ASSERT(c->p->exits, "An exit that nobody has asked for");
+	TEST_ASSERT_EQ(run->hypercall.nr, KVM_HC_MAP_GPA_RANGE);
+	TEST_ASSERT_EQ(run->hypercall.args[1], 1);
+	TEST_ASSERT_EQ(run->hypercall.args[2] & ~(u64)KVM_MAP_GPA_RANGE_ENCRYPTED, 0);
+	attributes = run->hypercall.args[2] ? GMEM_PRIVATE : GMEM_SHARED;
+	if (attributes)
+		c->unshares++;
+	else
+		c->shares++;
+
+	run->hypercall.ret = 0;
+	if (!in_gmem(gpa))
+		return;
+	if (c->p->refuse) {
+		run->hypercall.ret = EPERM;
+		return;
+	}
+	do {
+		r = gmem_set_once(c->p->fd, offset_of(gpa), PG, attributes, GMEM_PRESERVE, &eo);
+		if (r == EAGAIN)
+			c->again++;
+	} while (r == EAGAIN && c->again < 100000);
+	run->hypercall.ret = r;
+}
+
+/*
+ * Runs until the guest has done its command. With stop_at_fault a fault of the
+ * guest that user space has to do something about ends it, too: false then.
+ */
+static inline bool cpu_run(struct cpu *c)
+{
+	struct kvm_run *run = c->vcpu->run;
+	int r;
+
+	for (;;) {
+		r = __vcpu_run(c->vcpu);
+		if (r && errno == EINTR)
+			continue;
+		switch (run->exit_reason) {
+		case KVM_EXIT_MMIO:
+			TEST_ASSERT(!r && run->mmio.is_write &&
+				    run->mmio.phys_addr == c->p->vm->ucall_mmio_addr,
+				    "The guest is lost: MMIO at %#llx", run->mmio.phys_addr);
+			TEST_ASSERT(!*(u64 *)run->mmio.data, "The guest shares no page: %#lx",
+				    *(u64 *)run->mmio.data);
+			return true;
+		case KVM_EXIT_HYPERCALL:
+			map_gpa_range(c);
+			break;
+		case KVM_EXIT_MEMORY_FAULT:
+			TEST_ASSERT(r && errno == EFAULT, "%d, errno %d", r, errno);
+			TEST_ASSERT_EQ(run->memory_fault.flags, KVM_MEMORY_EXIT_FLAG_PRIVATE);
+			TEST_ASSERT_EQ(run->memory_fault.size, PG);
+			c->wanted_private++;
+			if (c->p->stop_at_fault)
+				return false;
+			gmem_convert(c->p->fd, offset_of(run->memory_fault.gpa), PG, GMEM_PRIVATE,
+				     GMEM_PRESERVE);
+			break;
+		default:
+			TEST_FAIL("KVM_RUN: %d, errno %d, exit %s", r, errno,
+				  exit_reason_str(run->exit_reason));
+		}
+	}
+}
+
+/* Runs a vCPU for the first time, until it waits for commands. */
+static inline void cpu_start(struct cpu *c)
+{
+	TEST_ASSERT(cpu_run(c), "A fault at the start");
+}
+
+static inline bool __cpu_do(struct cpu *c, enum gmem_op op, u64 offset, u64 size, u32 pattern)
+{
+	c->cmd->op = op;
+	c->cmd->gpa = GMEM_GPA + offset;
+	c->cmd->size = size;
+	c->cmd->pattern = pattern;
+	c->cmd->pos = offset;
+	c->cmd->value = 0;
+	c->cmd->bad = GMEM_ALL_GOOD;
+	return cpu_run(c);
+}
+
+static inline u64 cpu_do(struct cpu *c, enum gmem_op op, u64 offset, u64 size, u32 pattern)
+{
+	TEST_ASSERT(__cpu_do(c, op, offset, size, pattern), "A fault at %#llx",
+		    c->vcpu->run->memory_fault.gpa);
+	return c->cmd->value;
+}
+
+#define cpu_fill(c, offset, size, pattern)	cpu_do(c, GMEM_OP_FILL, offset, size, pattern)
+
+#define cpu_check(c, offset, size, pattern)					\
+do {										\
+	struct cpu *__c = (c);							\
+										\
+	cpu_do(__c, GMEM_OP_CHECK, offset, size, pattern);			\
+	TEST_ASSERT(__c->cmd->bad == GMEM_ALL_GOOD,				\
+		    "The guest reads %#lx at %#lx, not pattern %#x",		\
+		    (u64)__c->cmd->value, (u64)(offset) + (u64)__c->cmd->bad,	\
+		    (u32)(pattern));						\
+} while (0)
+
+#define cpu_share(c, offset, size)						\
+	TEST_ASSERT_EQ(cpu_do(c, GMEM_OP_SHARE, offset, size, 0), 0)
+#define cpu_unshare(c, offset, size)						\
+	TEST_ASSERT_EQ(cpu_do(c, GMEM_OP_UNSHARE, offset, size, 0), 0)
+
+#define host_check(p, offset, size, pattern)					\
+do {										\
+	u64 __off = (offset), __bad;						\
+										\
+	__bad = gmem_check((p)->mem + __off, size, pattern, __off);		\
+	TEST_ASSERT(__bad == GMEM_ALL_GOOD, "The host reads not pattern %#x at %#lx", \
+		    (u32)(pattern), __off + __bad);				\
+} while (0)
+
+#define assert_errno(got, want)							\
+do {										\
+	int __r = (got), __want = (want);					\
+										\
+	TEST_ASSERT(__r == __want, "Wanted errno %d (%s), got %d (%s)", __want,	\
+		    strerror(__want), __r, strerror(__r));			\
+} while (0)
+
+#endif /* SELFTEST_KVM_GMEM_PKVM_H */
