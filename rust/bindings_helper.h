@@ -5,6 +5,9 @@
  * else comes from the kernel's bindings (see the blocklist by allowlist in
  * ../Kbuild), so that there is one type for one struct.
  */
+#include <linux/swap.h>
+#include <trace/events/kvm_gmem.h>
+
 #include "emulation.h"
 #include "helpers.h"
 #include "testing.h"

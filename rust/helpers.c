@@ -59,16 +59,20 @@ bool gmem_folio_mapped(struct folio *folio)
 	return folio_mapped(folio);
 }
 
-/* Zero at first use; the test is on this side because every fault asks. */
-void gmem_folio_prepare(struct folio *folio)
+/*
+ * Zero at first use; the test is on this side because every fault asks.
+ * Returns whether this was it.
+ */
+bool gmem_folio_prepare(struct folio *folio)
 {
 	unsigned long page, nr = folio_nr_pages(folio);
 
 	if (folio_test_uptodate(folio))
-		return;
+		return false;
 	for (page = 0; page < nr; page++)
 		clear_highpage(folio_page(folio, page));
 	folio_mark_uptodate(folio);
+	return true;
 }
 
 void gmem_folio_clear(struct folio *folio, unsigned long page)

@@ -28,7 +28,7 @@ void gmem_folio_unlock_put(struct folio *folio);
 bool gmem_folio_uptodate(struct folio *folio);
 bool gmem_folio_hwpoison(struct folio *folio);
 bool gmem_folio_mapped(struct folio *folio);
-void gmem_folio_prepare(struct folio *folio);
+bool gmem_folio_prepare(struct folio *folio);
 void gmem_folio_clear(struct folio *folio, unsigned long page);
 void gmem_page_mark_uptodate(struct page *page);
 void gmem_put_page(struct page *page);
@@ -131,6 +131,18 @@ struct kvm_memory_slot *gmem_vm_gmem_slot(struct kvm *kvm, gfn_t gfn);
 int gmem_pin_user_page(unsigned long addr, bool write, struct page **page);
 void gmem_reclaim(struct folio *folio);
 void gmem_warn_leak(u64 pfn, bool model);
+
+/* To be called if the event is on, see trace.rs. */
+void gmem_trace_convert_begin(u64 ino, u64 offset, u64 size, bool to_private, u64 policy);
+void gmem_trace_convert_end(u64 ino, u64 offset, u64 size, bool to_private, u64 policy,
+			    u64 converted, u64 runs, u64 zeroed, u64 scrambled, int result,
+			    u64 error_offset);
+void gmem_trace_busy(struct folio *folio, u32 unexplained, int drained);
+void gmem_trace_zap(u64 ino, struct kvm *kvm, u64 start, u64 end, u32 kinds);
+void gmem_trace_guest_fault(u64 ino, u64 offset, u64 gfn, bool is_private, bool first_use);
+void gmem_trace_host_fault(u64 ino, u64 offset, bool first_use);
+void gmem_trace_populate(u64 gfn, u64 npages, long result);
+void gmem_trace_map_memory(u64 base, u64 size, u64 left, int result);
 
 /* What keeps private memory private. */
 int gmem_rmp_lookup(u64 pfn, bool *assigned, bool *large);

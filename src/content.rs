@@ -6,7 +6,10 @@
 //! bytes of the host and reads as zeroes at its first use, whatever the policy.
 
 use crate::{
-    convert::Failure,
+    convert::{
+        Failure,
+        Outcome, //
+    },
     vendor::Vendor, //
 };
 use gmem_policy::{
@@ -37,6 +40,7 @@ use gmem_sys::{
         platform::{
             self,
             Fatal,
+            GivenUp,
             Kind, //
         },
         vm::Vm, //
@@ -190,6 +194,7 @@ pub(crate) fn apply<V: Vendor>(
     guard: &InvalidateGuard<'_, Exclusive>,
     span: &InvalidateSpan<'_>,
     change: &Change,
+    outcome: &mut Outcome,
 ) -> Result<(), Failure> {
     let owns_pages = platform::kind(vm).is_some_and(Kind::owns_pages);
     let leaves = |changes| changes && owns_pages && change.to() == Visibility::Shared;
@@ -206,19 +211,36 @@ pub(crate) fn apply<V: Vendor>(
                 Ok(())
             };
             // Whatever the vendor says: the host writes no page that a platform has.
-            let written =
-                given_up
-                    .and_then(|()| span.given_up(folio))
-                    .and_then(|page| match action(changes) {
-                        Action::Leave => Ok(()),
-                        Action::Zero if V::HAS_ZERO => V::zero(page),
-                        Action::Zero => page.zero(),
-                        Action::Scramble => page.fill(SCRAMBLE_BYTE),
-                    });
-            written.map_err(|Fatal| {
-                span.lose(folio);
-                Failure::at(EIO, folio.pages().start())
-            })
+            given_up
+                .and_then(|()| span.given_up(folio))
+                .and_then(|page| write::<V>(page, action(changes), outcome))
+                .map_err(|Fatal| {
+                    span.lose(folio);
+                    Failure::at(EIO, folio.pages().start())
+                })
         },
     )
+}
+
+/// Does to the bytes of a page what the policy says.
+fn write<V: Vendor>(
+    page: GivenUp<'_, '_>,
+    action: Action,
+    outcome: &mut Outcome,
+) -> Result<(), Fatal> {
+    match action {
+        Action::Leave => Ok(()),
+        Action::Zero => {
+            outcome.zeroed += 1;
+            if V::HAS_ZERO {
+                V::zero(page)
+            } else {
+                page.zero()
+            }
+        }
+        Action::Scramble => {
+            outcome.scrambled += 1;
+            page.fill(SCRAMBLE_BYTE)
+        }
+    }
 }

@@ -59,7 +59,8 @@ use gmem_sys::{
             Kinds, //
         },
         vm::Vm, //
-    }, //
+    },
+    trace, //
 };
 use kernel::prelude::*;
 
@@ -95,13 +96,40 @@ impl From<Error> for Failure {
     }
 }
 
+/// What a request has done, in pages. Counted for trace events, and only if somebody looks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outcome {
+    /// Pages that have changed between private and shared.
+    pub(crate) converted: u64,
+    /// In how many stretches they lie.
+    pub(crate) runs: u64,
+    /// Pages that were made zero.
+    pub(crate) zeroed: u64,
+    /// Pages that were scrambled.
+    pub(crate) scrambled: u64,
+}
+
+impl Outcome {
+    /// What is going to change, before it has.
+    fn of(change: &Change, guard: &InvalidateGuard<'_, Exclusive>) -> Self {
+        let mut outcome = Self::default();
+        if trace::counts_conversions() {
+            for pages in change.differing(guard) {
+                outcome.converted += pages.len();
+                outcome.runs += 1;
+            }
+        }
+        outcome
+    }
+}
+
 /// Steps 4 to 12 of one KVM_SET_MEMORY_ATTRIBUTES2; `src/ioctl.rs` has those around.
 ///
 /// # Errors
 ///
 /// `EIO` for a dead VM, `EOPNOTSUPP`, `EPERM`, `ENOMEM`, `EAGAIN`, `EHWPOISON`, and `EIO` if the VM dies.
 /// Nothing has changed then, except for the last.
-pub(crate) fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<(), Failure> {
+pub(crate) fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<Outcome, Failure> {
     // 4. Attributes, folios and bindings are ours from here on.
     let guard = file.inode().lock();
     if file.vm().is_dead() {
@@ -110,8 +138,9 @@ pub(crate) fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<(
 
     // 5 and 6. What is there to do, on which terms?
     let Some(change) = plan::<V>(file, &guard, request)? else {
-        return Ok(());
+        return Ok(Outcome::default());
     };
+    let mut outcome = Outcome::of(&change, &guard);
     // 7. Room for the result.
     let reserved = Reserved::new(&guard, &change)?;
     // 8. Nobody else holds the pages, and all that will be written can be.
@@ -123,10 +152,10 @@ pub(crate) fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<(
     // 9b and 9c. What only mmu_lock makes stable; then the old mappings go.
     let converting = quiet.zap::<V>(&guard, &span)?;
     // 10. The platform gives up what becomes shared; contents.
-    let converted = converting.apply::<V>(file.vm(), &guard, &span)?;
+    let converted = converting.apply::<V>(file.vm(), &guard, &span, &mut outcome)?;
     // 11. Attributes.
     converted.commit();
-    Ok(())
+    Ok(outcome)
     // 12. The span ends, then the lock is released.
 }
 
@@ -253,8 +282,9 @@ impl<'g> Converting<'g> {
         vm: &Vm,
         guard: &InvalidateGuard<'_, Exclusive>,
         span: &InvalidateSpan<'_>,
+        outcome: &mut Outcome,
     ) -> Result<Converted<'g>, Failure> {
-        content::apply::<V>(vm, guard, span, self.change)?;
+        content::apply::<V>(vm, guard, span, self.change, outcome)?;
         Ok(Converted {
             reservation: self.reservation,
             quiesced: self.quiesced,

@@ -3,14 +3,18 @@
 //! Guest faults.
 
 use crate::vendor;
-use gmem_policy::range::PageIndex;
+use gmem_policy::{
+    range::PageIndex,
+    request::Visibility, //
+};
 use gmem_sys::{
     export::GuestPage,
     fs::file_ops::GmemFile,
     kvm::vm::{
         Gfn,
         Vm, //
-    }, //
+    },
+    trace, //
 };
 use kernel::prelude::*;
 
@@ -31,8 +35,13 @@ pub(crate) fn get_pfn(vm: &Vm, file: &GmemFile, gfn: Gfn, at: PageIndex) -> Resu
     if folio.is_poisoned() {
         return Err(EHWPOISON);
     }
-    folio.prepare();
+    let first_use = folio.prepare();
     vendor::make_private(vm, gfn, at, &stable, &folio)?;
+    trace::guest_fault(|| {
+        let is_private = stable.visibility(at) == Visibility::Private;
+        let offset = trace::offset(inode, at);
+        (trace::ino(inode), offset, gfn.get(), is_private, first_use)
+    });
     Ok(GuestPage {
         max_order: vendor::max_mapping_order(vm, at, &stable, folio.order()),
         page: folio.into_page(),

@@ -3,7 +3,10 @@
 //! The ioctls of a file: copy in, dispatch, copy out.
 
 use crate::{
-    convert::Failure,
+    convert::{
+        Failure,
+        Outcome, //
+    },
     vendor, //
 };
 use gmem_policy::{
@@ -13,13 +16,15 @@ use gmem_policy::{
         Query,
         RawRequest,
         Request,
+        Visibility,
         GET_MEMORY_ATTRIBUTES2,
         SET_MEMORY_ATTRIBUTES2, //
     }, //
 };
 use gmem_sys::{
     fs::file_ops::GmemFile,
-    ioctl::UserPointer, //
+    ioctl::UserPointer,
+    trace, //
 };
 use kernel::prelude::*;
 
@@ -52,7 +57,10 @@ fn set_memory_attributes(file: &GmemFile, raw: &mut RawRequest, arg: UserPointer
     let geometry = file.inode().geometry();
     let request = Request::parse(raw, &geometry, file.vm().has_private_mem()).map_err(errno)?;
 
-    let Err(Failure { error, at }) = vendor::convert(file, &request) else {
+    trace::convert_begin(|| described(file, &request));
+    let result = vendor::convert(file, &request);
+    ended(file, &request, &result);
+    let Err(Failure { error, at }) = result else {
         return Ok(());
     };
     if let Some(at) = at {
@@ -63,6 +71,44 @@ fn set_memory_attributes(file: &GmemFile, raw: &mut RawRequest, arg: UserPointer
         arg.write(&raw.to_words())?;
     }
     Err(error)
+}
+
+fn ended(file: &GmemFile, request: &Request, result: &Result<Outcome, Failure>) {
+    trace::convert_end(|| {
+        let (ino, offset, size, to_private, policy) = described(file, request);
+        let (outcome, errno, at) = match *result {
+            Ok(outcome) => (outcome, 0, None),
+            Err(Failure { error, at }) => (Outcome::default(), error.to_errno(), at),
+        };
+        let at = at.map_or(u64::MAX, |at| trace::offset(file.inode(), at));
+        (
+            ino,
+            offset,
+            size,
+            to_private,
+            policy,
+            outcome.converted,
+            outcome.runs,
+            outcome.zeroed,
+            outcome.scrambled,
+            errno,
+            at,
+        )
+    });
+}
+
+/// A request for a trace event: inode, offset, size, whether to private, policy.
+fn described(file: &GmemFile, request: &Request) -> (u64, u64, u64, bool, u64) {
+    let inode = file.inode();
+    let range = request.range();
+    let start = trace::offset(inode, range.start());
+    (
+        trace::ino(inode),
+        start,
+        trace::offset(inode, range.end()) - start,
+        request.to() == Visibility::Private,
+        request.content().flags(),
+    )
 }
 
 /// KVM_GET_MEMORY_ATTRIBUTES2.

@@ -21,7 +21,8 @@ use gmem_sys::{
     kvm::vcpu::{
         Loaded,
         Vcpu, //
-    }, //
+    },
+    trace, //
 };
 use kernel::prelude::*;
 
@@ -44,6 +45,10 @@ pub(crate) fn ioctl(vcpu: &Vcpu, cmd: u32, arg: UserPointer) -> Result {
     let mut left = asked;
 
     let result = populate(&mut vcpu.load(), &mut left);
+    trace::map_memory(|| {
+        let result = result.err().map_or(0, Error::to_errno);
+        (asked.base(), asked.size(), left.size(), result)
+    });
     arg.write(&left.to_words())?;
     if left == asked {
         result

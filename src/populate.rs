@@ -8,7 +8,8 @@ use gmem_sys::{
     kvm::{
         populate::Populate,
         vm::Gfn, //
-    }, //
+    },
+    trace, //
 };
 use kernel::prelude::*;
 
@@ -18,6 +19,19 @@ use kernel::prelude::*;
 ///
 /// That of the first page, if not even that one was filled.
 pub(crate) fn populate(populate: &Populate<'_>, start: Gfn, npages: u64) -> Result<u64> {
+    let result = fill(populate, start, npages);
+    trace::populate(|| {
+        let result = match result {
+            // CAST: At most a long's worth of pages was asked for.
+            Ok(done) => done as isize,
+            Err(error) => error.to_errno() as isize,
+        };
+        (start.get(), npages, result)
+    });
+    result
+}
+
+fn fill(populate: &Populate<'_>, start: Gfn, npages: u64) -> Result<u64> {
     let slot = populate.slot(start).ok_or(EINVAL)?;
     let npages = populate.pages_in(slot, start, npages);
 

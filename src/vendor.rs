@@ -8,7 +8,8 @@
 
 use crate::convert::{
     self,
-    Failure, //
+    Failure,
+    Outcome, //
 };
 use gmem_policy::{
     contract::{
@@ -184,7 +185,7 @@ pub(crate) trait Vendor {
 /// A vendor, for those who do not know at compile time which one.
 struct Operations {
     platform: Platform,
-    convert: fn(&GmemFile, &Request) -> Result<(), Failure>,
+    convert: fn(&GmemFile, &Request) -> Result<Outcome, Failure>,
     make_private: Option<fn(&Vm, Gfn, &LockedFolio<'_>) -> Result>,
     populate: Option<fn(&Vm, Gfn) -> Result<Assignment>>,
     max_mapping_order: fn(Visibility) -> u8,
@@ -341,7 +342,7 @@ pub(crate) fn reclaim(frame: &Frame<'_>) {
 /// # Errors
 ///
 /// See [`convert::convert`].
-pub(crate) fn convert(file: &GmemFile, request: &Request) -> Result<(), Failure> {
+pub(crate) fn convert(file: &GmemFile, request: &Request) -> Result<Outcome, Failure> {
     match select(file.vm()) {
         Some(vendor) => (vendor.convert)(file, request),
         None => Err(EINVAL.into()),

@@ -29,7 +29,8 @@ use crate::{
             Vm, //
         }, //
     },
-    mm::folio::FolioRef, //
+    mm::folio::FolioRef,
+    trace, //
 };
 use core::{
     cell::Cell,
@@ -261,6 +262,10 @@ impl<'g> InvalidateSpan<'g> {
                     attr_filter: kinds.filter(),
                     ..Default::default()
                 };
+                trace::zap(|| {
+                    let ino = trace::ino(self.stable.inode());
+                    (ino, vm.as_raw(), start, end, kinds.filter())
+                });
                 // SAFETY: mmu_lock is held and the slot is valid.
                 flush |= unsafe { bindings::gmem_vm_zap(vm.as_raw(), &mut range) };
             });

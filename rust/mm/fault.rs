@@ -11,7 +11,8 @@ use crate::{
         address_space::Stable,
         inode::GmemInode, //
     },
-    mm::folio::LockedFolio, //
+    mm::folio::LockedFolio,
+    trace, //
 };
 use core::marker::PhantomData;
 use gmem_policy::{
@@ -76,7 +77,11 @@ impl<'a> HostFault<'a> {
             return Err(EINVAL);
         }
         // No byte of an earlier owner gets out, whether the caller thought of it or not.
-        folio.prepare();
+        let first_use = folio.prepare();
+        trace::host_fault(|| {
+            let offset = trace::offset(self.inode, permit.at);
+            (trace::ino(self.inode), offset, first_use)
+        });
         // SAFETY: `vmf` is valid; lock and reference go to the fault handling core.
         unsafe { (*self.vmf).page = folio.into_locked_page() };
         Ok(Served(PhantomData))

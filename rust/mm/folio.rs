@@ -21,7 +21,8 @@ use crate::{
         Gfn,
         Pfn,
         Vm, //
-    }, //
+    },
+    trace, //
 };
 use core::{
     marker::PhantomData,
@@ -281,11 +282,11 @@ impl<'a> LockedFolio<'a> {
         core::ptr::eq(self.inode, inode) && self.at == at
     }
 
-    /// Zeroes the folio if this is its first use, and marks it up to date.
+    /// Zeroes the folio if this is its first use, and marks it up to date. Returns whether it was.
     ///
     /// Until then it holds whatever its last owner left.
     #[inline]
-    pub fn prepare(&self) {
+    pub fn prepare(&self) -> bool {
         // SAFETY: The folio is valid and locked.
         unsafe { bindings::gmem_folio_prepare(self.as_ptr()) }
     }
@@ -554,10 +555,17 @@ impl FolioRef<'_> {
         // SAFETY: As above; `drained` starts as the function wants it.
         unsafe { bindings::lru_cache_drain_for_folio(self.as_ptr(), OWN_REFS, drained) };
         // SAFETY: As above.
-        let quiet = unsafe {
-            !bindings::gmem_folio_mapped(self.as_ptr())
-                && bindings::gmem_folio_excess_refs(self.as_ptr(), OWN_REFS) == 0
+        let (mapped, unexplained) = unsafe {
+            (
+                bindings::gmem_folio_mapped(self.as_ptr()),
+                bindings::gmem_folio_excess_refs(self.as_ptr(), OWN_REFS),
+            )
         };
+        let quiet = !mapped && unexplained == 0;
+        if !quiet {
+            // CAST: A small enumeration.
+            trace::busy(|| (self.as_ptr(), unexplained, *drained as i32));
+        }
         // SAFETY: Locked above.
         unsafe { bindings::folio_unlock(self.as_ptr()) };
         quiet

@@ -14,7 +14,8 @@ use super::{
 use crate::{
     convert::{
         convert,
-        Failure, //
+        Failure,
+        Outcome, //
     },
     Gmem, //
 };
@@ -129,7 +130,7 @@ fn request(file: &File<'_>, to: Visibility, content: Content) -> Result<Request>
 }
 
 /// The error and the page of a request that was refused.
-fn refusal(result: &Result<(), Failure>) -> Option<(Error, Option<u64>)> {
+fn refusal<T>(result: &Result<T, Failure>) -> Option<(Error, Option<u64>)> {
     result
         .as_ref()
         .err()
@@ -723,7 +724,7 @@ fn check(
     vm: &TestVm,
     request: &Request,
     before: Visibility,
-    result: &Result<(), Failure>,
+    result: &Result<Outcome, Failure>,
 ) -> Result {
     // The platform has failed, after which nothing is promised about contents.
     let is_over = vm.vm().is_dead();

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Trace events.
+//!
+//! What an event says is only made up if it is on, by a function that is passed: off, an event is a
+//! jump that is not there. `include/trace/events/kvm_gmem.h` says what the values are.
+//!
+//! C header: [`include/linux/tracepoint.h`](srctree/include/linux/tracepoint.h)
+
+use crate::{
+    bindings,
+    fs::inode::GmemInode, //
+};
+use gmem_policy::range::PageIndex;
+
+/// Whether a tracepoint is on.
+macro_rules! is_on {
+    ($tracepoint:ident) => {{
+        #[cfg(CONFIG_TRACEPOINTS)]
+        // SAFETY: It is the static key of a tracepoint.
+        let is_on = unsafe {
+            kernel::jump_label::static_branch_unlikely!(
+                bindings::$tracepoint,
+                bindings::tracepoint,
+                key
+            )
+        };
+        #[cfg(not(CONFIG_TRACEPOINTS))]
+        let is_on = false;
+        is_on
+    }};
+}
+
+macro_rules! events {
+    ($(
+        $(#[$attr:meta])*
+        $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $tracepoint:ident, $call:ident;
+    )*) => {$(
+        $(#[$attr])*
+        #[inline(always)]
+        $vis fn $name(values: impl FnOnce() -> ($($type,)*)) {
+            if is_on!($tracepoint) {
+                let ($($arg,)*) = values();
+                // SAFETY: Only traces; pointers come from references to what is valid.
+                unsafe { bindings::$call($($arg),*) }
+            }
+        }
+    )*};
+}
+
+events! {
+    /// A request begins: inode, offset, size, whether to private, policy.
+    pub fn convert_begin(
+        ino: u64,
+        offset: u64,
+        size: u64,
+        to_private: bool,
+        policy: u64,
+    ) = __tracepoint_kvm_gmem_convert_begin, gmem_trace_convert_begin;
+
+    /// A request has ended: the same; pages and runs that changed, pages zeroed and scrambled;
+    /// errno, negative; offset of the page to blame or all ones.
+    pub fn convert_end(
+        ino: u64,
+        offset: u64,
+        size: u64,
+        to_private: bool,
+        policy: u64,
+        converted: u64,
+        runs: u64,
+        zeroed: u64,
+        scrambled: u64,
+        result: i32,
+        error_offset: u64,
+    ) = __tracepoint_kvm_gmem_convert_end, gmem_trace_convert_end;
+
+    /// A folio, which is locked, is held elsewhere: references that nothing explains, how far the
+    /// LRU caches were drained.
+    pub(crate) fn busy(
+        folio: *mut bindings::folio,
+        unexplained: u32,
+        drained: i32,
+    ) = __tracepoint_kvm_gmem_busy, gmem_trace_busy;
+
+    /// Guest mappings are taken away: inode, VM, guest frames, kinds.
+    pub(crate) fn zap(
+        ino: u64,
+        vm: *mut bindings::kvm,
+        start: u64,
+        end: u64,
+        kinds: u32,
+    ) = __tracepoint_kvm_gmem_zap, gmem_trace_zap;
+
+    /// A guest was given a page: inode, offset, guest frame, whether private, whether first used.
+    pub fn guest_fault(
+        ino: u64,
+        offset: u64,
+        gfn: u64,
+        is_private: bool,
+        first_use: bool,
+    ) = __tracepoint_kvm_gmem_guest_fault, gmem_trace_guest_fault;
+
+    /// The host was given a page: inode, offset, whether first used.
+    pub fn host_fault(
+        ino: u64,
+        offset: u64,
+        first_use: bool,
+    ) = __tracepoint_kvm_gmem_host_fault, gmem_trace_host_fault;
+
+    /// Pages were filled before launch: first guest frame, pages asked for, how many were filled or
+    /// a negative errno.
+    pub fn populate(
+        gfn: u64,
+        npages: u64,
+        result: isize,
+    ) = __tracepoint_kvm_gmem_populate, gmem_trace_populate;
+
+    /// KVM_MAP_MEMORY has ended: address, bytes, bytes that are left, errno, negative.
+    pub fn map_memory(
+        base: u64,
+        size: u64,
+        left: u64,
+        result: i32,
+    ) = __tracepoint_kvm_gmem_map_memory, gmem_trace_map_memory;
+}
+
+/// Whether [`convert_end`] is on, for what has to be counted on the way.
+#[inline(always)]
+pub fn counts_conversions() -> bool {
+    is_on!(__tracepoint_kvm_gmem_convert_end)
+}
+
+/// The number by which events know a file.
+#[inline]
+pub fn ino(inode: &GmemInode) -> u64 {
+    // CAST: It has 64 bits at most.
+    inode.number() as u64
+}
+
+/// Where a page lies in its file, in bytes.
+#[inline]
+pub fn offset(inode: &GmemInode, at: PageIndex) -> u64 {
+    inode.geometry().page_size().offset_of(at).get()
+}

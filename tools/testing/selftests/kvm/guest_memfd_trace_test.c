@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The trace events of guest_memfd, each read back after an operation of which
+ * it is known what they have to say, in a tracing instance of the test's own.
+ */
+#include <stdio.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+
+#include "gmem_test.h"
+#include "kvm_test_harness.h"
+
+#define TRACING	"/sys/kernel/tracing/instances/gmem"
+#define NPAGES	16
+#define PS	((u64)PAGE_SIZE)
+
+static void put(const char *file, const char *text)
+{
+	char path[128];
+	int fd;
+
+	snprintf(path, sizeof(path), TRACING "/%s", file);
+	fd = open(path, O_WRONLY | O_TRUNC);
+	TEST_ASSERT(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text),
+		    "%s: errno %d (%s)", path, errno, strerror(errno));
+	close(fd);
+}
+
+/* Forgets what was traced. */
+static void clear(void)
+{
+	int fd = open(TRACING "/trace", O_WRONLY | O_TRUNC);
+
+	TEST_ASSERT(fd >= 0, "trace: errno %d", errno);
+	close(fd);
+}
+
+/* How many events there are with this name, whose text contains @text. */
+static int count(const char *event, const char *text)
+{
+	char name[64], line[512];
+	FILE *f = fopen(TRACING "/trace", "r");
+	int n = 0;
+
+	TEST_ASSERT(f, "trace: errno %d", errno);
+	snprintf(name, sizeof(name), " %s: ", event);
+	while (fgets(line, sizeof(line), f)) {
+		const char *at = strstr(line, name);
+
+		n += at && strstr(at + strlen(name), text);
+	}
+	fclose(f);
+	return n;
+}
+
+#define expect(n, event, fmt, ...)						\
+do {										\
+	char __text[256];							\
+	int __n;								\
+										\
+	snprintf(__text, sizeof(__text), fmt, ##__VA_ARGS__);			\
+	__n = count(event, __text);						\
+	TEST_ASSERT(__n == (n), "%d events %s with \"%s\", wanted %d", __n, event, __text, n); \
+} while (0)
+
+/* Seconds. */
+#define TIMEOUT	120
+#define TRACE_TEST(name)	TEST_F_TIMEOUT(trace, name, TIMEOUT)
+
+FIXTURE(trace) {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	struct gmem_area a;
+	u64 ino;
+};
+
+FIXTURE_SETUP(trace)
+{
+	struct stat st;
+
+	TEST_ASSERT(!mkdir(TRACING, 0700) || errno == EEXIST,
+		    "%s: errno %d: is CONFIG_FTRACE on, and tracefs mounted?", TRACING, errno);
+	self->vm = gmem_vm_create(1, NPAGES, &self->vcpu);
+	gmem_area_create(&self->a, self->vm, GMEM_SLOT, GMEM_GPA, NPAGES * PS, GMEM_MMAP_SHARED);
+	TEST_ASSERT(!fstat(self->a.fd, &st), "fstat: %d", errno);
+	self->ino = st.st_ino;
+	put("events/kvm_gmem/enable", "1");
+	clear();
+}
+
+FIXTURE_TEARDOWN(trace)
+{
+	put("events/kvm_gmem/enable", "0");
+	gmem_area_destroy(&self->a);
+	kvm_vm_free(self->vm);
+	rmdir(TRACING);
+}
+
+TRACE_TEST(conversions)
+{
+	struct gmem_area *a = &self->a;
+	const u64 ino = self->ino;
+
+	gmem_fill(a->hva, 4 * PS, GMEM_SEED(1), 0);
+	clear();
+
+	gmem_convert(a->fd, 0, 8 * PS, GMEM_PRIVATE, GMEM_PRESERVE);
+	expect(1, "kvm_gmem_convert_begin", "ino %lu offset 0x0 size 0x8000 to private PRESERVE", ino);
+	expect(1, "kvm_gmem_convert_end",
+	       "ino %lu offset 0x0 size 0x8000 to private PRESERVE: converted 8 runs 1 zeroed 0 scrambled 0 result 0 error_offset 0xffffffffffffffff",
+	       ino);
+
+	/* Settled pages are not converted, but written. */
+	gmem_convert(a->fd, 2 * PS, PS, GMEM_SHARED, GMEM_PRESERVE);
+	gmem_convert(a->fd, 0, 8 * PS, GMEM_SHARED, GMEM_ZERO);
+	expect(1, "kvm_gmem_convert_end",
+	       "ino %lu offset 0x0 size 0x8000 to shared ZERO: converted 7 runs 2 zeroed 4 scrambled 0 result 0",
+	       ino);
+	gmem_convert(a->fd, PS, 8 * PS, GMEM_PRIVATE, GMEM_NONE);
+	expect(1, "kvm_gmem_convert_end",
+	       "ino %lu offset 0x1000 size 0x8000 to private NONE: converted 8 runs 1 zeroed 0 scrambled %d result 0",
+	       ino, gmem_scrambles() ? 3 : 0);
+	/* Nothing to do. */
+	gmem_convert(a->fd, PS, 8 * PS, GMEM_PRIVATE, GMEM_PRESERVE);
+	expect(1, "kvm_gmem_convert_end",
+	       "offset 0x1000 size 0x8000 to private PRESERVE: converted 0 runs 0 zeroed 0 scrambled 0 result 0");
+
+	/* What makes no sense is no request. */
+	clear();
+	TEST_ASSERT_EQ(gmem_set_once(a->fd, 1, PS, GMEM_PRIVATE, GMEM_NONE, NULL), EINVAL);
+	expect(0, "kvm_gmem_convert_begin", "ino");
+	expect(0, "kvm_gmem_convert_end", "ino");
+}
+
+TRACE_TEST(busy_page)
+{
+	struct gmem_area *a = &self->a;
+	struct iovec iov = { a->hva + 3 * PS, PS };
+	int ends[2];
+	u64 eo;
+
+	gmem_fill(a->hva, 8 * PS, GMEM_SEED(1), 0);
+	TEST_ASSERT(!pipe(ends), "pipe: %d", errno);
+	TEST_ASSERT_EQ(vmsplice(ends[1], &iov, 1, 0), PS);
+	clear();
+	TEST_ASSERT_EQ(gmem_set_once(a->fd, 0, 8 * PS, GMEM_PRIVATE, GMEM_PRESERVE, &eo), EAGAIN);
+	TEST_ASSERT_EQ(eo, 3 * PS);
+	expect(1, "kvm_gmem_busy", "ino %lu offset 0x3000", self->ino);
+	expect(1, "kvm_gmem_busy", "unexplained 1 mapped 0 drained all holder reference");
+	expect(1, "kvm_gmem_convert_end", "converted 0 runs 0 zeroed 0 scrambled 0 result %d error_offset 0x3000",
+	       -EAGAIN);
+	close(ends[0]);
+	close(ends[1]);
+}
+
+TRACE_TEST(faults)
+{
+	struct gmem_area *a = &self->a;
+	const u64 ino = self->ino, gfn = GMEM_GPA / PS;
+	u8 val;
+
+	gmem_guest_start(self->vcpu);
+	gmem_convert(a->fd, 4 * PS, 4 * PS, GMEM_PRIVATE, GMEM_NONE);
+	gmem_install_sigbus_handler();
+	clear();
+
+	*(volatile u8 *)(a->hva + PS) = 1;
+	expect(1, "kvm_gmem_host_fault", "ino %lu offset 0x1000 first use", ino);
+	TEST_ASSERT(!gmem_host_read(a->hva + 5 * PS, &val), "A private page");
+	expect(1, "kvm_gmem_host_fault", "ino");
+
+	gmem_guest_write(self->vcpu, GMEM_GPA + PS, 2);
+	gmem_guest_write(self->vcpu, GMEM_GPA + 2 * PS, 2);
+	gmem_guest_write(self->vcpu, GMEM_GPA + 5 * PS, 2);
+	expect(1, "kvm_gmem_guest_fault", "ino %lu offset 0x1000 gfn 0x%lx shared\n", ino, gfn + 1);
+	expect(1, "kvm_gmem_guest_fault", "ino %lu offset 0x2000 gfn 0x%lx shared first use", ino, gfn + 2);
+	expect(1, "kvm_gmem_guest_fault", "ino %lu offset 0x5000 gfn 0x%lx private first use", ino, gfn + 5);
+}
+
+TRACE_TEST(mappings_taken_away)
+{
+	struct gmem_area *a = &self->a;
+	const u64 gfn = GMEM_GPA / PS;
+
+	gmem_fill(a->hva, 4 * PS, GMEM_SEED(1), 0);
+	clear();
+	gmem_convert(a->fd, 0, 2 * PS, GMEM_PRIVATE, GMEM_PRESERVE);
+	expect(1, "kvm_gmem_zap", "ino %lu pid %d gfns 0x%lx-0x%lx kinds shared\n", self->ino, getpid(),
+	       gfn, gfn + 2);
+	gmem_convert(a->fd, 0, 2 * PS, GMEM_SHARED, GMEM_PRESERVE);
+	expect(1, "kvm_gmem_zap", "gfns 0x%lx-0x%lx kinds private\n", gfn, gfn + 2);
+	TEST_ASSERT(!gmem_punch(a->fd, PS, 2 * PS), "punch: %d", errno);
+	expect(1, "kvm_gmem_zap", "gfns 0x%lx-0x%lx kinds shared|private\n", gfn + 1, gfn + 3);
+}
+
+TRACE_TEST(map_memory)
+{
+	struct kvm_memory_mapping args = {
+		.base_address = GMEM_GPA + (NPAGES - 2) * PS,
+		.size = 4 * PS,
+	};
+
+	gmem_guest_start(self->vcpu);
+	clear();
+	TEST_ASSERT(!__vcpu_ioctl(self->vcpu, KVM_MAP_MEMORY, &args), "errno %d", errno);
+	expect(1, "kvm_gmem_map_memory", "base 0x%lx size 0x4000 left 0x2000 result %d",
+	       GMEM_GPA + (NPAGES - 2) * PS, -ENOENT);
+}
+
+/* Off is off. */
+TRACE_TEST(off)
+{
+	put("events/kvm_gmem/enable", "0");
+	gmem_fill(self->a.hva, PS, GMEM_SEED(1), 0);
+	gmem_convert(self->a.fd, 0, 8 * PS, GMEM_PRIVATE, GMEM_ZERO);
+	expect(0, "kvm_gmem_convert_end", "ino");
+	expect(0, "kvm_gmem_host_fault", "ino");
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(gmem_vm_type_supported());
+	return test_harness_run(argc, argv);
+}
