@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `gmem`: looks at the guest_memfds of a machine.
+//! `gmem ls` and `gmem show`: what fdinfo says.
 
-use clap::{
-    Parser,
-    Subcommand, //
+use crate::{
+    Failure,
+    Output, //
 };
 use gmem::fdinfo::{
     FdInfo,
@@ -16,69 +16,15 @@ use serde_json::{
 };
 use std::{
     fs,
-    io::{
-        self,
-        Write, //
-    },
-    path::Path,
-    process::ExitCode, //
+    io,
+    path::Path, //
 };
-
-/// Looks at the guest_memfds of a machine.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    /// Print JSON, sizes in bytes.
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// List every open guest_memfd, with its process and how much is private and shared.
-    Ls,
-    /// Show one guest_memfd, and the guest frames it is bound to.
-    Show {
-        /// The process.
-        pid: u32,
-        /// The descriptor.
-        fd: u32,
-    },
-}
 
 /// An open guest_memfd.
 struct Found {
     pid: u32,
     fd: u32,
     info: FdInfo,
-}
-
-/// Why nothing useful was printed.
-#[derive(Debug)]
-enum Failure {
-    /// About one descriptor.
-    Descriptor(u32, u32, FdInfoError),
-    /// `/proc` or the output.
-    Io(io::Error),
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Descriptor(pid, fd, error) => {
-                write!(f, "process {pid}, descriptor {fd}: {error}")
-            }
-            Self::Io(error) => write!(f, "{error}"),
-        }
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
 }
 
 /// The entries of a directory of `/proc` that are numbers, in order.
@@ -200,54 +146,38 @@ fn header() -> String {
     )
 }
 
-fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-
-    match arguments.command {
-        Command::Ls => {
-            let (found, closed) = search()?;
-            if arguments.json {
-                let all: Vec<Value> = found.iter().map(Found::json).collect();
-                writeln!(out, "{}", Value::from(all))?;
-            } else {
-                writeln!(out, "{}", header())?;
-                for file in &found {
-                    writeln!(out, "{}", file.line())?;
-                }
-            }
-            if closed > 0 {
-                eprintln!("gmem: no permission to look into {closed} processes; root has it");
-            }
+/// Lists all.
+pub fn list(out: &mut Output) -> Result<(), Failure> {
+    let (found, closed) = search()?;
+    if out.json {
+        let all: Vec<Value> = found.iter().map(Found::json).collect();
+        out.line(Value::from(all))?;
+    } else {
+        out.line(header())?;
+        for file in &found {
+            out.line(file.line())?;
         }
-        Command::Show { pid, fd } => {
-            let info =
-                FdInfo::read(pid, fd).map_err(|error| Failure::Descriptor(pid, fd, error))?;
-            let file = Found { pid, fd, info };
-            if arguments.json {
-                writeln!(out, "{}", file.json())?;
-            } else {
-                writeln!(out, "{}\n{}", header(), file.line())?;
-                for slot in &file.info.slots {
-                    writeln!(
-                        out,
-                        "gfns {:#x}-{:#x} at offset {:#x}",
-                        slot.gfns.start, slot.gfns.end, slot.offset
-                    )?;
-                }
-            }
-        }
+    }
+    if closed > 0 {
+        eprintln!("gmem: no permission to look into {closed} processes; root has it");
     }
     Ok(())
 }
 
-fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        // Whoever read the output has seen enough.
-        Err(Failure::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("gmem: {failure}");
-            ExitCode::FAILURE
-        }
+/// Shows one.
+pub fn show(out: &mut Output, pid: u32, fd: u32) -> Result<(), Failure> {
+    let info = FdInfo::read(pid, fd).map_err(|error| Failure::Descriptor(pid, fd, error))?;
+    let file = Found { pid, fd, info };
+    if out.json {
+        return out.line(file.json());
     }
+    out.line(header())?;
+    out.line(file.line())?;
+    for slot in &file.info.slots {
+        out.line(format_args!(
+            "gfns {:#x}-{:#x} at offset {:#x}",
+            slot.gfns.start, slot.gfns.end, slot.offset
+        ))?;
+    }
+    Ok(())
 }
