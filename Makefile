@@ -8,7 +8,7 @@ vm := tools/vm
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernel demo run shell check check-all series kunit selftests model bench clippy rustdoc fmt clean clean-cache
+.PHONY: help setup kernel demo run shell check check-all series kunit selftests gmem model bench clippy rustdoc fmt clean clean-cache
 
 help:
 	@echo 'make demo          build everything and watch a nested guest being converted in place'
@@ -19,6 +19,7 @@ help:
 	@echo 'make kernel        build a kernel                                 FLAVOUR= ARCH='
 	@echo 'make run           run a static binary in a booted kernel         PROG= ARGS= ARCH= APPEND= ICOUNT=1'
 	@echo 'make shell         a shell in a booted kernel (exit ends it)      ARCH= FLAVOUR= APPEND='
+	@echo 'make gmem          the program gmem, static, with its manual page and completions'
 	@echo 'make kunit         the KUnit suites                               FLAVOUR='
 	@echo 'make selftests     build the KVM selftests, ours and the kernel'"'"'s  ARCH='
 	@echo 'make model         the cargo tests of the policy crate'
@@ -64,6 +65,9 @@ kunit: setup
 
 selftests: setup
 	@$(vm)/selftests $(or $(ARCH),x86_64)
+
+gmem: setup
+	@$(vm)/demo gmem
 
 series: setup
 	@$(vm)/series
