@@ -23,6 +23,7 @@ pub mod ioctl;
 pub mod testing;
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 mod tests;
+pub mod time;
 pub mod trace;
 
 /// The page cache and memory management.

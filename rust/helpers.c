@@ -8,6 +8,7 @@
 #include <kunit/static_stub.h>
 #include <kunit/test-bug.h>
 #include <linux/mman.h>
+#include <uapi/linux/kvm_gmem.h>
 
 #include "helpers.h"
 #include "kvm_mm.h"
@@ -494,6 +495,52 @@ bool gmem_vm_launched(struct kvm *kvm)
 #else
 	return gmem_vm_has_run(kvm);
 #endif
+}
+
+/*
+ * Statistics are not atomic, here as anywhere in KVM: of two files that are
+ * converted at the same instant one may be missing.
+ */
+void gmem_vm_count_conversion(struct kvm *kvm, bool to_private, u64 policy, u64 pages, u64 zeroed)
+{
+	struct kvm_vm_stat_generic *stat = &kvm->stat.generic;
+
+	switch (policy) {
+	case KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_ZERO:
+		*(to_private ? &stat->gmem_to_private_zero : &stat->gmem_to_shared_zero) += 1;
+		*(to_private ? &stat->gmem_pages_to_private_zero :
+			       &stat->gmem_pages_to_shared_zero) += pages;
+		break;
+	case KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_PRESERVE:
+		*(to_private ? &stat->gmem_to_private_preserve :
+			       &stat->gmem_to_shared_preserve) += 1;
+		*(to_private ? &stat->gmem_pages_to_private_preserve :
+			       &stat->gmem_pages_to_shared_preserve) += pages;
+		break;
+	default:
+		*(to_private ? &stat->gmem_to_private_none : &stat->gmem_to_shared_none) += 1;
+		*(to_private ? &stat->gmem_pages_to_private_none :
+			       &stat->gmem_pages_to_shared_none) += pages;
+	}
+	stat->gmem_zeroed_bytes += zeroed;
+}
+
+void gmem_vm_count_busy(struct kvm *kvm)
+{
+	kvm->stat.generic.gmem_busy++;
+}
+
+void gmem_vm_count_unsupported(struct kvm *kvm)
+{
+	kvm->stat.generic.gmem_unsupported++;
+}
+
+void gmem_vm_note_locked(struct kvm *kvm, u64 ns)
+{
+	u64 *max = &kvm->stat.generic.gmem_locked_max_ns;
+
+	if (ns > *max)
+		*max = ns;
 }
 
 void gmem_vm_kill(struct kvm *kvm)

@@ -124,12 +124,6 @@ events! {
     ) = __tracepoint_kvm_gmem_map_memory, gmem_trace_map_memory;
 }
 
-/// Whether [`convert_end`] is on, for what has to be counted on the way.
-#[inline(always)]
-pub fn counts_conversions() -> bool {
-    is_on!(__tracepoint_kvm_gmem_convert_end)
-}
-
 /// The number by which events know a file.
 #[inline]
 pub fn ino(inode: &GmemInode) -> u64 {

@@ -24,6 +24,10 @@
 
 use crate::{
     content,
+    stats::{
+        self,
+        Held, //
+    },
     vendor::Vendor, //
 };
 use gmem_policy::{
@@ -59,8 +63,7 @@ use gmem_sys::{
             Kinds, //
         },
         vm::Vm, //
-    },
-    trace, //
+    }, //
 };
 use kernel::prelude::*;
 
@@ -96,7 +99,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// What a request has done, in pages. Counted for trace events, and only if somebody looks.
+/// What a request has done, in pages.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outcome {
     /// Pages that have changed between private and shared.
@@ -109,20 +112,6 @@ pub(crate) struct Outcome {
     pub(crate) scrambled: u64,
 }
 
-impl Outcome {
-    /// What is going to change, before it has.
-    fn of(change: &Change, guard: &InvalidateGuard<'_, Exclusive>) -> Self {
-        let mut outcome = Self::default();
-        if trace::counts_conversions() {
-            for pages in change.differing(guard) {
-                outcome.converted += pages.len();
-                outcome.runs += 1;
-            }
-        }
-        outcome
-    }
-}
-
 /// Steps 4 to 12 of one KVM_SET_MEMORY_ATTRIBUTES2; `src/ioctl.rs` has those around.
 ///
 /// # Errors
@@ -132,27 +121,43 @@ impl Outcome {
 pub(crate) fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<Outcome, Failure> {
     // 4. Attributes, folios and bindings are ours from here on.
     let guard = file.inode().lock();
+    let held = Held::since_now();
+    let result = convert_locked::<V>(file, &guard, request);
+    stats::count(file.vm(), request, &result, &held);
+    result
+}
+
+fn convert_locked<V: Vendor>(
+    file: &GmemFile,
+    guard: &InvalidateGuard<'_, Exclusive>,
+    request: &Request,
+) -> Result<Outcome, Failure> {
     if file.vm().is_dead() {
         return Err(EIO.into());
     }
 
     // 5 and 6. What is there to do, on which terms?
-    let Some(change) = plan::<V>(file, &guard, request)? else {
+    let Some(change) = plan::<V>(file, guard, request)? else {
         return Ok(Outcome::default());
     };
-    let mut outcome = Outcome::of(&change, &guard);
+    let (converted, runs) = change.count(guard);
+    let mut outcome = Outcome {
+        converted,
+        runs,
+        ..Outcome::default()
+    };
     // 7. Room for the result.
-    let reserved = Reserved::new(&guard, &change)?;
+    let reserved = Reserved::new(guard, &change)?;
     // 8. Nobody else holds the pages, and all that will be written can be.
-    let quiet = reserved.quiesce(&guard)?;
-    content::check(&guard, &change)?;
+    let quiet = reserved.quiesce(guard)?;
+    content::check(guard, &change)?;
 
     // 9a. No guest gets a page of the range any more.
-    let span = InvalidateSpan::begin(&guard, change.range());
+    let span = InvalidateSpan::begin(guard, change.range());
     // 9b and 9c. What only mmu_lock makes stable; then the old mappings go.
-    let converting = quiet.zap::<V>(&guard, &span)?;
+    let converting = quiet.zap::<V>(guard, &span)?;
     // 10. The platform gives up what becomes shared; contents.
-    let converted = converting.apply::<V>(file.vm(), &guard, &span, &mut outcome)?;
+    let converted = converting.apply::<V>(file.vm(), guard, &span, &mut outcome)?;
     // 11. Attributes.
     converted.commit();
     Ok(outcome)

@@ -2,7 +2,9 @@
 
 //! What `/proc/PID/fdinfo/FD` says about a file.
 
+use crate::vendor;
 use gmem_policy::{
+    contract::Platform,
     range::PageIndex,
     request::Visibility, //
 };
@@ -78,7 +80,15 @@ pub(crate) fn show(file: &GmemFile, out: &SeqFile) {
         "fixed"
     };
 
+    let vendor = vendor::platform(file.vm()).map_or("none", Platform::name);
+    let model = if file.vm().emulated().is_some() {
+        " (model)"
+    } else {
+        ""
+    };
+
     seq_print!(out, "gmem-mode:\t{}\n", mode);
+    seq_print!(out, "gmem-vendor:\t{}{}\n", vendor, model);
     seq_print!(out, "gmem-size:\t{}\n", bytes(inode.geometry().pages()));
     seq_print!(out, "gmem-allocated:\t{}\n", bytes(inode.allocated()));
     if let Some(totals) = Totals::count(inode) {

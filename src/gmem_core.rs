@@ -66,6 +66,7 @@ mod get_pfn;
 mod ioctl;
 mod map_memory;
 mod populate;
+mod stats;
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 mod tests;
 mod vendor;

@@ -143,6 +143,37 @@ impl Vm {
         unsafe { bindings::gmem_vm_launched(self.as_raw()) }
     }
 
+    /// Counts a conversion: whether to private, the policy as a request's flags, pages changed, bytes
+    /// zeroed.
+    #[inline]
+    pub fn count_conversion(&self, to_private: bool, policy: u64, pages: u64, zeroed: u64) {
+        // SAFETY: By the type's invariants.
+        unsafe {
+            bindings::gmem_vm_count_conversion(self.as_raw(), to_private, policy, pages, zeroed)
+        }
+    }
+
+    /// Counts a conversion that somebody's reference was in the way of.
+    #[inline]
+    pub fn count_busy(&self) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_count_busy(self.as_raw()) }
+    }
+
+    /// Counts a conversion that the platform cannot do.
+    #[inline]
+    pub fn count_unsupported(&self) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_count_unsupported(self.as_raw()) }
+    }
+
+    /// Notes for how many nanoseconds a file of the VM was locked.
+    #[inline]
+    pub fn note_locked(&self, ns: u64) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_note_locked(self.as_raw(), ns) }
+    }
+
     /// Marks the VM dead.
     pub(crate) fn kill(&self) {
         // SAFETY: By the type's invariants.

@@ -638,6 +638,7 @@ pub fn plan_policy_without_a_change() -> Check {
         check!(change.action_for(false) == settled);
         check!(change.action_for(true) == Action::Leave);
         check!(change.differing(&map).next().is_none());
+        check!(change.count(&map) == (0, 0));
     }
     Ok(())
 }
@@ -664,6 +665,7 @@ pub fn plan_skips_what_is_settled() -> Check {
     check!(parts.next() == Some(pages(9, 12)?));
     check!(parts.next().is_none());
     check!(parts.next().is_none());
+    check!(change.count(&map) == (7, 3));
     Ok(())
 }
 
@@ -682,6 +684,7 @@ pub fn plan_merges_with_both_neighbours() -> Check {
     )?;
 
     check!(change(5, 8, PRIVATE, &LEAVE, &map)?.store() == Some(pages(2, 11)?));
+    check!(change(5, 8, PRIVATE, &LEAVE, &map)?.count(&map) == (3, 1));
     check!(change(6, 8, PRIVATE, &LEAVE, &map)?.store() == Some(pages(6, 11)?));
     check!(change(5, 7, PRIVATE, &LEAVE, &map)?.store() == Some(pages(2, 7)?));
     check!(change(6, 7, PRIVATE, &LEAVE, &map)?.store() == Some(pages(6, 7)?));

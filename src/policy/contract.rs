@@ -32,6 +32,16 @@ pub enum Platform {
 impl Platform {
     /// All platforms.
     pub const ALL: &'static [Self] = &[Self::SwProtected, Self::Snp, Self::Tdx, Self::Pkvm];
+
+    /// Returns its name, as `fdinfo` shows it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SwProtected => "sw-protected",
+            Self::Snp => "snp",
+            Self::Tdx => "tdx",
+            Self::Pkvm => "pkvm",
+        }
+    }
 }
 
 /// Whether the guest runs.

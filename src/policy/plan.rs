@@ -76,15 +76,16 @@ impl Plan {
         geometry: &Geometry,
         attributes: &impl Attributes,
     ) -> Self {
-        let changes = Differing::new(request, attributes).next().is_some();
+        let first = Differing::new(request, attributes).next();
 
-        if !changes && terms.settled == Action::Leave {
+        if first.is_none() && terms.settled == Action::Leave {
             return Self::Nothing;
         }
         Self::Change(Change {
             request: *request,
             terms: *terms,
-            store: changes.then(|| merged(request, geometry, attributes)),
+            first,
+            store: first.map(|_| merged(request, geometry, attributes)),
         })
     }
 }
@@ -123,6 +124,8 @@ fn merged(request: &Request, geometry: &Geometry, attributes: &impl Attributes) 
 pub struct Change {
     request: Request,
     terms: Terms,
+    /// The first pages that are not yet what the request asks for.
+    first: Option<PageRange>,
     store: Option<PageRange>,
 }
 
@@ -168,6 +171,21 @@ impl Change {
     /// the plan was made.
     pub fn differing<'a, A: Attributes>(&self, attributes: &'a A) -> Differing<'a, A> {
         Differing::new(&self.request, attributes)
+    }
+
+    /// Returns how many pages are not yet what the request asks for, and in how many parts they lie.
+    ///
+    /// The map is not looked at if they are all of the range.
+    pub fn count<A: Attributes>(&self, attributes: &A) -> (u64, u64) {
+        match self.first {
+            None => (0, 0),
+            Some(first) if first == self.range() => (first.len(), 1),
+            Some(_) => self
+                .differing(attributes)
+                .fold((0, 0), |(pages, parts), part| {
+                    (pages + part.len(), parts + 1)
+                }),
+        }
     }
 
     /// Returns what is done to the bytes of an allocated page of the range.

@@ -15,6 +15,9 @@ use std::{
 pub struct FdInfo {
     /// Private and shared are kept apart page by page, and can be converted.
     pub converts_in_place: bool,
+    /// What keeps private pages private: `sw-protected`, `snp`, `tdx`, `pkvm`, with ` (model)` behind
+    /// it for a software model, or `none`. Empty if the kernel does not say.
+    pub vendor: String,
     /// Size of the file.
     pub size: u64,
     /// How much of it has memory.
@@ -110,6 +113,7 @@ impl FdInfo {
             let number = || value.parse::<u64>().map_err(|_| malformed());
             match key {
                 "gmem-mode" => mode = Some(value == "in-place"),
+                "gmem-vendor" => info.vendor = value.to_owned(),
                 "gmem-size" => info.size = number()?,
                 "gmem-allocated" => info.allocated = number()?,
                 "gmem-private" => private = Some(number()?),
@@ -149,7 +153,8 @@ fn slot(value: &str) -> Option<BoundSlot> {
 mod tests {
     use super::*;
 
-    const LINES: &str = "pos:\t0\ngmem-mode:\tin-place\ngmem-size:\t65536\n\
+    const LINES: &str =
+        "pos:\t0\ngmem-mode:\tin-place\ngmem-vendor:\tsnp (model)\ngmem-size:\t65536\n\
         gmem-allocated:\t20480\ngmem-private:\t28672\ngmem-shared:\t36864\ngmem-runs:\t2\n\
         gmem-slot:\t0x100020-0x100022 offset 0x1000\n";
 
@@ -157,6 +162,7 @@ mod tests {
     fn all_lines_are_read() {
         let expected = FdInfo {
             converts_in_place: true,
+            vendor: "snp (model)".to_owned(),
             size: 65536,
             allocated: 20480,
             totals: Some(Totals {

@@ -258,6 +258,7 @@ fn fdinfo_follows_a_file() {
         .unwrap();
     let expected = FdInfo {
         converts_in_place: true,
+        vendor: "sw-protected".to_owned(),
         size: SIZE,
         allocated: 0,
         totals: Some(Totals {
@@ -332,6 +333,7 @@ fn program_lists_and_shows_a_file() {
     assert!(ok);
     assert!(json.contains("\"private\":12288"), "{json}");
     assert!(json.contains("\"runs\":2"), "{json}");
+    assert!(json.contains("\"vendor\":\"sw-protected\""), "{json}");
 }
 
 #[test]

@@ -13,7 +13,7 @@
 
 /* The lines of one file. The slots are those of up to two lines. */
 struct fdinfo {
-	char mode[16];
+	char mode[16], vendor[16];
 	u64 size, allocated, private, shared, runs;
 	unsigned int lines, nr_slots;
 	struct {
@@ -46,6 +46,7 @@ static void fdinfo_read(int fd, struct fdinfo *info)
 			continue;
 		}
 		TEST_ASSERT(sscanf(line, "gmem-mode:\t%15s\n", info->mode) == 1 ||
+			    sscanf(line, "gmem-vendor:\t%15s\n", info->vendor) == 1 ||
 			    sscanf(line, "gmem-size:\t%lu\n", &info->size) == 1 ||
 			    sscanf(line, "gmem-allocated:\t%lu\n", &info->allocated) == 1 ||
 			    sscanf(line, "gmem-private:\t%lu\n", &info->private) == 1 ||
@@ -55,7 +56,7 @@ static void fdinfo_read(int fd, struct fdinfo *info)
 		info->lines++;
 	}
 	fclose(f);
-	TEST_ASSERT_EQ(info->lines, 6);
+	TEST_ASSERT_EQ(info->lines, 7);
 }
 
 static void expect_pages(int fd, u64 allocated, u64 private, u64 runs)
@@ -83,6 +84,7 @@ static void expect_mode(u64 flags, const char *mode, u64 private)
 
 	fdinfo_read(fd, &info);
 	TEST_ASSERT(!strcmp(info.mode, mode), "Mode '%s', wanted '%s'", info.mode, mode);
+	TEST_ASSERT(!strcmp(info.vendor, "sw-protected"), "Vendor '%s'", info.vendor);
 	expect_pages(fd, 0, private, 1);
 
 	kvm_close(fd);

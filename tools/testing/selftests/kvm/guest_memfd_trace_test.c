@@ -207,6 +207,39 @@ TRACE_TEST(map_memory)
 	       GMEM_GPA + (NPAGES - 2) * PS, -ENOENT);
 }
 
+/* What a platform with a launch adds: the model of SNP's RMP will do. */
+TRACE_TEST(populate_and_rmp)
+{
+	struct kvm_vcpu *vcpu;
+	struct gmem_area a;
+	struct kvm_vm *vm;
+	const u64 gpa = GMEM_GPA, gfn = gpa / PS;
+
+	if (!gmem_emulates(KVM_GMEM_EMULATE_SNP))
+		SKIP(return, GMEM_NO_EMULATION);
+	vm = gmem_vm_create_emulated(KVM_GMEM_EMULATE_SNP, 0, 1, NPAGES, &vcpu);
+	gmem_area_create(&a, vm, GMEM_SLOT, gpa, NPAGES * PS, GMEM_MMAP_SHARED);
+	gmem_convert(a.fd, 0, 4 * PS, GMEM_PRIVATE, GMEM_PRESERVE);
+	put("events/kvm/kvm_rmp_transition/enable", "1");
+	clear();
+
+	TEST_ASSERT(!gmem_launch_update(vm, KVM_GMEM_EMULATE_PAGE_NORMAL, gpa, 2 * PS, NULL, NULL),
+		    "LAUNCH_UPDATE failed");
+	expect(1, "kvm_gmem_populate", "gfn 0x%lx npages 2 result 2\n", gfn);
+	expect(2, "kvm_rmp_transition", "shared -> assigned rmp_level 1 code 0");
+	expect(1, "kvm_rmp_transition", "gfn 0x%lx asid", gfn + 1);
+	/* Not a second time. */
+	TEST_ASSERT(gmem_launch_update(vm, KVM_GMEM_EMULATE_PAGE_NORMAL, gpa, PS, NULL, NULL),
+		    "LAUNCH_UPDATE twice");
+	expect(1, "kvm_gmem_populate", "gfn 0x%lx npages 1 result -", gfn);
+	gmem_convert(a.fd, 0, PS, GMEM_SHARED, GMEM_PRESERVE);
+	expect(1, "kvm_rmp_transition", "assigned -> shared rmp_level 1 code 0");
+
+	put("events/kvm/kvm_rmp_transition/enable", "0");
+	gmem_area_destroy(&a);
+	kvm_vm_free(vm);
+}
+
 /* Off is off. */
 TRACE_TEST(off)
 {

@@ -96,6 +96,7 @@ impl Found {
             "fd": self.fd,
             "process": self.process(),
             "mode": self.mode(),
+            "vendor": self.info.vendor,
             "size": self.info.size,
             "allocated": self.info.allocated,
             "private": self.info.totals.map(|totals| totals.private),
@@ -173,6 +174,9 @@ pub fn show(out: &mut Output, pid: u32, fd: u32) -> Result<(), Failure> {
     }
     out.line(header())?;
     out.line(file.line())?;
+    if !file.info.vendor.is_empty() {
+        out.line(format_args!("vendor {}", file.info.vendor))?;
+    }
     for slot in &file.info.slots {
         out.line(format_args!(
             "gfns {:#x}-{:#x} at offset {:#x}",

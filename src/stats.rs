@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What conversions add to the statistics of their VM.
+
+use crate::convert::{
+    Failure,
+    Outcome, //
+};
+use gmem_policy::request::{
+    Request,
+    Visibility, //
+};
+use gmem_sys::{
+    fs::inode::PAGE,
+    kvm::vm::Vm,
+    time::Nanoseconds, //
+};
+use kernel::prelude::*;
+
+/// How long a file has been locked.
+pub(crate) struct Held(Nanoseconds);
+
+impl Held {
+    /// It has just been.
+    #[inline]
+    pub(crate) fn since_now() -> Self {
+        Self(Nanoseconds::now())
+    }
+}
+
+/// Counts a request that is done, or was refused. The file is still locked.
+pub(crate) fn count(
+    vm: &Vm,
+    request: &Request,
+    result: &Result<Outcome, Failure>,
+    Held(begin): &Held,
+) {
+    match result {
+        Ok(outcome) => vm.count_conversion(
+            request.to() == Visibility::Private,
+            request.content().flags(),
+            outcome.converted,
+            outcome.zeroed.saturating_mul(PAGE.bytes()),
+        ),
+        Err(Failure { error, .. }) if *error == EAGAIN => vm.count_busy(),
+        Err(Failure { error, .. }) if *error == EOPNOTSUPP => vm.count_unsupported(),
+        Err(_) => {}
+    }
+    vm.note_locked(begin.elapsed());
+}
