@@ -43,6 +43,10 @@ use kvm_ioctls::{
     Kvm,
     VmFd, //
 };
+use std::{
+    fs,
+    path::Path, //
+};
 
 const FLAGS: [(CreateFlags, &str); 2] = [
     (CreateFlags::MMAP, "GUEST_MEMFD_FLAG_MMAP"),
@@ -131,12 +135,22 @@ fn need_conversion(capabilities: &Capabilities) -> Result<(), Failure> {
 }
 
 fn kernel() -> String {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease");
     release.map_or("unknown".into(), |release| release.trim().into())
 }
 
-/// Shows everything.
-pub fn all() -> Result<(), Failure> {
+/// Draws the file of `machine` into a directory, if there is one to draw into.
+fn draw(machine: &Machine<'_>, directory: Option<&Path>, when: &str) -> Result<(), Failure> {
+    let Some(directory) = directory else {
+        return Ok(());
+    };
+    let path = directory.join(format!("{when}.svg"));
+    fs::write(&path, machine.picture(when)?)
+        .map_err(|error| Failure::Broken(format!("writing {}: {error}", path.display())))
+}
+
+/// Shows everything; the file is drawn into `pictures` before, during and after that.
+pub fn all(pictures: Option<&Path>) -> Result<(), Failure> {
     let kvm = open_kvm()?;
     let vm = protected_vm(&kvm)?;
     let capabilities = Capabilities::of(&vm);
@@ -166,6 +180,7 @@ pub fn all() -> Result<(), Failure> {
             "a file made with INIT_SHARED does not start shared".into(),
         ));
     }
+    draw(&machine, pictures, "before")?;
     let early_payload = Payload::before(&mut machine, Phase::BeforeLaunch)?;
     let early_policies = Policies::before(&mut machine, Phase::BeforeLaunch)?;
 
@@ -182,7 +197,9 @@ pub fn all() -> Result<(), Failure> {
     println!("\n3. Every policy\n{Heading}");
     tally.show(&early_policies.after(&mut machine, scramble)?);
     let late_policies = Policies::before(&mut machine, Phase::AfterLaunch)?;
+    draw(&machine, pictures, "during")?;
     tally.show(&late_policies.after(&mut machine, scramble)?);
+    draw(&machine, pictures, "after")?;
 
     let mut number = 3;
     let mut section = |title: &str| {

@@ -13,6 +13,7 @@ use gmem::{
         Emulation,
         Page, //
     },
+    picture::Picture,
     AccessError,
     Content,
     ConvertError,
@@ -182,6 +183,14 @@ impl<'vm> Machine<'vm> {
                 .map_err(|error| format!("ending the launch: {error}")),
             None => Ok(()),
         }
+    }
+
+    /// What the guest_memfd looks like now, as an SVG.
+    pub fn picture(&self, when: &str) -> Result<String> {
+        let title = format!("{} VM, {when}", self.platform.name);
+        Picture::of(&self.memory, title)
+            .map(|picture| picture.svg())
+            .map_err(|error| format!("drawing the guest_memfd: {error}"))
     }
 
     /// Whether the guest_memfd is shared as a whole, as it was made to be.

@@ -26,7 +26,7 @@ enum Failure {
 const HELP: &str = "\
 gmem-demo: converts the memory of a running guest in place, and checks every byte
 
-usage: gmem-demo [--guest-only | --help]
+usage: gmem-demo [--pictures DIRECTORY | --guest-only | --help]
 
 It makes a VM whose memory is one guest_memfd, runs a small guest in it, and shows
   1. payload injection: the host writes code, makes the page private, the guest runs it;
@@ -43,6 +43,8 @@ then reads through the other's key is garbage that can be told (\"through key\")
 Each row of the table says what was promised and what host and guest then read. All bytes of the
 range are compared; so is the page behind it, which the request must leave alone.
 
+  --pictures DIRECTORY
+                draw the VM's file there as before.svg, during.svg and after.svg
   --guest-only  x86-64: run the same guest on an ordinary VM without converting anything: tells a broken
                 nested virtualisation from a broken guest_memfd
   --help        this text
@@ -52,8 +54,9 @@ exit status: 0 every promise was kept, 1 some was not or the guest failed, 2 it 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let given = match arguments.as_slice() {
-        [] => run(false),
-        [only] if only == "--guest-only" => run(true),
+        [] => demo::all(None),
+        [flag, directory] if flag == "--pictures" => demo::all(Some(directory.as_ref())),
+        [only] if only == "--guest-only" => demo::guest_only(),
         [only] if only == "--help" || only == "-h" => {
             println!("{HELP}");
             Ok(())
@@ -72,12 +75,5 @@ fn main() -> ExitCode {
             eprintln!("gmem-demo: {why}");
             ExitCode::from(2)
         }
-    }
-}
-
-fn run(guest_only: bool) -> Result<(), Failure> {
-    match guest_only {
-        true => demo::guest_only(),
-        false => demo::all(),
     }
 }

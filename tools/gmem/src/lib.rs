@@ -54,6 +54,7 @@ pub mod emulation;
 pub mod fdinfo;
 mod file;
 mod mapping;
+pub mod picture;
 mod populate;
 mod slot;
 

@@ -5,7 +5,6 @@
 mod caps;
 mod files;
 mod map;
-mod picture;
 mod trace;
 
 use clap::{

@@ -3,10 +3,6 @@
 //! `gmem map` and `gmem watch`: which parts of a file are what.
 
 use crate::{
-    picture::{
-        self,
-        Cells, //
-    },
     Failure,
     Output, //
 };
@@ -15,8 +11,11 @@ use gmem::{
         FdInfo,
         FdInfoError, //
     },
+    picture::{
+        size,
+        Picture, //
+    },
     GuestMemfd,
-    Run,
     Visibility, //
 };
 use serde_json::{
@@ -35,24 +34,6 @@ use std::{
     thread,
     time::Duration, //
 };
-
-const PAGE: u64 = 0x1000;
-/// Files up to this many pages are asked page by page what was used.
-const USED_LIMIT: u64 = 1 << 18;
-/// More runs than this nobody looks at, and asking for them takes long.
-const RUN_LIMIT: usize = 1 << 20;
-
-/// What a file looks like at a moment.
-#[derive(Clone, PartialEq)]
-pub struct Picture {
-    pub pid: u32,
-    pub fd: u32,
-    pub info: FdInfo,
-    pub runs: Vec<Run>,
-    /// Which pages somebody has used; [`None`] for a file that the host cannot map, or that is too
-    /// large to ask.
-    pub used: Option<Vec<bool>>,
-}
 
 /// Somebody else's guest_memfd, as a descriptor of ours.
 fn borrow(pid: u32, fd: u32) -> Result<(FdInfo, GuestMemfd), Failure> {
@@ -90,53 +71,42 @@ fn borrow(pid: u32, fd: u32) -> Result<(FdInfo, GuestMemfd), Failure> {
     Ok((info, file))
 }
 
-/// Which pages are in the page cache and up to date: mincore() tells, and touches nothing.
-fn used(file: &GuestMemfd) -> Option<Vec<bool>> {
-    let pages = file.size() / PAGE;
-    if pages > USED_LIMIT {
-        return None;
-    }
-    let length = file.size() as usize;
-    // SAFETY: A new mapping, which nobody touches.
-    let address = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            length,
-            libc::PROT_READ,
-            libc::MAP_SHARED,
-            file.as_raw_fd(),
-            0,
-        )
-    };
-    if address == libc::MAP_FAILED {
-        return None;
-    }
-    let mut bytes = vec![0u8; pages as usize];
-    // SAFETY: There is a byte for each page of the mapping.
-    let told = unsafe { libc::mincore(address, length, bytes.as_mut_ptr()) } == 0;
-    // SAFETY: The mapping is ours, and forgotten.
-    unsafe { libc::munmap(address, length) };
-    told.then(|| bytes.iter().map(|byte| byte & 1 != 0).collect())
+/// A file at a moment.
+#[derive(PartialEq)]
+struct Look {
+    pid: u32,
+    fd: u32,
+    info: FdInfo,
+    picture: Picture,
 }
 
-impl Picture {
+impl Look {
     fn take(pid: u32, fd: u32) -> Result<Self, Failure> {
         let (info, file) = borrow(pid, fd)?;
-        let runs = file
-            .runs()
-            .take(RUN_LIMIT)
-            .collect::<io::Result<Vec<_>>>()?;
+        let totals = info.totals.map_or_else(String::new, |totals| {
+            format!(
+                ", {} private, {} shared, {} runs",
+                size(totals.private),
+                size(totals.shared),
+                totals.runs
+            )
+        });
+        let title = format!(
+            "process {pid}, descriptor {fd}: {}, {} allocated{totals}",
+            size(info.size),
+            size(info.allocated)
+        );
         Ok(Self {
             pid,
             fd,
             info,
-            runs,
-            used: used(&file),
+            picture: Picture::of(&file, title)?,
         })
     }
 
     fn json(&self) -> Value {
         let runs: Vec<Value> = self
+            .picture
             .runs
             .iter()
             .map(|run| {
@@ -160,19 +130,18 @@ impl Picture {
         if out.json {
             return out.line(self.json());
         }
-        let cells = Cells::of(self, 64 * 16);
-        let colour = out.colour;
-        out.line(picture::terminal(self, &cells, colour).trim_end())
+        let text = self.picture.terminal(out.colour);
+        out.line(text.trim_end())
     }
 }
 
 /// Draws a file, or writes an SVG of it.
 pub fn print(out: &mut Output, pid: u32, fd: u32, svg: Option<&Path>) -> Result<(), Failure> {
-    let picture = Picture::take(pid, fd)?;
+    let look = Look::take(pid, fd)?;
     let Some(path) = svg else {
-        return picture.draw(out);
+        return look.draw(out);
     };
-    fs::write(path, picture::svg(&picture))
+    fs::write(path, look.picture.svg())
         .map_err(|error| Failure::Other(format!("writing {}: {error}", path.display())))
 }
 
@@ -180,15 +149,15 @@ pub fn print(out: &mut Output, pid: u32, fd: u32, svg: Option<&Path>) -> Result<
 pub fn watch(out: &mut Output, pid: u32, fd: u32, interval: Duration) -> Result<(), Failure> {
     let mut last = None;
     loop {
-        match Picture::take(pid, fd) {
-            Ok(picture) => {
-                if last.as_ref() != Some(&picture) {
+        match Look::take(pid, fd) {
+            Ok(look) => {
+                if last.as_ref() != Some(&look) {
                     if out.colour {
                         // Home, and clear.
                         out.line("\x1b[H\x1b[2J")?;
                     }
-                    picture.draw(out)?;
-                    last = Some(picture);
+                    look.draw(out)?;
+                    last = Some(look);
                 }
             }
             // It was there: somebody has closed it, or has ended.

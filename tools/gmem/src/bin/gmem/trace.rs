@@ -194,7 +194,7 @@ impl Event {
                 self.value("holder").unwrap_or("?")
             );
         };
-        let size = crate::picture::size(self.number("size"));
+        let size = gmem::picture::size(self.number("size"));
         match self.errno() {
             0 => format!(
                 "{place}: {size} to {to} {policy}: {} pages in {} runs, {} zeroed, {} scrambled",

@@ -1,34 +1,117 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A file drawn as a grid of cells, each for as many pages.
+//! A file drawn as a grid of cells, each for as many pages: which are private, which are shared,
+//! which were used.
 
-use crate::map::Picture;
-use gmem::Visibility;
-use std::fmt::Write;
+use crate::{
+    attributes::{
+        Run,
+        Visibility, //
+    },
+    file::GuestMemfd, //
+};
+use std::{
+    fmt::Write,
+    io,
+    os::fd::AsRawFd, //
+};
 
 const PAGE: u64 = 0x1000;
+/// Files up to this many pages are asked page by page what was used.
+const USED_LIMIT: u64 = 1 << 18;
+/// More runs than this nobody looks at, and asking for them takes long.
+const RUN_LIMIT: usize = 1 << 20;
+
+/// What a file looks like at a moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picture {
+    /// What is written over it.
+    pub title: String,
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// What is private and what is shared, in order.
+    pub runs: Vec<Run>,
+    /// Which pages somebody has used; [`None`] for a file that the host cannot map, or that is too
+    /// large to ask.
+    pub used: Option<Vec<bool>>,
+}
+
+impl Picture {
+    /// Looks at `file`, without touching a page of it.
+    ///
+    /// # Errors
+    ///
+    /// What asking for the attributes returns: the file has to be one that converts in place.
+    pub fn of(file: &GuestMemfd, title: String) -> io::Result<Self> {
+        Ok(Self {
+            title,
+            size: file.size(),
+            runs: file.runs().take(RUN_LIMIT).collect::<io::Result<_>>()?,
+            used: used(file),
+        })
+    }
+
+    /// Draws it for a terminal, in at most 16 rows of 64 cells, with colours or with letters.
+    pub fn terminal(&self, colour: bool) -> String {
+        terminal(self, &Cells::of(self, 64 * 16), colour)
+    }
+
+    /// Draws it as an SVG.
+    pub fn svg(&self) -> String {
+        svg(self)
+    }
+}
+
+/// Which pages are in the page cache and up to date: mincore() tells, and touches nothing.
+fn used(file: &GuestMemfd) -> Option<Vec<bool>> {
+    let pages = file.size() / PAGE;
+    if pages > USED_LIMIT {
+        return None;
+    }
+    let length = file.size() as usize;
+    // SAFETY: A new mapping, which nobody touches.
+    let address = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if address == libc::MAP_FAILED {
+        return None;
+    }
+    let mut bytes = vec![0u8; pages as usize];
+    // SAFETY: There is a byte for each page of the mapping.
+    let told = unsafe { libc::mincore(address, length, bytes.as_mut_ptr()) } == 0;
+    // SAFETY: The mapping is ours, and forgotten.
+    unsafe { libc::munmap(address, length) };
+    told.then(|| bytes.iter().map(|byte| byte & 1 != 0).collect())
+}
 
 /// What the pages of a cell are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cell {
+struct Cell {
     /// Pages that are private, shared.
-    pub private: u64,
-    pub shared: u64,
+    private: u64,
+    shared: u64,
     /// Pages that somebody has used, if that is known.
-    pub used: Option<u64>,
+    used: Option<u64>,
 }
 
 /// A file in cells.
-pub struct Cells {
-    pub cells: Vec<Cell>,
+struct Cells {
+    cells: Vec<Cell>,
     /// How many pages a cell is for; the last one can have fewer.
-    pub pages_each: u64,
+    pages_each: u64,
 }
 
 impl Cells {
     /// Divides a file into `most` cells at most, of a power of two of pages each.
-    pub fn of(picture: &Picture, most: u64) -> Self {
-        let pages = picture.info.size / PAGE;
+    fn of(picture: &Picture, most: u64) -> Self {
+        let pages = picture.size / PAGE;
         let pages_each = pages.div_ceil(most).next_power_of_two();
         let mut cells = vec![Cell::default(); pages.div_ceil(pages_each) as usize];
 
@@ -89,24 +172,6 @@ pub fn size(bytes: u64) -> String {
     format!("{value} {}", units[unit])
 }
 
-fn title(picture: &Picture) -> String {
-    let totals = picture.info.totals.map_or_else(String::new, |totals| {
-        format!(
-            ", {} private, {} shared, {} runs",
-            size(totals.private),
-            size(totals.shared),
-            totals.runs
-        )
-    });
-    format!(
-        "process {}, descriptor {}: {}, {} allocated{totals}",
-        picture.pid,
-        picture.fd,
-        size(picture.info.size),
-        size(picture.info.allocated)
-    )
-}
-
 fn note(picture: &Picture) -> &'static str {
     if picture.used.is_some() {
         ""
@@ -116,10 +181,10 @@ fn note(picture: &Picture) -> &'static str {
 }
 
 /// For a terminal, with colours or letters.
-pub fn terminal(picture: &Picture, cells: &Cells, colour: bool) -> String {
+fn terminal(picture: &Picture, cells: &Cells, colour: bool) -> String {
     const ACROSS: usize = 64;
 
-    let mut text = format!("{}\n", title(picture));
+    let mut text = format!("{}\n", picture.title);
     let each = size(cells.pages_each * PAGE);
     let _ = writeln!(
         text,
@@ -153,14 +218,14 @@ pub fn terminal(picture: &Picture, cells: &Cells, colour: bool) -> String {
 }
 
 /// A picture of its own. Cells become smaller and more as the file grows, up to a limit.
-pub fn svg(picture: &Picture) -> String {
+fn svg(picture: &Picture) -> String {
     const WIDTH: u64 = 960;
     const LEFT: u64 = 120;
     const TOP: u64 = 72;
     // The side of a cell, and how many there may be: few are drawn large. A row has a power of two.
     const SIDES: [(u64, u64); 3] = [(60, 64), (30, 512), (15, 4096)];
 
-    let pages = picture.info.size / PAGE;
+    let pages = picture.size / PAGE;
     let &(side, most) = SIDES
         .iter()
         .find(|&&(_, most)| pages <= most)
@@ -177,7 +242,7 @@ pub fn svg(picture: &Picture) -> String {
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
          <text x=\"16\" y=\"24\" fill=\"#222222\">{1}</text>\n",
         LEFT + WIDTH + 16,
-        title(picture)
+        picture.title
     );
     let legend = [
         ("private", fill(Look::Private, false)),
@@ -246,10 +311,6 @@ fn fill(look: Look, unused: bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gmem::{
-        fdinfo::FdInfo,
-        Run, //
-    };
 
     fn picture(pages: u64, runs: &[(u64, Visibility)]) -> Picture {
         let mut start = 0;
@@ -262,12 +323,8 @@ mod tests {
             })
             .collect();
         Picture {
-            pid: 1,
-            fd: 2,
-            info: FdInfo {
-                size: pages * PAGE,
-                ..FdInfo::default()
-            },
+            title: "a file".into(),
+            size: pages * PAGE,
             runs,
             used: None,
         }
