@@ -418,6 +418,34 @@ VM_TEST(signals_in_the_middle)
 	ctx_destroy(&x, npages);
 }
 
+/* Ordinary memory that has failed: an error, and no SIGBUS for a touch that was none. */
+VM_TEST(poisoned_ordinary_page)
+{
+	const struct sigaction action = { .sa_handler = count_signal };
+	struct sigaction old;
+	struct kvm_memory_mapping left;
+	struct ctx x;
+
+	ctx_create(&x, NPAGES);
+	memset(x.hva, 0x5a, NPAGES * PG);
+	sigaction(SIGBUS, &action, &old);
+	if (madvise(x.hva + 3 * PG, PG, MADV_HWPOISON)) {
+		const int err = errno;
+
+		sigaction(SIGBUS, &old, NULL);
+		ctx_destroy(&x, NPAGES);
+		SKIP(return, "MADV_HWPOISON: %s", strerror(err));
+	}
+	atomic_store(&signals, 0);
+	assert_errno(map_once(x.vcpu, GPA, NPAGES * PG, 0, &left), 0);
+	TEST_ASSERT_EQ(left.base_address, GPA + 3 * PG);
+	assert_errno(map_once(x.vcpu, left.base_address, left.size, 0, NULL), EHWPOISON);
+	TEST_ASSERT_EQ(atomic_load(&signals), 0);
+	assert_errno(map_all(x.vcpu, GPA + 4 * PG, (NPAGES - 4) * PG), 0);
+	sigaction(SIGBUS, &old, NULL);
+	ctx_destroy(&x, NPAGES);
+}
+
 /*
  * A signal that is there before anything is mapped ends the call with nothing
  * done. It has to come in the few instructions between the entry and the first
