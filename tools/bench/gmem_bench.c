@@ -539,12 +539,14 @@ static void bench_populate_1gib(void)
 	for (n = pages / 256; n <= pages; n *= 16) {
 		struct figure figure = {};
 
-		machine_bind(&m, false);
-		machine_bind(&m, true);
-		guest_touch(&m, 0, 1);
-		start = now();
-		guest_map(&m, 0, n);
-		figure_add(&figure, now() - start);
+		for_each_rep(r) {
+			machine_bind(&m, false);
+			machine_bind(&m, true);
+			guest_touch(&m, 0, 1);
+			start = now();
+			guest_map(&m, 0, n);
+			figure_add(&figure, now() - start);
+		}
 		figure_print(&figure, n, PER_PAGE, "populate-1GiB/private/in-place/map-memory/%lu-pages",
 			     n);
 	}
