@@ -14,6 +14,7 @@ use crate::{
     bindings,
     fs::{
         address_space::BindingsGuard,
+        debugfs,
         file_ops::{
             self,
             ActiveFile,
@@ -58,6 +59,7 @@ use core::{
     }, //
 };
 use gmem_policy::{
+    plan::Run,
     range::{
         PageIndex,
         PageRange, //
@@ -113,6 +115,9 @@ pub trait GuestMemfd: Sized + 'static {
     /// Prints the file's part of `/proc/PID/fdinfo/FD`. Sleeps.
     fn show_fdinfo(file: &GmemFile, out: &SeqFile);
 
+    /// Prints a run of a file in debugfs. Sleeps.
+    fn show_run(run: &Run, out: &SeqFile);
+
     /// A host fault. Called with mmap_lock held.
     fn fault(fault: HostFault<'_>) -> Result<Served>;
 
@@ -138,6 +143,8 @@ pub struct SlotFlags {
 /// The operations tables of an implementation, and what there is once of everything.
 pub struct Tables {
     file: UnsafeCell<bindings::file_operations>,
+    runs: UnsafeCell<bindings::file_operations>,
+    runs_sequence: bindings::seq_operations,
     vm: bindings::vm_operations_struct,
     mapping: bindings::address_space_operations,
     inode: bindings::inode_operations,
@@ -164,6 +171,8 @@ impl Tables {
                 show_fdinfo: Some(file_ops::show_fdinfo::<T>),
                 ..pin_init::zeroed()
             }),
+            runs: UnsafeCell::new(debugfs::operations::<T>()),
+            runs_sequence: debugfs::sequence::<T>(),
             vm: bindings::vm_operations_struct {
                 fault: Some(fault::fault::<T>),
                 #[cfg(CONFIG_NUMA)]
@@ -203,6 +212,14 @@ impl Tables {
 
     pub(crate) fn file_operations(&self) -> *const bindings::file_operations {
         self.file.get()
+    }
+
+    pub(crate) fn runs_operations(&self) -> *const bindings::file_operations {
+        self.runs.get()
+    }
+
+    pub(crate) fn runs_sequence(&self) -> *const bindings::seq_operations {
+        &self.runs_sequence
     }
 
     pub(crate) fn vm_operations(&self) -> *const bindings::vm_operations_struct {
@@ -366,8 +383,11 @@ pub mod entry {
             unsafe {
                 crate::emulation::init()
             };
-            // SAFETY: Nobody uses the table yet.
-            unsafe { (*T::tables().file.get()).owner = module };
+            // SAFETY: Nobody uses the tables yet.
+            unsafe {
+                (*T::tables().file.get()).owner = module;
+                (*T::tables().runs.get()).owner = module;
+            }
             // SAFETY: By the contract of this function.
             unsafe { superblock::mount(T::tables()) }?;
             Ok(0)

@@ -36,6 +36,7 @@ pub mod mm {
 /// The virtual file system.
 pub mod fs {
     pub mod address_space;
+    pub(crate) mod debugfs;
     pub mod file_ops;
     pub mod inode;
     pub(crate) mod superblock;

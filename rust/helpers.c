@@ -543,6 +543,11 @@ void gmem_vm_note_locked(struct kvm *kvm, u64 ns)
 		*max = ns;
 }
 
+struct dentry *gmem_vm_debugfs(struct kvm *kvm)
+{
+	return kvm->debugfs_dentry;
+}
+
 void gmem_vm_kill(struct kvm *kvm)
 {
 	kvm_vm_dead(kvm);

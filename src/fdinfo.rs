@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What `/proc/PID/fdinfo/FD` says about a file.
+//! What `/proc/PID/fdinfo/FD` and debugfs say about a file.
 
 use crate::vendor;
 use gmem_policy::{
     contract::Platform,
+    plan::Run,
     range::PageIndex,
     request::Visibility, //
 };
@@ -15,7 +16,10 @@ use gmem_sys::{
             signal_pending, //
         },
         file_ops::GmemFile,
-        inode::GmemInode, //
+        inode::{
+            GmemInode,
+            PAGE, //
+        }, //
     },
     kvm::memslot::Binding, //
 };
@@ -38,31 +42,28 @@ impl Totals {
     /// counted in part, but each page is counted once. [`None`] if a signal came first, as a file
     /// can have more runs than anybody wants to wait for.
     fn count(inode: &GmemInode) -> Option<Self> {
-        let end = inode.geometry().pages();
         let mut totals = Self {
             private: 0,
             shared: 0,
             runs: 0,
         };
         let mut last = None;
-        let mut at = 0;
+        let mut at = PageIndex::new(0);
 
-        while at < end {
+        while at.get() < inode.geometry().pages() {
             if signal_pending() {
                 return None;
             }
-            let run = inode.run_at(PageIndex::new(at));
-            // The map is not trusted to move the walk on.
-            let next = run.range.end().get().clamp(at + 1, end);
-            match run.visibility {
-                Visibility::Private => totals.private += next - at,
-                Visibility::Shared => totals.shared += next - at,
+            let Run { range, visibility } = inode.run_from(at);
+            match visibility {
+                Visibility::Private => totals.private += range.len(),
+                Visibility::Shared => totals.shared += range.len(),
             }
-            if last != Some(run.visibility) {
+            if last != Some(visibility) {
                 totals.runs += 1;
             }
-            last = Some(run.visibility);
-            at = next;
+            last = Some(visibility);
+            at = range.end();
             reschedule();
         }
         Some(totals)
@@ -105,4 +106,18 @@ pub(crate) fn show(file: &GmemFile, out: &SeqFile) {
             page.offset_of(pages.start()).get()
         );
     });
+}
+
+/// Prints a line of the file's runs in debugfs: bytes, the end not included.
+pub(crate) fn show_run(Run { range, visibility }: &Run, out: &SeqFile) {
+    seq_print!(
+        out,
+        "{:#x}-{:#x} {}\n",
+        PAGE.offset_of(range.start()).get(),
+        PAGE.offset_of(range.end()).get(),
+        match visibility {
+            Visibility::Private => "private",
+            Visibility::Shared => "shared",
+        }
+    );
 }

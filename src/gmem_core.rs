@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! guest_memfd: the memory of KVM guests as a file, convertible between private and shared in place.
+//! guest_memfd: the memory of KVM guests as a file, convertible between private and shared in
+//! place.
 //!
 //! # Five rules
 //!
@@ -71,9 +72,12 @@ mod stats;
 mod tests;
 mod vendor;
 
-use gmem_policy::range::{
-    PageIndex,
-    PageRange, //
+use gmem_policy::{
+    plan::Run,
+    range::{
+        PageIndex,
+        PageRange, //
+    }, //
 };
 
 /// What the kernel's print macros put before each line.
@@ -128,6 +132,10 @@ impl GuestMemfd for Gmem {
 
     fn show_fdinfo(file: &GmemFile, out: &SeqFile) {
         fdinfo::show(file, out)
+    }
+
+    fn show_run(run: &Run, out: &SeqFile) {
+        fdinfo::show_run(run, out)
     }
 
     fn fault(fault: HostFault<'_>) -> Result<Served> {

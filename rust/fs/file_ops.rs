@@ -13,6 +13,7 @@ use crate::{
             Exclusive,
             InvalidateGuard, //
         },
+        debugfs::RunsFile,
         inode::{
             GmemInode,
             Traits, //
@@ -221,6 +222,11 @@ pub fn create<T: GuestMemfd>(vm: &Vm, traits: Traits) -> Result<i32> {
     core::mem::forget(owned);
     core::mem::forget(operations);
 
+    // SAFETY: The data goes in release(), when the file still has the inode, and has a reference
+    // to the VM.
+    if let Some(runs) = unsafe { RunsFile::new::<T>(vm, inode) } {
+        data.keep(runs);
+    }
     // SAFETY: The file is not visible to anybody yet. The data lives until release().
     unsafe {
         (*file).f_flags |= bindings::O_LARGEFILE;

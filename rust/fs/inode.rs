@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The inode of a guest_memfd: the memory, what is private of it, and the files that show it to VMs.
+//! The inode of a guest_memfd: the memory, what is private of it, and the files that show it to
+//! VMs.
 //!
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
@@ -222,7 +223,6 @@ impl GmemInode {
     }
 
     /// The inode number.
-    #[cfg(CONFIG_NUMA)]
     #[inline]
     pub(crate) fn number(&self) -> usize {
         // SAFETY: The VFS's part is initialised.
@@ -298,6 +298,21 @@ impl GmemInode {
                 visibility: self.missing(),
             }),
         }
+    }
+
+    /// The run from `at` to where the entry of the map ends that contains it. Any context.
+    ///
+    /// Walking a file by these looks at each page once, whatever changes meanwhile. There is at
+    /// least one page in each, and the last ends with the file.
+    pub fn run_from(&self, at: PageIndex) -> Run {
+        let run = self.run_at(at);
+        let rest = self.geometry().whole().tail(at);
+        let range = PageRange::new(at, run.range.end())
+            .and_then(|range| range.intersect(&rest))
+            // The map is not trusted to move a walk on.
+            .unwrap_or(rest);
+
+        Run { range, ..run }
     }
 
     #[cold]

@@ -8,6 +8,7 @@ use crate::{
     bindings,
     fs::{
         address_space::Bindings,
+        debugfs::RunsFile,
         file_ops::ActiveFile,
         inode::GmemInode, //
     },
@@ -26,7 +27,8 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        rcu, //
+        rcu,
+        SetOnce, //
     },
     types::Opaque, //
 };
@@ -152,6 +154,8 @@ impl Memslot {
 
 /// What a guest_memfd file (one VM's view of the inode) knows: its VM and the slots bound to it.
 pub(crate) struct FileData {
+    /// Goes before the VM, whose directory it is in.
+    runs: SetOnce<RunsFile>,
     vm: ARef<Vm>,
     /// `struct kvm_memory_slot` by page index, a multi-index entry for each slot.
     slots: Opaque<bindings::xarray>,
@@ -164,6 +168,7 @@ impl FileData {
         let slots = Opaque::zeroed();
         let data = KBox::new(
             Self {
+                runs: SetOnce::new(),
                 vm: vm.into(),
                 slots,
             },
@@ -177,6 +182,12 @@ impl FileData {
     #[inline]
     pub(crate) fn vm(&self) -> &Vm {
         &self.vm
+    }
+
+    /// Keeps what shows the file in debugfs for as long as this lives.
+    #[inline]
+    pub(crate) fn keep(&self, runs: RunsFile) {
+        self.runs.populate(runs);
     }
 
     /// Whether `slot` is what is bound at `at`.

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What /proc/PID/fdinfo/FD says about a guest_memfd, after operations whose
- * effect on each line is known.
+ * What /proc/PID/fdinfo/FD and debugfs say about a guest_memfd, after operations
+ * whose effect on each line is known, and while conversions run.
  */
+#include <pthread.h>
 #include <stdio.h>
+#include <sys/stat.h>
 
 #include "gmem_test.h"
 #include "kvm_test_harness.h"
@@ -172,6 +174,202 @@ TEST(slots_are_listed_while_bound)
 	TEST_ASSERT_EQ(info.slots[0].offset, PS);
 
 	kvm_close(fd);
+	kvm_vm_free(vm);
+}
+
+/* One line of debugfs. */
+struct run {
+	u64 start, end;
+	bool private;
+};
+
+static void runs_path(char *path, size_t size, struct kvm_vm *vm, int fd)
+{
+	struct stat st;
+
+	TEST_ASSERT(!fstat(fd, &st), "fstat: errno %d", errno);
+	snprintf(path, size, "/sys/kernel/debug/kvm/%d-%d/guest_memfd-%lu", getpid(),
+		 vm->fd, (unsigned long)st.st_ino);
+}
+
+/* Reads by @chunk bytes, which is what the kernel's position must survive. */
+static int runs_read(struct kvm_vm *vm, int fd, struct run *runs, int max, size_t chunk)
+{
+	static char text[1 << 16];
+	char path[128], *line;
+	size_t len = 0;
+	ssize_t got;
+	int in, n = 0;
+
+	runs_path(path, sizeof(path), vm, fd);
+	in = open(path, O_RDONLY);
+	TEST_ASSERT(in >= 0, "%s: errno %d (%s)", path, errno, strerror(errno));
+	while ((got = read(in, text + len, min(chunk, sizeof(text) - 1 - len))) > 0)
+		len += got;
+	TEST_ASSERT(!got, "%s: errno %d (%s)", path, errno, strerror(errno));
+	close(in);
+	text[len] = 0;
+
+	for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+		char kind[16];
+
+		TEST_ASSERT(n < max, "More than %d runs", max);
+		TEST_ASSERT(sscanf(line, "%lx-%lx %15s", &runs[n].start, &runs[n].end,
+				   kind) == 3, "Unknown line: %s", line);
+		runs[n].private = !strcmp(kind, "private");
+		TEST_ASSERT(runs[n].private || !strcmp(kind, "shared"),
+			    "Unknown line: %s", line);
+		n++;
+	}
+	return n;
+}
+
+/* @ends in pages; the first run is private if @private, the others alternate. */
+static void expect_runs(struct kvm_vm *vm, int fd, bool private, int nr, const u64 *ends)
+{
+	struct run runs[NR_PAGES];
+	size_t chunk;
+	int i;
+
+	for (chunk = 1; chunk < 1000; chunk *= 7) {
+		TEST_ASSERT_EQ(runs_read(vm, fd, runs, NR_PAGES, chunk), nr);
+		for (i = 0; i < nr; i++) {
+			TEST_ASSERT_EQ(runs[i].start, i ? ends[i - 1] * PS : 0);
+			TEST_ASSERT_EQ(runs[i].end, ends[i] * PS);
+			TEST_ASSERT_EQ(runs[i].private, private ^ (i & 1));
+		}
+	}
+}
+
+static bool have_debugfs(void)
+{
+	return !access("/sys/kernel/debug/kvm", R_OK | X_OK);
+}
+
+#define NO_DEBUGFS "no debugfs of KVM at /sys/kernel/debug, or no right to read it"
+
+TEST(debugfs_shows_the_runs)
+{
+	struct kvm_vm *vm;
+	char path[128];
+	int fd, open_fd;
+
+	if (!have_debugfs())
+		SKIP(return, NO_DEBUGFS);
+	vm = create_vm();
+	fd = vm_create_guest_memfd(vm, NR_PAGES * PS, GMEM_MMAP_SHARED);
+	expect_runs(vm, fd, false, 1, (const u64[]){ NR_PAGES });
+	gmem_convert(fd, 4 * PS, 3 * PS, GMEM_PRIVATE, GMEM_ZERO);
+	expect_runs(vm, fd, false, 3, (const u64[]){ 4, 7, NR_PAGES });
+	gmem_convert(fd, 0, PS, GMEM_PRIVATE, GMEM_ZERO);
+	expect_runs(vm, fd, true, 4, (const u64[]){ 1, 4, 7, NR_PAGES });
+	gmem_convert(fd, PS, 3 * PS, GMEM_PRIVATE, GMEM_ZERO);
+	expect_runs(vm, fd, true, 2, (const u64[]){ 7, NR_PAGES });
+
+	/* It goes with the file, also for who has it open. */
+	runs_path(path, sizeof(path), vm, fd);
+	open_fd = open(path, O_RDONLY);
+	TEST_ASSERT(open_fd >= 0, "%s: errno %d", path, errno);
+	kvm_close(fd);
+	TEST_ASSERT(access(path, F_OK) && errno == ENOENT, "%s is still there", path);
+	TEST_ASSERT(read(open_fd, path, sizeof(path)) < 0 && errno == EIO,
+		    "Read what is gone, errno %d", errno);
+	kvm_close(open_fd);
+	kvm_vm_free(vm);
+}
+
+TEST(debugfs_shows_a_fixed_file)
+{
+	struct kvm_vm *vm;
+	int fd;
+
+	if (!have_debugfs())
+		SKIP(return, NO_DEBUGFS);
+	vm = create_vm();
+	fd = vm_create_guest_memfd(vm, NR_PAGES * PS, 0);
+	expect_runs(vm, fd, true, 1, (const u64[]){ NR_PAGES });
+	kvm_close(fd);
+	kvm_vm_free(vm);
+}
+
+/* What one thread converts while the other looks; the pages around it stay. */
+#define MOVING_FIRST	3
+#define MOVING_PAGES	10
+#define LOOKS		300
+
+struct converter {
+	int fd;
+	bool stop;
+	unsigned long rounds;
+};
+
+static void *convert_back_and_forth(void *arg)
+{
+	struct converter *c = arg;
+	u64 i;
+
+	while (!READ_ONCE(c->stop)) {
+		/* Runs come and go one by one, then all at once. */
+		for (i = 0; i < MOVING_PAGES; i += 2)
+			gmem_convert(c->fd, (MOVING_FIRST + i) * PS, PS, GMEM_PRIVATE,
+				     GMEM_PRESERVE);
+		gmem_convert(c->fd, MOVING_FIRST * PS, MOVING_PAGES * PS, GMEM_PRIVATE,
+			     GMEM_PRESERVE);
+		gmem_convert(c->fd, MOVING_FIRST * PS, MOVING_PAGES * PS, GMEM_SHARED,
+			     GMEM_PRESERVE);
+		WRITE_ONCE(c->rounds, c->rounds + 1);
+	}
+	return NULL;
+}
+
+TEST(each_page_is_seen_once_while_conversions_run)
+{
+	struct converter c = {};
+	struct kvm_vm *vm = create_vm();
+	unsigned long changes = 0, begun;
+	struct run runs[NR_PAGES];
+	struct fdinfo info;
+	pthread_t thread;
+	u64 last = 0;
+	int i, j, n;
+
+	c.fd = vm_create_guest_memfd(vm, NR_PAGES * PS, GMEM_MMAP_SHARED);
+	kvm_pthread_create(&thread, NULL, convert_back_and_forth, &c);
+
+	/* Until both have done enough: neither may wait for the other to begin. */
+	for (i = 0; i < LOOKS || READ_ONCE(c.rounds) < LOOKS; i++) {
+		fdinfo_read(c.fd, &info);
+		TEST_ASSERT_EQ(info.private + info.shared, NR_PAGES * PS);
+		TEST_ASSERT(info.private <= MOVING_PAGES * PS, "%lu bytes private",
+			    info.private);
+		TEST_ASSERT(info.runs >= 1 && info.runs <= MOVING_PAGES + 1, "%lu runs",
+			    info.runs);
+		changes += info.private != last;
+		last = info.private;
+
+		if (!have_debugfs())
+			continue;
+		n = runs_read(vm, c.fd, runs, NR_PAGES, 40);
+		for (j = 0; j < n; j++) {
+			TEST_ASSERT_EQ(runs[j].start, j ? runs[j - 1].end : 0);
+			TEST_ASSERT(runs[j].start < runs[j].end, "Run %d is empty", j);
+			TEST_ASSERT(!runs[j].private ||
+				    (runs[j].start >= MOVING_FIRST * PS &&
+				     runs[j].end <= (MOVING_FIRST + MOVING_PAGES) * PS),
+				    "0x%lx-0x%lx is private", runs[j].start, runs[j].end);
+		}
+		TEST_ASSERT_EQ(runs[n - 1].end, NR_PAGES * PS);
+	}
+	begun = READ_ONCE(c.rounds);
+	WRITE_ONCE(c.stop, true);
+	kvm_pthread_join(thread, NULL);
+	ksft_print_msg("%d looks, %lu rounds of conversions, %lu looks saw a change\n", i,
+		       begun, changes);
+	TEST_ASSERT(changes, "No look saw a conversion");
+	if (!have_debugfs())
+		ksft_print_msg("Without the runs: " NO_DEBUGFS "\n");
+
+	kvm_close(c.fd);
 	kvm_vm_free(vm);
 }
 
