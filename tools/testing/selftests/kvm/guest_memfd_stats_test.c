@@ -120,6 +120,37 @@ TEST(conversions_are_counted)
 	kvm_vm_free(other);
 }
 
+TEST(what_a_platform_cannot_do_is_counted)
+{
+	const gpa_t gpa = GMEM_GPA;
+	struct stats want = {};
+	struct kvm_vcpu *vcpu;
+	struct gmem_area a;
+	struct kvm_vm *vm;
+
+	if (!gmem_emulates(KVM_GMEM_EMULATE_SNP))
+		SKIP(return, GMEM_NO_EMULATION);
+	vm = gmem_vm_create_emulated(KVM_GMEM_EMULATE_SNP, 0, 1, NPAGES, &vcpu);
+	gmem_area_create(&a, vm, GMEM_SLOT, gpa, NPAGES * PS, GMEM_MMAP_SHARED);
+	gmem_convert(a.fd, 0, 4 * PS, GMEM_PRIVATE, GMEM_PRESERVE);
+	want.to_private[2] = 1;
+	want.pages_to_private[2] = 4;
+	TEST_ASSERT(!gmem_launch_update(vm, KVM_GMEM_EMULATE_PAGE_NORMAL, gpa, PS, NULL, NULL),
+		    "LAUNCH_UPDATE failed");
+	expect_stats(vm, &want);
+
+	/* The host cannot write the page that the guest has. */
+	TEST_ASSERT_EQ(gmem_set_once(a.fd, 0, 2 * PS, GMEM_PRIVATE, GMEM_ZERO, NULL), EOPNOTSUPP);
+	want.unsupported = 1;
+	expect_stats(vm, &want);
+	gmem_convert(a.fd, PS, PS, GMEM_PRIVATE, GMEM_ZERO);
+	want.to_private[1] = 1;
+	expect_stats(vm, &want);
+
+	gmem_area_destroy(&a);
+	kvm_vm_free(vm);
+}
+
 int main(int argc, char *argv[])
 {
 	TEST_REQUIRE(gmem_vm_type_supported());
