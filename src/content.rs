@@ -62,8 +62,8 @@ pub(crate) fn keeps_promise(content: Content, terms: &Terms) -> bool {
     kept(terms.changing) && kept(terms.settled)
 }
 
-/// Calls `f` for each allocated folio of the change's range that there is work with: `work` tells by
-/// whether the folio's attribute changes.
+/// Calls `f` for each allocated folio of the change's range that there is work with: `work` tells
+/// by whether the folio's attribute changes.
 fn for_each_folio<E>(
     guard: &InvalidateGuard<'_, Exclusive>,
     change: &Change,
@@ -95,8 +95,8 @@ fn for_each_folio<E>(
     Ok(())
 }
 
-/// How the platform is in the way of the promise for a page that it owns: only if it is, is it worth
-/// asking about each.
+/// How the platform is in the way of the promise for a page that it owns: only if it is, is it
+/// worth asking about each.
 fn minds_owned<V: Vendor>(change: &Change) -> Option<Refusal> {
     let request = change.request();
     page(V::PLATFORM, request.to(), request.content(), true).err()

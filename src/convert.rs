@@ -116,8 +116,8 @@ pub(crate) struct Outcome {
 ///
 /// # Errors
 ///
-/// `EIO` for a dead VM, `EOPNOTSUPP`, `EPERM`, `ENOMEM`, `EAGAIN`, `EHWPOISON`, and `EIO` if the VM dies.
-/// Nothing has changed then, except for the last.
+/// `EIO` for a dead VM, `EOPNOTSUPP`, `EPERM`, `ENOMEM`, `EAGAIN`, `EHWPOISON`, and `EIO` if the VM
+/// dies. Nothing has changed then, except for the last.
 pub(crate) fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<Outcome, Failure> {
     // 4. Attributes, folios and bindings are ours from here on.
     let guard = file.inode().lock();

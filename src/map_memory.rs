@@ -34,9 +34,9 @@ const TRIES: u32 = 16;
 ///
 /// # Errors
 ///
-/// `ENOTTY` for any but KVM_MAP_MEMORY. `EINVAL` for a struct that says nothing sensible. `EFAULT` if
-/// the struct cannot be read or written: what was mapped stays. Otherwise those of [`populate`], if
-/// not a single page was mapped.
+/// `ENOTTY` for any but KVM_MAP_MEMORY. `EINVAL` for a struct that says nothing sensible. `EFAULT`
+/// if the struct cannot be read or written: what was mapped stays. Otherwise those of [`populate`],
+/// if not a single page was mapped.
 pub(crate) fn ioctl(vcpu: &Vcpu, cmd: u32, arg: UserPointer) -> Result {
     if cmd != MAP_MEMORY {
         return Err(ENOTTY);

@@ -122,8 +122,8 @@ pub(crate) trait Vendor {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Step 9b: whether the platform owns an allocated page where only an invalidation keeps that as
-    /// it is. Called with `mmu_lock` held, once for each guest frame.
+    /// Step 9b: whether the platform owns an allocated page where only an invalidation keeps that
+    /// as it is. Called with `mmu_lock` held, once for each guest frame.
     fn owns_mapped(_mapped: &Mapped<'_>) -> bool {
         build_error!(VTABLE_DEFAULT_ERROR)
     }

@@ -179,7 +179,8 @@ impl Sept {
         page.hide()
     }
 
-    /// The MMU is about to let the guest use a page: PAGE.AUG, and the guest's ACCEPT, which zeroes.
+    /// The MMU is about to let the guest use a page: PAGE.AUG, and the guest's ACCEPT, which
+    /// zeroes.
     pub(super) fn install(&mut self, gfn: Gfn, pfn: Pfn) -> Result<Answer> {
         // SAFETY: The fault is not stale, so the page is the file's, and stays so under mmu_lock.
         let page = unsafe { Page::from_pfn(pfn) };

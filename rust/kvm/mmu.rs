@@ -91,8 +91,8 @@ pub struct Mapped<'a> {
 
 /// The hypervisor's answer for a run of guest frames of a VM.
 ///
-/// It is good until the invalidation ends that it was asked in, as far as it is at all: a guest that
-/// tells the host what it takes back takes nothing meanwhile.
+/// It is good until the invalidation ends that it was asked in, as far as it is at all: a guest
+/// that tells the host what it takes back takes nothing meanwhile.
 #[derive(Clone, Copy)]
 struct Kept {
     vm: NonNull<bindings::kvm>,
@@ -279,8 +279,8 @@ impl<'g> InvalidateSpan<'g> {
     }
 
     /// Asks `f` about each allocated folio of the range where it shows as a guest frame, with its
-    /// VM's `mmu_lock` held: as nothing is mapped anew until the span ends, a page that is not there
-    /// now stays away. `f` must not sleep.
+    /// VM's `mmu_lock` held: as nothing is mapped anew until the span ends, a page that is not
+    /// there now stays away. `f` must not sleep.
     ///
     /// # Errors
     ///

@@ -2,9 +2,10 @@
 
 //! What keeps private memory private underneath the vendors, and what it says of a page.
 //!
-//! SNP has the RMP, a table with an entry for each page of the host; TDX has the S-EPT, a page table
-//! for each guest. Both are small traits here, with two implementations: the kernel's functions
-//! and a software model. Vendor code is the same over both, and has no say in which it is.
+//! SNP has the RMP, a table with an entry for each page of the host; TDX has the S-EPT, a page
+//! table for each guest. Both are small traits here, with two implementations: the kernel's
+//! functions and a software model. Vendor code is the same over both, and has no say in which it
+//! is.
 //!
 //! That a platform has given a page up, and that it has zeroed it, are values that only this file
 //! makes, after it has looked for itself: the host writes to no page without one.
@@ -365,8 +366,8 @@ pub struct GivenUp<'f, 'b> {
 impl<'f, 'b> GivenUp<'f, 'b> {
     /// To be made after looking, see
     /// [`InvalidateSpan::given_up`](crate::kvm::mmu::InvalidateSpan::given_up): for whether a
-    /// platform has the folio, for whether one has zeroed it when it gave it up, and for whether the
-    /// answers stay true.
+    /// platform has the folio, for whether one has zeroed it when it gave it up, and for whether
+    /// the answers stay true.
     pub(super) fn new(folio: &'f FolioRef<'b>, zeroed: bool, host_writes: bool) -> Self {
         folio.frame().mark_in_sept(false);
         Self {

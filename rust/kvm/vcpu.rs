@@ -27,8 +27,8 @@ impl Vcpu {
     ///
     /// # Safety
     ///
-    /// `vcpu` must be valid, its mutex held by the calling task and nobody else have a reference, for
-    /// as long as `'a`.
+    /// `vcpu` must be valid, its mutex held by the calling task and nobody else have a reference,
+    /// for as long as `'a`.
     #[inline]
     pub(crate) unsafe fn from_raw<'a>(vcpu: *mut bindings::kvm_vcpu) -> &'a Self {
         // SAFETY: By the contract of this function; the type is transparent.

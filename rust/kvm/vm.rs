@@ -63,7 +63,8 @@ pub enum Emulated {
 #[repr(transparent)]
 pub struct Vm(Opaque<bindings::kvm>);
 
-// SAFETY: `struct kvm` is shared between threads; all of the methods here are safe to call from any.
+// SAFETY: `struct kvm` is shared between threads; all of the methods here are safe to call from
+// any.
 unsafe impl Send for Vm {}
 // SAFETY: As above.
 unsafe impl Sync for Vm {}
@@ -143,8 +144,8 @@ impl Vm {
         unsafe { bindings::gmem_vm_launched(self.as_raw()) }
     }
 
-    /// Counts a conversion: whether to private, the policy as a request's flags, pages changed, bytes
-    /// zeroed.
+    /// Counts a conversion: whether to private, the policy as a request's flags, pages changed,
+    /// bytes zeroed.
     #[inline]
     pub fn count_conversion(&self, to_private: bool, policy: u64, pages: u64, zeroed: u64) {
         // SAFETY: By the type's invariants.

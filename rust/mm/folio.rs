@@ -469,8 +469,8 @@ impl<'g> Batches<'g> {
                 .take(count)
                 .filter_map(move |&folio| {
                     Some(FolioRef {
-                        // SAFETY: The batch holds a reference to each of its folios, and the folio stays
-                        // in the page cache.
+                        // SAFETY: The batch holds a reference to each of its folios, and the folio
+                        // stays in the page cache.
                         pages: unsafe { pages_of(folio) }?.intersect(&range)?,
                         // SAFETY: As above.
                         first: unsafe { pages_of(folio) }?.start(),

@@ -101,13 +101,14 @@ pub const fn terms(
 ///
 /// A page is owned while it is assigned to the guest (SNP), in its S-EPT (TDX), or mapped by it and
 /// not shared (pKVM): the host can neither read nor write its contents. It is private then, so that
-/// a request that makes pages private finds it to be what it asks for already. Only a pKVM guest can
-/// make a page its own on its own account, and so have one that is to become private from shared.
+/// a request that makes pages private finds it to be what it asks for already. Only a pKVM guest
+/// can make a page its own on its own account, and so have one that is to become private from
+/// shared.
 ///
 /// # Errors
 ///
-/// [`Refusal::NotSupported`] if it cannot be kept for such a page, [`Refusal::NotShared`] if that is
-/// the guest's to allow.
+/// [`Refusal::NotSupported`] if it cannot be kept for such a page, [`Refusal::NotShared`] if that
+/// is the guest's to allow.
 pub const fn page(
     platform: Platform,
     to: Visibility,
@@ -283,8 +284,8 @@ pub const fn capability(platform: Platform, phase: Phase) -> u32 {
 
 /// Returns the policies that at least one of the platforms accepts in one phase.
 ///
-/// This is what [`capability`] is for `/dev/kvm`, where no VM has been chosen yet: `available` tells
-/// on which platforms there can be VMs.
+/// This is what [`capability`] is for `/dev/kvm`, where no VM has been chosen yet: `available`
+/// tells on which platforms there can be VMs.
 pub fn capability_any(phase: Phase, available: impl Fn(Platform) -> bool) -> u32 {
     Platform::ALL
         .iter()

@@ -173,7 +173,8 @@ impl Change {
         Differing::new(&self.request, attributes)
     }
 
-    /// Returns how many pages are not yet what the request asks for, and in how many parts they lie.
+    /// Returns how many pages are not yet what the request asks for, and in how many parts they
+    /// lie.
     ///
     /// The map is not looked at if they are all of the range.
     pub fn count<A: Attributes>(&self, attributes: &A) -> (u64, u64) {

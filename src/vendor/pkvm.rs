@@ -4,8 +4,8 @@
 //!
 //! A page becomes the guest's when it is mapped for it, which `mmu_invalidate_seq` guards, so there
 //! is nothing to do when the file hands it out. The guest shares it with the host, and takes it
-//! back, by hypercalls to EL2. Conversion moves nothing: it makes the file say what EL2 says, and is
-//! refused while that is something else. Contents are the host's to read and EL2's to zero: only
+//! back, by hypercalls to EL2. Conversion moves nothing: it makes the file say what EL2 says, and
+//! is refused while that is something else. Contents are the host's to read and EL2's to zero: only
 //! there are the question whose a page is, and the writing, one step.
 //!
 //! A guest that shares and unshares in exits to user space (`KVM_CAP_EXIT_HYPERCALL`) unshares

@@ -8,10 +8,10 @@
 //! the same place is what each guest fault after a zap is like; found assigned otherwise is a bug
 //! or an attack, and refused.
 //!
-//! A page is assigned when the guest first uses it as private, not when it is converted. It is taken
-//! back when it is converted to shared, or freed. The guest's having accepted it is lost then and
-//! cannot be restored, so that there is no way back behind the first page that was taken: one that
-//! does not come back is lost, together with the VM.
+//! A page is assigned when the guest first uses it as private, not when it is converted. It is
+//! taken back when it is converted to shared, or freed. The guest's having accepted it is lost then
+//! and cannot be restored, so that there is no way back behind the first page that was taken: one
+//! that does not come back is lost, together with the VM.
 
 use super::Vendor;
 use core::marker::PhantomData;

@@ -903,7 +903,8 @@ mod hostile_vendor {
         Ok(())
     }
 
-    /// A page that nobody has used holds what its last owner left, under every policy until its use.
+    /// A page that nobody has used holds what its last owner left, under every policy until its
+    /// use.
     #[test]
     fn unused_pages_are_zeroed_at_first_use() -> Result {
         for content in POLICIES {
