@@ -16,7 +16,7 @@ use gmem_policy::range::PageIndex;
 /// Whether a tracepoint is on.
 macro_rules! is_on {
     ($tracepoint:ident) => {{
-        #[cfg(CONFIG_TRACEPOINTS)]
+        #[cfg(CONFIG_KVM_GMEM_TRACE)]
         // SAFETY: It is the static key of a tracepoint.
         let is_on = unsafe {
             kernel::jump_label::static_branch_unlikely!(
@@ -25,10 +25,17 @@ macro_rules! is_on {
                 key
             )
         };
-        #[cfg(not(CONFIG_TRACEPOINTS))]
+        #[cfg(not(CONFIG_KVM_GMEM_TRACE))]
         let is_on = false;
         is_on
     }};
+}
+
+/// Out of line, so that who is not traced does not pay for what there would be to say.
+#[cold]
+#[inline(never)]
+fn report<V>(values: impl FnOnce() -> V, event: impl FnOnce(V)) {
+    event(values())
 }
 
 macro_rules! events {
@@ -40,9 +47,10 @@ macro_rules! events {
         #[inline(always)]
         $vis fn $name(values: impl FnOnce() -> ($($type,)*)) {
             if is_on!($tracepoint) {
-                let ($($arg,)*) = values();
-                // SAFETY: Only traces; pointers come from references to what is valid.
-                unsafe { bindings::$call($($arg),*) }
+                report(values, |($($arg,)*)| {
+                    // SAFETY: Only traces; pointers come from references to what is valid.
+                    unsafe { bindings::$call($($arg),*) }
+                });
             }
         }
     )*};

@@ -37,8 +37,9 @@ pub(crate) fn get_pfn(vm: &Vm, file: &GmemFile, gfn: Gfn, at: PageIndex) -> Resu
     }
     let first_use = folio.prepare();
     vendor::make_private(vm, gfn, at, &stable, &folio)?;
-    trace::guest_fault(|| {
-        let is_private = stable.visibility(at) == Visibility::Private;
+    let attributes = &stable;
+    trace::guest_fault(move || {
+        let is_private = attributes.visibility(at) == Visibility::Private;
         let offset = trace::offset(inode, at);
         (trace::ino(inode), offset, gfn.get(), is_private, first_use)
     });

@@ -45,7 +45,7 @@ pub(crate) fn ioctl(vcpu: &Vcpu, cmd: u32, arg: UserPointer) -> Result {
     let mut left = asked;
 
     let result = populate(&mut vcpu.load(), &mut left);
-    trace::map_memory(|| {
+    trace::map_memory(move || {
         let result = result.err().map_or(0, Error::to_errno);
         (asked.base(), asked.size(), left.size(), result)
     });

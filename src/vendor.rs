@@ -295,9 +295,12 @@ pub(crate) fn make_private(
 /// Nobody looks at the attributes for a folio of one page, as all of them are.
 #[inline]
 pub(crate) fn max_mapping_order(vm: &Vm, at: PageIndex, stable: &Stable<'_>, order: u8) -> u8 {
-    match (order, select(vm)) {
-        (0, _) | (_, None) => order,
-        (_, Some(vendor)) => order.min((vendor.max_mapping_order)(stable.visibility(at))),
+    if order == 0 {
+        return 0;
+    }
+    match select(vm) {
+        None => order,
+        Some(vendor) => order.min((vendor.max_mapping_order)(stable.visibility(at))),
     }
 }
 

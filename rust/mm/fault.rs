@@ -78,9 +78,10 @@ impl<'a> HostFault<'a> {
         }
         // No byte of an earlier owner gets out, whether the caller thought of it or not.
         let first_use = folio.prepare();
-        trace::host_fault(|| {
-            let offset = trace::offset(self.inode, permit.at);
-            (trace::ino(self.inode), offset, first_use)
+        let (inode, at) = (self.inode, permit.at);
+        trace::host_fault(move || {
+            let offset = trace::offset(inode, at);
+            (trace::ino(inode), offset, first_use)
         });
         // SAFETY: `vmf` is valid; lock and reference go to the fault handling core.
         unsafe { (*self.vmf).page = folio.into_locked_page() };

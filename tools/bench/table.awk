@@ -84,7 +84,6 @@ BEGIN {
 			has ? value["rust", name] : "", has ? median["rust", name] : "", has ? high["rust", name] : "", ratio >csv
 	}
 
-	# The kernel's and KVM's own events are compiled out as well, so this is the most that ours can cost.
 	printf "\n%-54s %12s %12s %7s\n", "trace events that are off", "compiled out", "off", "off/out"
 	for (i = 1; i <= count; i++) {
 		name = order[i]

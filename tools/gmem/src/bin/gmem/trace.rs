@@ -65,7 +65,7 @@ impl Instance {
             if !enable.exists() {
                 return Err(Failure::Other(
                     "this kernel has no events kvm_gmem:*: it needs \
-                     CONFIG_KVM_GUEST_MEMFD_RUST=y"
+                     CONFIG_KVM_GUEST_MEMFD_RUST=y and CONFIG_KVM_GMEM_TRACE=y"
                         .into(),
                 ));
             }
