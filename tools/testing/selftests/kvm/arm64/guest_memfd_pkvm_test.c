@@ -942,18 +942,21 @@ TEST_F_TIMEOUT(pvm, storm, 2 * TIMEOUT)
  * just found to be shared. The guest may die of it; the host writes nothing that
  * is not its own. Whether they meet is not for sure: both outcomes are right.
  */
+enum { NOT_YET, RUNNING, THROUGH };
+
 static void *zero_all(void *arg)
 {
 	struct storm *s = arg;
 	u64 eo;
 	int r;
 
-	while (!s->running)
+	/* The guest can be through before this thread runs for the first time. */
+	while (s->running == NOT_YET)
 		sched_yield();
 	do {
 		r = gmem_set_once(s->p->fd, 0, NPAGES * PG, GMEM_PRIVATE, GMEM_ZERO, &eo);
 		s->result[r]++;
-	} while (!r && s->running);
+	} while (!r && s->running == RUNNING);
 	TEST_ASSERT(!r || r == EOPNOTSUPP || r == EIO, "errno %d", r);
 	return NULL;
 }
@@ -970,11 +973,12 @@ TEST_F_TIMEOUT(untold, guest_against_zero, 2 * TIMEOUT)
 	cpu_start(c);
 	for (round = 0; round < 50; round++) {
 		cpu_share(c, 0, NPAGES * PG);
+		s.running = NOT_YET;
 		pthread_create(&zeroer, NULL, zero_all, &s);
 		c->cmd->op = GMEM_OP_UNSHARE;
-		s.running = 1;
+		s.running = RUNNING;
 		r = __vcpu_run(c->vcpu) ? errno : 0;
-		s.running = 0;
+		s.running = THROUGH;
 		pthread_join(zeroer, NULL);
 		TEST_ASSERT_EQ(force_reclaims() - p->reclaims, 0);
 		if (s.result[EIO])
