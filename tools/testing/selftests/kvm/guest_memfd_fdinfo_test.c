@@ -192,8 +192,12 @@ static void runs_path(char *path, size_t size, struct kvm_vm *vm, int fd)
 		 vm->fd, (unsigned long)st.st_ino);
 }
 
-/* Reads by @chunk bytes, which is what the kernel's position must survive. */
-static int runs_read(struct kvm_vm *vm, int fd, struct run *runs, int max, size_t chunk)
+/*
+ * Reads by @chunk bytes, which is what the kernel's position must survive, and
+ * sleeps for @pause microseconds in between, so that others run.
+ */
+static int runs_read(struct kvm_vm *vm, int fd, struct run *runs, int max, size_t chunk,
+		     useconds_t pause)
 {
 	static char text[1 << 16];
 	char path[128], *line;
@@ -204,8 +208,11 @@ static int runs_read(struct kvm_vm *vm, int fd, struct run *runs, int max, size_
 	runs_path(path, sizeof(path), vm, fd);
 	in = open(path, O_RDONLY);
 	TEST_ASSERT(in >= 0, "%s: errno %d (%s)", path, errno, strerror(errno));
-	while ((got = read(in, text + len, min(chunk, sizeof(text) - 1 - len))) > 0)
+	while ((got = read(in, text + len, min(chunk, sizeof(text) - 1 - len))) > 0) {
 		len += got;
+		if (pause)
+			usleep(pause);
+	}
 	TEST_ASSERT(!got, "%s: errno %d (%s)", path, errno, strerror(errno));
 	close(in);
 	text[len] = 0;
@@ -232,7 +239,7 @@ static void expect_runs(struct kvm_vm *vm, int fd, bool private, int nr, const u
 	int i;
 
 	for (chunk = 1; chunk < 1000; chunk *= 7) {
-		TEST_ASSERT_EQ(runs_read(vm, fd, runs, NR_PAGES, chunk), nr);
+		TEST_ASSERT_EQ(runs_read(vm, fd, runs, NR_PAGES, chunk, 0), nr);
 		for (i = 0; i < nr; i++) {
 			TEST_ASSERT_EQ(runs[i].start, i ? ends[i - 1] * PS : 0);
 			TEST_ASSERT_EQ(runs[i].end, ends[i] * PS);
@@ -349,7 +356,7 @@ TEST(each_page_is_seen_once_while_conversions_run)
 
 		if (!have_debugfs())
 			continue;
-		n = runs_read(vm, c.fd, runs, NR_PAGES, 40);
+		n = runs_read(vm, c.fd, runs, NR_PAGES, 40, 1);
 		for (j = 0; j < n; j++) {
 			TEST_ASSERT_EQ(runs[j].start, j ? runs[j - 1].end : 0);
 			TEST_ASSERT(runs[j].start < runs[j].end, "Run %d is empty", j);
