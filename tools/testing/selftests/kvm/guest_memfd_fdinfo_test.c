@@ -299,10 +299,14 @@ TEST(debugfs_shows_a_fixed_file)
 	kvm_vm_free(vm);
 }
 
-/* What one thread converts while the other looks; the pages around it stay. */
+/*
+ * What one thread converts while the other looks; the pages around it stay. The
+ * kernel makes lines for a page of text at a time, so there are enough for some.
+ */
+#define MANY_PAGES	512
 #define MOVING_FIRST	3
-#define MOVING_PAGES	10
-#define LOOKS		300
+#define MOVING_PAGES	506
+#define LOOKS		50
 
 struct converter {
 	int fd;
@@ -334,19 +338,19 @@ TEST(each_page_is_seen_once_while_conversions_run)
 	struct converter c = {};
 	struct kvm_vm *vm = create_vm();
 	unsigned long changes = 0, begun;
-	struct run runs[NR_PAGES];
+	static struct run runs[MANY_PAGES];
 	struct fdinfo info;
 	pthread_t thread;
 	u64 last = 0;
 	int i, j, n;
 
-	c.fd = vm_create_guest_memfd(vm, NR_PAGES * PS, GMEM_MMAP_SHARED);
+	c.fd = vm_create_guest_memfd(vm, MANY_PAGES * PS, GMEM_MMAP_SHARED);
 	kvm_pthread_create(&thread, NULL, convert_back_and_forth, &c);
 
 	/* Until both have done enough: neither may wait for the other to begin. */
 	for (i = 0; i < LOOKS || READ_ONCE(c.rounds) < LOOKS; i++) {
 		fdinfo_read(c.fd, &info);
-		TEST_ASSERT_EQ(info.private + info.shared, NR_PAGES * PS);
+		TEST_ASSERT_EQ(info.private + info.shared, MANY_PAGES * PS);
 		TEST_ASSERT(info.private <= MOVING_PAGES * PS, "%lu bytes private",
 			    info.private);
 		TEST_ASSERT(info.runs >= 1 && info.runs <= MOVING_PAGES + 1, "%lu runs",
@@ -356,7 +360,7 @@ TEST(each_page_is_seen_once_while_conversions_run)
 
 		if (!have_debugfs())
 			continue;
-		n = runs_read(vm, c.fd, runs, NR_PAGES, 40, 1);
+		n = runs_read(vm, c.fd, runs, MANY_PAGES, PAGE_SIZE, 1);
 		for (j = 0; j < n; j++) {
 			TEST_ASSERT_EQ(runs[j].start, j ? runs[j - 1].end : 0);
 			TEST_ASSERT(runs[j].start < runs[j].end, "Run %d is empty", j);
@@ -365,7 +369,7 @@ TEST(each_page_is_seen_once_while_conversions_run)
 				     runs[j].end <= (MOVING_FIRST + MOVING_PAGES) * PS),
 				    "0x%lx-0x%lx is private", runs[j].start, runs[j].end);
 		}
-		TEST_ASSERT_EQ(runs[n - 1].end, NR_PAGES * PS);
+		TEST_ASSERT_EQ(runs[n - 1].end, MANY_PAGES * PS);
 	}
 	begun = READ_ONCE(c.rounds);
 	WRITE_ONCE(c.stop, true);
