@@ -97,7 +97,7 @@ BEGIN {
 
 	print ""
 	print "Goals:"
-	if (most) result("trace events that are off: at most 1.01", most_name, sprintf("%.3f", most), most <= 1.01 ? "met" : "missed")
+	if (most) result("trace events that are off: at most 1.01", most_name, sprintf("%.3f", most), sprintf("%.3f", most) + 0 <= 1.01 ? "met" : "missed")
 	else result("trace events that are off: at most 1.01", "not measured", "", "missed")
 	n = split("guest-fault/private/two-backings guest-fault/shared/shared-file guest-fault/private/in-place " \
 		"guest-fault/shared/in-place host-fault/shared-file host-fault/in-place", faults, " ")
