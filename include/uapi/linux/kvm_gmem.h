@@ -14,6 +14,12 @@
 #include <linux/kvm.h>
 #include <linux/types.h>
 
+/*
+ * A newer <linux/kvm.h> may define parts of this itself: what it has is left
+ * to it.  The preprocessor does not see a struct, so a struct is guarded by its
+ * ioctl, which no header has without it.
+ */
+#ifndef KVM_SET_MEMORY_ATTRIBUTES2
 /**
  * struct kvm_memory_attributes2 - a range of a guest_memfd and its attributes
  * @address: name of @offset in the VM ioctl's struct, at the same place
@@ -39,22 +45,32 @@ struct kvm_memory_attributes2 {
 	__u64 reserved[11];
 };
 
-/* What the caller is promised about the bytes of the range. */
-#define KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_NONE		0ULL
-#define KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_ZERO		(1ULL << 0)
-#define KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_PRESERVE	(1ULL << 1)
-
 /* Convert a range in place. */
 #define KVM_SET_MEMORY_ATTRIBUTES2 \
 	_IOWR(KVMIO, 0xd2, struct kvm_memory_attributes2)
+#endif
+
+/* What the caller is promised about the bytes of the range. */
+#ifndef KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_NONE
+#define KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_NONE		0ULL
+#endif
+#ifndef KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_ZERO
+#define KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_ZERO		(1ULL << 0)
+#endif
+#ifndef KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_PRESERVE
+#define KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_PRESERVE	(1ULL << 1)
+#endif
 
 /*
  * Ask for the attributes at @offset; @size returns how many bytes from there
  * have the same ones.
  */
+#ifndef KVM_GET_MEMORY_ATTRIBUTES2
 #define KVM_GET_MEMORY_ATTRIBUTES2 \
 	_IOWR(KVMIO, 0xd3, struct kvm_memory_attributes2)
+#endif
 
+#ifndef KVM_MAP_MEMORY
 /**
  * struct kvm_memory_mapping - guest physical memory that is to be mapped
  * @base_address: in and out, guest physical address in bytes, page aligned
@@ -74,15 +90,24 @@ struct kvm_memory_mapping {
  * one page was mapped: repeat it until @size is 0.
  */
 #define KVM_MAP_MEMORY		_IOWR(KVMIO, 0xd5, struct kvm_memory_mapping)
+#endif
 
 #ifndef KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES
 #define KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES		252
 #endif
 /* Out of tree: numbers from 0x10000 never meet an upstream one. */
+#ifndef KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS
 #define KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS		0x10000
+#endif
+#ifndef KVM_CAP_MEMORY_ATTRIBUTES2_PRE_LAUNCH_FLAGS
 #define KVM_CAP_MEMORY_ATTRIBUTES2_PRE_LAUNCH_FLAGS	0x10001
+#endif
+#ifndef KVM_CAP_GET_MEMORY_ATTRIBUTES2
 #define KVM_CAP_GET_MEMORY_ATTRIBUTES2			0x10002
+#endif
+#ifndef KVM_CAP_MAP_MEMORY
 #define KVM_CAP_MAP_MEMORY				0x10003
+#endif
 
 /*
  * The two FLAGS capabilities hold three bytes of policies: supported in both
