@@ -61,6 +61,18 @@ bool gmem_folio_mapped(struct folio *folio)
 }
 
 /*
+ * From its first use on a folio holds the only copy of its bytes, and a guest's
+ * page tables refer to it without being counted: a clean folio that nobody has
+ * mapped or holds could be dropped, as by soft offlining.  Who writes is not
+ * known, so each folio in use counts as dirty.
+ */
+static void gmem_folio_in_use(struct folio *folio)
+{
+	folio_mark_uptodate(folio);
+	folio_mark_dirty(folio);
+}
+
+/*
  * Zero at first use; the test is on this side because every fault asks.
  * Returns whether this was it.
  */
@@ -72,7 +84,7 @@ bool gmem_folio_prepare(struct folio *folio)
 		return false;
 	for (page = 0; page < nr; page++)
 		clear_highpage(folio_page(folio, page));
-	folio_mark_uptodate(folio);
+	gmem_folio_in_use(folio);
 	return true;
 }
 
@@ -81,9 +93,10 @@ void gmem_folio_clear(struct folio *folio, unsigned long page)
 	clear_highpage(folio_page(folio, page));
 }
 
+/* The caller's reference keeps the folio in its file until it is dirty. */
 void gmem_page_mark_uptodate(struct page *page)
 {
-	folio_mark_uptodate(page_folio(page));
+	gmem_folio_in_use(page_folio(page));
 }
 
 void gmem_put_page(struct page *page)

@@ -5,6 +5,7 @@
  */
 #include <kunit/static_stub.h>
 #include <kunit/test.h>
+#include <linux/backing-dev.h>
 #include <linux/mman.h>
 #include <linux/pagemap.h>
 #include <linux/swap.h>
@@ -86,12 +87,15 @@ unsigned long gmem_test_vm_sequence(struct kvm *kvm)
 /* Enough of an inode for its mapping to be locked and to have folios. */
 void gmem_test_inode_init(struct inode *inode, u64 size)
 {
+	/* Who lets go of a dirty folio asks whether it could be written back. */
+	static struct super_block sb = { .s_bdi = &noop_backing_dev_info };
 	static struct lock_class_key key;
 	struct address_space *mapping = &inode->i_data;
 
 	inode_init_once(inode);
 	spin_lock_init(&inode->i_lock);
 	atomic_set(&inode->i_count, 1);
+	inode->i_sb = &sb;
 	inode->i_size = size;
 	inode->i_mapping = mapping;
 	mapping->host = inode;
@@ -131,6 +135,27 @@ int gmem_test_page_references(struct page *page)
 	/* Not those of pages on their way to an LRU list. */
 	lru_cache_drain_for_folio(page_folio(page), 0, &drained);
 	return page_ref_count(page);
+}
+
+/*
+ * What soft offlining does to a page, and others to a file: a folio that is
+ * clean, not mapped and not held leaves its file.  Returns how many did.
+ */
+unsigned long gmem_test_drop_clean(struct address_space *mapping, pgoff_t end)
+{
+	enum lru_cache_drained drained = LRU_CACHE_NOT_DRAINED;
+	struct folio *folio;
+	pgoff_t index;
+
+	/* Nor is it on its way to an LRU list. */
+	for (index = 0; index < end; index++) {
+		folio = filemap_get_folio(mapping, index);
+		if (IS_ERR(folio))
+			continue;
+		lru_cache_drain_for_folio(folio, 1, &drained);
+		folio_put(folio);
+	}
+	return invalidate_mapping_pages(mapping, 0, end - 1);
 }
 
 void gmem_test_page_unlock(struct page *page)

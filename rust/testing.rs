@@ -293,6 +293,32 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         Ok(HostPage(folio.into_page().into_raw()))
     }
 
+    /// Allocates the page `at` and fills it as a platform does that populates it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn populate(&self, at: u64, byte: u8) -> Result {
+        let page = self.inode.get().folio(PageIndex::new(at))?.into_page();
+        page.mark_uptodate();
+        HostPage(page.into_raw()).fill(byte);
+        Ok(())
+    }
+
+    /// How many pages memory management drops that finds them clean, and held or mapped by nobody.
+    pub fn drop_clean(&self) -> usize {
+        let inode = self.inode.get();
+        // SAFETY: The mapping is valid. An index fits.
+        unsafe {
+            bindings::gmem_test_drop_clean(inode.mapping(), inode.geometry().pages() as usize)
+        }
+    }
+
+    /// How many pages have memory.
+    pub fn allocated(&self) -> u64 {
+        self.inode.get().allocated()
+    }
+
     /// Allocates the page `at` without using it, as fallocate() does.
     ///
     /// # Errors
