@@ -242,21 +242,28 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
         })
     }
 
+    /// Takes the pages of `range` out of the host's page tables, and so the entries that memory
+    /// failure leaves there for pages that it takes out itself.
     #[inline]
     fn unmap(&self, range: &PageRange) {
-        // SAFETY: The mapping is valid. Copies made on write are not ours (`even_cows` false):
-        // only shared mappings of the file exist.
+        // `even_cows`: only shared mappings of the file exist, which have no copies made on write,
+        // but without it the entries of failed memory would stay.
+        // SAFETY: The mapping is valid.
         unsafe {
             bindings::unmap_mapping_pages(
                 self.inode.mapping(),
                 range.start().get() as usize,
                 range.len() as usize,
-                false,
+                true,
             )
         }
     }
 
     /// Frees the folios of `range`, which no guest has any more.
+    ///
+    /// Truncation unmaps what is mapped. What failed before is not, yet each address where it was
+    /// has an entry that answers the host with SIGBUS, for the fresh page that comes here as well.
+    /// No new one is made for a folio that has left the file, so they go afterwards.
     pub(crate) fn truncate(&self, range: &PageRange) {
         let page = self.inode.geometry().page_size();
         let start = page.offset_of(range.start()).get();
@@ -264,6 +271,7 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
 
         // SAFETY: The mapping is valid. The range lies inside the file, so it fits a loff_t.
         unsafe { bindings::truncate_inode_pages_range(self.inode.mapping(), start as i64, end - 1) }
+        self.unmap(range);
     }
 }
 

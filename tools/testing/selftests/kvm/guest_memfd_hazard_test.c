@@ -1332,7 +1332,7 @@ HAZARD(h18_release_invalidates_both_kinds)
 /*
  * Poison a page through the mapping. The kernel tells the process by SIGBUS,
  * which comes when madvise() returns. EBUSY is what it says for a page that is
- * poisoned but still there, and guest_memfd keeps it until a hole is punched.
+ * poisoned but that somebody else still holds, if only at this moment.
  */
 static int poison_mapped(volatile u8 *hva)
 {

@@ -1194,7 +1194,7 @@ static void *slots_thread(void *arg)
 	return NULL;
 }
 
-/* EBUSY: poisoned, but kept by the file until a hole is punched. */
+/* EBUSY: poisoned, but held by somebody else at this moment. */
 static int poison(u64 page)
 {
 	volatile int r = 0;

@@ -196,9 +196,9 @@ static inline bool gmem_host_refused(volatile u8 *mem)
  * Poison the page at @mem, which the host can reach, as a memory error would.
  * Returns 0, or the errno if that is not possible here.
  *
- * What madvise() returns does not tell: the page cache keeps its reference to
- * a page of guest_memfd, which memory failure reports as EBUSY. And if the
- * page is dirty the caller gets the SIGBUS of somebody who has lost data.
+ * What madvise() returns does not tell: it is EBUSY for a page that is poisoned
+ * but that somebody else holds at this moment, a fault under way for example.
+ * And the caller can get the SIGBUS of somebody who has lost data.
  */
 static inline int gmem_host_poison(u8 *mem)
 {

@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Memory that fails under a guest_memfd: what the host's mappings see of it
+ * before and after a hole is punched (h54), and what the kernel reports.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "gmem_test.h"
+#include "kvm_test_harness.h"
+
+#define TIMEOUT		300
+#define PG		((u64)PAGE_SIZE)
+#define OFF(page)	((u64)(page) * PG)
+#define PAGES		8
+
+#define NODES		"/sys/devices/system/node"
+#define CORRUPT_PFN	"/sys/kernel/debug/hwpoison/corrupt-pfn"
+
+FIXTURE(failure)
+{
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpus[1];
+	struct gmem_area a;
+};
+
+FIXTURE_SETUP(failure)
+{
+	u8 *mem = kvm_mmap(PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	if (madvise(mem, 0, MADV_HWPOISON))
+		SKIP(return, "MADV_HWPOISON: %s (CONFIG_MEMORY_FAILURE, root)", strerror(errno));
+	kvm_munmap(mem, PG);
+
+	self->vm = gmem_vm_create(1, PAGES, self->vcpus);
+	gmem_area_create(&self->a, self->vm, GMEM_SLOT, GMEM_GPA, OFF(PAGES), GMEM_MMAP_SHARED);
+	gmem_guest_start(self->vcpus[0]);
+	gmem_fill(self->a.hva, OFF(PAGES), GMEM_SEED(1), 0);
+}
+
+FIXTURE_TEARDOWN(failure)
+{
+	kvm_vm_free(self->vm);
+}
+
+/*
+ * Returns what madvise() does, 0 or an errno, also where the process gets the
+ * SIGBUS of somebody who has lost data, which is on the way back from it.
+ */
+static int poison(volatile u8 *hva)
+{
+	volatile int r = 0;
+
+	if (!sigsetjmp(gmem_probe_env, 1)) {
+		gmem_probing = 1;
+		if (madvise((void *)hva, PG, MADV_HWPOISON))
+			r = errno;
+	}
+	gmem_probing = 0;
+	return r;
+}
+
+static int poison_frame(u64 pfn)
+{
+	char text[32];
+	volatile int r = 0;
+	int fd = open(CORRUPT_PFN, O_WRONLY);
+
+	if (fd < 0)
+		return errno;
+	snprintf(text, sizeof(text), "%#lx", pfn);
+	if (!sigsetjmp(gmem_probe_env, 1)) {
+		gmem_probing = 1;
+		if (write(fd, text, strlen(text)) < 0)
+			r = errno;
+	}
+	gmem_probing = 0;
+	close(fd);
+	return r;
+}
+
+/* The frame of a page that the host has mapped. */
+static u64 frame_of(const volatile u8 *hva)
+{
+	u64 entry = 0;
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+
+	TEST_ASSERT(fd >= 0, "/proc/self/pagemap: %s", strerror(errno));
+	TEST_ASSERT_EQ(pread(fd, &entry, sizeof(entry), (unsigned long)hva / PG * sizeof(entry)),
+		       sizeof(entry));
+	close(fd);
+	entry = entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+	TEST_ASSERT(entry, "No frame number of a mapped page");
+	return entry;
+}
+
+/* A second mapping of the file, with every page of it touched. */
+static u8 *map_again(struct gmem_area *a)
+{
+	u8 *mem = kvm_mmap(a->size, PROT_READ | PROT_WRITE, MAP_SHARED, a->fd);
+	u64 at;
+
+	for (at = 0; at < a->size; at += PG)
+		TEST_ASSERT_EQ(mem[at], gmem_pattern_byte(GMEM_SEED(1), at));
+	return mem;
+}
+
+/* A page that is fresh, seen and written through a mapping that there was. */
+static void assert_healed(volatile u8 *mem)
+{
+	u8 byte = 0xff;
+
+	TEST_ASSERT(gmem_host_read(mem, &byte), "The mapping is still SIGBUS for a fresh page");
+	TEST_ASSERT_EQ(byte, 0);
+	TEST_ASSERT(gmem_host_write(mem, 0), "The mapping cannot be written");
+}
+
+/* Memory failure may tell those who have the page mapped: they go on. */
+static void told_of_failure(int sig)
+{
+	if (gmem_probing)
+		siglongjmp(gmem_probe_env, 1);
+}
+
+/* Another process with the page mapped, which looks again when it is told to. */
+static int child_of_hole(volatile u8 *mem, int ready, int go)
+{
+	struct sigaction sa = { .sa_handler = told_of_failure };
+	u8 byte = 0xff;
+	ssize_t n;
+
+	if (sigaction(SIGBUS, &sa, NULL) || !gmem_host_read(mem, &byte) ||
+	    write(ready, &byte, 1) != 1)
+		return 1;
+	do {
+		n = read(go, &byte, 1);
+	} while (n < 0 && errno == EINTR);
+	if (n != 1)
+		return 2;
+	byte = 0xff;
+	return gmem_host_read(mem, &byte) && !byte ? 0 : 3;
+}
+
+TEST_F_TIMEOUT(failure, h54_mappings_see_the_page_behind_a_hole, TIMEOUT)
+{
+	struct gmem_area *a = &self->a;
+	u8 *other = map_again(a);
+	int ready[2], go[2], status, r;
+	pid_t pid;
+	u8 byte;
+
+	TEST_ASSERT(!pipe(ready) && !pipe(go), "pipe: %s", strerror(errno));
+	pid = fork();
+	TEST_ASSERT(pid >= 0, "fork: %s", strerror(errno));
+	if (!pid)
+		_exit(child_of_hole(a->hva + OFF(1), ready[1], go[0]));
+	TEST_ASSERT_EQ(read(ready[0], &byte, 1), 1);
+
+	r = poison(a->hva + OFF(1));
+	TEST_ASSERT(!r, "MADV_HWPOISON: %s", strerror(r));
+	gmem_host_assert_refused(a->hva + OFF(1), PG);
+	gmem_host_assert_refused(other + OFF(1), PG);
+
+	TEST_ASSERT_EQ(gmem_punch(a->fd, OFF(1), PG), 0);
+	assert_healed(a->hva + OFF(1));
+	assert_healed(other + OFF(1));
+	TEST_ASSERT_EQ(write(go[1], "", 1), 1);
+	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	TEST_ASSERT(WIFEXITED(status) && !WEXITSTATUS(status), "The child: status %#x", status);
+
+	/* The same page for everybody. */
+	gmem_guest_fill(self->vcpus[0], a->gpa + OFF(1), PG, GMEM_SEED(2), OFF(1));
+	gmem_host_assert(a->hva + OFF(1), PG, GMEM_SEED(2), OFF(1));
+	gmem_host_assert(other + OFF(1), PG, GMEM_SEED(2), OFF(1));
+	gmem_host_assert(other, PG, GMEM_SEED(1), 0);
+	gmem_host_assert(other + OFF(2), OFF(PAGES - 2), GMEM_SEED(1), OFF(2));
+	kvm_munmap(other, a->size);
+	for (r = 0; r < 2; r++) {
+		close(ready[r]);
+		close(go[r]);
+	}
+}
+
+/* The page fails while it is shared, or while it is private. */
+TEST_F_TIMEOUT(failure, h54_mappings_see_a_converted_page, TIMEOUT)
+{
+	struct gmem_area *a = &self->a;
+	u8 *other = map_again(a);
+	u64 pfn, page;
+	int r;
+
+	r = poison(a->hva + OFF(2));
+	TEST_ASSERT(!r, "MADV_HWPOISON: %s", strerror(r));
+	gmem_host_assert_refused(other + OFF(2), PG);
+	if (!access(CORRUPT_PFN, W_OK)) {
+		pfn = frame_of(a->hva + OFF(3));
+		gmem_convert(a->fd, OFF(3), PG, GMEM_PRIVATE, GMEM_PRESERVE);
+		r = poison_frame(pfn);
+		TEST_ASSERT(!r, "%s: %s", CORRUPT_PFN, strerror(r));
+	}
+
+	/* There and back it stays what it is, ... */
+	gmem_convert(a->fd, OFF(2), OFF(2), GMEM_PRIVATE, GMEM_PRESERVE);
+	gmem_host_assert_refused(a->hva + OFF(2), PG);
+	gmem_convert(a->fd, OFF(2), OFF(2), GMEM_SHARED, GMEM_PRESERVE);
+	gmem_host_assert_refused(a->hva + OFF(2), PG);
+	gmem_host_assert_refused(other + OFF(2), PG);
+
+	/* ... until a hole is punched, which can be while it is private. */
+	gmem_convert(a->fd, OFF(2), OFF(2), GMEM_PRIVATE, GMEM_PRESERVE);
+	TEST_ASSERT_EQ(gmem_punch(a->fd, OFF(2), OFF(2)), 0);
+	gmem_host_assert_refused(a->hva + OFF(2), OFF(2));
+	gmem_convert(a->fd, OFF(2), OFF(2), GMEM_SHARED, GMEM_PRESERVE);
+	for (page = 2; page < 4; page++) {
+		assert_healed(a->hva + OFF(page));
+		assert_healed(other + OFF(page));
+	}
+	kvm_munmap(other, a->size);
+}
+
+/* A file that does not convert, of a VM without private memory. */
+TEST_F_TIMEOUT(failure, h54_mappings_of_a_default_vm, TIMEOUT)
+{
+	struct kvm_vm *vm = vm_create_barebones();
+	int fd = vm_create_guest_memfd(vm, OFF(2), GMEM_MMAP_SHARED);
+	u8 *mem = kvm_mmap(OFF(2), PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	int r;
+
+	memset(mem, 0x5a, OFF(2));
+	r = poison(mem);
+	TEST_ASSERT(!r, "MADV_HWPOISON: %s", strerror(r));
+	gmem_host_assert_refused(mem, PG);
+	TEST_ASSERT_EQ(gmem_punch(fd, 0, PG), 0);
+	assert_healed(mem);
+	TEST_ASSERT_EQ(mem[PG], 0x5a);
+	kvm_munmap(mem, OFF(2));
+	kvm_close(fd);
+	kvm_vm_free(vm);
+}
+
+/* What all nodes have counted of one kind of result; -1 without such counters. */
+static long counted(const char *result)
+{
+	char path[320];
+	struct dirent *node;
+	DIR *nodes = opendir(NODES);
+	long all = -1, n;
+	FILE *f;
+
+	if (!nodes)
+		return -1;
+	while ((node = readdir(nodes))) {
+		snprintf(path, sizeof(path), NODES "/%s/memory_failure/%s", node->d_name, result);
+		f = fopen(path, "r");
+		if (!f)
+			continue;
+		if (fscanf(f, "%ld", &n) == 1)
+			all = (all < 0 ? 0 : all) + n;
+		fclose(f);
+	}
+	closedir(nodes);
+	return all;
+}
+
+/*
+ * A page of the file stays where it is when it fails, for user space to say what
+ * becomes of it: that is handling put off, and no failure of the handling.
+ */
+TEST_F_TIMEOUT(failure, is_reported_as_delayed, TIMEOUT)
+{
+	const long delayed = counted("delayed"), failed = counted("failed"),
+		   ignored = counted("ignored"), total = counted("total");
+	struct gmem_area *a = &self->a;
+	long more = 0;
+	u64 pfn;
+	int r;
+
+	if (total < 0)
+		SKIP(return, "no counters in " NODES " (CONFIG_NUMA)");
+
+	/* Written by the host. */
+	r = poison(a->hva + OFF(1));
+	TEST_ASSERT(!r, "MADV_HWPOISON of a written page: %s", strerror(r));
+	more++;
+	/* Read only, in a page that nobody has written. */
+	TEST_ASSERT_EQ(gmem_punch(a->fd, OFF(2), PG), 0);
+	TEST_ASSERT_EQ(*(volatile u8 *)(a->hva + OFF(2)), 0);
+	r = poison(a->hva + OFF(2));
+	TEST_ASSERT(!r, "MADV_HWPOISON of a page that was only read: %s", strerror(r));
+	more++;
+	/* The guest has it mapped. */
+	gmem_guest_assert(self->vcpus[0], a->gpa + OFF(3), PG, GMEM_SEED(1), OFF(3));
+	r = poison(a->hva + OFF(3));
+	TEST_ASSERT(!r, "MADV_HWPOISON of a page of the guest: %s", strerror(r));
+	more++;
+	/* Private. */
+	if (!access(CORRUPT_PFN, W_OK)) {
+		pfn = frame_of(a->hva + OFF(4));
+		gmem_convert(a->fd, OFF(4), PG, GMEM_PRIVATE, GMEM_PRESERVE);
+		gmem_guest_assert(self->vcpus[0], a->gpa + OFF(4), PG, GMEM_SEED(1), OFF(4));
+		r = poison_frame(pfn);
+		TEST_ASSERT(!r, "%s of a private page: %s", CORRUPT_PFN, strerror(r));
+		more++;
+	}
+
+	TEST_ASSERT_EQ(counted("total"), total + more);
+	TEST_ASSERT_EQ(counted("delayed"), delayed + more);
+	TEST_ASSERT_EQ(counted("failed"), failed);
+	TEST_ASSERT_EQ(counted("ignored"), ignored);
+	r = __gmem_guest_do(self->vcpus[0], GMEM_OP_READ, a->gpa + OFF(3), 1, 0, 0, 0);
+	TEST_ASSERT_EQ(r, -EHWPOISON);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_VM_TYPES));
+	__TEST_REQUIRE(gmem_vm_type_supported(), "KVM has no SW_PROTECTED VMs");
+	__TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
+		       "guest_memfd does not convert in place");
+
+	return test_harness_run(argc, argv);
+}
