@@ -21,7 +21,10 @@ use crate::{
             Closing,
             GmemFile, //
         },
-        inode::GmemInode,
+        inode::{
+            GmemInode,
+            PAGE, //
+        },
         superblock, //
     },
     ioctl::UserPointer,
@@ -190,6 +193,7 @@ impl Tables {
             },
             inode: bindings::inode_operations {
                 setattr: Some(setattr),
+                getattr: Some(getattr),
                 ..pin_init::zeroed()
             },
             superblock: bindings::super_operations {
@@ -353,6 +357,32 @@ unsafe extern "C" fn setattr(
     _attr: *mut bindings::iattr,
 ) -> c_int {
     EINVAL.to_errno()
+}
+
+/// Says of the file what the VFS knows, and how much memory it has.
+///
+/// # Safety
+///
+/// To be called by the VFS only.
+unsafe extern "C" fn getattr(
+    idmap: *mut bindings::mnt_idmap,
+    path: *const bindings::path,
+    stat: *mut bindings::kstat,
+    request: u32,
+    _flags: c_uint,
+) -> c_int {
+    /// The unit of `st_blocks`.
+    const SECTOR: u64 = 512;
+
+    // SAFETY: The path is that of a file of ours, and `stat` is valid for writes.
+    unsafe {
+        let vfs = (*(*path).dentry).d_inode;
+        let inode = &*GmemInode::from_vfs(vfs);
+
+        bindings::generic_fillattr(idmap, request, vfs, stat);
+        (*stat).blocks = inode.allocated() * (PAGE.bytes() / SECTOR);
+    }
+    0
 }
 
 /// Bodies of the C functions; see [`register_entry_points!`](crate::register_entry_points).

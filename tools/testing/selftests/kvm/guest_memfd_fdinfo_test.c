@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * What /proc/PID/fdinfo/FD and debugfs say about a guest_memfd, after operations
- * whose effect on each line is known, and while conversions run.
+ * whose effect on each line is known, and while conversions run.  Where else its
+ * memory shows: stat(), the memory cgroup, the process that maps it.
  */
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 
 #include "gmem_test.h"
@@ -137,6 +139,129 @@ TEST(allocation_is_counted)
 
 	kvm_close(fd);
 	kvm_vm_free(vm);
+}
+
+static void expect_blocks(int fd, u64 pages)
+{
+	char path[64];
+	struct stat st;
+
+	TEST_ASSERT_EQ(fstat(fd, &st), 0);
+	TEST_ASSERT_EQ(st.st_blocks, pages * PS / 512);
+	TEST_ASSERT_EQ(st.st_size, NR_PAGES * PS);
+	TEST_ASSERT(S_ISREG(st.st_mode), "st_mode %#o", st.st_mode);
+	/* As others see it, du for one. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	TEST_ASSERT_EQ(stat(path, &st), 0);
+	TEST_ASSERT_EQ(st.st_blocks, pages * PS / 512);
+}
+
+TEST(stat_counts_allocated_blocks)
+{
+	struct kvm_vm *vm = create_vm();
+	int fd = vm_create_guest_memfd(vm, NR_PAGES * PS, GMEM_MMAP_SHARED);
+	u8 *mem = kvm_mmap(NR_PAGES * PS, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+
+	expect_blocks(fd, 0);
+	TEST_ASSERT_EQ(gmem_allocate(fd, 2 * PS, 5 * PS), 0);
+	expect_blocks(fd, 5);
+	mem[0] = 1;
+	expect_blocks(fd, 6);
+	gmem_convert(fd, 0, 4 * PS, GMEM_PRIVATE, GMEM_PRESERVE);
+	expect_blocks(fd, 6);
+	TEST_ASSERT_EQ(gmem_punch(fd, 0, 4 * PS), 0);
+	expect_blocks(fd, 3);
+
+	kvm_munmap(mem, NR_PAGES * PS);
+	kvm_close(fd);
+
+	/* A file that does not convert. */
+	fd = vm_create_guest_memfd(vm, NR_PAGES * PS, 0);
+	TEST_ASSERT_EQ(gmem_allocate(fd, 0, 2 * PS), 0);
+	expect_blocks(fd, 2);
+	kvm_close(fd);
+	kvm_vm_free(vm);
+}
+
+#define CGROUPS		"/sys/fs/cgroup"
+#define CGROUP		CGROUPS "/gmem-fdinfo"
+
+static bool write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+	bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+
+	if (fd >= 0)
+		close(fd);
+	return done;
+}
+
+/* The number behind @name at the beginning of a line; -1 if there is none. */
+static long number_in(const char *path, const char *name)
+{
+	char line[256];
+	long n = -1;
+	FILE *f = fopen(path, "r");
+
+	if (!f)
+		return -1;
+	while (n < 0 && fgets(line, sizeof(line), f)) {
+		if (!strncmp(line, name, strlen(name)))
+			sscanf(line + strlen(name), "%ld", &n);
+	}
+	fclose(f);
+	return n;
+}
+
+#define assert_about(got, want)						\
+	TEST_ASSERT((got) > (want) - SZ_1M && (got) < (want) + SZ_1M,	\
+		    #got " is %ld, wanted about %ld", (long)(got), (long)(want))
+
+/* Counters in batches blur both, so it takes some memory to see it. */
+TEST(memory_shows_in_the_cgroup_and_in_who_maps_it)
+{
+	const long size = SZ_16M;
+	long file, unevictable, shmem, resident;
+	struct kvm_vm *vm;
+	u8 *mem;
+	int fd;
+	long i;
+
+	if (access(CGROUPS "/cgroup.controllers", R_OK))
+		mount("cgroup2", CGROUPS, "cgroup2", 0, NULL);
+	write_file(CGROUPS "/cgroup.subtree_control", "+memory");
+	mkdir(CGROUP, 0755);
+	if (!write_file(CGROUP "/cgroup.procs", "0") || access(CGROUP "/memory.stat", R_OK))
+		SKIP(return, "needs cgroup 2 with the memory controller");
+
+	vm = create_vm();
+	fd = vm_create_guest_memfd(vm, size, GMEM_MMAP_SHARED);
+	mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	file = number_in(CGROUP "/memory.stat", "file ");
+	unevictable = number_in(CGROUP "/memory.stat", "unevictable ");
+	shmem = number_in(CGROUP "/memory.stat", "shmem ");
+	resident = number_in("/proc/self/status", "RssFile:") * 1024;
+
+	for (i = 0; i < size; i += PS)
+		mem[i] = 1;
+	assert_about(number_in(CGROUP "/memory.stat", "file ") - file, size);
+	assert_about(number_in("/proc/self/status", "RssFile:") * 1024 - resident, size);
+	assert_about(number_in(CGROUP "/memory.stat", "shmem ") - shmem, 0L);
+
+	/* Private memory is the cgroup's still, and no process's. */
+	gmem_convert(fd, 0, size, GMEM_PRIVATE, GMEM_PRESERVE);
+	assert_about(number_in(CGROUP "/memory.stat", "file ") - file, size);
+	assert_about(number_in(CGROUP "/memory.stat", "unevictable ") - unevictable, size);
+	assert_about(number_in("/proc/self/status", "RssFile:") * 1024 - resident, 0L);
+
+	TEST_ASSERT_EQ(gmem_punch(fd, 0, size), 0);
+	assert_about(number_in(CGROUP "/memory.stat", "file ") - file, 0L);
+
+	kvm_munmap(mem, size);
+	kvm_close(fd);
+	kvm_vm_free(vm);
+	write_file(CGROUPS "/cgroup.procs", "0");
+	rmdir(CGROUP);
 }
 
 static void set_slot(struct kvm_vm *vm, int fd, u32 slot, u64 gpa, u64 pages, u64 page)
