@@ -101,7 +101,11 @@ pub struct GuestMemfd {
 }
 
 impl GuestMemfd {
-    /// Makes a guest_memfd of `size` bytes for `vm`.
+    /// Makes a guest_memfd of `size` bytes for `vm`, which is closed when the process executes
+    /// another program.
+    ///
+    /// The kernel makes it without that flag, so that a program which another thread executes at
+    /// this very moment can still get it.
     pub fn create(vm: &VmFd, size: u64, flags: CreateFlags) -> io::Result<Self> {
         let fd = vm
             .create_guest_memfd(kvm_create_guest_memfd {
@@ -111,10 +115,16 @@ impl GuestMemfd {
             })
             .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         // SAFETY: The kernel has just made the descriptor for us, so nobody else closes it.
-        Self::from_fd(unsafe { OwnedFd::from_raw_fd(fd) })
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: Sets a flag of a descriptor that is ours.
+        if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Self::from_fd(fd)
     }
 
-    /// Takes over a guest_memfd that was made elsewhere, for example by another process.
+    /// Takes over a guest_memfd that was made elsewhere, for example by another process. Whether
+    /// it is closed when the process executes another program stays as it is.
     ///
     /// Whether it is one only shows when it is used: other files answer `ENOTTY`.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {

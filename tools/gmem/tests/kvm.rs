@@ -36,7 +36,8 @@ use std::{
     ops::Range,
     os::fd::{
         AsRawFd,
-        FromRawFd, //
+        FromRawFd,
+        OwnedFd, //
     },
     sync::Arc, //
 };
@@ -98,6 +99,32 @@ fn capabilities_of_a_protected_vm() {
         }
     }
     assert!(!Capabilities::of(&ordinary_vm()).converts_in_place);
+}
+
+/// The flags of a descriptor, not those of its file.
+fn descriptor_flags(fd: &impl AsRawFd) -> i32 {
+    // SAFETY: Reads flags of a descriptor.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) }
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn a_new_file_is_closed_by_exec() {
+    let vm = protected_vm();
+    let file = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
+    assert_eq!(descriptor_flags(&file), libc::FD_CLOEXEC);
+
+    // What is taken over stays as it was made.
+    let args = kvm_bindings::kvm_create_guest_memfd {
+        size: SIZE,
+        ..Default::default()
+    };
+    let fd = vm.create_guest_memfd(args).unwrap();
+    // SAFETY: The descriptor is new and ours.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    assert_eq!(descriptor_flags(&fd), 0);
+    let file = GuestMemfd::from_fd(fd).unwrap();
+    assert_eq!(descriptor_flags(&file), 0);
 }
 
 #[test]
