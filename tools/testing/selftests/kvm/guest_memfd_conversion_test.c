@@ -637,6 +637,50 @@ GMEM_TEST(old_style_file_gives_enotty)
 	kvm_close(fd);
 }
 
+/*
+ * The ioctls, flags and values that a VMM uses which was written for the public
+ * interface. It knows neither policies, which it leaves at 0, nor files that do not
+ * convert beside such that do: what it was written for is what both parameters
+ * together make of the host.
+ */
+GMEM_TEST(vmm_of_the_public_interface)
+{
+	struct kvm_memory_attributes attrs = {
+		.address = GMEM_GPA + SZ_1G,
+		.size = PS,
+		.attributes = GMEM_PRIVATE,
+	};
+	int fd, r;
+
+	/* Whatever the parameters are: some file of this VM converts. */
+	TEST_ASSERT_EQ(vm_check_cap(self->vm, KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
+		       GMEM_PRIVATE);
+
+	/* It takes that to be true of every file, and the VM not to decide. */
+	fd = vm_create_guest_memfd(self->vm, PS, 0);
+	r = gmem_set(fd, 0, PS, GMEM_SHARED, 0, NULL);
+	TEST_ASSERT_EQ(r, host_wide_mode() ? 0 : ENOTTY);
+	kvm_close(fd);
+	TEST_ASSERT_EQ(vm_check_cap(self->vm, KVM_CAP_MEMORY_ATTRIBUTES),
+		       host_wide_mode() ? 0 : GMEM_PRIVATE);
+	r = __vm_ioctl(self->vm, KVM_SET_MEMORY_ATTRIBUTES, &attrs) ? errno : 0;
+	TEST_ASSERT_EQ(r, host_wide_mode() ? EINVAL : 0);
+
+	/* One of its files that the host can map does convert, in each mode. */
+	fill_area(&self->a, GMEM_SEED(1));
+	gmem_convert(self->a.fd, 0, self->a.size, GMEM_PRIVATE, 0);
+	gmem_host_assert_refused(self->a.hva, self->a.size);
+	gmem_convert(self->a.fd, 0, self->a.size, GMEM_SHARED, 0);
+	/* On other types of VM this depends on the platform, and not on the parameter. */
+	gmem_host_assert(self->a.hva, self->a.size,
+			 gmem_scrambles() ? GMEM_SCRAMBLED : GMEM_SEED(1), 0);
+}
+
+GMEM_TEST(new_file_survives_exec)
+{
+	TEST_ASSERT_EQ(fcntl(self->a.fd, F_GETFD), 0);
+}
+
 GMEM_TEST(vm_without_private_memory_gives_einval)
 {
 	const u64 flags[] = { 0, GUEST_MEMFD_FLAG_MMAP, GMEM_MMAP_SHARED };
