@@ -7,6 +7,7 @@
  */
 #include <kunit/static_stub.h>
 #include <kunit/test-bug.h>
+#include <linux/debugfs.h>
 #include <linux/mman.h>
 #include <uapi/linux/kvm_gmem.h>
 
@@ -556,9 +557,16 @@ void gmem_vm_note_locked(struct kvm *kvm, u64 ns)
 		*max = ns;
 }
 
-struct dentry *gmem_vm_debugfs(struct kvm *kvm)
+/* In the directory of the VM. */
+struct dentry *gmem_vm_debugfs_file(struct kvm *kvm, const char *name, void *data,
+				    const struct file_operations *fops)
 {
-	return kvm->debugfs_dentry;
+	return debugfs_create_file(name, 0400, kvm->debugfs_dentry, data, fops);
+}
+
+void gmem_debugfs_remove(struct dentry *dentry)
+{
+	debugfs_remove(dentry);
 }
 
 void gmem_vm_kill(struct kvm *kvm)

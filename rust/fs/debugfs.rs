@@ -25,7 +25,8 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// It is what `debugfs_create_file()` returned, which can be an error.
+/// It is what `debugfs_create_file()` returned, which can be an error, and is one without
+/// `CONFIG_DEBUG_FS`.
 pub(crate) struct RunsFile(*mut bindings::dentry);
 
 impl RunsFile {
@@ -42,12 +43,10 @@ impl RunsFile {
         // outlive the file, by the contract of this function and as KVM stays while it is open.
         // INVARIANT: This is the call.
         Some(Self(unsafe {
-            bindings::debugfs_create_file_full(
+            bindings::gmem_vm_debugfs_file(
+                vm.as_raw(),
                 name.as_char_ptr(),
-                0o400,
-                bindings::gmem_vm_debugfs(vm.as_raw()),
                 core::ptr::from_ref(inode).cast_mut().cast(),
-                core::ptr::null(),
                 T::tables().runs_operations(),
             )
         }))
@@ -58,7 +57,7 @@ impl Drop for RunsFile {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type's invariants; errors are let through.
-        unsafe { bindings::debugfs_remove(self.0) }
+        unsafe { bindings::gmem_debugfs_remove(self.0) }
     }
 }
 
