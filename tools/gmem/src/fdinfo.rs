@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What `/proc/PID/fdinfo/FD` says about a guest_memfd, of any process that may be looked into.
 

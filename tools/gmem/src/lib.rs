@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Typed wrappers for guest_memfd's in-place conversion, on top of rust-vmm's `kvm-ioctls`.
 //!

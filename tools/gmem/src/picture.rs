@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! A file drawn as a grid of cells, each for as many pages: which are private, which are shared,
 //! which were used.

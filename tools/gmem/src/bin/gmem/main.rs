@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! `gmem`: looks at the guest_memfds of a machine, and at what its kernel can do with them.
 
