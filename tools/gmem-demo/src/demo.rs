@@ -30,15 +30,12 @@ use crate::{
     Failure, //
 };
 use gmem::{
-    abi,
     Capabilities,
-    CheckExtension,
     Content,
-    CreateFlags,
+    Feature,
     PolicySupport,
     Visibility, //
 };
-use kvm_bindings::KVM_CAP_EXIT_HYPERCALL;
 use kvm_ioctls::{
     Kvm,
     VmFd, //
@@ -47,11 +44,6 @@ use std::{
     fs,
     path::Path, //
 };
-
-const FLAGS: [(CreateFlags, &str); 2] = [
-    (CreateFlags::MMAP, "GUEST_MEMFD_FLAG_MMAP"),
-    (CreateFlags::INIT_SHARED, "GUEST_MEMFD_FLAG_INIT_SHARED"),
-];
 
 /// How to get a kernel that can.
 const GET_KERNEL: &str = "the kernel has to be one with this project's guest_memfd \
@@ -85,14 +77,10 @@ fn open_kvm() -> Result<Kvm, Failure> {
             });
         }
     };
-    let exits = kvm.capability(KVM_CAP_EXIT_HYPERCALL.into());
-    if exits & 1 << guest::KVM_HC_MAP_GPA_RANGE == 0 {
-        return unavailable(
-            "this KVM does not hand the hypercall KVM_HC_MAP_GPA_RANGE to the VMM \
-             (KVM_CAP_EXIT_HYPERCALL, 201); on arm64 it has to be booted with \
-             kvm-arm.mode=protected"
-                .into(),
-        );
+    if let Err(missing) = Capabilities::of(&kvm).require(&[Feature::ExitMapGpaRange]) {
+        return unavailable(format!(
+            "{missing}: on arm64 KVM has to be booted with kvm-arm.mode=protected"
+        ));
     }
     Ok(kvm)
 }
@@ -105,33 +93,11 @@ fn protected_vm(kvm: &Kvm) -> Result<VmFd, Failure> {
         .map_err(|error| Failure::Broken(format!("creating a {} VM: {error}", contract::VM)))
 }
 
-fn need_flags(capabilities: &Capabilities) -> Result<(), Failure> {
-    for (flag, name) in FLAGS {
-        if !capabilities.create_flags.contains(flag) {
-            return unavailable(format!(
-                "{name} is not to be had for this type of VM (KVM_CAP_GUEST_MEMFD_FLAGS, 244, is \
-                 {:#x}): {GET_KERNEL}",
-                capabilities.create_flags.bits()
-            ));
-        }
+fn need(capabilities: &Capabilities, features: &[Feature]) -> Result<(), Failure> {
+    match capabilities.require(features) {
+        Ok(()) => Ok(()),
+        Err(missing) => unavailable(format!("{missing}: {GET_KERNEL}")),
     }
-    Ok(())
-}
-
-fn need_conversion(capabilities: &Capabilities) -> Result<(), Failure> {
-    if !capabilities.converts_in_place {
-        return unavailable(format!(
-            "guest_memfd does not convert in place here (KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES, \
-             252, has no KVM_MEMORY_ATTRIBUTE_PRIVATE): {GET_KERNEL}"
-        ));
-    }
-    need_flags(capabilities)?;
-    if !capabilities.reads_attributes {
-        return unavailable(format!(
-            "KVM_GET_MEMORY_ATTRIBUTES2 is missing (capability 0x10002): {GET_KERNEL}"
-        ));
-    }
-    Ok(())
 }
 
 fn kernel() -> String {
@@ -140,7 +106,7 @@ fn kernel() -> String {
 }
 
 /// Draws the file of `machine` into a directory, if there is one to draw into.
-fn draw(machine: &Machine<'_>, directory: Option<&Path>, when: &str) -> Result<(), Failure> {
+fn draw(machine: &Machine, directory: Option<&Path>, when: &str) -> Result<(), Failure> {
     let Some(directory) = directory else {
         return Ok(());
     };
@@ -154,7 +120,15 @@ pub fn all(pictures: Option<&Path>) -> Result<(), Failure> {
     let kvm = open_kvm()?;
     let vm = protected_vm(&kvm)?;
     let capabilities = Capabilities::of(&vm);
-    need_conversion(&capabilities)?;
+    need(
+        &capabilities,
+        &[
+            Feature::InPlace,
+            Feature::Mmap,
+            Feature::InitShared,
+            Feature::ReadAttributes,
+        ],
+    )?;
     let scramble = Scramble::read();
 
     println!(
@@ -213,8 +187,8 @@ pub fn all(pictures: Option<&Path>) -> Result<(), Failure> {
     }
 
     section("Page tables ahead of time: pages that the guest touches first, and its faults");
-    if vm.capability(abi::KVM_CAP_MAP_MEMORY) != 1 {
-        println!("not shown: this kernel has no KVM_MAP_MEMORY (capability 0x10003)");
+    if let Err(missing) = capabilities.require(&[Feature::MapMemory]) {
+        println!("not shown: {missing}");
     } else if machine.faults()?.is_none() {
         println!("not shown: KVM does not count faults here (pf_taken)");
     } else {
@@ -270,7 +244,8 @@ pub fn guest_only() -> Result<(), Failure> {
     let vm = kvm
         .create_vm_with_type(0)
         .map_err(|error| Failure::Broken(format!("creating an ordinary VM: {error}")))?;
-    need_flags(&Capabilities::of(&vm))?;
+    let flags = [Feature::Mmap, Feature::InitShared];
+    need(&Capabilities::of(&vm), &flags)?;
 
     let mut machine = Machine::new(&kvm, &vm, &REAL)?;
     let pages = machine.fresh(2)?;
@@ -326,7 +301,7 @@ impl Tally {
     /// Has the guest write to fresh pages, mapped ahead of that or not, and counts.
     fn faults(
         &mut self,
-        machine: &mut Machine<'_>,
+        machine: &mut Machine,
         to: Visibility,
         populated: bool,
     ) -> Result<(), Failure> {
@@ -398,45 +373,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
-        let nothing = Capabilities {
-            create_flags: CreateFlags::NONE,
-            converts_in_place: false,
-            before_launch: PolicySupport::default(),
-            after_launch: PolicySupport::default(),
-            reads_attributes: false,
-        };
-        let both = CreateFlags::MMAP | CreateFlags::INIT_SHARED;
-        let converts = Capabilities {
-            converts_in_place: true,
-            ..nothing
-        };
-        let mappable = Capabilities {
-            create_flags: CreateFlags::MMAP,
-            ..converts
-        };
-        let shared = Capabilities {
-            create_flags: both,
-            ..converts
-        };
-        let enough = Capabilities {
-            reads_attributes: true,
-            ..shared
-        };
-        for (capabilities, missing) in [
-            (nothing, "252"),
-            (converts, "FLAG_MMAP"),
-            (mappable, "FLAG_INIT_SHARED"),
-            (shared, "0x10002"),
-        ] {
-            match need_conversion(&capabilities) {
-                Err(Failure::Unavailable(why)) => {
-                    assert!(why.contains(missing), "{why}");
-                    assert!(why.contains("make demo"), "{why}");
-                }
-                _ => panic!("{missing} is not missed"),
+    fn what_is_missing_is_named_with_what_to_do() {
+        match need(&Capabilities::default(), &[Feature::Mmap]) {
+            Err(Failure::Unavailable(why)) => {
+                assert!(why.contains("GUEST_MEMFD_FLAG_MMAP"), "{why}");
+                assert!(why.contains("make demo"), "{why}");
             }
+            _ => panic!("the flag is not missed"),
         }
-        assert!(need_conversion(&enough).is_ok());
+        assert!(need(&Capabilities::default(), &[]).is_ok());
     }
 }

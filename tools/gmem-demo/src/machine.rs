@@ -20,14 +20,14 @@ use gmem::{
     CreateFlags,
     GuestMemfd,
     Mapping,
-    Populate,
+    Outside,
+    Populator,
+    RangeError,
+    Region,
+    Regions,
+    Service,
     Slot,
-    SlotLayout,
     Visibility, //
-};
-use kvm_bindings::{
-    kvm_enable_cap,
-    KVM_CAP_EXIT_HYPERCALL, //
 };
 use kvm_ioctls::{
     Kvm,
@@ -63,8 +63,8 @@ enum Event<'a> {
 /// What went wrong, for people. Nothing after it makes sense.
 pub type Result<T> = std::result::Result<T, String>;
 
-/// What the VMM converted at the guest's request, or why it could not.
-type Served = std::result::Result<Range<u64>, ConvertError>;
+/// Which guest physical addresses the VMM converted at the guest's request, or why it could not.
+type Served = std::result::Result<Range<u64>, RangeError>;
 
 /// A page of the guest.
 pub const PAGE: u64 = 0x1000;
@@ -84,15 +84,15 @@ const FREE: u64 = SLOT.start + 16 * PAGE;
 const ATTEMPTS: u32 = 1000;
 
 /// A virtual machine with one vCPU.
-pub struct Machine<'vm> {
+pub struct Machine {
     platform: &'static Platform,
     /// The software model, if the platform is not the real one.
-    emulation: Option<Emulation<'vm>>,
+    emulation: Option<Emulation>,
     vcpu: VcpuFd,
-    _slot: Slot<'vm>,
-    layout: SlotLayout,
+    slot: Slot,
+    regions: Regions,
     mapping: Arc<Mapping>,
-    memory: GuestMemfd,
+    memory: Arc<GuestMemfd>,
     free: u64,
     /// What the VMM asks KVM for when the guest asks for a conversion: a guest has no say in that.
     content: Content,
@@ -100,9 +100,9 @@ pub struct Machine<'vm> {
     served: Option<Served>,
 }
 
-impl<'vm> Machine<'vm> {
+impl Machine {
     /// Puts the machine together in a VM that has no memory and no vCPU yet.
-    pub fn new(kvm: &Kvm, vm: &'vm VmFd, platform: &'static Platform) -> Result<Self> {
+    pub fn new(kvm: &Kvm, vm: &VmFd, platform: &'static Platform) -> Result<Self> {
         let emulation = match platform.model {
             Some(model) => Some(
                 Emulation::enable(vm, model)
@@ -113,32 +113,27 @@ impl<'vm> Machine<'vm> {
         let flags = CreateFlags::MMAP | CreateFlags::INIT_SHARED;
         let memory = GuestMemfd::create(vm, SLOT.end, flags)
             .map_err(|error| format!("creating the guest_memfd: {error}"))?;
+        let memory = Arc::new(memory);
         let mapping = memory
             .map(0..SLOT.end)
             .map_err(|error| format!("mapping the guest_memfd: {error}"))?;
         let mapping = Arc::new(mapping);
-        let layout = SlotLayout {
-            slot: 0,
-            guest_phys_addr: GUEST_BASE,
-            file_range: SLOT,
-        };
-        let slot = memory
-            .bind(vm, &layout, Some(&mapping))
+        let region = Region::new(memory.clone(), SLOT, GUEST_BASE, Some(mapping.clone()));
+        let slot = region
+            .and_then(|region| region.bind(vm, 0))
             .map_err(|error| format!("binding the guest_memfd: {error}"))?;
-        vm.enable_cap(&kvm_enable_cap {
-            cap: KVM_CAP_EXIT_HYPERCALL,
-            args: [1 << guest::KVM_HC_MAP_GPA_RANGE, 0, 0, 0],
-            ..Default::default()
-        })
-        .map_err(|error| format!("asking for hypercall exits: {error}"))?;
+        let regions = Regions::new(vec![slot.region().clone()])
+            .map_err(|error| format!("laying out the guest: {error}"))?;
+        gmem::exit_on_map_gpa_range(vm)
+            .map_err(|error| format!("asking for hypercall exits: {error}"))?;
 
         let machine = Self {
             platform,
             emulation,
             vcpu: arch::make_vcpu(kvm, vm, address(CODE), address(STACK_TOP))
                 .map_err(|error| format!("making the vCPU: {error}"))?,
-            _slot: slot,
-            layout,
+            slot,
+            regions,
             mapping,
             memory,
             free: FREE,
@@ -168,10 +163,8 @@ impl<'vm> Machine<'vm> {
         let Some(emulation) = &self.emulation else {
             return Ok(());
         };
-        let start = u64::from(self.address(range)?);
-        let pages = start..start + (range.end - range.start);
         emulation
-            .add_in_place(Page::Normal, pages)
+            .add_in_place(Page::Normal, self.addresses(range)?)
             .map_err(|(error, rest)| format!("adding {rest:x?} in place: {error}"))
     }
 
@@ -225,7 +218,7 @@ impl<'vm> Machine<'vm> {
         content: Content,
     ) -> Result<()> {
         match self.guest_asks(range, to, content)? {
-            (0, Ok(served)) if served == *range => Ok(()),
+            (0, Ok(served)) if served == self.addresses(range)? => Ok(()),
             (answer, Ok(served)) => Err(format!(
                 "guest asked for {range:x?}, VMM converted {served:x?}, guest got {answer:#x}"
             )),
@@ -244,19 +237,29 @@ impl<'vm> Machine<'vm> {
         errno: i32,
         by_guest: bool,
     ) -> Result<()> {
-        let refused = ConvertError {
-            errno,
-            offset: Some(range.start),
-        };
-        let served = if by_guest {
-            self.guest_asks(range, to, content)?
-        } else {
+        if !by_guest {
+            let refused = ConvertError {
+                errno,
+                offset: Some(range.start),
+            };
             let served = self
                 .memory
                 .convert_retrying(range.clone(), to, content, ATTEMPTS);
-            (guest::refusal(errno), served.map(|_| range.clone()))
+            return match served {
+                Err(error) if error == refused => Ok(()),
+                served => Err(format!(
+                    "{range:x?} to {to}, {content}, should be refused with {refused}: the VMM has \
+                     {served:x?}"
+                )),
+            };
+        }
+        let start = self.addresses(range)?.start;
+        let refused = RangeError {
+            errno,
+            address: Some(start),
+            converted: start..start,
         };
-        match served {
+        match self.guest_asks(range, to, content)? {
             (answer, Err(error)) if error == refused && answer == guest::refusal(errno) => Ok(()),
             (answer, served) => Err(format!(
                 "{range:x?} to {to}, {content}, should be refused with {refused}: the VMM has \
@@ -415,9 +418,9 @@ impl<'vm> Machine<'vm> {
 
     /// Maps the pages for the guest ahead of its first touch.
     pub fn populate(&self, range: &Range<u64>) -> Result<()> {
-        let start = u64::from(self.address(range)?);
-        self.vcpu
-            .populate(start..start + (range.end - range.start), ATTEMPTS)
+        Populator::new(&self.vcpu)
+            .map_err(|error| format!("taking a vCPU to map memory: {error}"))?
+            .populate(self.addresses(range)?, ATTEMPTS)
             .map_err(|error| error.to_string())
     }
 
@@ -427,11 +430,19 @@ impl<'vm> Machine<'vm> {
         self.command(guest::CALL, address, argument, 0)
     }
 
-    fn address(&self, range: &Range<u64>) -> Result<u32> {
-        self.layout
+    /// Where the guest has a range of the file.
+    fn addresses(&self, range: &Range<u64>) -> Result<Range<u64>> {
+        self.slot
+            .region()
             .guest_address(range.start)
-            .and_then(|address| u32::try_from(address).ok())
+            .map(|start| start..start + (range.end - range.start))
             .ok_or_else(|| format!("{range:x?} is not in the guest"))
+    }
+
+    /// Where that begins, as a word of a command.
+    fn address(&self, range: &Range<u64>) -> Result<u32> {
+        u32::try_from(self.addresses(range)?.start)
+            .map_err(|_| format!("{range:x?} is beyond what a command can say"))
     }
 
     /// Runs the guest until it has done a command.
@@ -456,19 +467,34 @@ impl<'vm> Machine<'vm> {
                     };
                 }
                 Event::Hypercall(number, args, ret) => {
-                    let served = serve(&self.memory, &self.layout, self.content, number, &args);
-                    *ret = match &served {
-                        Ok(_) => 0,
-                        Err(error) => i64::from(-error.errno) as u64,
+                    let service = Service {
+                        content: self.content,
+                        attempts: ATTEMPTS,
+                        outside: Outside::Refuse,
+                        populate: None,
                     };
+                    let Some(served) = self.regions.serve(number, &args, &service) else {
+                        return Err(format!("the guest makes hypercall {number}"));
+                    };
+                    *ret = served.ret();
+                    let range = served.request.map_or(0..0, |request| request.range);
+                    let served = served.converted.map(|()| range);
                     self.served = Some(together(self.served.take(), served));
                 }
                 // The guest can only have it as its own.
                 Event::Fault(PRIVATE_FAULT, address, size) if self.platform.guest_shares => {
-                    let range = self.layout.file_range_of(address, size).ok_or_else(|| {
-                        format!("the guest needs {size:#x} bytes at {address:#x}, not its memory")
-                    })?;
-                    self.convert(&range, Visibility::Private, Content::Preserve)?;
+                    let (to, content) = (Visibility::Private, Content::Preserve);
+                    self.regions
+                        .convert(
+                            address..address.saturating_add(size),
+                            to,
+                            content,
+                            ATTEMPTS,
+                            Outside::Refuse,
+                        )
+                        .map_err(|error| {
+                            format!("the guest needs {size:#x} bytes at {address:#x}: {error}")
+                        })?;
                 }
                 Event::Fault(flags, address, size) => {
                     return Err(format!(
@@ -497,35 +523,4 @@ fn together(before: Option<Served>, now: Served) -> Served {
         (Some(Ok(before)), Ok(now)) if before.end == now.start => Ok(before.start..now.end),
         (_, now) => now,
     }
-}
-
-/// Does what a guest asks for by `KVM_HC_MAP_GPA_RANGE`, the way that the VMM wants.
-fn serve(
-    memory: &GuestMemfd,
-    layout: &SlotLayout,
-    content: Content,
-    number: u64,
-    args: &[u64; 6],
-) -> Served {
-    let invalid = ConvertError {
-        errno: libc::EINVAL,
-        offset: None,
-    };
-    let [address, pages, attributes, ..] = *args;
-    // The arguments are the guest's: nothing about them can be relied on.
-    if number != u64::from(guest::KVM_HC_MAP_GPA_RANGE)
-        || attributes & !u64::from(guest::MAP_ENCRYPTED) != 0
-    {
-        return Err(invalid);
-    }
-    let range = pages
-        .checked_mul(PAGE)
-        .and_then(|size| layout.file_range_of(address, size))
-        .ok_or(invalid)?;
-    let to = match attributes {
-        0 => Visibility::Shared,
-        _ => Visibility::Private,
-    };
-    memory.convert_retrying(range.clone(), to, content, ATTEMPTS)?;
-    Ok(range)
 }

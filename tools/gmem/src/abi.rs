@@ -67,6 +67,16 @@ pub const GUEST_MEMFD_FLAG_MMAP: u64 = 1 << 0;
 /// All pages of the file are shared to begin with.
 pub const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 1 << 1;
 
+/// The hypercall by which a guest asks for a conversion: args are an address in bytes, a number of
+/// pages of 4 KiB, and attributes.
+pub const KVM_HC_MAP_GPA_RANGE: u64 = 12;
+/// Attribute of [`KVM_HC_MAP_GPA_RANGE`]: to private. Without it: to shared.
+pub const KVM_MAP_GPA_RANGE_ENCRYPTED: u64 = 1 << 4;
+/// Attributes of [`KVM_HC_MAP_GPA_RANGE`] that are a hint about the size of pages.
+pub const KVM_MAP_GPA_RANGE_PAGE_SIZE: u64 = 0xf;
+/// Which hypercalls can be handed to the VMM, as a mask of `1 << KVM_HC_*`.
+pub const KVM_CAP_EXIT_HYPERCALL: c_ulong = kvm_bindings::KVM_CAP_EXIT_HYPERCALL as c_ulong;
+
 /// The VM type of x86 that has private memory without any hardware for it.
 pub const KVM_X86_SW_PROTECTED_VM: u64 = 1;
 /// Bit mask of the VM types that the host has.
@@ -130,7 +140,11 @@ pub const KVM_GMEM_EMULATE_PAGE_CPUID: u32 = 6;
 /// The state of a page that is not the platform's.
 pub const KVM_GMEM_EMULATE_STATE_NONE: u64 = 0;
 
-const fn iowr<T>(nr: u32) -> c_ulong {
+pub(crate) const fn iow<T>(nr: u32) -> c_ulong {
+    ioctl_expr(_IOC_WRITE, kvm_bindings::KVMIO, nr, size_of::<T>() as u32)
+}
+
+pub(crate) const fn iowr<T>(nr: u32) -> c_ulong {
     ioctl_expr(
         _IOC_READ | _IOC_WRITE,
         kvm_bindings::KVMIO,

@@ -263,6 +263,11 @@ impl GuestMemfd {
     /// somebody else holds a reference to one of the pages; see
     /// [`convert_retrying`](Self::convert_retrying).
     ///
+    /// # Errors
+    ///
+    /// Those of `KVM_SET_MEMORY_ATTRIBUTES2` (`guest_memfd/api.rst`, section 2.1). `EAGAIN` also
+    /// for a page that somebody [holds](Self::hold), before the kernel is asked.
+    ///
     /// An `EFAULT` here is not about the caller's memory, which is good: the kernel could not
     /// read or write it for a reason of its own, and nothing was converted.
     pub fn convert(
@@ -272,8 +277,21 @@ impl GuestMemfd {
         content: Content,
     ) -> Result<(), ConvertError> {
         let mut request = set_request(&range, to, content)?;
-        self.set_memory_attributes(&mut request)
-            .map_err(|errno| set_error(errno, &request))
+        let mut ask = || {
+            self.set_memory_attributes(&mut request)
+                .map_err(|errno| set_error(errno, &request))
+        };
+        if to == Visibility::Shared {
+            return ask();
+        }
+        let converting = self.holds().converting(&range);
+        let converting = converting.map_err(|offset| ConvertError {
+            errno: libc::EAGAIN,
+            offset: Some(offset),
+        })?;
+        let result = ask();
+        converting.forget(&range);
+        result
     }
 
     /// Like [`convert`](Self::convert), again and again while it fails with `EAGAIN`, at most
@@ -281,6 +299,10 @@ impl GuestMemfd {
     ///
     /// A reference may be somebody's access in passing, or a pin that stays: hence the bound.
     /// Returns how many attempts it took.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`convert`](Self::convert); `EAGAIN` if the last attempt ended so.
     pub fn convert_retrying(
         &self,
         range: Range<u64>,
@@ -292,6 +314,12 @@ impl GuestMemfd {
     }
 
     /// The state of the page at `offset`, and how far from there on it is the same.
+    ///
+    /// # Errors
+    ///
+    /// Those of `KVM_GET_MEMORY_ATTRIBUTES2` (`guest_memfd/api.rst`, section 2.2): `EINVAL` for an
+    /// offset that is not a page's or outside of the file, and for a VM without private memory,
+    /// `ENOTTY` for a file that does not convert, `EIO` for a dead VM.
     pub fn attributes_at(&self, offset: u64) -> io::Result<Run> {
         let mut request = MemoryAttributes2 {
             offset,

@@ -8,44 +8,14 @@ use crate::{
         Content,
         Visibility, //
     },
-    file::CreateFlags, //
+    file::CreateFlags,
+    kvm, //
 };
-use kvm_ioctls::{
-    Kvm,
-    VmFd, //
+use std::{
+    error,
+    fmt,
+    os::fd::AsRawFd, //
 };
-use libc::c_ulong;
-use std::fmt;
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for kvm_ioctls::Kvm {}
-    impl Sealed for kvm_ioctls::VmFd {}
-}
-
-/// What can be asked for capabilities: `/dev/kvm`, which answers what some VM may have, or a VM,
-/// which answers for itself.
-pub trait CheckExtension: sealed::Sealed {
-    /// The value of the capability, 0 if the kernel does not know it.
-    fn capability(&self, capability: c_ulong) -> u32;
-}
-
-impl CheckExtension for Kvm {
-    fn capability(&self, capability: c_ulong) -> u32 {
-        positive(self.check_extension_raw(capability))
-    }
-}
-
-impl CheckExtension for VmFd {
-    fn capability(&self, capability: c_ulong) -> u32 {
-        positive(self.check_extension_raw(capability))
-    }
-}
-
-/// An error means that the capability is not there.
-fn positive(value: i32) -> u32 {
-    u32::try_from(value).unwrap_or(0)
-}
 
 /// A set of content policies. [`Content::None`] is in every set: it promises nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,38 +84,159 @@ impl PolicySupport {
     }
 }
 
-/// Everything that is to be known before the first guest_memfd is made.
+/// Something that a VMM can need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Feature {
+    /// A guest_memfd keeps track of private pages itself and converts them in place.
+    InPlace,
+    /// The host can map a guest_memfd.
+    Mmap,
+    /// A guest_memfd can be shared to begin with.
+    InitShared,
+    /// [`GuestMemfd::attributes_at`](crate::GuestMemfd::attributes_at) works, and what stands on it.
+    ReadAttributes,
+    /// A [`Populator`](crate::Populator) works.
+    MapMemory,
+    /// A guest's requests for conversions can be handed to the VMM.
+    ExitMapGpaRange,
+}
+
+impl Feature {
+    /// What it is called, the capability that says whether it is there, and its number.
+    fn names(self) -> (&'static str, &'static str, u64) {
+        let (name, capability, number) = match self {
+            Self::InPlace => (
+                "conversion in place",
+                "KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES",
+                abi::KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES,
+            ),
+            Self::Mmap => (
+                "GUEST_MEMFD_FLAG_MMAP",
+                "KVM_CAP_GUEST_MEMFD_FLAGS",
+                abi::KVM_CAP_GUEST_MEMFD_FLAGS,
+            ),
+            Self::InitShared => (
+                "GUEST_MEMFD_FLAG_INIT_SHARED",
+                "KVM_CAP_GUEST_MEMFD_FLAGS",
+                abi::KVM_CAP_GUEST_MEMFD_FLAGS,
+            ),
+            Self::ReadAttributes => (
+                "KVM_GET_MEMORY_ATTRIBUTES2",
+                "KVM_CAP_GET_MEMORY_ATTRIBUTES2",
+                abi::KVM_CAP_GET_MEMORY_ATTRIBUTES2,
+            ),
+            Self::MapMemory => (
+                "KVM_MAP_MEMORY",
+                "KVM_CAP_MAP_MEMORY",
+                abi::KVM_CAP_MAP_MEMORY,
+            ),
+            Self::ExitMapGpaRange => (
+                "exit for KVM_HC_MAP_GPA_RANGE",
+                "KVM_CAP_EXIT_HYPERCALL",
+                abi::KVM_CAP_EXIT_HYPERCALL,
+            ),
+        };
+        (name, capability, number)
+    }
+}
+
+/// A feature that was needed and is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missing(pub Feature);
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, capability, number) = self.0.names();
+        // Those of this project are known by the number that they have in the header.
+        match number {
+            0x10000.. => write!(f, "no {name} here ({capability}, {number:#x})"),
+            _ => write!(f, "no {name} here ({capability}, {number})"),
+        }
+    }
+}
+
+impl error::Error for Missing {}
+
+/// Everything that is to be known before the first guest_memfd is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Capabilities {
     /// Flags that [`GuestMemfd::create`](crate::GuestMemfd::create) may be given.
     pub create_flags: CreateFlags,
-    /// A guest_memfd keeps track of private pages itself and converts them in place.
+    /// [`Feature::InPlace`].
     pub converts_in_place: bool,
     /// Content policies before launch.
     pub before_launch: PolicySupport,
     /// Content policies after launch.
     pub after_launch: PolicySupport,
-    /// [`GuestMemfd::attributes_at`](crate::GuestMemfd::attributes_at) works.
+    /// [`Feature::ReadAttributes`].
     pub reads_attributes: bool,
+    /// [`Feature::MapMemory`].
+    pub maps_memory: bool,
+    /// [`Feature::ExitMapGpaRange`].
+    pub exits_map_gpa_range: bool,
+    /// The types of VM that the host has, as a mask of `1 << type`; 0 where VMs are not told apart
+    /// so. `KVM_CAP_VM_TYPES`.
+    pub vm_types: u32,
 }
 
 impl Capabilities {
-    /// Asks `kvm`, or better the VM in question.
-    pub fn of(asked: &impl CheckExtension) -> Self {
-        let attributes = asked.capability(abi::KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES);
+    /// Asks a VM, by its descriptor. That of `/dev/kvm` says what some type of VM here can.
+    ///
+    /// What cannot be asked can do nothing.
+    pub fn of(asked: &impl AsRawFd) -> Self {
+        let value = |capability| kvm::check_extension(asked, capability);
+        let attributes = value(abi::KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES);
+        let hypercalls = value(abi::KVM_CAP_EXIT_HYPERCALL);
         Self {
-            create_flags: CreateFlags::from_bits(
-                asked.capability(abi::KVM_CAP_GUEST_MEMFD_FLAGS).into(),
-            ),
+            create_flags: CreateFlags::from_bits(value(abi::KVM_CAP_GUEST_MEMFD_FLAGS).into()),
             converts_in_place: u64::from(attributes) & abi::KVM_MEMORY_ATTRIBUTE_PRIVATE != 0,
-            before_launch: PolicySupport::from_capability(
-                asked.capability(abi::KVM_CAP_MEMORY_ATTRIBUTES2_PRE_LAUNCH_FLAGS),
-            ),
-            after_launch: PolicySupport::from_capability(
-                asked.capability(abi::KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS),
-            ),
-            reads_attributes: asked.capability(abi::KVM_CAP_GET_MEMORY_ATTRIBUTES2) != 0,
+            before_launch: PolicySupport::from_capability(value(
+                abi::KVM_CAP_MEMORY_ATTRIBUTES2_PRE_LAUNCH_FLAGS,
+            )),
+            after_launch: PolicySupport::from_capability(value(
+                abi::KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS,
+            )),
+            reads_attributes: value(abi::KVM_CAP_GET_MEMORY_ATTRIBUTES2) != 0,
+            maps_memory: value(abi::KVM_CAP_MAP_MEMORY) != 0,
+            exits_map_gpa_range: hypercalls & 1 << abi::KVM_HC_MAP_GPA_RANGE != 0,
+            vm_types: value(abi::KVM_CAP_VM_TYPES),
         }
+    }
+
+    /// Whether a feature is there.
+    pub fn has(&self, feature: Feature) -> bool {
+        match feature {
+            Feature::InPlace => self.converts_in_place,
+            Feature::Mmap => self.create_flags.contains(CreateFlags::MMAP),
+            Feature::InitShared => self.create_flags.contains(CreateFlags::INIT_SHARED),
+            Feature::ReadAttributes => self.reads_attributes,
+            Feature::MapMemory => self.maps_memory,
+            Feature::ExitMapGpaRange => self.exits_map_gpa_range,
+        }
+    }
+
+    /// Returns the first of `features` that is not there as the error.
+    ///
+    /// ```
+    /// use gmem::{Capabilities, Feature, Missing};
+    ///
+    /// let nothing = Capabilities::default();
+    /// let missing = nothing.require(&[Feature::InPlace, Feature::Mmap]).unwrap_err();
+    /// assert_eq!(missing, Missing(Feature::InPlace));
+    /// assert_eq!(
+    ///     missing.to_string(),
+    ///     "no conversion in place here (KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES, 252)"
+    /// );
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Missing`].
+    pub fn require(&self, features: &[Feature]) -> Result<(), Missing> {
+        let missing = features.iter().find(|&&feature| !self.has(feature));
+        missing.map_or(Ok(()), |&feature| Err(Missing(feature)))
     }
 }
 
@@ -184,8 +275,34 @@ mod tests {
     }
 
     #[test]
-    fn failed_check_is_no_capability() {
-        assert_eq!(positive(-1), 0);
-        assert_eq!(positive(0x030303), 0x030303);
+    fn what_cannot_be_asked_can_do_nothing() {
+        let file = crate::file::tests::memfd(0x1000);
+        assert_eq!(Capabilities::of(&file), Capabilities::default());
+    }
+
+    #[test]
+    fn features_are_required_in_order() {
+        let some = Capabilities {
+            converts_in_place: true,
+            create_flags: CreateFlags::MMAP,
+            maps_memory: true,
+            ..Default::default()
+        };
+        use Feature::*;
+        assert_eq!(some.require(&[InPlace, Mmap, MapMemory]), Ok(()));
+        for feature in [InitShared, ReadAttributes, ExitMapGpaRange] {
+            assert_eq!(
+                some.require(&[Mmap, feature, InPlace]),
+                Err(Missing(feature))
+            );
+        }
+        assert_eq!(
+            Missing(ReadAttributes).to_string(),
+            "no KVM_GET_MEMORY_ATTRIBUTES2 here (KVM_CAP_GET_MEMORY_ATTRIBUTES2, 0x10002)"
+        );
+        assert_eq!(
+            Missing(ExitMapGpaRange).to_string(),
+            "no exit for KVM_HC_MAP_GPA_RANGE here (KVM_CAP_EXIT_HYPERCALL, 201)"
+        );
     }
 }

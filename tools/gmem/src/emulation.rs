@@ -11,13 +11,15 @@ use crate::{
         self,
         Emulate, //
     },
-    capabilities::CheckExtension, //
+    kvm, //
 };
-use kvm_bindings::kvm_enable_cap;
-use kvm_ioctls::VmFd;
 use std::{
     io,
-    ops::Range, //
+    ops::Range,
+    os::fd::{
+        AsRawFd,
+        OwnedFd, //
+    },
 };
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
@@ -50,9 +52,9 @@ impl Platform {
         }
     }
 
-    /// Whether `asked` has a model of this platform.
-    pub fn is_emulated(self, asked: &impl CheckExtension) -> bool {
-        asked.capability(abi::KVM_CAP_GMEM_EMULATION) & 1 << self.number() != 0
+    /// Whether `asked`, the descriptor of `/dev/kvm` or a VM, has a model of this platform.
+    pub fn is_emulated(self, asked: &impl AsRawFd) -> bool {
+        kvm::check_extension(asked, abi::KVM_CAP_GMEM_EMULATION) & 1 << self.number() != 0
     }
 }
 
@@ -67,22 +69,25 @@ pub enum Page {
     Cpuid,
 }
 
-/// A VM that emulates a platform.
+/// A VM that emulates a platform. It has a descriptor of its own for the VM.
 #[derive(Debug)]
-pub struct Emulation<'vm> {
-    vm: &'vm VmFd,
+pub struct Emulation {
+    vm: OwnedFd,
     platform: Platform,
 }
 
-impl<'vm> Emulation<'vm> {
-    /// Makes `vm` emulate `platform`. It must not have a guest_memfd, a memslot or a vCPU yet.
-    pub fn enable(vm: &'vm VmFd, platform: Platform) -> io::Result<Self> {
-        vm.enable_cap(&kvm_enable_cap {
-            cap: abi::KVM_CAP_GMEM_EMULATION as u32,
-            args: [platform.number(), platform.flags(), 0, 0],
-            ..Default::default()
-        })
-        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+impl Emulation {
+    /// Makes `vm`, the descriptor of a VM, emulate `platform`. It must not have a guest_memfd, a
+    /// memslot or a vCPU yet.
+    ///
+    /// # Errors
+    ///
+    /// Those of `KVM_ENABLE_CAP` for `KVM_CAP_GMEM_EMULATION` (`<linux/kvm_gmem.h>`); `EINVAL` from a
+    /// kernel without models.
+    pub fn enable(vm: &impl AsRawFd, platform: Platform) -> io::Result<Self> {
+        let vm = kvm::duplicate(vm)?;
+        let args = [platform.number(), platform.flags(), 0, 0];
+        kvm::enable_cap(&vm, abi::KVM_CAP_GMEM_EMULATION as u32, args)?;
         Ok(Self { vm, platform })
     }
 
@@ -138,7 +143,7 @@ impl<'vm> Emulation<'vm> {
     fn operate(&self, operation: &mut Emulate) -> io::Result<()> {
         // SAFETY: The ioctl reads and writes the struct that the reference is good for, whose size
         // is in the number. Without a source it touches no other memory of ours.
-        match unsafe { ioctl_with_mut_ref(self.vm, abi::KVM_GMEM_EMULATE, operation) } {
+        match unsafe { ioctl_with_mut_ref(&self.vm, abi::KVM_GMEM_EMULATE, operation) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }

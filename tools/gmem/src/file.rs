@@ -7,16 +7,17 @@ use crate::{
         self,
         MemoryAttributes2, //
     },
+    hold::Holds,
+    kvm,
     mapping::Mapping, //
 };
-use kvm_bindings::kvm_create_guest_memfd;
-use kvm_ioctls::VmFd;
 use libc::{
     c_int,
     c_ulong,
     off_t, //
 };
 use std::{
+    fmt,
     fs::File,
     io,
     ops::{
@@ -28,7 +29,6 @@ use std::{
             AsFd,
             AsRawFd,
             BorrowedFd,
-            FromRawFd,
             OwnedFd,
             RawFd, //
         },
@@ -93,45 +93,46 @@ pub(crate) struct Identity {
 /// A guest_memfd: the memory of a virtual machine.
 ///
 /// Offsets and ranges are bytes in the file, not guest physical addresses.
-#[derive(Debug)]
+///
+/// A process has one object for a file, and shares it, for example in an [`Arc`](std::sync::Arc):
+/// the object knows which pages are in use, see [`hold`](Self::hold).
 pub struct GuestMemfd {
     file: File,
     size: u64,
     identity: Identity,
+    holds: Holds,
 }
 
 impl GuestMemfd {
-    /// Makes a guest_memfd of `size` bytes for `vm`, which is closed when the process executes
-    /// another program.
+    /// Makes a guest_memfd of `size` bytes for `vm`, the descriptor of a VM. Its own descriptor is
+    /// closed by exec().
     ///
     /// The kernel makes it without that flag, so that a program which another thread executes at
     /// this very moment can still get it.
-    pub fn create(vm: &VmFd, size: u64, flags: CreateFlags) -> io::Result<Self> {
-        let fd = vm
-            .create_guest_memfd(kvm_create_guest_memfd {
-                size,
-                flags: flags.bits(),
-                ..Default::default()
-            })
-            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-        // SAFETY: The kernel has just made the descriptor for us, so nobody else closes it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: Sets a flag of a descriptor that is ours.
-        if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Self::from_fd(fd)
+    ///
+    /// # Errors
+    ///
+    /// Those of `KVM_CREATE_GUEST_MEMFD`: `EINVAL` for flags that the VM does not have
+    /// ([`Capabilities::create_flags`](crate::Capabilities::create_flags)) and for a size that is 0
+    /// or not whole pages, `EMFILE`, `ENOMEM`. `ENOTTY` if `vm` is not a VM.
+    pub fn create(vm: &impl AsRawFd, size: u64, flags: CreateFlags) -> io::Result<Self> {
+        Self::from_fd(kvm::create_guest_memfd(vm, size, flags.bits())?)
     }
 
     /// Takes over a guest_memfd that was made elsewhere, for example by another process. Whether
     /// it is closed when the process executes another program stays as it is.
     ///
     /// Whether it is one only shows when it is used: other files answer `ENOTTY`.
+    ///
+    /// # Errors
+    ///
+    /// Those of fstat().
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let file = File::from(fd);
         let metadata = file.metadata()?;
         Ok(Self {
             size: metadata.len(),
+            holds: Holds::new(metadata.len()),
             identity: Identity {
                 device: metadata.dev(),
                 inode: metadata.ino(),
@@ -149,16 +150,31 @@ impl GuestMemfd {
     ///
     /// The file has to be made with [`CreateFlags::MMAP`]. Pages need not be shared to be mapped,
     /// only to be touched.
+    ///
+    /// # Errors
+    ///
+    /// Those of mmap(): `ENODEV` for a file without the flag, `EINVAL` for a range that is empty,
+    /// inverted, or does not begin with a page. A range may leave the file; accesses there are
+    /// refused.
     pub fn map(&self, range: Range<u64>) -> io::Result<Mapping> {
         Mapping::new(&self.file, self.identity, range)
     }
 
     /// Gives the pages of `range` memory now instead of at their first use.
+    ///
+    /// # Errors
+    ///
+    /// Those of fallocate(): `EINVAL` for a range that is inverted, empty or not whole pages, or
+    /// leaves the file; `ENOMEM`.
     pub fn allocate(&self, range: Range<u64>) -> io::Result<()> {
         self.fallocate(libc::FALLOC_FL_KEEP_SIZE, range)
     }
 
     /// Takes the memory of the pages of `range` away. Their state stays; they read as zeroes.
+    ///
+    /// # Errors
+    ///
+    /// Those of fallocate(), see [`allocate`](Self::allocate).
     pub fn punch_hole(&self, range: Range<u64>) -> io::Result<()> {
         self.fallocate(
             libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE,
@@ -182,6 +198,10 @@ impl GuestMemfd {
         self.identity
     }
 
+    pub(crate) fn holds(&self) -> &Holds {
+        &self.holds
+    }
+
     pub(crate) fn set_memory_attributes(&self, request: &mut MemoryAttributes2) -> Result<(), i32> {
         self.ioctl(abi::KVM_SET_MEMORY_ATTRIBUTES2, request)
     }
@@ -197,6 +217,15 @@ impl GuestMemfd {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error().raw_os_error().unwrap_or(0)),
         }
+    }
+}
+
+impl fmt::Debug for GuestMemfd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuestMemfd")
+            .field("file", &self.file)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
     }
 }
 
@@ -226,6 +255,7 @@ pub(crate) mod tests {
         ConvertError,
         Visibility, //
     };
+    use std::os::fd::FromRawFd;
 
     /// An ordinary memfd: it maps like a guest_memfd, and accesses beyond its end are refused like
     /// those to a private page.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Typed wrappers for guest_memfd's in-place conversion, on top of rust-vmm's `kvm-ioctls`.
+//! guest_memfd with in-place conversion, for VMMs.
 //!
 //! A guest_memfd holds the memory of a virtual machine. One that *converts in place* keeps for
 //! each of its pages whether the page is shared with the host or private to the guest, and
@@ -9,10 +9,15 @@
 //!
 //! ```no_run
 //! use gmem::{
+//!     Capabilities,
 //!     Content,
 //!     CreateFlags,
+//!     Feature,
 //!     GuestMemfd,
-//!     SlotLayout,
+//!     Outside,
+//!     Region,
+//!     Regions,
+//!     Service,
 //!     Visibility, //
 //! };
 //! use std::sync::Arc;
@@ -20,32 +25,65 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let kvm = kvm_ioctls::Kvm::new()?;
 //! let vm = kvm.create_vm_with_type(gmem::abi::KVM_X86_SW_PROTECTED_VM)?;
+//! Capabilities::of(&vm).require(&[Feature::InPlace, Feature::ReadAttributes])?;
 //!
 //! // Shared at first, so that the payload can be written where the guest will find it.
 //! let flags = CreateFlags::MMAP | CreateFlags::INIT_SHARED;
-//! let memory = GuestMemfd::create(&vm, 0x10000, flags)?;
+//! let memory = Arc::new(GuestMemfd::create(&vm, 0x10000, flags)?);
 //! let mapping = Arc::new(memory.map(0..0x10000)?);
-//! let layout = SlotLayout {
-//!     slot: 0,
-//!     guest_phys_addr: 0x100000,
-//!     file_range: 0..0x10000,
-//! };
-//! let slot = memory.bind(&vm, &layout, Some(&mapping))?;
+//! let region = Region::new(memory.clone(), 0..0x10000, 0x100000, Some(mapping.clone()))?;
+//! let slot = region.bind(&vm, 0)?;
 //!
 //! mapping.try_write(0, b"payload")?;
 //! memory.convert(0..0x1000, Visibility::Private, Content::Preserve)?;
 //! assert!(mapping.try_read(0, &mut [0; 7]).is_err());
 //!
-//! for run in memory.runs() {
-//!     println!("{:?}", run?);
+//! // Later, when a vCPU exits with the guest's request:
+//! let regions = Regions::new(vec![region])?;
+//! let service = Service {
+//!     content: Content::Preserve,
+//!     attempts: 1000,
+//!     outside: Outside::Refuse,
+//!     populate: None,
+//! };
+//! # let (nr, args) = (12, [0; 6]);
+//! if let Some(served) = regions.serve(nr, &args, &service) {
+//!     println!("{:?}; the guest gets {}", served.converted, served.ret());
 //! }
 //! # drop(slot);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Nothing here needs a signal handler: [`Mapping::try_read`] and [`Mapping::try_write`] report a
-//! page that the host may not touch as an error instead of dying by `SIGBUS`.
+//! # Addresses
+//!
+//! Three kinds, all in bytes: offsets in the file (`range`, `file_range`, `offset`), guest physical
+//! addresses (`guest_phys_addr`, `guest_range`), and addresses in this process
+//! ([`Mapping::address`]). A [`Region`] says which offset is which guest physical address.
+//!
+//! # Private pages and signals
+//!
+//! A load or store of the host at a private page is `SIGBUS`. Nothing here needs a handler for it:
+//!
+//! - [`Mapping::try_read`] and [`Mapping::try_write`] let the kernel do the access, which is an error
+//!   where the page is private.
+//! - [`GuestMemfd::hold`] keeps pages shared while this process uses them. Conversions to private
+//!   that go through the same [`GuestMemfd`] fail with `EAGAIN` meanwhile.
+#![cfg_attr(
+    feature = "vm-memory",
+    doc = "- [`vm_memory`]'s slices carry such a hold, so that rust-vmm's virtio crates work unchanged."
+)]
+//!
+//! # Descriptors
+//!
+//! Functions take whatever has the descriptor of a VM or vCPU ([`AsRawFd`](std::os::fd::AsRawFd)), so
+//! this library goes with any version of `kvm-ioctls`, and without. The descriptors that it makes
+//! are closed by exec().
+//!
+//! # Features
+//!
+//! - `vm-memory`: the module `vm_memory`, for `vm-memory` 0.18.
+//! - `cli`: what the program `gmem` needs. The library does not.
 
 pub mod abi;
 mod attributes;
@@ -53,10 +91,15 @@ mod capabilities;
 pub mod emulation;
 pub mod fdinfo;
 mod file;
+mod hold;
+mod hypercall;
+mod kvm;
 mod mapping;
 pub mod picture;
 mod populate;
-mod slot;
+mod region;
+#[cfg(feature = "vm-memory")]
+pub mod vm_memory;
 
 pub use attributes::{
     Content,
@@ -67,7 +110,8 @@ pub use attributes::{
 };
 pub use capabilities::{
     Capabilities,
-    CheckExtension,
+    Feature,
+    Missing,
     Policies,
     PolicySupport, //
 };
@@ -75,15 +119,25 @@ pub use file::{
     CreateFlags,
     GuestMemfd, //
 };
+pub use hold::Hold;
+pub use hypercall::{
+    exit_on_map_gpa_range,
+    MapGpaRange,
+    Served,
+    Service, //
+};
 pub use mapping::{
     AccessError,
     Mapping, //
 };
 pub use populate::{
-    Populate,
-    PopulateError, //
+    PopulateError,
+    Populator, //
 };
-pub use slot::{
-    Slot,
-    SlotLayout, //
+pub use region::{
+    Outside,
+    RangeError,
+    Region,
+    Regions,
+    Slot, //
 };

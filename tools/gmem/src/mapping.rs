@@ -23,10 +23,10 @@ use std::{
 /// Why the host could not read or write.
 #[derive(Debug)]
 pub enum AccessError {
-    /// The bytes are not all in the mapping.
+    /// The bytes are not all in the mapping, or in the file.
     OutOfRange,
-    /// The kernel refuses the access to the page at this file offset: it is private. An ordinary
-    /// load or store to it gets `SIGBUS`. What lies before it has been read or written.
+    /// The host may not touch the page at this file offset: it is private. An ordinary load or
+    /// store to it gets `SIGBUS`. What lies before it has been read or written, if that was asked.
     Refused {
         /// The first byte that was refused.
         offset: u64,
@@ -45,7 +45,7 @@ impl AccessError {
 impl fmt::Display for AccessError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::OutOfRange => f.write_str("outside of the mapping"),
+            Self::OutOfRange => f.write_str("outside of the memory"),
             Self::Refused { offset } => write!(f, "refused at file offset {offset:#x}"),
             Self::Os(error) => write!(f, "cannot probe: {error}"),
         }
@@ -68,7 +68,7 @@ impl error::Error for AccessError {
 /// - [`try_read`](Self::try_read) and [`try_write`](Self::try_write) let the kernel do the access
 ///   through this mapping, so that a page that the host may not touch is an error.
 /// - [`load`](Self::load) and [`store`](Self::store) do the access themselves. On a private page
-///   the process gets `SIGBUS`.
+///   the process gets `SIGBUS`, unless a [`Hold`](crate::Hold) keeps the page shared.
 ///
 /// No reference to the memory is ever given out: guest and host change it at any time.
 #[derive(Debug)]
@@ -80,8 +80,8 @@ pub struct Mapping {
 
 // SAFETY: The memory belongs to the process, not to a thread.
 unsafe impl Send for Mapping {}
-// SAFETY: This process accesses the memory by atomic operations and system calls only, so two
-// threads that do it at the same time do not race.
+// SAFETY: This process accesses the memory by atomic operations, volatile ones and system calls only,
+// as the guest may change it at any time, so another thread is nothing new.
 unsafe impl Sync for Mapping {}
 
 /// What is copied at once: it goes through an empty pipe whole, however small the pipe is.
@@ -145,8 +145,8 @@ impl Mapping {
         let Some(address) = self.address(offset) else {
             panic!("offset {offset:#x} outside of mapping {:x?}", self.range);
         };
-        // SAFETY: The byte is mapped as long as `self` lives, and the module accesses it by atomic
-        // operations only.
+        // SAFETY: The byte is mapped as long as `self` lives, and nobody has a reference to it that
+        // is not atomic.
         unsafe { AtomicU8::from_ptr(address) }
     }
 

@@ -2,15 +2,20 @@
 
 //! Populating a VM's page tables ahead of its faults.
 
-use crate::abi::{
-    MemoryMapping,
-    KVM_MAP_MEMORY, //
+use crate::{
+    abi::{
+        MemoryMapping,
+        KVM_MAP_MEMORY, //
+    },
+    kvm, //
 };
-use kvm_ioctls::VcpuFd;
 use std::{
-    fmt,
-    io,
-    ops::Range, //
+    fmt, io,
+    ops::Range,
+    os::fd::{
+        AsRawFd,
+        OwnedFd, //
+    },
 };
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
@@ -36,26 +41,36 @@ impl fmt::Display for PopulateError {
 
 impl std::error::Error for PopulateError {}
 
-/// `KVM_MAP_MEMORY`, on a vCPU.
+/// Maps guest memory ahead of faults, by `KVM_MAP_MEMORY` on a vCPU (`guest_memfd/api.rst`, section 6).
 ///
-/// The mappings are the VM's, so any vCPU does that is not running. Where it works
-/// [`CheckExtension`](crate::CheckExtension) of
-/// [`KVM_CAP_MAP_MEMORY`](crate::abi::KVM_CAP_MAP_MEMORY) is 1.
-pub trait Populate {
+/// It has a descriptor of its own, so that it can be used while somebody looks at an exit of the
+/// vCPU. The mappings are the VM's: any vCPU does that is not running. While it runs, a call waits.
+/// Where it works [`Capabilities::maps_memory`](crate::Capabilities::maps_memory) says.
+#[derive(Debug)]
+pub struct Populator {
+    vcpu: OwnedFd,
+}
+
+impl Populator {
+    /// Takes the descriptor of a vCPU.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE` if the process has too many descriptors. What is no vCPU only shows when it is used:
+    /// `ENOTTY`.
+    pub fn new(vcpu: &impl AsRawFd) -> io::Result<Self> {
+        let vcpu = kvm::duplicate(vcpu)?;
+        Ok(Self { vcpu })
+    }
+
     /// One call: maps from the front of `range` (guest physical addresses in bytes, whole pages) as
     /// much as goes, and returns what is left. A range that is left needs another call, which says
     /// what is in the way if nothing goes any more.
-    fn populate_once(&self, range: Range<u64>) -> Result<Range<u64>, PopulateError>;
-
-    /// Maps all of `range`. Each time that the kernel is interrupted, or finds somebody else at
-    /// work, it is called again, but at most `attempts` times in a row without any progress.
-    fn populate(&self, range: Range<u64>, attempts: u32) -> Result<(), PopulateError> {
-        populate_with(range, attempts, |left| self.populate_once(left))
-    }
-}
-
-impl Populate for VcpuFd {
-    fn populate_once(&self, range: Range<u64>) -> Result<Range<u64>, PopulateError> {
+    ///
+    /// # Errors
+    ///
+    /// Those of the ioctl, with what is left.
+    pub fn populate_once(&self, range: Range<u64>) -> Result<Range<u64>, PopulateError> {
         let failure = |errno, left| Err(PopulateError { errno, left });
         let Some(size) = range.end.checked_sub(range.start) else {
             return failure(libc::EINVAL, range);
@@ -65,8 +80,8 @@ impl Populate for VcpuFd {
             size,
             flags: 0,
         };
-        // SAFETY: The descriptor is a vCPU's, and the kernel writes the struct only.
-        let result = unsafe { ioctl_with_mut_ref(self, KVM_MAP_MEMORY, &mut request) };
+        // SAFETY: The kernel writes the struct only, whose size is in the number.
+        let result = unsafe { ioctl_with_mut_ref(&self.vcpu, KVM_MAP_MEMORY, &mut request) };
         let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
         // The end stays where it is.
         let left = range.end.saturating_sub(request.size)..range.end;
@@ -74,6 +89,16 @@ impl Populate for VcpuFd {
             0 => Ok(left),
             _ => failure(errno, left),
         }
+    }
+
+    /// Maps all of `range`. Each time that the kernel is interrupted, or finds somebody else at
+    /// work, it is called again, but at most `attempts` times in a row without any progress.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`populate_once`](Self::populate_once).
+    pub fn populate(&self, range: Range<u64>, attempts: u32) -> Result<(), PopulateError> {
+        populate_with(range, attempts, |left| self.populate_once(left))
     }
 }
 

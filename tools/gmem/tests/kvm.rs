@@ -7,6 +7,10 @@
 
 #![cfg(target_arch = "x86_64")]
 
+#[cfg(feature = "vm-memory")]
+#[path = "common/device.rs"]
+mod device;
+
 use gmem::{
     abi,
     fdinfo::{
@@ -15,15 +19,21 @@ use gmem::{
         FdInfoError,
         Totals, //
     },
+    AccessError,
     Capabilities,
     Content,
     ConvertError,
     CreateFlags,
+    Feature,
     GuestMemfd,
     Mapping,
-    Populate,
+    Outside,
     PopulateError,
-    SlotLayout,
+    Populator,
+    RangeError,
+    Region,
+    Regions,
+    Service,
     Visibility, //
 };
 use kvm_ioctls::{
@@ -60,6 +70,13 @@ fn ordinary_vm() -> VmFd {
     Kvm::new().unwrap().create_vm_with_type(0).unwrap()
 }
 
+/// A new file of `vm`, mapped, and all of it at a guest physical address.
+fn region(vm: &VmFd, guest_phys_addr: u64) -> Region {
+    let file = Arc::new(GuestMemfd::create(vm, SIZE, in_place()).unwrap());
+    let mapping = Arc::new(file.map(0..SIZE).unwrap());
+    Region::new(file, 0..SIZE, guest_phys_addr, Some(mapping)).unwrap()
+}
+
 fn pages(range: Range<u64>) -> Range<u64> {
     range.start * PAGE..range.end * PAGE
 }
@@ -89,9 +106,15 @@ fn hold(mapping: &Mapping, offset: u64) -> (File, File) {
 #[ignore = "needs a kernel whose guest_memfd converts in place"]
 fn capabilities_of_a_protected_vm() {
     let capabilities = Capabilities::of(&protected_vm());
-    assert!(capabilities.converts_in_place);
-    assert!(capabilities.reads_attributes);
-    assert!(capabilities.create_flags.contains(in_place()));
+    let everything = [
+        Feature::InPlace,
+        Feature::Mmap,
+        Feature::InitShared,
+        Feature::ReadAttributes,
+        Feature::MapMemory,
+        Feature::ExitMapGpaRange,
+    ];
+    assert_eq!(capabilities.require(&everything), Ok(()));
     for support in [capabilities.before_launch, capabilities.after_launch] {
         for to in [Visibility::Shared, Visibility::Private] {
             assert!(support.allows(to, Content::Zero));
@@ -208,21 +231,16 @@ fn runs_are_what_was_converted() {
 #[ignore = "needs a kernel whose guest_memfd converts in place"]
 fn a_slot_is_there_until_it_is_dropped() {
     let vm = protected_vm();
-    let file = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
-    let mapping = Arc::new(file.map(0..SIZE).unwrap());
-    let layout = |slot| SlotLayout {
-        slot,
-        guest_phys_addr: 0x100000,
-        file_range: 0..SIZE,
-    };
-    let first = file.bind(&vm, &layout(0), Some(&mapping)).unwrap();
-    let second = file.bind(&vm, &layout(1), Some(&mapping)).unwrap_err();
+    let region = region(&vm, 0x100000);
+    let file = region.memory();
+    let first = region.bind(&vm, 0).unwrap();
+    let second = region.bind(&vm, 1).unwrap_err();
     assert_eq!(second.raw_os_error(), Some(libc::EEXIST));
     drop(first);
     // The state is the file's: it outlives the slot.
     file.convert(0..PAGE, Visibility::Private, Content::Preserve)
         .unwrap();
-    let again = file.bind(&vm, &layout(1), Some(&mapping)).unwrap();
+    let again = region.bind(&vm, 1).unwrap();
     let state = file.attributes_at(0).unwrap();
     assert_eq!(
         (state.range, state.visibility),
@@ -235,17 +253,14 @@ fn a_slot_is_there_until_it_is_dropped() {
 #[ignore = "needs a kernel whose guest_memfd converts in place"]
 fn guest_memory_is_populated_up_to_where_it_ends() {
     let vm = protected_vm();
-    let file = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
-    let mapping = Arc::new(file.map(0..SIZE).unwrap());
     let base = 0x100000;
-    let layout = SlotLayout {
-        slot: 0,
-        guest_phys_addr: base,
-        file_range: 0..SIZE,
-    };
-    let _slot = file.bind(&vm, &layout, Some(&mapping)).unwrap();
+    let region = region(&vm, base);
+    let _slot = region.bind(&vm, 0).unwrap();
     let vcpu = vm.create_vcpu(0).unwrap();
-    file.convert(0..PAGE, Visibility::Private, Content::Preserve)
+    let vcpu = Populator::new(&vcpu).unwrap();
+    region
+        .memory()
+        .convert(0..PAGE, Visibility::Private, Content::Preserve)
         .unwrap();
 
     vcpu.populate(base..base + SIZE, 1000).unwrap();
@@ -262,6 +277,324 @@ fn guest_memory_is_populated_up_to_where_it_ends() {
     }
 }
 
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn new_descriptors_are_closed_by_exec() {
+    let vm = protected_vm();
+    let region = region(&vm, 0);
+    let _slot = region.bind(&vm, 0).unwrap();
+    let vcpu = vm.create_vcpu(0).unwrap();
+    let _populator = Populator::new(&vcpu).unwrap();
+    let mut files = 0;
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let entry = entry.unwrap();
+        let Ok(link) = std::fs::read_link(entry.path()) else {
+            continue;
+        };
+        if !link.to_string_lossy().contains("kvm") {
+            continue;
+        }
+        files += 1;
+        let fd: i32 = entry.file_name().to_str().unwrap().parse().unwrap();
+        // SAFETY: The call takes numbers.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC, "{link:?}");
+    }
+    // VM, file, the slot's VM, vCPU, the populator's vCPU.
+    assert!(files >= 5, "{files}");
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn a_slot_outlives_what_it_was_made_of() {
+    let vm = protected_vm();
+    let slot = {
+        let region = region(&vm, 0x100000);
+        region.bind(&vm, 0).unwrap()
+    };
+    drop(vm);
+    let memory = slot.region().memory().clone();
+    let slots = || fdinfo(memory.as_raw_fd()).unwrap().slots.len();
+    assert_eq!(slots(), 1);
+    // The VM goes with the slot.
+    drop(slot);
+    assert_eq!(slots(), 0);
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn a_guests_request_is_served_across_slots() {
+    let vm = protected_vm();
+    gmem::exit_on_map_gpa_range(&vm).unwrap();
+    let base = 0x100000;
+    let (low, high) = (region(&vm, base), region(&vm, base + SIZE));
+    let _slots = [low.bind(&vm, 0).unwrap(), high.bind(&vm, 1).unwrap()];
+    let vcpu = vm.create_vcpu(0).unwrap();
+    let populator = Populator::new(&vcpu).unwrap();
+    let regions = Regions::new(vec![high.clone(), low.clone()]).unwrap();
+    let serve = |address: u64, pages, attributes, outside| {
+        let service = Service {
+            content: Content::Preserve,
+            attempts: 3,
+            outside,
+            populate: Some(&populator),
+        };
+        let args = [address, pages, attributes, 0, 0, 0];
+        regions
+            .serve(abi::KVM_HC_MAP_GPA_RANGE, &args, &service)
+            .unwrap()
+    };
+    let private = abi::KVM_MAP_GPA_RANGE_ENCRYPTED;
+    let state = |region: &Region, page: u64| {
+        let run = region.memory().attributes_at(page * PAGE).unwrap();
+        (run.visibility, (run.range.end - run.range.start) / PAGE)
+    };
+
+    // The last two pages of one file, and the first three of the other.
+    let served = serve(base + 14 * PAGE, 5, private, Outside::Refuse);
+    assert_eq!((served.ret(), served.populated), (0, Some(Ok(()))));
+    assert_eq!(state(&low, 14), (Visibility::Private, 2));
+    assert_eq!(state(&high, 0), (Visibility::Private, 3));
+    let served = serve(base + 15 * PAGE, 2, 0, Outside::Refuse);
+    assert_eq!(served.ret(), 0);
+    assert_eq!(state(&low, 14), (Visibility::Private, 1));
+    assert_eq!(state(&high, 0), (Visibility::Shared, 1));
+
+    // A page that is in use stops the request there; the guest can ask again.
+    let held = hold(high.mapping().unwrap(), 4 * PAGE);
+    let served = serve(base, 32, private, Outside::Refuse);
+    assert_eq!(served.ret(), libc::EAGAIN as u64);
+    assert_eq!(
+        served.converted,
+        Err(RangeError {
+            errno: libc::EAGAIN,
+            address: Some(base + SIZE + 4 * PAGE),
+            converted: base..base + SIZE,
+        })
+    );
+    assert_eq!(state(&low, 0), (Visibility::Private, 16));
+    assert_eq!(state(&high, 3), (Visibility::Shared, 13));
+    drop(held);
+    assert_eq!(serve(base, 32, private, Outside::Refuse).ret(), 0);
+    assert_eq!(state(&high, 0), (Visibility::Private, 16));
+
+    // Beyond the regions there is nothing to convert, and nothing is.
+    let served = serve(base, 33, 0, Outside::Refuse);
+    assert_eq!(served.ret(), libc::EINVAL as u64);
+    assert_eq!(state(&low, 0), (Visibility::Private, 16));
+    let served = serve(base, 33, 0, Outside::Skip);
+    assert_eq!(served.ret(), 0);
+    assert_eq!(state(&low, 0), (Visibility::Shared, 16));
+    // The mapping goes as far as there is memory.
+    let left = served.populated.unwrap().unwrap_err();
+    assert_eq!(
+        (left.errno, left.left.start),
+        (libc::ENOENT, base + 2 * SIZE)
+    );
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn a_hold_keeps_pages_shared() {
+    use Visibility::{Private, Shared};
+    let vm = protected_vm();
+    let file = Arc::new(GuestMemfd::create(&vm, SIZE, in_place()).unwrap());
+    let convert = |range, to| file.convert(pages(range), to, Content::Preserve);
+    let hold = |range| file.hold(pages(range));
+    let refused = |range, page: u64| {
+        let refused = hold(range).unwrap_err();
+        assert!(
+            matches!(refused, AccessError::Refused { offset } if offset == page * PAGE),
+            "{refused:?}"
+        );
+    };
+
+    let held = hold(3..6).unwrap();
+    assert_eq!(convert(0..16, Private), error(libc::EAGAIN, Some(3 * PAGE)));
+    assert_eq!(convert(5..6, Private), error(libc::EAGAIN, Some(5 * PAGE)));
+    assert_eq!(convert(0..3, Private), Ok(()));
+    assert_eq!(convert(6..16, Private), Ok(()));
+    assert_eq!(convert(0..16, Shared), Ok(()));
+    drop(held);
+    assert_eq!(convert(4..5, Private), Ok(()));
+    refused(0..16, 4);
+    refused(4..5, 4);
+    // What was held before the refusal is not held any more.
+    assert_eq!(convert(0..4, Private), Ok(()));
+    assert_eq!(convert(0..16, Shared), Ok(()));
+    drop(hold(0..16).unwrap());
+
+    // Pages that start private, and a VM that has none.
+    let file = Arc::new(GuestMemfd::create(&vm, SIZE, CreateFlags::MMAP).unwrap());
+    assert!(file.hold(0..PAGE).unwrap_err().is_refused());
+    let vm = ordinary_vm();
+    let file = Arc::new(GuestMemfd::create(&vm, SIZE, in_place()).unwrap());
+    drop(file.hold(0..SIZE).unwrap());
+}
+
+#[cfg(feature = "vm-memory")]
+mod memory {
+    use super::*;
+    use crate::device::Device;
+    use vm_memory::{
+        Bytes,
+        GuestAddress,
+        GuestMemoryBackend,
+        GuestMemoryError, //
+    };
+
+    const BASE: u64 = 0x100000;
+
+    fn is_refusal(error: &GuestMemoryError) -> bool {
+        let GuestMemoryError::IOError(error) = error else {
+            return false;
+        };
+        error.kind() == io::ErrorKind::PermissionDenied
+            && error
+                .get_ref()
+                .is_some_and(|inner| inner.is::<AccessError>())
+    }
+
+    #[test]
+    #[ignore = "needs a kernel whose guest_memfd converts in place"]
+    fn slices_of_private_pages_are_refused_and_others_stay_shared() {
+        let vm = protected_vm();
+        let region = region(&vm, BASE);
+        let file = region.memory().clone();
+        let memory = Regions::new(vec![region]).unwrap().guest_memory().unwrap();
+        let convert = |range, to| file.convert(pages(range), to, Content::Preserve);
+        let at = |page: u64| GuestAddress(BASE + page * PAGE);
+
+        memory.write_obj(0x5a5a_u16, at(2)).unwrap();
+        let slice = memory.get_slice(at(2), 8).unwrap();
+        let busy = error(libc::EAGAIN, Some(2 * PAGE));
+        assert_eq!(convert(0..16, Visibility::Private), busy);
+        assert_eq!(slice.read_obj::<u16>(0).unwrap(), 0x5a5a);
+        drop(slice);
+        assert_eq!(convert(2..3, Visibility::Private), Ok(()));
+
+        let mut bytes = vec![0; 2 * PAGE as usize];
+        for error in [
+            memory.get_slice(at(2), 1).map(drop).unwrap_err(),
+            memory
+                .get_slice(at(1), 2 * PAGE as usize)
+                .map(drop)
+                .unwrap_err(),
+            memory
+                .read_obj::<u8>(GuestAddress(at(3).0 - 1))
+                .unwrap_err(),
+            memory.write_obj(1u8, at(2)).unwrap_err(),
+            memory
+                .load::<u32>(at(2), std::sync::atomic::Ordering::Acquire)
+                .unwrap_err(),
+            memory
+                .store(1u32, at(2), std::sync::atomic::Ordering::Release)
+                .unwrap_err(),
+            memory.read_slice(&mut bytes, at(1)).unwrap_err(),
+            memory
+                .write_volatile_to(at(2), &mut Vec::new(), 9)
+                .unwrap_err(),
+        ] {
+            assert!(is_refusal(&error), "{error:?}");
+        }
+        assert!(!memory.check_range(at(1), 2 * PAGE as usize));
+        assert!(memory.check_range(at(0), 2 * PAGE as usize));
+        // The pages beside it are as they were.
+        memory.write_slice(&[1; PAGE as usize], at(1)).unwrap();
+        memory.write_slice(&[3; PAGE as usize], at(3)).unwrap();
+        assert_eq!(convert(2..3, Visibility::Shared), Ok(()));
+        assert_eq!(memory.read_obj::<u16>(at(2)).unwrap(), 0x5a5a);
+    }
+
+    #[test]
+    #[ignore = "needs a kernel whose guest_memfd converts in place"]
+    fn a_ring_in_private_memory_is_an_error_of_the_device() {
+        let vm = protected_vm();
+        let region = region(&vm, BASE);
+        let file = region.memory().clone();
+        let memory = Regions::new(vec![region]).unwrap().guest_memory().unwrap();
+        // Descriptors, both rings, and the buffers: each of them, in a ring that has a request.
+        for page in 0..5 {
+            let mut device = Device::new(BASE, page);
+            device.ask(&memory, page, &[page as u8; 64]);
+            let private = pages(page.into()..u64::from(page) + 1);
+            file.convert(private.clone(), Visibility::Private, Content::Preserve)
+                .unwrap();
+            assert_eq!(device.is_valid(&memory), page > 2, "page {page}");
+            let error = device.run(&memory).unwrap_err();
+            let expected = match page {
+                0 => "no descriptors",
+                _ => "Refused",
+            };
+            assert!(error.contains(expected), "page {page}: {error}");
+
+            // A device that has failed is reset, and works again where it is allowed to.
+            file.convert(private, Visibility::Shared, Content::Preserve)
+                .unwrap();
+            let mut device = Device::new(BASE, page);
+            assert_eq!(device.run(&memory), Ok(1));
+            let complement = vec![!(page as u8); 64];
+            assert_eq!(device.answered(&memory, 64), (page + 1, complement));
+        }
+    }
+
+    /// A device serves requests while a vCPU's thread makes its pages private and shared again: each
+    /// access is one to a shared page or an error.
+    #[test]
+    #[ignore = "needs a kernel whose guest_memfd converts in place"]
+    fn conversions_beside_accesses_kill_nobody() {
+        use std::sync::atomic::{
+            AtomicBool,
+            AtomicU32,
+            Ordering, //
+        };
+
+        let vm = protected_vm();
+        let region = region(&vm, BASE);
+        let file = region.memory().clone();
+        let memory = Regions::new(vec![region]).unwrap().guest_memory().unwrap();
+        let done = AtomicBool::new(false);
+        let (good, refused) = (AtomicU32::new(0), AtomicU32::new(0));
+        let access = || {
+            let mut bytes = [0; 3 * PAGE as usize];
+            while !done.load(Ordering::Relaxed) {
+                for result in [
+                    memory.write_slice(&bytes, GuestAddress(BASE + PAGE)),
+                    memory.read_slice(&mut bytes, GuestAddress(BASE + PAGE)),
+                    memory.store(1u32, GuestAddress(BASE + 2 * PAGE), Ordering::Release),
+                ] {
+                    let count = match result {
+                        Ok(()) => &good,
+                        Err(error) if is_refusal(&error) => &refused,
+                        Err(error) => panic!("{error:?}"),
+                    };
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        };
+        let convert = || {
+            for round in 0..2000 {
+                for (to, count) in [(Visibility::Private, &refused), (Visibility::Shared, &good)] {
+                    let before = count.load(Ordering::Relaxed);
+                    while let Err(error) = file.convert(pages(2..3), to, Content::Preserve) {
+                        assert!(error.is_transient(), "{error}");
+                        std::thread::yield_now();
+                    }
+                    // Mostly it goes on at once. But both answers have to be seen.
+                    while round % 50 == 0 && count.load(Ordering::Relaxed) == before {
+                        std::thread::yield_now();
+                    }
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(access);
+            convert();
+        });
+    }
+}
+
 /// Descriptor `fd` of this process.
 fn fdinfo(fd: i32) -> Result<FdInfo, FdInfoError> {
     FdInfo::read(std::process::id(), fd as u32)
@@ -271,14 +604,10 @@ fn fdinfo(fd: i32) -> Result<FdInfo, FdInfoError> {
 #[ignore = "needs a kernel whose guest_memfd converts in place"]
 fn fdinfo_follows_a_file() {
     let vm = protected_vm();
-    let memory = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
-    let layout = SlotLayout {
-        slot: 0,
-        guest_phys_addr: 0x100000,
-        file_range: pages(4..8),
-    };
+    let memory = Arc::new(GuestMemfd::create(&vm, SIZE, in_place()).unwrap());
     let mapping = Arc::new(memory.map(pages(4..8)).unwrap());
-    let slot = memory.bind(&vm, &layout, Some(&mapping)).unwrap();
+    let region = Region::new(memory.clone(), pages(4..8), 0x100000, Some(mapping)).unwrap();
+    let slot = region.bind(&vm, 0).unwrap();
 
     memory
         .convert(pages(1..3), Visibility::Private, Content::Zero)

@@ -14,7 +14,7 @@ use super::{
 use gmem::{
     abi,
     emulation,
-    CheckExtension,
+    Capabilities,
     Content,
     Visibility, //
 };
@@ -27,7 +27,7 @@ pub const VM_TYPE: u64 = abi::KVM_X86_SW_PROTECTED_VM;
 
 /// Why there is no such VM, if that can be told without making one.
 pub fn missing(kvm: &Kvm) -> Option<String> {
-    let types = kvm.capability(abi::KVM_CAP_VM_TYPES);
+    let types = Capabilities::of(kvm).vm_types;
     (types & 1 << VM_TYPE == 0).then(|| {
         format!(
             "this KVM has no software-protected VMs (KVM_CAP_VM_TYPES is {types:#x}): the kernel \

@@ -151,13 +151,19 @@ fn adapt_to(program: &mut [u8], intel: bool) {
 }
 
 fn is_intel() -> bool {
-    let id = std::arch::x86_64::__cpuid(0);
+    // Older compilers have it unsafe, for processors without the instruction.
+    #[allow(unused_unsafe)]
+    // SAFETY: All of x86-64 have the instruction, and leaf 0.
+    let id = unsafe { std::arch::x86_64::__cpuid(0) };
     [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
 }
 
-/// What the guest gets from its hypercall when the VMM refuses.
+/// What the guest gets from its hypercall when the VMM refuses: `EAGAIN` or `EINVAL`.
 pub fn refusal(errno: i32) -> u32 {
-    -errno as u32
+    match errno {
+        libc::EAGAIN => libc::EAGAIN as u32,
+        _ => libc::EINVAL as u32,
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use crate::{
 use gmem::{
     abi,
     Capabilities,
-    CheckExtension,
     Content,
     CreateFlags,
     PolicySupport,
@@ -46,7 +45,6 @@ const POLICIES: [Content; 3] = [Content::None, Content::Zero, Content::Preserve]
 struct Type {
     name: &'static str,
     capabilities: Capabilities,
-    maps_memory: bool,
 }
 
 impl Type {
@@ -54,7 +52,6 @@ impl Type {
         Self {
             name,
             capabilities: Capabilities::of(vm),
-            maps_memory: vm.capability(abi::KVM_CAP_MAP_MEMORY) != 0,
         }
     }
 
@@ -83,7 +80,7 @@ impl Type {
             "converts_in_place": self.capabilities.converts_in_place,
             "mmap": self.has(CreateFlags::MMAP),
             "init_shared": self.has(CreateFlags::INIT_SHARED),
-            "map_memory": self.maps_memory,
+            "map_memory": self.capabilities.maps_memory,
             "conversions": conversions,
         })
     }
@@ -150,7 +147,7 @@ pub fn print(out: &mut Output) -> Result<(), Failure> {
             yes(one.capabilities.converts_in_place),
             yes(one.has(CreateFlags::MMAP)),
             yes(one.has(CreateFlags::INIT_SHARED)),
-            yes(one.maps_memory)
+            yes(one.capabilities.maps_memory)
         );
         if !one.capabilities.converts_in_place {
             out.line(head)?;

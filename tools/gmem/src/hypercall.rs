@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A guest's own requests for conversions.
+
+use crate::{
+    abi::{
+        KVM_CAP_EXIT_HYPERCALL,
+        KVM_HC_MAP_GPA_RANGE,
+        KVM_MAP_GPA_RANGE_ENCRYPTED,
+        KVM_MAP_GPA_RANGE_PAGE_SIZE, //
+    },
+    attributes::{
+        Content,
+        Visibility, //
+    },
+    kvm,
+    populate::{
+        PopulateError,
+        Populator, //
+    },
+    region::{
+        Outside,
+        RangeError,
+        Regions, //
+    },
+};
+use std::{
+    io,
+    ops::Range,
+    os::fd::AsRawFd, //
+};
+
+/// Bytes of the pages that the hypercall counts, on every architecture.
+const HYPERCALL_PAGE: u64 = 0x1000;
+
+/// Has KVM hand `KVM_HC_MAP_GPA_RANGE` to the VMM, as `KVM_EXIT_HYPERCALL`.
+///
+/// `vm` is the descriptor of a VM. On arm64 none of its vCPUs has run.
+///
+/// # Errors
+///
+/// Those of `KVM_ENABLE_CAP` for `KVM_CAP_EXIT_HYPERCALL`: `EINVAL` if KVM cannot
+/// ([`Capabilities::exits_map_gpa_range`](crate::Capabilities::exits_map_gpa_range)), `EBUSY` if it
+/// is too late.
+pub fn exit_on_map_gpa_range(vm: &impl AsRawFd) -> io::Result<()> {
+    let args = [1 << KVM_HC_MAP_GPA_RANGE, 0, 0, 0];
+    kvm::enable_cap(vm, KVM_CAP_EXIT_HYPERCALL as u32, args)
+}
+
+/// What a guest asks for by `KVM_HC_MAP_GPA_RANGE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapGpaRange {
+    /// Guest physical addresses, in bytes.
+    pub range: Range<u64>,
+    /// What the range is to be.
+    pub to: Visibility,
+}
+
+impl MapGpaRange {
+    /// Takes the `args` of the hypercall apart (`Documentation/virt/kvm/x86/hypercalls.rst`; those of
+    /// a `KVM_EXIT_HYPERCALL` on arm64 are the same). [`None`] if they make no sense: no page,
+    /// addresses that wrap, an attribute that there is not. The preferred page size is no more than
+    /// that, and left out.
+    ///
+    /// ```
+    /// use gmem::{MapGpaRange, Visibility};
+    ///
+    /// let request = MapGpaRange::from_args(&[0x10_0000, 2, 1 << 4, 0, 0, 0]);
+    /// let expected = MapGpaRange {
+    ///     range: 0x10_0000..0x10_2000,
+    ///     to: Visibility::Private,
+    /// };
+    /// assert_eq!(request, Some(expected));
+    /// ```
+    pub fn from_args(args: &[u64; 6]) -> Option<Self> {
+        let [address, pages, attributes, ..] = *args;
+        let size = pages.checked_mul(HYPERCALL_PAGE).filter(|&size| size > 0)?;
+        let range = address..address.checked_add(size)?;
+        let to = match attributes & !KVM_MAP_GPA_RANGE_PAGE_SIZE {
+            0 => Visibility::Shared,
+            KVM_MAP_GPA_RANGE_ENCRYPTED => Visibility::Private,
+            _ => return None,
+        };
+        Some(Self { range, to })
+    }
+}
+
+/// How a VMM serves a guest's requests: the guest has no say in that.
+#[derive(Clone, Copy, Debug)]
+pub struct Service<'a> {
+    /// What becomes of the bytes. Guests of pKVM, and the software-protected ones of Linux, expect
+    /// [`Content::Preserve`].
+    pub content: Content,
+    /// How often a conversion is tried that is refused with `EAGAIN`.
+    pub attempts: u32,
+    /// What to do with addresses that are in no region.
+    pub outside: Outside,
+    /// Has what has been converted mapped for the guest, so that its next access takes no fault.
+    pub populate: Option<&'a Populator>,
+}
+
+/// What has become of a guest's request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "the guest waits for `ret`"]
+pub struct Served {
+    /// What it was; [`None`] if it made no sense.
+    pub request: Option<MapGpaRange>,
+    /// Why it was refused. `EIO` with an address means that the VM is dead: the VMM has to end it.
+    pub converted: Result<(), RangeError>,
+    /// Whether the range is mapped now, if that was to be done. The guest does not need to know: what
+    /// is not mapped takes a fault.
+    pub populated: Option<Result<(), PopulateError>>,
+}
+
+impl Served {
+    /// The value for `ret` of the exit: 0, `EAGAIN` or `EINVAL`, positive.
+    ///
+    /// These are the three that `KVM_CAP_EXIT_HYPERCALL` has (`Documentation/virt/kvm/api.rst`). A
+    /// `KVM_RUN` of an SNP or TDX guest fails for any other. `EAGAIN` has a TDX guest ask again.
+    pub fn ret(&self) -> u64 {
+        match &self.converted {
+            Ok(()) => 0,
+            Err(error) => hypercall_ret(error.errno),
+        }
+    }
+}
+
+/// How an error of a conversion is told to a guest.
+fn hypercall_ret(errno: i32) -> u64 {
+    match errno {
+        libc::EAGAIN => libc::EAGAIN as u64,
+        _ => libc::EINVAL as u64,
+    }
+}
+
+impl Regions {
+    /// Serves a `KVM_EXIT_HYPERCALL`: converts what the guest asks for, and says what to answer.
+    /// [`None`] for a hypercall other than `KVM_HC_MAP_GPA_RANGE`.
+    ///
+    /// `nr` and `args` are the exit's. They come from the guest, and nothing is taken for granted
+    /// about them.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+    /// # let regions = gmem::Regions::default();
+    /// use gmem::{Content, Outside, Populator, Service};
+    ///
+    /// gmem::exit_on_map_gpa_range(&vm)?;
+    /// let mut vcpu = vm.create_vcpu(0)?;
+    /// let populator = Populator::new(&vcpu)?;
+    /// let service = Service {
+    ///     content: Content::Preserve,
+    ///     attempts: 1000,
+    ///     outside: Outside::Refuse,
+    ///     populate: Some(&populator),
+    /// };
+    /// match vcpu.run()? {
+    ///     kvm_ioctls::VcpuExit::Hypercall(call) => {
+    ///         if let Some(served) = regions.serve(call.nr, &call.args, &service) {
+    ///             *call.ret = served.ret();
+    ///         }
+    ///     }
+    ///     other => println!("{other:?}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn serve(&self, nr: u64, args: &[u64; 6], service: &Service<'_>) -> Option<Served> {
+        if nr != KVM_HC_MAP_GPA_RANGE {
+            return None;
+        }
+        let Some(request) = MapGpaRange::from_args(args) else {
+            return Some(Served {
+                request: None,
+                converted: Err(RangeError {
+                    errno: libc::EINVAL,
+                    address: None,
+                    converted: 0..0,
+                }),
+                populated: None,
+            });
+        };
+        let MapGpaRange { range, to } = request.clone();
+        let converted = self.convert(
+            range.clone(),
+            to,
+            service.content,
+            service.attempts,
+            service.outside,
+        );
+        let populated = match service.populate {
+            Some(populator) if converted.is_ok() => {
+                Some(populator.populate(range, service.attempts))
+            }
+            _ => None,
+        };
+        Some(Served {
+            request: Some(request),
+            converted,
+            populated,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::tests::region;
+
+    const SERVICE: Service<'_> = Service {
+        content: Content::Preserve,
+        attempts: 2,
+        outside: Outside::Refuse,
+        populate: None,
+    };
+
+    #[test]
+    fn arguments_are_the_guests_and_checked() {
+        let from = |address, pages, attributes| {
+            MapGpaRange::from_args(&[address, pages, attributes, 1, 2, 3])
+                .map(|request| (request.range, request.to))
+        };
+        assert_eq!(
+            from(0x3000, 2, 0),
+            Some((0x3000..0x5000, Visibility::Shared))
+        );
+        let private = Some((0x3000..0x5000, Visibility::Private));
+        // A preferred page size of 4 KiB, 2 MiB, 1 GiB.
+        for hint in 0..3 {
+            assert_eq!(from(0x3000, 2, 1 << 4 | hint), private);
+        }
+        assert_eq!(from(0x3000, 2, 1 << 5), None);
+        assert_eq!(from(0x3000, 2, 1 << 63), None);
+        assert_eq!(from(0x3000, 0, 0), None);
+        assert_eq!(from(0x3000, 1 << 52, 0), None);
+        assert_eq!(from(u64::MAX - 0xfff, 2, 0), None);
+    }
+
+    #[test]
+    fn answers_are_those_that_kvm_takes() {
+        for errno in 1..200 {
+            assert!([libc::EINVAL as u64, libc::EAGAIN as u64].contains(&hypercall_ret(errno)));
+        }
+        assert_eq!(hypercall_ret(libc::EAGAIN), 11);
+        assert_eq!(hypercall_ret(libc::EPERM), 22);
+    }
+
+    #[test]
+    fn requests_are_served_or_refused() {
+        let region = region(0..0x4000, 0x1_0000);
+        let hold = region.memory().hold(0x1000..0x2000).unwrap();
+        let regions = Regions::new(vec![region]).unwrap();
+        let serve = |nr, args| regions.serve(nr, &args, &SERVICE);
+        let private = [0x1_0000, 4, 1 << 4, 0, 0, 0];
+        assert_eq!(serve(11, private), None);
+
+        let busy = serve(12, private).unwrap();
+        assert_eq!(busy.ret(), libc::EAGAIN as u64);
+        let error = busy.converted.unwrap_err();
+        assert_eq!((error.errno, error.address), (libc::EAGAIN, Some(0x1_1000)));
+        drop(hold);
+        // This file converts nothing, and nobody is told in another way.
+        let refused = serve(12, private).unwrap();
+        assert_eq!(refused.converted.as_ref().unwrap_err().errno, libc::ENOTTY);
+        assert_eq!(refused.ret(), libc::EINVAL as u64);
+        assert_eq!(refused.populated, None);
+
+        for senseless in [[0x1_0000, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]] {
+            assert_eq!(serve(12, senseless).unwrap().ret(), libc::EINVAL as u64);
+        }
+    }
+}
