@@ -114,6 +114,14 @@ find_libclang() {
 	printf '%s\n' "$dir"
 }
 
+# Whether the arm64 QEMU is older than 8.2: it mis-executes TLB invalidation at EL2 with VHE, and emulates no processor
+# with FWB and TLB range operations.
+qemu_is_old() {
+	local version
+	version=$(qemu-system-aarch64 --version | sed -n 's/^QEMU emulator version \([0-9]*\.[0-9]*\).*/\1/p')
+	[ "$(printf '%s\n8.2\n' "$version" | sort -V | head -n 1)" != 8.2 ]
+}
+
 # Things a build depends on besides its sources.
 toolchain_id() {
 	"$CLANG" --version 2>/dev/null | head -n 1
