@@ -1,48 +1,85 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which pages of a file are private and which shared: an interval map over the maple tree.
+//! Which pages of a file are private and which shared.
 //!
-//! Readers look entries up under RCU, from any context. The one writer at a time shows a
-//! [`Writer`], which only the holder of the file's invalidate lock can have. A change is made in
-//! two halves, as everything before the point of no return must be able to fail and nothing after
-//! it may: [`AttributeMap::reserve`] allocates, [`Reservation::commit`] stores.
+//! Readers look pages up under RCU, from any context, or with the file's invalidate lock held. The
+//! one writer at a time shows a [`Writer`], which only the holder of that lock can have. A change is
+//! made in two halves, as everything before the point of no return must be able to fail and nothing
+//! after it may: [`AttributeMap::reserve`] allocates, [`Reservation::commit`] stores.
 //!
-//! C header: [`include/linux/maple_tree.h`](srctree/include/linux/maple_tree.h)
+//! The memory is charged to the cgroup of the task that converts, and bounded by the size of the
+//! file: a bitmap for 512 pages, and a table of the size of a page for as many bitmaps or tables as
+//! it has pointers.
 
 use crate::{
     bindings,
-    fs::address_space::Quiesced, //
+    fs::address_space::{
+        reschedule,
+        Quiesced, //
+    },
 };
 use core::{
     cell::Cell,
     marker::PhantomData,
-    mem::MaybeUninit,
-    ptr, //
+    ptr::NonNull, //
 };
 use gmem_policy::{
     plan::Run,
     range::{
+        Geometry,
         PageIndex,
         PageRange, //
     },
     request::Visibility, //
 };
 use kernel::{
-    error::to_result,
     prelude::*,
     sync::rcu,
-    types::Opaque,
     warn_on, //
 };
 
-/// The map, a `struct maple_tree` that lives inside an inode.
-///
-/// # Invariants
-///
-/// The tree was initialised by `gmem_tree_init()`, for readers under RCU and writers with a lock of
-/// their own, and each of its entries is one that [`entry`] made.
+mod radix;
+
+use radix::{
+    Kind,
+    Memory,
+    Radix,
+    Spare, //
+};
+
+/// As many entries as a page has room for.
+const FANOUT: usize = kernel::page::PAGE_SIZE / size_of::<*mut ()>();
+
+const _: () = assert!(radix::BITMAP_WORDS == bindings::GMEM_BITMAP_WORDS as usize);
+
+/// The kernel's memory.
+struct Slab;
+
+// SAFETY: The helpers allocate as much as a bitmap or a table has, aligned to a word at least.
+unsafe impl Memory for Slab {
+    fn allocate(kind: Kind) -> Option<NonNull<()>> {
+        // SAFETY: Whoever reserves may sleep.
+        NonNull::new(unsafe { bindings::gmem_node_alloc(kind == Kind::Table) }.cast())
+    }
+
+    unsafe fn free(kind: Kind, node: NonNull<()>) {
+        // SAFETY: By the contract of this function.
+        unsafe { bindings::gmem_node_free(node.as_ptr().cast(), kind == Kind::Table) }
+    }
+
+    unsafe fn retire(kind: Kind, node: NonNull<()>) {
+        // SAFETY: By the contract of this function. Readers are inside RCU, or keep the writer out.
+        unsafe { bindings::gmem_node_free_rcu(node.as_ptr().cast(), kind == Kind::Table) }
+    }
+
+    fn reschedule() {
+        reschedule();
+    }
+}
+
+/// The map, which lives inside an inode.
 pub struct AttributeMap {
-    tree: Opaque<bindings::maple_tree>,
+    tree: Radix<Slab, FANOUT>,
     /// There is a [`Reservation`]. The writer's alone.
     reserved: Cell<bool>,
 }
@@ -63,91 +100,70 @@ impl<'g> Writer<'g> {
     }
 }
 
-/// An entry of the tree: a value entry (see `xa_mk_value()`), 0 for shared, 1 for private.
-#[inline]
-fn entry(visibility: Visibility) -> *mut c_void {
-    let value: usize = match visibility {
-        Visibility::Shared => 0,
-        Visibility::Private => 1,
-    };
-    ptr::without_provenance_mut((value << 1) | 1)
+/// Evidence that what is found in the map is not freed for as long as `'g`.
+#[derive(Clone, Copy)]
+pub struct Reader<'g>(PhantomData<&'g ()>);
+
+impl<'g> Reader<'g> {
+    /// States that nobody writes the map.
+    ///
+    /// # Safety
+    ///
+    /// Nobody may write the map this is used with during `'g`, but the caller between two uses.
+    #[inline]
+    pub(crate) unsafe fn assume() -> Self {
+        Self(PhantomData)
+    }
 }
 
-/// Reads back what [`entry`] made; [`None`] for a hole.
-#[inline]
-fn visibility(entry: *mut c_void) -> Option<Visibility> {
-    match entry.addr() {
-        0 => None,
-        1 => Some(Visibility::Shared),
-        _ => Some(Visibility::Private),
+impl<'g> From<&'g rcu::Guard> for Reader<'g> {
+    #[inline]
+    fn from(_: &'g rcu::Guard) -> Self {
+        Self(PhantomData)
     }
 }
 
 impl AttributeMap {
-    /// Initialises an empty map at `this`.
-    ///
-    /// # Safety
-    ///
-    /// `this` must be valid for writes and hold no map.
-    pub(crate) unsafe fn init(this: *mut Self) {
-        // SAFETY: By the contract of this function.
-        // INVARIANT: The helper sets the flags; an empty tree has no entries.
-        unsafe {
-            bindings::gmem_tree_init((&raw mut (*this).tree).cast());
-            (&raw mut (*this).reserved).write(Cell::new(false));
+    /// The map of a file of which all pages are the same. Allocates nothing.
+    pub(crate) const fn new(geometry: Geometry, initial: Visibility) -> Self {
+        Self {
+            tree: Radix::new(geometry.pages(), initial),
+            reserved: Cell::new(false),
         }
     }
 
-    /// Tells lockdep which lock writers hold.
+    /// Frees the memory; all pages are private then. Sleeps.
     ///
-    /// # Safety
+    /// There may be readers still: nodes are freed behind RCU.
+    pub(crate) fn clear(&self, _writer: Writer<'_>) {
+        // SAFETY: The writer is the only one.
+        unsafe { self.tree.clear() }
+    }
+
+    /// Whether the page `at` is private or shared; private behind the end of the file.
     ///
-    /// `mapping` must be valid, and outlive the map.
+    /// Any context. A walk from table to table, as many as the size of the file takes, and a bit.
     #[inline]
-    pub(crate) unsafe fn set_lock(&self, mapping: *mut bindings::address_space) {
-        // SAFETY: By the contract of this function and the type's invariants.
-        unsafe { bindings::gmem_tree_set_lock(self.tree.get(), mapping) }
+    pub(crate) fn load(&self, at: PageIndex, _reader: Reader<'_>) -> Visibility {
+        // SAFETY: The reader keeps what it finds.
+        unsafe { self.tree.load(at) }
     }
 
-    /// Frees all entries. Any context.
-    pub(crate) fn destroy(&self, _writer: Writer<'_>) {
-        // SAFETY: The tree is initialised, and the writer is the only one.
-        unsafe { bindings::gmem_tree_destroy(self.tree.get()) }
-    }
-
-    /// The attribute of one page, [`None`] for one that has no entry.
+    /// Pages around `at` that are all the same; [`None`] behind the end of the file. Any context.
     ///
-    /// Any context; takes the RCU read lock only.
-    #[inline]
-    pub fn load(&self, at: PageIndex) -> Option<Visibility> {
-        // SAFETY: The tree is initialised; mtree_load() takes the RCU read lock itself.
-        visibility(unsafe { bindings::mtree_load(self.tree.get(), at.get() as usize) })
+    /// The pages on either side may be the same, too: what is returned is what the map finds in one
+    /// place.
+    pub(crate) fn run_at(&self, at: PageIndex, _reader: Reader<'_>) -> Option<Run> {
+        // SAFETY: The reader keeps what it finds.
+        unsafe { self.tree.run_at(at) }
     }
 
-    /// The entry that contains `at`, [`None`] in a hole.
-    pub fn run_at(&self, at: PageIndex) -> Option<Run> {
-        let mut mas = self.cursor(at.get() as usize, at.get() as usize);
-
-        let _rcu = rcu::read_lock();
-        // SAFETY: `mas` was initialised for this tree, under the RCU read lock.
-        let found = unsafe { bindings::mas_walk(&mut mas) };
-        let visibility = visibility(found)?;
-        // CAST: An index is an unsigned long, which has 64 bits here.
-        let end = (mas.last as u64).checked_add(1)?;
-        let range = PageRange::new(PageIndex::new(mas.index as u64), PageIndex::new(end))?;
-
-        Some(Run { range, visibility })
-    }
-
-    /// Allocates what storing `to` over `range` needs.
-    ///
-    /// The caller says in `range` which equal neighbours the store shall swallow; the map itself
-    /// does not merge.
+    /// Allocates what storing `to` over `range` needs. The map does not change.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`; `EBUSY` while there is another reservation, which the first one's commit would
-    /// leave with nodes that are freed.
+    /// `ENOMEM`; `EBUSY` while there is another reservation, whose commit could leave this one with
+    /// too little.
     pub fn reserve<'g>(
         &'g self,
         _writer: Writer<'g>,
@@ -157,31 +173,18 @@ impl AttributeMap {
         if self.reserved.get() {
             return Err(EBUSY);
         }
-        let mut mas = self.cursor(range.start().get() as usize, range.last().get() as usize);
-
-        // SAFETY: `mas` was initialised for this tree and has a non-empty range; nobody else
-        // writes the tree.
-        to_result(unsafe { bindings::gmem_tree_preallocate(&mut mas, entry(to)) })?;
+        // SAFETY: The writer is the only one.
+        let spare = unsafe { self.tree.reserve(range, to) }.ok_or(ENOMEM)?;
 
         self.reserved.set(true);
-        // INVARIANT: The preallocation succeeded for this entry and range. Only a reservation
-        // writes the tree, and there is no other.
+        // INVARIANT: The nodes were reserved for this range. Only a reservation changes the map,
+        // and there is no other.
         Ok(Reservation {
-            mas,
+            spare,
             range: *range,
             to,
             map: self,
         })
-    }
-
-    #[inline]
-    fn cursor(&self, first: usize, last: usize) -> bindings::ma_state {
-        let mut mas = MaybeUninit::uninit();
-
-        // SAFETY: `mas` is valid for writes and the tree is initialised.
-        unsafe { bindings::gmem_tree_cursor(mas.as_mut_ptr(), self.tree.get(), first, last) };
-        // SAFETY: The helper initialised all of it.
-        unsafe { mas.assume_init() }
     }
 }
 
@@ -189,11 +192,11 @@ impl AttributeMap {
 ///
 /// # Invariants
 ///
-/// `mas` holds the nodes that mas_preallocate() allocated to store `to` over `range`, and nobody
-/// has written the tree since.
+/// `spare` has the nodes that storing `to` over `range` takes, and the map has not changed since
+/// they were counted. There is no other writer for as long as `'g`.
 #[must_use = "dropping a reservation stores nothing"]
 pub struct Reservation<'g> {
-    mas: bindings::ma_state,
+    spare: Spare<Slab>,
     range: PageRange,
     to: Visibility,
     map: &'g AttributeMap,
@@ -221,9 +224,10 @@ impl Reservation<'_> {
 
     /// As [`commit`](Self::commit), for a map of pages that no host can have yet.
     pub(crate) fn store(mut self) {
-        // SAFETY: By the type's invariants. The nodes left over are freed by mas_store_prealloc(),
-        // after which mas_destroy() has nothing to do.
-        unsafe { bindings::mas_store_prealloc(&mut self.mas, entry(self.to)) }
+        // SAFETY: By the type's invariants this is the only writer.
+        let stored = unsafe { self.map.tree.store(&self.range, self.to, &mut self.spare) };
+        // By the type's invariants the nodes were enough.
+        warn_on!(!stored);
     }
 }
 
@@ -231,7 +235,5 @@ impl Drop for Reservation<'_> {
     #[inline]
     fn drop(&mut self) {
         self.map.reserved.set(false);
-        // SAFETY: `mas` is initialised; freeing what was preallocated is always possible.
-        unsafe { bindings::mas_destroy(&mut self.mas) }
     }
 }

@@ -606,7 +606,7 @@ pub mod entry {
         let Some(at) = slot.index_of(Gfn::new(gfn)) else {
             return true;
         };
-        slot.with_inode(|inode| inode.visibility(at) == Visibility::Private)
+        slot.with_inode(|inode, rcu| inode.visibility_for(at, rcu.into()) == Visibility::Private)
             .unwrap_or(true)
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Safe types over the C that guest_memfd stands on: page cache, VFS, maple tree, KVM.
+//! Safe types over the C that guest_memfd stands on: page cache, VFS, RCU, KVM.
 //!
 //! Every `unsafe` and every binding of the project is in this crate; the crates above it
 //! (`gmem_core`, `gmem_policy`) forbid both. It assumes that they are wrong but safe: whatever they

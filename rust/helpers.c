@@ -8,6 +8,7 @@
 #include <kunit/static_stub.h>
 #include <kunit/test-bug.h>
 #include <linux/debugfs.h>
+#include <linux/kmemleak.h>
 #include <linux/mman.h>
 #include <uapi/linux/kvm_gmem.h>
 
@@ -273,12 +274,6 @@ pgoff_t gmem_vma_index(struct vm_area_struct *vma, unsigned long addr)
 	return linear_page_index(vma, addr);
 }
 
-/* Creation stores an entry for every page of a file. */
-void gmem_warn_missing_entry(void)
-{
-	WARN_ON_ONCE(1);
-}
-
 /* The mapping is unmovable. */
 void gmem_warn_migrate(void)
 {
@@ -305,48 +300,70 @@ void gmem_cond_resched(void)
 	cond_resched();
 }
 
-void gmem_tree_init(struct maple_tree *tree)
+/*
+ * Nodes of attribute maps.  User space decides how many there are: they are
+ * charged to it, and a cgroup that has no room for one gets ENOMEM, not the
+ * OOM killer.
+ */
+#define GMEM_NODE_GFP	(GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
+
+struct gmem_bitmap {
+	u64 words[GMEM_BITMAP_WORDS];
+	struct kvfree_rcu_head rcu;
+};
+
+static void gmem_table_free(struct page *page)
 {
-	/*
-	 * Nobody looks for gaps. But in the nodes of a tree without them the
-	 * metadata lie over the last slot, and freeing a full node behind RCU
-	 * takes the one for the other: 7.3's mt_destroy_walk() clears half of a
-	 * pointer that mt_free_walk() then frees.
-	 */
-	mt_init_flags(tree, MT_FLAGS_ALLOC_RANGE | MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU);
-#ifdef CONFIG_LOCKDEP
-	/* No lock yet: the flags say that there is one, but not which. */
-	tree->ma_external_lock = NULL;
-#endif
+	kmemleak_free(page_address(page));
+	__free_page(page);
 }
 
-int gmem_tree_preallocate(struct ma_state *mas, void *entry)
+static void gmem_table_free_cb(struct rcu_head *head)
+{
+	gmem_table_free(container_of(head, struct page, rcu_head));
+}
+
+/* Whether a test wants no memory to be found. */
+bool gmem_node_denied(void)
 {
 #ifdef CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST
-	KUNIT_STATIC_STUB_REDIRECT(gmem_tree_preallocate, mas, entry);
+	KUNIT_STATIC_STUB_REDIRECT(gmem_node_denied);
 #endif
-	return mas_preallocate(mas, entry, GFP_KERNEL);
+	return false;
 }
 
-void gmem_tree_set_lock(struct maple_tree *tree, struct address_space *mapping)
+void *gmem_node_alloc(bool table)
 {
-	mt_set_external_lock(tree, &mapping->invalidate_lock);
+	void *node;
+
+	if (gmem_node_denied())
+		return NULL;
+	if (!table)
+		return kmalloc(sizeof(struct gmem_bitmap), GMEM_NODE_GFP);
+
+	node = (void *)__get_free_page(GMEM_NODE_GFP);
+	/* The only pointers to bitmaps are in tables. */
+	if (node)
+		kmemleak_alloc(node, PAGE_SIZE, 1, GMEM_NODE_GFP);
+	return node;
 }
 
-/* Nobody else knows the tree any more, so no lock has to be shown to lockdep. */
-void gmem_tree_destroy(struct maple_tree *tree)
+void gmem_node_free(void *node, bool table)
 {
-#ifdef CONFIG_LOCKDEP
-	tree->ma_external_lock = NULL;
-#endif
-	__mt_destroy(tree);
+	if (table)
+		gmem_table_free(virt_to_page(node));
+	else
+		kfree(node);
 }
 
-void gmem_tree_cursor(struct ma_state *mas, struct maple_tree *tree,
-		      unsigned long first, unsigned long last)
+void gmem_node_free_rcu(void *node, bool table)
 {
-	mas_init(mas, tree, first);
-	mas->last = last;
+	struct gmem_bitmap *bitmap = node;
+
+	if (table)
+		call_rcu(&virt_to_page(node)->rcu_head, gmem_table_free_cb);
+	else
+		kfree_rcu(bitmap, rcu);
 }
 
 static_assert(GMEM_XA_PRESENT == (__force unsigned int)XA_PRESENT);

@@ -61,13 +61,12 @@ void gmem_cond_resched(void);
 int gmem_vcpu_load(struct kvm_vcpu *vcpu);
 void gmem_vcpu_put(struct kvm_vcpu *vcpu, int slots);
 
-/* The attribute tree. */
-void gmem_tree_init(struct maple_tree *tree);
-int gmem_tree_preallocate(struct ma_state *mas, void *entry);
-void gmem_tree_set_lock(struct maple_tree *tree, struct address_space *mapping);
-void gmem_tree_destroy(struct maple_tree *tree);
-void gmem_tree_cursor(struct ma_state *mas, struct maple_tree *tree,
-		      unsigned long first, unsigned long last);
+/* Nodes of attribute maps: a bitmap, or a table, which is a page. */
+#define GMEM_BITMAP_WORDS 8
+bool gmem_node_denied(void);
+void *gmem_node_alloc(bool table);
+void gmem_node_free(void *node, bool table);
+void gmem_node_free_rcu(void *node, bool table);
 
 /* The file system. */
 struct kmem_cache *gmem_inode_cache_create(unsigned int size, void (*ctor)(void *));
@@ -79,7 +78,6 @@ void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
 		     const struct address_space_operations *aops, loff_t size);
 bool gmem_vma_is_shared(struct vm_area_struct *vma);
 pgoff_t gmem_vma_index(struct vm_area_struct *vma, unsigned long addr);
-void gmem_warn_missing_entry(void);
 void gmem_warn_migrate(void);
 
 /* Arrays of memslots. */

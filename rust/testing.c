@@ -163,18 +163,26 @@ void gmem_test_page_unlock(struct page *page)
 	folio_unlock(page_folio(page));
 }
 
-static int gmem_test_no_preallocation(struct ma_state *mas, void *entry)
+/* KUnit runs one test at a time. */
+static unsigned int gmem_test_nodes_left;
+
+static bool gmem_test_node_denied(void)
 {
-	return -ENOMEM;
+	if (!gmem_test_nodes_left)
+		return true;
+	gmem_test_nodes_left--;
+	return false;
 }
 
-/* Whether this test's attribute maps find no memory. */
-void gmem_test_set_no_memory(bool none)
+/* This test's attribute maps find memory for so many nodes more. */
+void gmem_test_limit_nodes(unsigned int nodes)
 {
-	struct kunit *test = kunit_get_current_test();
+	gmem_test_nodes_left = nodes;
+	kunit_activate_static_stub(kunit_get_current_test(), gmem_node_denied,
+				   gmem_test_node_denied);
+}
 
-	if (none)
-		kunit_activate_static_stub(test, gmem_tree_preallocate, gmem_test_no_preallocation);
-	else
-		kunit_deactivate_static_stub(test, gmem_tree_preallocate);
+void gmem_test_unlimit_nodes(void)
+{
+	kunit_deactivate_static_stub(kunit_get_current_test(), gmem_node_denied);
 }

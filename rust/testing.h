@@ -24,7 +24,8 @@ void *gmem_test_page_address(struct page *page);
 int gmem_test_page_references(struct page *page);
 unsigned long gmem_test_drop_clean(struct address_space *mapping, pgoff_t end);
 void gmem_test_page_unlock(struct page *page);
-void gmem_test_set_no_memory(bool none);
+void gmem_test_limit_nodes(unsigned int nodes);
+void gmem_test_unlimit_nodes(void);
 #endif
 
 #endif /* _KVM_GMEM_TESTING_H */

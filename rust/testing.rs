@@ -106,8 +106,13 @@ pub struct NoMemory(());
 impl NoMemory {
     /// Memory ends here.
     pub fn begin() -> Self {
+        Self::after(0)
+    }
+
+    /// Memory ends when the attribute maps have got so many nodes.
+    pub fn after(nodes: u32) -> Self {
         // SAFETY: Called by a test.
-        unsafe { bindings::gmem_test_set_no_memory(true) };
+        unsafe { bindings::gmem_test_limit_nodes(nodes) };
         Self(())
     }
 }
@@ -115,7 +120,7 @@ impl NoMemory {
 impl Drop for NoMemory {
     fn drop(&mut self) {
         // SAFETY: As in begin().
-        unsafe { bindings::gmem_test_set_no_memory(false) };
+        unsafe { bindings::gmem_test_unlimit_nodes() };
     }
 }
 
@@ -146,7 +151,7 @@ impl TestInode {
                     mappable: true,
                     in_place: true,
                 },
-            )?
+            )
         };
         Ok(inode)
     }
@@ -166,7 +171,6 @@ impl Drop for TestInode {
         // SAFETY: The test is over; nobody uses the inode, which came from a box.
         unsafe {
             GmemInode::tear_down(self.0.as_ptr());
-            GmemInode::free_map(self.0.as_ptr());
             drop(KBox::from_raw(
                 self.0.as_ptr().cast::<MaybeUninit<GmemInode>>(),
             ));

@@ -9,8 +9,10 @@
 use crate::{
     attribute_map::{
         AttributeMap,
+        Reader,
         Writer, //
     },
+    fs::inode::PAGE,
     kvm::{
         memslot::FileData,
         mmu::InvalidateSpan, //
@@ -25,14 +27,21 @@ use crate::{
 };
 use core::ptr::NonNull;
 use gmem_policy::{
-    plan::Attributes,
+    plan::{
+        Attributes,
+        Run, //
+    },
     range::{
+        Geometry,
         PageIndex,
         PageRange, //
     },
     request::Visibility, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::rcu, //
+};
 
 const SHARED: Visibility = Visibility::Shared;
 const PRIVATE: Visibility = Visibility::Private;
@@ -45,18 +54,22 @@ fn range(start: u64, end: u64) -> Result<PageRange> {
 struct TestMap(KBox<AttributeMap>);
 
 impl TestMap {
-    fn new() -> Result<Self> {
-        let mut map = KBox::<AttributeMap>::new_uninit(GFP_KERNEL)?;
-        // SAFETY: The memory is valid for writes, and initialised by the call.
-        unsafe {
-            AttributeMap::init(map.as_mut_ptr());
-            Ok(Self(map.assume_init()))
-        }
+    fn new(pages: u64, initial: Visibility) -> Result<Self> {
+        let geometry = Geometry::new(PAGE, pages * PAGE.bytes()).ok_or(EINVAL)?;
+        Ok(Self(KBox::new(
+            AttributeMap::new(geometry, initial),
+            GFP_KERNEL,
+        )?))
     }
 
     fn writer(&self) -> Writer<'_> {
         // SAFETY: The map is this test's alone.
         unsafe { Writer::assume() }
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        // SAFETY: The map is this test's alone, which reads or writes.
+        unsafe { Reader::assume() }
     }
 
     fn store(&self, start: u64, end: u64, to: Visibility) -> Result {
@@ -66,34 +79,46 @@ impl TestMap {
         Ok(())
     }
 
-    fn at(&self, at: u64) -> Option<Visibility> {
-        self.0.load(PageIndex::new(at))
+    fn at(&self, at: u64) -> Visibility {
+        self.0.load(PageIndex::new(at), self.reader())
+    }
+
+    fn run(&self, at: u64) -> Option<(u64, u64, Visibility)> {
+        let Run { range, visibility } = self.0.run_at(PageIndex::new(at), self.reader())?;
+        Some((range.start().get(), range.end().get(), visibility))
     }
 }
 
 impl Drop for TestMap {
     fn drop(&mut self) {
-        self.0.destroy(self.writer());
+        self.0.clear(self.writer());
     }
 }
 
+/// The tree itself is tested by `tools/testing/gmem-model`; this is about its being the kernel's.
 #[kunit_tests(kvm_gmem_attribute_map)]
 mod attribute_map {
     use super::*;
 
     #[test]
-    fn empty_map_has_no_entries() -> Result {
-        let map = TestMap::new()?;
+    fn a_new_map_takes_no_memory() -> Result {
+        let _no_memory = NoMemory::begin();
+        let map = TestMap::new(16, SHARED)?;
 
-        assert_eq!(map.at(0), None);
-        assert!(map.0.run_at(PageIndex::new(7)).is_none());
+        assert!(map.at(0) == SHARED);
+        assert_eq!(map.run(7), Some((0, 16, SHARED)));
+        assert_eq!(map.run(16), None);
+        // Nobody is let in behind the end.
+        assert!(map.at(16) == PRIVATE);
+        assert!(map.at(u64::MAX) == PRIVATE);
+        map.store(0, 16, PRIVATE)?;
+        assert_eq!(map.run(7), Some((0, 16, PRIVATE)));
         Ok(())
     }
 
     #[test]
     fn commit_stores_the_range_and_nothing_else() -> Result {
-        let map = TestMap::new()?;
-        map.store(0, 16, PRIVATE)?;
+        let map = TestMap::new(16, PRIVATE)?;
         map.store(4, 8, SHARED)?;
 
         for at in 0..16 {
@@ -102,44 +127,53 @@ mod attribute_map {
             } else {
                 PRIVATE
             };
-            assert_eq!(map.at(at), Some(wanted));
+            assert!(map.at(at) == wanted);
         }
-        assert_eq!(map.at(16), None);
+        assert_eq!(map.run(0), Some((0, 4, PRIVATE)));
+        assert_eq!(map.run(5), Some((5, 8, SHARED)));
+        assert_eq!(map.run(8), Some((8, 16, PRIVATE)));
         Ok(())
     }
 
     #[test]
     fn dropped_reservation_stores_nothing() -> Result {
-        let map = TestMap::new()?;
-        map.store(0, 16, PRIVATE)?;
+        let map = TestMap::new(16, PRIVATE)?;
 
         drop(map.0.reserve(map.writer(), &range(4, 8)?, SHARED)?);
-        for at in 0..16 {
-            assert_eq!(map.at(at), Some(PRIVATE));
-        }
+        assert_eq!(map.run(5), Some((0, 16, PRIVATE)));
         Ok(())
     }
 
+    /// A table and a bitmap for each border, and a table that they have in common.
     #[test]
     fn nothing_is_reserved_without_memory() -> Result {
-        let map = TestMap::new()?;
-        map.store(0, 16, PRIVATE)?;
+        const MANY: u64 = 1 << 28;
+        const FIRST: u64 = 5;
+        const END: u64 = MANY - 7;
 
-        let no_memory = NoMemory::begin();
-        assert_eq!(map.store(4, 8, SHARED), Err(ENOMEM));
-        let run = map.0.run_at(PageIndex::new(5)).ok_or(EINVAL)?;
-        assert_eq!(run.range, range(0, 16)?);
-        assert!(run.visibility == PRIVATE);
-        drop(no_memory);
-        map.store(4, 8, SHARED)?;
-        assert_eq!(map.at(5), Some(SHARED));
+        let map = TestMap::new(MANY, PRIVATE)?;
+        for nodes in 0.. {
+            let no_memory = NoMemory::after(nodes);
+            let stored = map.store(FIRST, END, SHARED);
+            drop(no_memory);
+            if stored.is_ok() {
+                // Fewer levels where a page has more pointers.
+                assert!(nodes >= 4);
+                break;
+            }
+            assert_eq!(stored, Err(ENOMEM));
+            assert_eq!(map.run(FIRST), Some((0, MANY, PRIVATE)));
+        }
+        assert!(map.at(FIRST - 1) == PRIVATE);
+        assert!(map.at(FIRST) == SHARED);
+        assert!(map.at(END - 1) == SHARED);
+        assert!(map.at(END) == PRIVATE);
         Ok(())
     }
 
     #[test]
     fn one_reservation_at_a_time() -> Result {
-        let map = TestMap::new()?;
-        map.store(0, 16, PRIVATE)?;
+        let map = TestMap::new(16, PRIVATE)?;
 
         let first = map.0.reserve(map.writer(), &range(4, 8)?, SHARED)?;
         let second = map.0.reserve(map.writer(), &range(4, 8)?, SHARED);
@@ -147,83 +181,47 @@ mod attribute_map {
         first.store();
         map.store(4, 6, PRIVATE)?;
         drop(map.0.reserve(map.writer(), &range(4, 8)?, PRIVATE)?);
-        map.store(6, 8, PRIVATE)
-    }
-
-    #[test]
-    fn runs_are_entries() -> Result {
-        let map = TestMap::new()?;
-        map.store(0, 16, PRIVATE)?;
-        map.store(4, 8, SHARED)?;
-
-        let run = map.0.run_at(PageIndex::new(5)).ok_or(ENOENT)?;
-        assert_eq!(run.range, range(4, 8)?);
-        assert!(run.visibility == SHARED);
-        let run = map.0.run_at(PageIndex::new(8)).ok_or(ENOENT)?;
-        assert_eq!(run.range, range(8, 16)?);
-        assert!(run.visibility == PRIVATE);
-        Ok(())
-    }
-
-    #[test]
-    fn store_over_equal_neighbours_merges() -> Result {
-        let map = TestMap::new()?;
-        map.store(0, 16, PRIVATE)?;
-        map.store(4, 8, SHARED)?;
-        // The plan says which neighbours are swallowed: all of them, here.
-        map.store(0, 16, PRIVATE)?;
-
-        let run = map.0.run_at(PageIndex::new(6)).ok_or(ENOENT)?;
-        assert_eq!(run.range, range(0, 16)?);
+        map.store(6, 8, PRIVATE)?;
+        assert_eq!(map.run(5), Some((0, 16, PRIVATE)));
         Ok(())
     }
 
     #[test]
     fn ends_of_the_index_space() -> Result {
-        let map = TestMap::new()?;
         // The largest file: i64::MAX bytes, rounded down to pages.
-        let pages = i64::MAX as u64 >> 12;
-        map.store(0, pages, SHARED)?;
+        let pages = i64::MAX as u64 / PAGE.bytes();
+        let map = TestMap::new(pages, SHARED)?;
         map.store(pages - 1, pages, PRIVATE)?;
         map.store(0, 1, PRIVATE)?;
 
-        assert_eq!(map.at(0), Some(PRIVATE));
-        assert_eq!(map.at(1), Some(SHARED));
-        assert_eq!(map.at(pages - 2), Some(SHARED));
-        assert_eq!(map.at(pages - 1), Some(PRIVATE));
-        assert_eq!(map.at(pages), None);
+        assert!(map.at(0) == PRIVATE);
+        assert!(map.at(1) == SHARED);
+        assert!(map.at(pages - 2) == SHARED);
+        assert!(map.at(pages - 1) == PRIVATE);
+        assert_eq!(map.run(pages), None);
         Ok(())
     }
 
-    /// Maps of each size up to one whose root has as many children as a node can have, and beyond.
-    /// The nodes are freed behind RCU, so a wrong free shows in the callback.
+    /// Alternating pages, and then all of them at once. Nodes are freed behind RCU, so a wrong free
+    /// shows in the callback.
     #[test]
-    fn full_nodes_are_freed() -> Result {
-        for runs in 1..=160 {
-            let map = TestMap::new()?;
-            map.store(0, 2 * runs, PRIVATE)?;
-            for n in 0..runs {
-                map.store(2 * n, 2 * n + 1, SHARED)?;
-            }
-            assert_eq!(map.at(2 * runs - 2), Some(SHARED));
-            assert_eq!(map.at(2 * runs - 1), Some(PRIVATE));
-        }
-        // SAFETY: A test may sleep.
-        unsafe { crate::bindings::rcu_barrier() };
-        Ok(())
-    }
+    fn many_runs_are_freed() -> Result {
+        const PAGES: u64 = 1 << 14;
 
-    #[test]
-    fn many_runs() -> Result {
-        let map = TestMap::new()?;
-        map.store(0, 4096, PRIVATE)?;
-        for at in (0..4096).step_by(2) {
+        let map = TestMap::new(PAGES, PRIVATE)?;
+        for at in (0..PAGES).step_by(2) {
             map.store(at, at + 1, SHARED)?;
         }
-        for at in 0..4096 {
+        for at in 0..PAGES {
             let wanted = if at % 2 == 0 { SHARED } else { PRIVATE };
-            assert_eq!(map.at(at), Some(wanted));
+            assert!(map.at(at) == wanted);
         }
+        map.store(0, PAGES, SHARED)?;
+        assert_eq!(map.run(PAGES / 2), Some((0, PAGES, SHARED)));
+        // Left for clear().
+        map.store(1, 2, PRIVATE)?;
+        drop(map);
+        rcu::rcu_barrier();
         Ok(())
     }
 }
@@ -233,7 +231,7 @@ mod address_space {
     use super::*;
 
     #[test]
-    fn creation_stores_one_entry_for_all_pages() -> Result {
+    fn a_new_file_is_all_of_a_kind() -> Result {
         let inode = TestInode::new(16, SHARED)?;
 
         let run = inode.get().run_at(PageIndex::new(3));
@@ -241,14 +239,6 @@ mod address_space {
         assert!(run.visibility == SHARED);
         assert!(inode.get().converts_in_place());
         Ok(())
-    }
-
-    #[test]
-    fn there_is_no_inode_without_memory() -> Result {
-        let no_memory = NoMemory::begin();
-        assert_eq!(TestInode::new(16, SHARED).err(), Some(ENOMEM));
-        drop(no_memory);
-        TestInode::new(16, SHARED).map(drop)
     }
 
     #[test]
@@ -301,7 +291,7 @@ mod address_space {
         let to_shared = guard.reserve(&range(2, 5)?, SHARED)?;
         assert!(to_shared.may_commit(None));
 
-        let other = TestMap::new()?;
+        let other = TestMap::new(16, SHARED)?;
         let elsewhere = other.0.reserve(other.writer(), &range(2, 5)?, PRIVATE)?;
         assert!(!elsewhere.may_commit(taken(0, 16)?.as_ref()));
         Ok(())

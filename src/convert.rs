@@ -176,7 +176,7 @@ fn plan<V: Vendor>(
         Ok(_) => return Err(refused(Refusal::NotSupported)),
         Err(refusal) => return Err(refused(refusal)),
     };
-    match Plan::new(request, &terms, &guard.inode().geometry(), guard) {
+    match Plan::new(request, &terms, guard) {
         Plan::Nothing => Ok(None),
         Plan::Change(change) => {
             content::check_owned::<V>(file.vm(), guard, &change)?;

@@ -5,16 +5,16 @@
 use crate::vendor;
 use gmem_policy::{
     contract::Platform,
-    plan::Run,
+    plan::{
+        query,
+        Run, //
+    },
     range::PageIndex,
     request::Visibility, //
 };
 use gmem_sys::{
     fs::{
-        address_space::{
-            reschedule,
-            signal_pending, //
-        },
+        address_space::signal_pending,
         file_ops::GmemFile,
         inode::{
             GmemInode,
@@ -36,7 +36,7 @@ struct Totals {
 }
 
 impl Totals {
-    /// Counts the pages of a file, one look at the map for each of its entries.
+    /// Counts the pages of a file, run by run.
     ///
     /// No lock is taken: whoever looks must not hold up the guest. A conversion meanwhile may be
     /// counted in part, but each page is counted once. [`None`] if a signal came first, as a file
@@ -47,24 +47,19 @@ impl Totals {
             shared: 0,
             runs: 0,
         };
-        let mut last = None;
         let mut at = PageIndex::new(0);
 
         while at.get() < inode.geometry().pages() {
             if signal_pending() {
                 return None;
             }
-            let Run { range, visibility } = inode.run_from(at);
+            let Run { range, visibility } = query(at, &inode.geometry(), inode);
             match visibility {
                 Visibility::Private => totals.private += range.len(),
                 Visibility::Shared => totals.shared += range.len(),
             }
-            if last != Some(visibility) {
-                totals.runs += 1;
-            }
-            last = Some(visibility);
+            totals.runs += 1;
             at = range.end();
-            reschedule();
         }
         Some(totals)
     }

@@ -12,6 +12,7 @@
 use crate::{
     attribute_map::{
         AttributeMap,
+        Reader,
         Reservation,
         Writer, //
     },
@@ -126,9 +127,13 @@ impl<M: sealed::Mode> Drop for InvalidateGuard<'_, M> {
     }
 }
 
+/// Walks sleep; they let others run after each look.
 impl<M: sealed::Mode> Attributes for InvalidateGuard<'_, M> {
     fn run_at(&self, at: PageIndex) -> Run {
-        self.inode.run_at(at)
+        reschedule();
+        // SAFETY: The map is written with the lock held exclusively only. This task holds it, and
+        // does nothing else during the call.
+        self.inode.run_for(at, unsafe { Reader::assume() })
     }
 }
 
@@ -278,7 +283,7 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
 /// Lets others run; call it between folios of a long walk.
 #[inline]
 pub fn reschedule() {
-    // SAFETY: Callers sleep anyway: all of them take the invalidate lock.
+    // SAFETY: Callers sleep anyway: they take the invalidate lock, print, or end an inode.
     unsafe { bindings::gmem_cond_resched() }
 }
 
@@ -369,6 +374,8 @@ impl<'a> Stable<'a> {
     /// Whether the page `at` is private or shared.
     #[inline]
     pub fn visibility(&self, at: PageIndex) -> Visibility {
-        self.inode.visibility(at)
+        // SAFETY: The map is written with the invalidate lock held exclusively only, and this is
+        // the shared lock. A file for which nothing is locked has no map.
+        self.inode.visibility_for(at, unsafe { Reader::assume() })
     }
 }

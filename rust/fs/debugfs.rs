@@ -14,7 +14,10 @@ use crate::{
     fs::inode::GmemInode,
     kvm::vm::Vm, //
 };
-use gmem_policy::range::PageIndex;
+use gmem_policy::{
+    plan::query,
+    range::PageIndex, //
+};
 use kernel::{
     prelude::*,
     seq_file::SeqFile,
@@ -146,7 +149,7 @@ unsafe extern "C" fn stop(_m: *mut bindings::seq_file, _at: *mut c_void) {}
 unsafe extern "C" fn show<T: GuestMemfd>(m: *mut bindings::seq_file, at: *mut c_void) -> c_int {
     // SAFETY: By the contract of this function; start() has seen that the index is not negative.
     let (inode, at) = unsafe { (inode(m), *at.cast::<bindings::loff_t>() as u64) };
-    let run = inode.run_from(PageIndex::new(at));
+    let run = query(PageIndex::new(at), &inode.geometry(), inode);
 
     // SAFETY: The sequence is locked, and its private pointer is ours.
     // CAST: A page index is an unsigned long.

@@ -204,7 +204,7 @@ pub fn create<T: GuestMemfd>(vm: &Vm, traits: Traits) -> Result<i32> {
                 .offset_of(traits.geometry.whole().end())
                 .get() as i64,
         );
-        GmemInode::set_up(GmemInode::from_vfs(vfs), traits)?
+        GmemInode::set_up(GmemInode::from_vfs(vfs), traits)
     };
     // SAFETY: The inode goes before the data on every path below, and release() takes the data out.
     unsafe { inode.add_file(NonNull::from(&*data))? };

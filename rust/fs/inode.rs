@@ -8,10 +8,12 @@
 use crate::{
     attribute_map::{
         AttributeMap,
+        Reader,
         Writer, //
     },
     bindings,
     fs::address_space::{
+        reschedule,
         Bindings,
         BindingsGuard,
         Exclusive,
@@ -31,7 +33,10 @@ use core::{
     ptr::NonNull, //
 };
 use gmem_policy::{
-    plan::Run,
+    plan::{
+        Attributes,
+        Run, //
+    },
     range::{
         Geometry,
         PageIndex,
@@ -43,6 +48,7 @@ use gmem_policy::{
 use kernel::{
     container_of,
     prelude::*,
+    sync::rcu,
     types::Opaque, //
 };
 
@@ -137,63 +143,41 @@ impl GmemInode {
         // SAFETY: By the contract of this function.
         unsafe {
             SharedPolicy::init(&raw mut (*this).policy);
-            AttributeMap::init(&raw mut (*this).map);
+            (&raw mut (*this).map).write(AttributeMap::new(ONE_PAGE, Visibility::Private));
             RawMutex::init(&raw mut (*this).bindings_lock);
             (&raw mut (*this).files).write(UnsafeCell::new(KVec::new()));
             (&raw mut (*this).traits).write(None);
         }
     }
 
-    /// Gives the inode its traits, and its attribute map the one entry that stands for all pages.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
+    /// Gives the inode its traits, and an attribute map of as many pages.
     ///
     /// # Safety
     ///
     /// `this` must be an inode that [`init`](Self::init) and the VFS have initialised, and of which
     /// nobody has a reference.
-    pub(crate) unsafe fn set_up<'a>(this: *mut Self, traits: Traits) -> Result<&'a Self> {
-        // SAFETY: By the contract of this function.
+    pub(crate) unsafe fn set_up<'a>(this: *mut Self, traits: Traits) -> &'a Self {
+        // SAFETY: By the contract of this function. The map has no memory yet.
         // INVARIANT: This is where `traits` is set.
-        let inode = unsafe {
+        unsafe {
+            (&raw mut (*this).map).write(AttributeMap::new(traits.geometry, traits.initial));
             (&raw mut (*this).traits).write(Some(traits));
             &*this
-        };
-
-        if traits.in_place {
-            // SAFETY: The mapping is a part of the inode, as the map is.
-            unsafe { inode.map.set_lock(inode.mapping()) };
-            inode
-                .lock()
-                .reserve(&traits.geometry.whole(), traits.initial)?
-                .store();
         }
-        Ok(inode)
     }
 
-    /// Frees what [`init`](Self::init) made, but for what readers inside RCU look at.
+    /// Frees what [`init`](Self::init) made and later calls have allocated; sleeps.
     ///
     /// # Safety
     ///
     /// The inode is being destroyed: nobody uses it but readers inside RCU.
     pub(crate) unsafe fn tear_down(this: *mut Self) {
-        // SAFETY: By the contract of this function.
+        // SAFETY: By the contract of this function. The map's readers are inside RCU.
         unsafe {
+            (*this).map.clear(Writer::assume());
             (*this).policy.free();
             core::ptr::drop_in_place((*this).files.get());
         }
-    }
-
-    /// Frees the attribute map, the rest of what [`init`](Self::init) made.
-    ///
-    /// # Safety
-    ///
-    /// The inode was torn down, and RCU readers that knew it are done.
-    pub(crate) unsafe fn free_map(this: *mut Self) {
-        // SAFETY: By the contract of this function nobody else is there.
-        unsafe { (*this).map.destroy(Writer::assume()) }
     }
 
     #[inline]
@@ -274,52 +258,34 @@ impl GmemInode {
     }
 
     /// Whether the page `at` is private or shared, at this moment. Any context.
-    ///
-    /// A page without an entry is a bug, as creation stores one for all of them; it is then what
-    /// the file started as.
     #[inline]
     pub fn visibility(&self, at: PageIndex) -> Visibility {
+        self.visibility_for(at, Reader::from(&rcu::read_lock()))
+    }
+
+    /// As [`visibility`](Self::visibility), for who keeps the map's memory already.
+    #[inline]
+    pub(crate) fn visibility_for(&self, at: PageIndex, reader: Reader<'_>) -> Visibility {
         match self.map() {
             None => self.initial(),
-            Some(map) => map.load(at).unwrap_or_else(|| self.missing()),
+            Some(map) => map.load(at, reader),
         }
     }
 
-    /// The entry of the map that contains `at`. Any context.
-    pub fn run_at(&self, at: PageIndex) -> Run {
+    /// Pages around `at` that are all the same, as far as the map finds them in one place.
+    pub(crate) fn run_for(&self, at: PageIndex, reader: Reader<'_>) -> Run {
         let whole = self.geometry().whole();
         match self.map() {
             None => Run {
                 range: whole,
                 visibility: self.initial(),
             },
-            Some(map) => map.run_at(at).unwrap_or_else(|| Run {
+            // Behind the end of the file nobody is let in.
+            Some(map) => map.run_at(at, reader).unwrap_or(Run {
                 range: whole.tail(at),
-                visibility: self.missing(),
+                visibility: Visibility::Private,
             }),
         }
-    }
-
-    /// The run from `at` to where the entry of the map ends that contains it. Any context.
-    ///
-    /// Walking a file by these looks at each page once, whatever changes meanwhile. There is at
-    /// least one page in each, and the last ends with the file.
-    pub fn run_from(&self, at: PageIndex) -> Run {
-        let run = self.run_at(at);
-        let rest = self.geometry().whole().tail(at);
-        let range = PageRange::new(at, run.range.end())
-            .and_then(|range| range.intersect(&rest))
-            // The map is not trusted to move a walk on.
-            .unwrap_or(rest);
-
-        Run { range, ..run }
-    }
-
-    #[cold]
-    fn missing(&self) -> Visibility {
-        // SAFETY: Only warns.
-        unsafe { bindings::gmem_warn_missing_entry() };
-        self.initial()
     }
 
     /// Takes the invalidate lock for writing; sleeps.
@@ -408,6 +374,17 @@ impl GmemInode {
         // SAFETY: Both locks are held.
         let files = unsafe { &mut *self.files.get() };
         files.retain(|other| !core::ptr::eq(other.as_ptr(), file));
+    }
+}
+
+/// The attributes of this moment, without a lock.
+///
+/// A walk looks at each page once, whatever changes meanwhile. It sleeps, and lets others run after
+/// each look.
+impl Attributes for GmemInode {
+    fn run_at(&self, at: PageIndex) -> Run {
+        reschedule();
+        self.run_for(at, Reader::from(&rcu::read_lock()))
     }
 }
 

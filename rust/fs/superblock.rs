@@ -51,7 +51,7 @@ pub(crate) unsafe extern "C" fn alloc<T: GuestMemfd>(
     GmemInode::vfs_of(this)
 }
 
-/// The `destroy_inode` operation.
+/// The `destroy_inode` operation; in the context of the last user, who may sleep.
 ///
 /// # Safety
 ///
@@ -68,10 +68,7 @@ pub(crate) unsafe extern "C" fn destroy(inode: *mut bindings::inode) {
 /// To be called by the VFS only.
 pub(crate) unsafe extern "C" fn free<T: GuestMemfd>(inode: *mut bindings::inode) {
     // SAFETY: The object came from this cache, and kvm_gmem_exit() waits for RCU before it goes.
-    unsafe {
-        GmemInode::free_map(GmemInode::from_vfs(inode));
-        bindings::kmem_cache_free(T::tables().cache(), GmemInode::from_vfs(inode).cast());
-    }
+    unsafe { bindings::kmem_cache_free(T::tables().cache(), GmemInode::from_vfs(inode).cast()) }
 }
 
 /// The `init_fs_context` operation.

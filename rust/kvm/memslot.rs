@@ -140,15 +140,15 @@ impl Memslot {
     /// Calls `f` with the inode of the file that the slot is bound to; [`None`] once that is
     /// closed. Any context; `f` is called inside RCU and must not sleep.
     #[inline]
-    pub(crate) fn with_inode<R>(&self, f: impl FnOnce(&GmemInode) -> R) -> Option<R> {
-        let _rcu = rcu::read_lock();
+    pub(crate) fn with_inode<R>(&self, f: impl FnOnce(&GmemInode, &rcu::Guard) -> R) -> Option<R> {
+        let rcu = rcu::read_lock();
         // SAFETY: By the type's invariants, and inside RCU.
         let inode = unsafe { bindings::gmem_slot_inode_rcu(self.as_raw()) };
         if inode.is_null() {
             return None;
         }
         // SAFETY: The inode of a slot's file is one of ours, and inodes are freed behind RCU.
-        Some(f(unsafe { &*GmemInode::from_vfs(inode) }))
+        Some(f(unsafe { &*GmemInode::from_vfs(inode) }, &rcu))
     }
 }
 

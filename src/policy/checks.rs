@@ -103,7 +103,7 @@ macro_rules! for_each_check {
             plan_nothing_to_do,
             plan_policy_without_a_change,
             plan_skips_what_is_settled,
-            plan_merges_with_both_neighbours,
+            plan_stores_what_is_asked_for,
             plan_at_both_ends_of_the_file,
             query_walks_the_runs,
             senseless_map_ends_every_walk,
@@ -199,7 +199,7 @@ fn plan(
     let geometry = file(map.whole.len())?;
     let request = Request::parse(&raw(start, end, to), &geometry, true)
         .map_err(|_| "the request is not legal")?;
-    Ok(Plan::new(&request, terms, &geometry, map))
+    Ok(Plan::new(&request, terms, map))
 }
 
 /// As [`plan`], where something is to be done.
@@ -669,8 +669,8 @@ pub fn plan_skips_what_is_settled() -> Check {
     Ok(())
 }
 
-/// What is stored takes in the neighbours that are what the range becomes, and stops at others.
-pub fn plan_merges_with_both_neighbours() -> Check {
+/// What is stored is the range, whatever its pages and their neighbours are.
+pub fn plan_stores_what_is_asked_for() -> Check {
     let map = map(
         16,
         &[
@@ -683,14 +683,12 @@ pub fn plan_merges_with_both_neighbours() -> Check {
         ],
     )?;
 
-    check!(change(5, 8, PRIVATE, &LEAVE, &map)?.store() == Some(pages(2, 11)?));
+    check!(change(5, 8, PRIVATE, &LEAVE, &map)?.store() == Some(pages(5, 8)?));
     check!(change(5, 8, PRIVATE, &LEAVE, &map)?.count(&map) == (3, 1));
-    check!(change(6, 8, PRIVATE, &LEAVE, &map)?.store() == Some(pages(6, 11)?));
-    check!(change(5, 7, PRIVATE, &LEAVE, &map)?.store() == Some(pages(2, 7)?));
     check!(change(6, 7, PRIVATE, &LEAVE, &map)?.store() == Some(pages(6, 7)?));
     // The ends of the range lie inside entries that already are what is asked for.
-    check!(change(4, 9, PRIVATE, &LEAVE, &map)?.store() == Some(pages(2, 11)?));
-    check!(change(2, 5, SHARED, &LEAVE, &map)?.store() == Some(pages(0, 8)?));
+    check!(change(4, 9, PRIVATE, &LEAVE, &map)?.store() == Some(pages(4, 9)?));
+    check!(change(2, 5, SHARED, &LEAVE, &map)?.store() == Some(pages(2, 5)?));
     Ok(())
 }
 
@@ -735,7 +733,7 @@ pub fn senseless_map_ends_every_walk() -> Check {
             for to in [SHARED, PRIVATE] {
                 let request = Request::parse(&raw(2, 6, to), &file, true)
                     .map_err(|_| "the request is not legal")?;
-                let Plan::Change(change) = Plan::new(&request, &LEAVE, &file, &map) else {
+                let Plan::Change(change) = Plan::new(&request, &LEAVE, &map) else {
                     return Err("a map without sense has pages that are settled");
                 };
                 check!(change.store() == Some(pages(2, 6)?));

@@ -10,8 +10,8 @@
 //!
 //! The map is not trusted to make sense. An entry that does not contain the page it was asked for
 //! ends the walk that met it: the rest of a range counts as not yet being what was asked for, so
-//! that no step is left out for it; and it is no neighbour to merge with. Every walk thus moves on
-//! by a page at least with each look at the map, and stays inside the range or the file.
+//! that no step is left out for it. Every walk thus moves on by a page at least with each look at
+//! the map, and stays inside the range or the file.
 
 use core::iter::FusedIterator;
 
@@ -40,9 +40,9 @@ pub struct Run {
 
 /// The attribute map of a file.
 pub trait Attributes {
-    /// Returns the map's entry that contains the page `at`.
+    /// Returns pages that contain the page `at` and are all the same.
     ///
-    /// Its neighbours may have the same visibility.
+    /// Their neighbours may have the same visibility, too.
     fn run_at(&self, at: PageIndex) -> Run;
 }
 
@@ -68,14 +68,9 @@ pub enum Plan {
 impl Plan {
     /// Plans a request.
     ///
-    /// `geometry` is that for which the request was parsed. `terms` are those on which the platform
-    /// has accepted it. The plan holds for as long as the map does not change.
-    pub fn new(
-        request: &Request,
-        terms: &Terms,
-        geometry: &Geometry,
-        attributes: &impl Attributes,
-    ) -> Self {
+    /// `terms` are those on which the platform has accepted it. The plan holds for as long as the
+    /// map does not change.
+    pub fn new(request: &Request, terms: &Terms, attributes: &impl Attributes) -> Self {
         let first = Differing::new(request, attributes).next();
 
         if first.is_none() && terms.settled == Action::Leave {
@@ -85,38 +80,8 @@ impl Plan {
             request: *request,
             terms: *terms,
             first,
-            store: first.map(|_| merged(request, geometry, attributes)),
         })
     }
-}
-
-/// Returns the range of a request together with the pages on either side of it that already are
-/// what it asks for, up to where the attributes change or the file ends.
-///
-/// Stored as one entry this leaves no neighbours in the map that are equal.
-fn merged(request: &Request, geometry: &Geometry, attributes: &impl Attributes) -> PageRange {
-    let whole = geometry.whole();
-    let equal = |at| {
-        look(attributes, at, &whole)
-            .filter(|run| run.visibility == request.to())
-            .map(|run| run.range)
-    };
-    let mut hull = request.range();
-
-    // Both neighbours contain the page next to the hull, so that it grows each time.
-    while let Some(before) = hull.start().get().checked_sub(1) {
-        let Some(neighbour) = equal(PageIndex::new(before)) else {
-            break;
-        };
-        hull = hull.hull(&neighbour);
-    }
-    while hull.end() < whole.end() {
-        let Some(neighbour) = equal(hull.end()) else {
-            break;
-        };
-        hull = hull.hull(&neighbour);
-    }
-    hull
 }
 
 /// Work to be done for a request: on attributes, on bytes, or on both.
@@ -126,7 +91,6 @@ pub struct Change {
     terms: Terms,
     /// The first pages that are not yet what the request asks for.
     first: Option<PageRange>,
-    store: Option<PageRange>,
 }
 
 impl Change {
@@ -154,15 +118,15 @@ impl Change {
     ///
     /// If not, the content policy alone has work to do.
     pub const fn changes_attributes(&self) -> bool {
-        self.store.is_some()
+        self.first.is_some()
     }
 
-    /// Returns the pages to store as one entry of the map, or [`None`] if no attribute changes.
-    ///
-    /// That is the range of the request and the equal pages on either side of it, so that the map
-    /// has no more entries than it needs.
+    /// Returns the pages to store in the map, or [`None`] if no attribute changes.
     pub const fn store(&self) -> Option<PageRange> {
-        self.store
+        match self.first {
+            Some(_) => Some(self.request.range()),
+            None => None,
+        }
     }
 
     /// Returns the parts of the range that are not yet what the request asks for.

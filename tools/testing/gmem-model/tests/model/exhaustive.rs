@@ -114,7 +114,7 @@ fn conversions_follow_the_contract() {
 
                         let mut map = Map::split(pages, cuts);
                         let mut bytes = File::new(pages.to_vec()).bytes;
-                        if let Plan::Change(change) = Plan::new(&request, &terms, &geometry, &map) {
+                        if let Plan::Change(change) = Plan::new(&request, &terms, &map) {
                             carry_out(&change, &mut map, &mut bytes);
                         }
 
@@ -154,7 +154,7 @@ fn plans_agree_with_the_bitmap() {
                         let terms = Terms { changing, settled };
                         let mut map = Map::split(pages, cuts);
                         let context = || format!("{pages:?} {cuts:b} {request:?} {terms:?}");
-                        let plan = Plan::new(&request, &terms, &geometry, &map);
+                        let plan = Plan::new(&request, &terms, &map);
 
                         let Plan::Change(change) = plan else {
                             assert!(parts.is_empty(), "{}", context());
@@ -187,14 +187,7 @@ fn plans_agree_with_the_bitmap() {
                         assert_eq!(found, parts, "{}", context());
 
                         if let Some(store) = change.store() {
-                            // The largest run that there is afterwards becomes one entry.
-                            let run = after.run_around(start..end);
-                            assert_eq!(
-                                store.start().get()..store.end().get(),
-                                run,
-                                "{}",
-                                context()
-                            );
+                            assert_eq!(store, request.range(), "{}", context());
 
                             let was_canonical = map.is_canonical();
                             map.store(store, to);

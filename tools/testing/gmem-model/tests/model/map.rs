@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An attribute map like the kernel's: entries of consecutive pages, stored over one another.
+//! An attribute map as the policy sees it: entries of consecutive pages, stored over one another.
 
 use std::cell::Cell;
 
@@ -95,7 +95,7 @@ impl Map {
             .all(|pair| pair[0].visibility != pair[1].visibility)
     }
 
-    /// Stores one entry, and cuts off what others have of its pages, as a maple tree does.
+    /// Stores one entry, cuts off what others have of its pages, and merges it with its neighbours.
     pub(crate) fn store(&mut self, pages: PageRange, visibility: Visibility) {
         assert!(pages.end().get() <= self.page_count(), "inside the file");
         let mut entries = Vec::new();
@@ -112,6 +112,15 @@ impl Map {
             let behind = PageRange::new(entry.range.start().max(pages.end()), entry.range.end());
             entries.extend(behind.map(|range| Run { range, ..*entry }));
         }
+        entries.dedup_by(|next, last| {
+            let stored = [last.range.end(), next.range.start()].contains(&pages.start())
+                || last.range.end() == pages.end();
+            let same = stored && last.visibility == next.visibility;
+            if same {
+                last.range = last.range.hull(&next.range);
+            }
+            same
+        });
         *self = Self::new(entries);
     }
 
