@@ -281,7 +281,8 @@ impl GuestMemfd {
             self.set_memory_attributes(&mut request)
                 .map_err(|errno| set_error(errno, &request))
         };
-        if to == Visibility::Shared {
+        // The kernel refuses a range that is none before it looks at any page.
+        if to == Visibility::Shared || !self.holds().covers(&range) {
             return ask();
         }
         let converting = self.holds().converting(&range);

@@ -169,6 +169,15 @@ impl Holds {
         }
     }
 
+    /// Whether the kernel can grant a request for `range` at all, by its form: whole pages inside
+    /// the file.
+    pub(crate) fn covers(&self, range: &Range<u64>) -> bool {
+        range.start % GRAIN == 0
+            && range.end % GRAIN == 0
+            && range.end / GRAIN <= self.grains
+            && !range.is_empty()
+    }
+
     /// Keeps everybody from beginning to use pages until the return value is dropped, and says which
     /// offset in `range` is the first that is in use.
     pub(crate) fn converting(&self, range: &Range<u64>) -> Result<Converting<'_>, u64> {
@@ -411,6 +420,11 @@ mod tests {
         let again = hold.clone();
         let busy = error(libc::EAGAIN, Some(0x3000));
         assert_eq!(convert(Visibility::Private), busy);
+        // What the kernel refuses before it looks at pages it refuses now, too.
+        for senseless in [0x3000..0x3001, 0x3800..0x5000, 0..2 * SIZE, 0x3000..0x3000] {
+            let result = file.convert(senseless, Visibility::Private, Content::Zero);
+            assert_eq!(result, error(libc::ENOTTY, None));
+        }
         // Nobody minds a page that is shared for everybody.
         assert_eq!(convert(Visibility::Shared), error(libc::ENOTTY, None));
         drop(hold);

@@ -101,6 +101,7 @@ pub struct Service<'a> {
 
 /// What has become of a guest's request.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 #[must_use = "the guest waits for `ret`"]
 pub struct Served {
     /// What it was; [`None`] if it made no sense.

@@ -85,6 +85,11 @@
 //! - `vm-memory`: the module `vm_memory`, for `vm-memory` 0.18.
 //! - `cli`: what the program `gmem` needs. The library does not.
 
+/// The example in the README compiles.
+#[cfg(all(doctest, feature = "vm-memory"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod abi;
 mod attributes;
 mod capabilities;

@@ -22,6 +22,7 @@ use std::{
 
 /// Why the host could not read or write.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum AccessError {
     /// The bytes are not all in the mapping, or in the file.
     OutOfRange,
@@ -169,6 +170,12 @@ impl Mapping {
     }
 
     /// Reads `bytes` from `offset` on, or says why the host cannot.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessError::Refused`] for the first byte that the host may not read,
+    /// [`AccessError::OutOfRange`] for bytes outside of the mapping, and [`AccessError::Os`] if there
+    /// are no descriptors left for a pipe.
     pub fn try_read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), AccessError> {
         let pipe = Pipe::new()?;
         self.by_chunk(offset, bytes.len(), |at, address, part| {
@@ -182,6 +189,10 @@ impl Mapping {
     }
 
     /// Writes `bytes` from `offset` on, or says why the host cannot.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_read`](Self::try_read).
     pub fn try_write(&self, offset: u64, bytes: &[u8]) -> Result<(), AccessError> {
         let pipe = Pipe::new()?;
         self.by_chunk(offset, bytes.len(), |at, address, part| {

@@ -78,15 +78,15 @@ use vm_memory::{
 
 /// A [`Region`] that this process has mapped.
 #[derive(Clone, Debug)]
-pub struct GuestRegion {
+pub struct GuestRegionGmem {
     region: Region,
     mapping: Arc<Mapping>,
 }
 
 /// The memory of a guest.
-pub type GuestMemory = GuestRegionCollection<GuestRegion>;
+pub type GuestMemoryGmem = GuestRegionCollection<GuestRegionGmem>;
 
-impl GuestRegion {
+impl GuestRegionGmem {
     /// Takes a region with a mapping. [`None`] for one without.
     pub fn new(region: Region) -> Option<Self> {
         let mapping = region.mapping()?.clone();
@@ -121,8 +121,8 @@ impl Regions {
     /// # Errors
     ///
     /// `NoMemoryRegion` if there is none.
-    pub fn guest_memory(&self) -> Result<GuestMemory, GuestRegionCollectionError> {
-        let mapped = self.iter().cloned().filter_map(GuestRegion::new);
+    pub fn guest_memory(&self) -> Result<GuestMemoryGmem, GuestRegionCollectionError> {
+        let mapped = self.iter().cloned().filter_map(GuestRegionGmem::new);
         GuestRegionCollection::from_regions(mapped.collect())
     }
 }
@@ -182,7 +182,7 @@ impl Bitmap for NoBitmap {
     }
 }
 
-impl GuestMemoryRegion for GuestRegion {
+impl GuestMemoryRegion for GuestRegionGmem {
     type B = NoBitmap;
 
     fn len(&self) -> GuestUsize {
@@ -221,7 +221,7 @@ impl GuestMemoryRegion for GuestRegion {
 
 /// Each access is a slice of what it touches, and no more: a slice of the whole region would be
 /// refused for one private page.
-impl Bytes<MemoryRegionAddress> for GuestRegion {
+impl Bytes<MemoryRegionAddress> for GuestRegionGmem {
     type E = GuestMemoryError;
 
     fn write(&self, buf: &[u8], addr: MemoryRegionAddress) -> GuestMemoryResult<usize> {

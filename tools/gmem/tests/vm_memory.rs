@@ -10,7 +10,7 @@ mod device;
 
 use device::Device;
 use gmem::{
-    vm_memory::GuestMemory,
+    vm_memory::GuestMemoryGmem,
     Content,
     GuestMemfd,
     Region,
@@ -63,7 +63,7 @@ fn regions() -> (Arc<GuestMemfd>, Regions) {
     (file.clone(), Regions::new(regions).unwrap())
 }
 
-fn memory() -> (Arc<GuestMemfd>, GuestMemory) {
+fn memory() -> (Arc<GuestMemfd>, GuestMemoryGmem) {
     let (file, regions) = regions();
     (file, regions.guest_memory().unwrap())
 }

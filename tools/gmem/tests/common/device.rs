@@ -2,7 +2,7 @@
 
 //! A virtio device, made of rust-vmm's `virtio-queue` as it is, and the driver's side of its ring.
 
-use gmem::vm_memory::GuestMemory;
+use gmem::vm_memory::GuestMemoryGmem;
 use std::io::{
     Read,
     Write, //
@@ -58,12 +58,12 @@ impl Device {
     }
 
     /// Whether all of the ring can be used.
-    pub fn is_valid(&self, memory: &GuestMemory) -> bool {
+    pub fn is_valid(&self, memory: &GuestMemoryGmem) -> bool {
         self.queue.is_valid(memory)
     }
 
     /// Serves what is in the ring, and returns how many requests that were.
-    pub fn run(&mut self, memory: &GuestMemory) -> Result<usize, String> {
+    pub fn run(&mut self, memory: &GuestMemoryGmem) -> Result<usize, String> {
         let text = |error: &dyn std::fmt::Debug| format!("{error:?}");
         let mut served = 0;
         loop {
@@ -98,7 +98,7 @@ impl Device {
     }
 
     /// The driver's side: puts request `number` (from 0 on) into the ring.
-    pub fn ask(&self, memory: &GuestMemory, number: u16, request: &[u8]) {
+    pub fn ask(&self, memory: &GuestMemoryGmem, number: u16, request: &[u8]) {
         let at = |page: u64, offset: u64| GuestAddress(self.ring + page * PAGE + offset);
         let length = request.len() as u32;
         let chain = [
@@ -118,7 +118,7 @@ impl Device {
     }
 
     /// The driver's side: how many requests have been answered, and the last answer.
-    pub fn answered(&self, memory: &GuestMemory, length: usize) -> (u16, Vec<u8>) {
+    pub fn answered(&self, memory: &GuestMemoryGmem, length: usize) -> (u16, Vec<u8>) {
         let at = |page: u64, offset: u64| GuestAddress(self.ring + page * PAGE + offset);
         let mut answer = vec![0; length];
         memory.read_slice(&mut answer, at(ANSWER, 0)).unwrap();
