@@ -47,11 +47,13 @@ static struct cmd {
 } cmd;
 
 #define string_op(insn)								\
+do {										\
 	asm volatile(KVM_ASM_SAFE(insn)						\
 		     : KVM_ASM_SAFE_OUTPUTS(vector, error), "+S"(src), "+D"(dst),	\
 		       "+c"(count)						\
 		     : "d"(PORT)						\
-		     : "memory", KVM_ASM_SAFE_CLOBBERS)
+		     : "memory", KVM_ASM_SAFE_CLOBBERS);			\
+} while (0)
 
 static void guest_code(void)
 {
@@ -127,8 +129,6 @@ FIXTURE_TEARDOWN(emulation)
 	kvm_vm_free(self->vm);
 }
 
-typedef FIXTURE_DATA(emulation) emulation;
-
 static void note(struct bytes *bytes, u64 addr, u8 byte)
 {
 	TEST_ASSERT(bytes->n < ARRAY_SIZE(bytes->at), "Too many bytes, %#lx is the next", addr);
@@ -136,7 +136,7 @@ static void note(struct bytes *bytes, u64 addr, u8 byte)
 	bytes->at[bytes->n++].byte = byte;
 }
 
-static void serve_io(emulation *self)
+static void serve_io(FIXTURE_DATA(emulation) *self)
 {
 	struct kvm_run *run = self->vcpu->run;
 	u8 *data = (u8 *)run + run->io.data_offset;
@@ -151,7 +151,7 @@ static void serve_io(emulation *self)
 	}
 }
 
-static void serve_mmio(emulation *self)
+static void serve_mmio(FIXTURE_DATA(emulation) *self)
 {
 	struct kvm_run *run = self->vcpu->run;
 	u32 i;
@@ -168,7 +168,7 @@ static void serve_mmio(emulation *self)
  * Have the guest execute it, and do what a VMM does that takes each exit for
  * what it says. Returns 0, -errno, or the reason of an exit that it does not know.
  */
-static int execute(emulation *self, enum op op, u64 src, u64 dst, u64 count)
+static int execute(FIXTURE_DATA(emulation) *self, enum op op, u64 src, u64 dst, u64 count)
 {
 	struct kvm_run *run = self->vcpu->run;
 	struct ucall uc;
@@ -207,7 +207,7 @@ static u8 pattern_at(u64 offset)
 	return gmem_pattern_byte(GMEM_SEED(1), offset);
 }
 
-static u64 gpa(emulation *self, u64 offset)
+static u64 gpa(FIXTURE_DATA(emulation) *self, u64 offset)
 {
 	return self->a.gpa + offset;
 }
@@ -223,7 +223,7 @@ do {										\
 } while (0)
 
 /* The bytes around a border between two pages, of which the second one is @end. */
-static void border_is(emulation *self, u64 border, const u8 want[8])
+static void border_is(FIXTURE_DATA(emulation) *self, u64 border, const u8 want[8])
 {
 	u64 i;
 
