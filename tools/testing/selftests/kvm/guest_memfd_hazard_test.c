@@ -2,19 +2,8 @@
 /*
  * Hazards of in-place conversion, one subtest each.
  *
- * The numbers are those of the project's list of bugs and near misses. These
- * have no subtest here:
- *
- *  4 "lookup from atomic context takes the sleeping lock": a lookup needs no
- *    lock, it has no lock argument and reads an RCU-mode tree. Every guest
- *    fault in this file does one under mmu_lock, so that a kernel with
- *    DEBUG_ATOMIC_SLEEP would say so.
- * 14 to 17 (populate) and 29 to 31, 39, 40, 44: only platforms with a launch
- *    step or with an owner of pages have them; SW_PROTECTED, the only type of
- *    VM that this file needs, has neither. guest_memfd_contract_test has them,
- *    on emulated platforms.
- * 45 is pKVM's.
- * 26 "two VMs with one inode": user space cannot make one, KUnit does.
+ * The numbers are those of Documentation/virt/kvm/guest_memfd/hazards.rst, which
+ * also says where the others are tested.
  *
  * Of these only a part can be seen from user space on this type of VM:
  *
