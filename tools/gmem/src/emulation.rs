@@ -122,6 +122,10 @@ impl Emulation {
     }
 
     /// Ends the launch: from here on the guest runs.
+    ///
+    /// # Errors
+    ///
+    /// Those of `KVM_GMEM_EMULATE_OP_LAUNCH_FINISH` (`<linux/kvm_gmem.h>`).
     pub fn finish_launch(&self) -> io::Result<()> {
         self.operate(&mut Emulate {
             op: abi::KVM_GMEM_EMULATE_OP_LAUNCH_FINISH,
@@ -130,6 +134,10 @@ impl Emulation {
     }
 
     /// Whether the page at the guest physical address `gpa` is the platform's.
+    ///
+    /// # Errors
+    ///
+    /// Those of `KVM_GMEM_EMULATE_OP_QUERY` (`<linux/kvm_gmem.h>`).
     pub fn is_owned(&self, gpa: u64) -> io::Result<bool> {
         let mut operation = Emulate {
             op: abi::KVM_GMEM_EMULATE_OP_QUERY,

@@ -95,7 +95,8 @@ pub struct Service<'a> {
     pub attempts: u32,
     /// What to do with addresses that are in no region.
     pub outside: Outside,
-    /// Has what has been converted mapped for the guest, so that its next access takes no fault.
+    /// Has what has been converted mapped for the guest, so that its next access takes no fault. A
+    /// guest of pKVM has the pages mapped that it asks for.
     pub populate: Option<&'a Populator>,
 }
 
@@ -190,12 +191,13 @@ impl Regions {
             service.attempts,
             service.outside,
         );
-        let populated = match service.populate {
-            Some(populator) if converted.is_ok() => {
-                Some(populator.populate(range, service.attempts))
-            }
-            _ => None,
+        let populate = |populator: &Populator| {
+            self.parts(&range)
+                .into_iter()
+                .filter(|(_, region)| region.is_some())
+                .try_for_each(|(part, _)| populator.populate(part, service.attempts))
         };
+        let populated = service.populate.filter(|_| converted.is_ok()).map(populate);
         Some(Served {
             request: Some(request),
             converted,

@@ -85,6 +85,12 @@
 //! - `vm-memory`: the module `vm_memory`, for `vm-memory` 0.18.
 //! - `cli`: what the program `gmem` needs. The library does not.
 
+#![warn(
+    clippy::missing_errors_doc,
+    clippy::missing_panics_doc,
+    missing_debug_implementations
+)]
+
 /// The example in the README compiles.
 #[cfg(all(doctest, feature = "vm-memory"))]
 #[doc = include_str!("../README.md")]

@@ -249,7 +249,7 @@ impl Regions {
 
     /// Takes a range of guest physical addresses apart by regions, in order: the addresses of each
     /// part, and its region if it has one.
-    fn parts(&self, range: &Range<u64>) -> Vec<(Range<u64>, Option<&Region>)> {
+    pub(crate) fn parts(&self, range: &Range<u64>) -> Vec<(Range<u64>, Option<&Region>)> {
         let mut parts = Vec::new();
         let mut at = range.start;
         for region in &self.0 {
