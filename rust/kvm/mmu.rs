@@ -33,6 +33,7 @@ use crate::{
     trace, //
 };
 use core::{
+    array,
     cell::Cell,
     marker::PhantomData,
     ptr::NonNull, //
@@ -155,6 +156,10 @@ impl Mapped<'_> {
     }
 }
 
+/// How many ranges are zapped at once, so that `mmu_lock`, which vCPUs wait for, is not held for as
+/// long as a map of many runs would take.
+const AT_ONCE: usize = 32;
+
 /// A VM died: what the platform did with its pages is not known.
 pub struct Dead;
 
@@ -219,9 +224,17 @@ impl<'g> InvalidateSpan<'g> {
         let mut dead = false;
 
         self.for_each_file(|file| {
-            let mut ranges = ranges.clone().peekable();
-            while ranges.peek().is_some() {
-                self.zap_some(file, kinds, &mut ranges);
+            let mut ranges = ranges
+                .clone()
+                .filter_map(|pages| pages.intersect(&self.range))
+                .fuse();
+            loop {
+                // Taken out first, as looking for them sleeps and mmu_lock is a spinlock.
+                let some: [_; AT_ONCE] = array::from_fn(|_| ranges.next());
+                if some[0].is_none() {
+                    break;
+                }
+                self.zap_some(file, kinds, some.into_iter().flatten());
             }
             dead |= file.vm().is_dead();
         });
@@ -233,26 +246,15 @@ impl<'g> InvalidateSpan<'g> {
         }
     }
 
-    /// Zaps the next few of `ranges`, so that `mmu_lock`, which vCPUs wait for, is not held for as
-    /// long as a map of many runs would take. The TLBs are flushed each time before it is released.
-    fn zap_some(
-        &self,
-        file: &FileData,
-        kinds: Kinds,
-        ranges: &mut impl Iterator<Item = PageRange>,
-    ) {
-        const AT_ONCE: usize = 32;
-
+    /// Zaps a few ranges. The TLBs are flushed before `mmu_lock` is released.
+    fn zap_some(&self, file: &FileData, kinds: Kinds, ranges: impl Iterator<Item = PageRange>) {
         let vm = file.vm();
         let _mmu = vm.lock_mmu();
         let mut flush = false;
 
         #[cfg(CONFIG_KVM_GMEM_EMULATION)]
         crate::emulation::set_invalidating(vm, true);
-        for pages in ranges
-            .take(AT_ONCE)
-            .filter_map(|pages| pages.intersect(&self.range))
-        {
+        for pages in ranges {
             self.for_each_gfn_range(file, &pages, |slot, start, end| {
                 let mut range = bindings::kvm_gfn_range {
                     slot,
