@@ -34,6 +34,7 @@ use gmem_policy::{
     contract::Refusal,
     plan::{
         Change,
+        Differing,
         Plan, //
     },
     range::{
@@ -186,19 +187,30 @@ fn plan<V: Vendor>(
 }
 
 /// The pages whose attribute changes, and that somebody could have mapped.
-fn affected<'c>(
-    guard: &'c InvalidateGuard<'_, Exclusive>,
-    change: &Change,
-) -> impl Iterator<Item = PageRange> + Clone + 'c {
-    let populated = guard.populated(&change.range());
-    populated.into_iter().flat_map({
-        let differing = change.differing(guard);
-        move |populated| {
-            differing
-                .clone()
-                .filter_map(move |pages| pages.intersect(&populated))
+///
+/// A type of its own, as the names of functions over nested adapters are too long for kallsyms.
+#[derive(Clone)]
+struct Affected<'c, 'g> {
+    differing: Differing<'c, InvalidateGuard<'g, Exclusive>>,
+    populated: Option<PageRange>,
+}
+
+impl<'c, 'g> Affected<'c, 'g> {
+    fn new(guard: &'c InvalidateGuard<'g, Exclusive>, change: &Change) -> Self {
+        Self {
+            differing: change.differing(guard),
+            populated: guard.populated(&change.range()),
         }
-    })
+    }
+}
+
+impl Iterator for Affected<'_, '_> {
+    type Item = PageRange;
+
+    fn next(&mut self) -> Option<PageRange> {
+        let populated = self.populated?;
+        self.differing.find_map(|pages| pages.intersect(&populated))
+    }
 }
 
 /// Step 7 is done.
@@ -260,7 +272,7 @@ impl<'g> Quiet<'g> {
             // A private page that already is private keeps its mapping: on some platforms zapping
             // it would destroy it, on the others the guest would fault for nothing.
             let old = Kinds::Only(self.change.to().opposite());
-            span.zap_pages(old, affected(guard, self.change))
+            span.zap_pages(old, Affected::new(guard, self.change))
                 .map_err(|Dead| {
                     let kept = span.first_kept(guard);
                     Failure::at(EIO, kept.unwrap_or(self.change.range().start()))
