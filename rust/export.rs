@@ -545,6 +545,11 @@ pub mod entry {
             let gfn = Gfn::new(gfn);
             let at = slot.index_of(gfn).ok_or(EFAULT)?;
             let file = slot.active_file().ok_or(EFAULT)?;
+            // A slot that the file does not know is not invalidated when the page is converted or
+            // freed: the guest would keep it.
+            if !file.data().is_bound(at, slot) {
+                return Err(EIO);
+            }
             let found = T::get_pfn(vm, &file, gfn, at)?;
             #[cfg(CONFIG_KVM_GMEM_EMULATION)]
             crate::emulation::has_pfn(vm, gfn);

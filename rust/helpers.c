@@ -274,6 +274,12 @@ pgoff_t gmem_vma_index(struct vm_area_struct *vma, unsigned long addr)
 	return linear_page_index(vma, addr);
 }
 
+/* A slot is unbound before another one is bound in its place, and not used any more. */
+void gmem_warn_stale_slot(void)
+{
+	WARN_ON_ONCE(1);
+}
+
 /* The mapping is unmovable. */
 void gmem_warn_migrate(void)
 {

@@ -78,6 +78,7 @@ void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
 		     const struct address_space_operations *aops, loff_t size);
 bool gmem_vma_is_shared(struct vm_area_struct *vma);
 pgoff_t gmem_vma_index(struct vm_area_struct *vma, unsigned long addr);
+void gmem_warn_stale_slot(void);
 void gmem_warn_migrate(void);
 
 /* Arrays of memslots. */

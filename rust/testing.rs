@@ -383,6 +383,27 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         }
     }
 
+    /// Calls `f` while the file does not know the slot any more, which still knows the file.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, and what `f` returns.
+    pub fn with_stale_slot(&self, f: impl FnOnce() -> Result) -> Result {
+        let bound = |bind: bool| -> Result {
+            let (_guard, bindings) = self.inode.get().lock_to_bind();
+            if bind {
+                self.file().data().bind(&bindings, self.memslot())
+            } else {
+                self.file().data().unbind(&bindings, self.memslot());
+                Ok(())
+            }
+        };
+        bound(false)?;
+        let result = f();
+        bound(true)?;
+        result
+    }
+
     /// What a guest fault on `gfn` gets.
     ///
     /// # Errors

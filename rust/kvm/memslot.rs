@@ -190,13 +190,19 @@ impl FileData {
         self.runs.populate(runs);
     }
 
-    /// Whether `slot` is what is bound at `at`.
-    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    /// Whether `slot` is what is bound at `at`. Any context.
+    ///
+    /// A slot that another one has taken the place of is a bug, of which it warns.
     #[inline]
     pub(crate) fn is_bound(&self, at: PageIndex, slot: &Memslot) -> bool {
         // SAFETY: The array is initialised; the entry is compared, not followed.
         let bound = unsafe { bindings::xa_load(self.slots.get(), at.get() as usize) };
-        ptr::eq(bound, slot.as_raw().cast())
+        let is = ptr::eq(bound, slot.as_raw().cast());
+        if !is && !bound.is_null() {
+            // SAFETY: Only warns.
+            unsafe { bindings::gmem_warn_stale_slot() };
+        }
+        is
     }
 
     /// The next bound slot that shows a page of `range`, from `at` on.

@@ -924,6 +924,23 @@ mod hostile_vendor {
         Ok(())
     }
 
+    /// The slot names the file, which does not know it: no conversion would reach the guest.
+    #[test]
+    fn stale_slot_gets_no_page() -> Result {
+        for kind in [Kind::Software, ON_SNP, ON_TDX] {
+            let vm = test_vm(kind)?;
+            let file = file_or_return!(&vm, PRIVATE);
+
+            file.with_stale_slot(|| {
+                assert_eq!(file.guest_fault(BASE + 5).err(), Some(EIO));
+                assert_eq!(TestRmp::assigned(), 0);
+                Ok(())
+            })?;
+            assert!(file.guest_fault(BASE + 5).is_ok());
+        }
+        Ok(())
+    }
+
     #[test]
     fn dead_vm_is_refused() -> Result {
         let vm = test_vm(ON_SNP)?;
