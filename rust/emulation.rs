@@ -17,6 +17,7 @@ use crate::{
         memslot::Memslot,
         platform::{
             self,
+            Failed,
             Kind, //
         },
         vm::{
@@ -576,7 +577,7 @@ fn find_page(vm: &Vm, gfn: Gfn) -> Result<Option<Pfn>> {
 }
 
 /// The MMU is about to map `pfn` at `gfn`: whether the platform would let the guest use it.
-fn install(emulation: &Emulation, gfn: Gfn, pfn: Pfn, private: bool) -> Result<Answer> {
+fn install(emulation: &Emulation, gfn: Gfn, pfn: Pfn, private: bool) -> Result<Answer, Failed> {
     match emulation.platform {
         Emulated::Snp => {
             snp::install(emulation.id, gfn, pfn, private)?;
@@ -584,7 +585,9 @@ fn install(emulation: &Emulation, gfn: Gfn, pfn: Pfn, private: bool) -> Result<A
         }
         Emulated::Tdx if private => emulation.sept.lock().install(gfn, pfn),
         // SAFETY: Whatever the number is, it is only looked up.
-        Emulated::Tdx if unsafe { bindings::gmem_direct_map_lacks(pfn.get()) } => Err(EFAULT),
+        Emulated::Tdx if unsafe { bindings::gmem_direct_map_lacks(pfn.get()) } => {
+            Err(Failed::Platform)
+        }
         Emulated::Tdx => Ok(Answer::Go),
     }
 }
@@ -636,9 +639,9 @@ mod entry_points {
             match install(emulation, Gfn::new(gfn), Pfn::new(pfn), private) {
                 Ok(Answer::Go) => Ok(0),
                 Ok(Answer::Retry) => Ok(1),
-                Err(error) => {
+                Err(failed) => {
                     pr_warn!("emulation: gfn {gfn:#x} must not have pfn {pfn:#x}\n");
-                    Err(error)
+                    Err(failed.into())
                 }
             }
         })

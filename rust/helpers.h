@@ -151,6 +151,7 @@ void gmem_trace_populate(u64 gfn, u64 npages, long result);
 void gmem_trace_map_memory(u64 base, u64 size, u64 left, int result);
 
 /* What keeps private memory private. */
+bool gmem_rmp_exists(void);
 int gmem_rmp_lookup(u64 pfn, bool *assigned, bool *large);
 int gmem_rmp_assign(u64 pfn, u64 gfn, u32 asid);
 int gmem_rmp_unassign(u64 pfn, u64 gfn, u32 asid);

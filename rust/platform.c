@@ -9,6 +9,7 @@
 #include "helpers.h"
 
 #ifdef CONFIG_X86
+#include <linux/cc_platform.h>
 #include <asm/cacheflush.h>
 #include <asm/sev.h>
 
@@ -76,6 +77,16 @@ bool gmem_vendor_removal_zeroes(void)
 }
 
 #ifdef CONFIG_X86
+/* Without an RMP no page is anybody's in it. */
+bool gmem_rmp_exists(void)
+{
+	return cc_platform_has(CC_ATTR_HOST_SEV_SNP);
+}
+
+/*
+ * These return 0, and nothing else, for success: an errno otherwise, or a number
+ * of the instruction's, which is positive.
+ */
 int gmem_rmp_lookup(u64 pfn, bool *assigned, bool *large)
 {
 	int level, ret;
@@ -91,8 +102,7 @@ int gmem_rmp_assign(u64 pfn, u64 gfn, u32 asid)
 	int ret = rmp_make_private(pfn, gfn_to_gpa(gfn), PG_LEVEL_4K, asid, false);
 
 	trace_kvm_rmp_transition(pfn, gfn, asid, false, true, PG_LEVEL_4K, ret);
-	/* Numbers of the hardware's are no errno. */
-	return ret > 0 ? -EIO : ret;
+	return ret;
 }
 
 int gmem_rmp_unassign(u64 pfn, u64 gfn, u32 asid)
@@ -101,7 +111,7 @@ int gmem_rmp_unassign(u64 pfn, u64 gfn, u32 asid)
 
 	trace_kvm_rmp_transition(pfn, gfn, asid, true, false, PG_LEVEL_4K, ret);
 	if (ret)
-		return ret > 0 ? -EIO : ret;
+		return ret;
 	/* The host's next access must not meet what the guest has left in caches. */
 	clflush_cache_range(__va(PFN_PHYS(pfn)), PAGE_SIZE);
 	return 0;
@@ -118,7 +128,7 @@ int gmem_rmp_smash(u64 pfn)
 	} while (ret == PSMASH_FAIL_INUSE);
 
 	trace_kvm_rmp_transition(first, ~0ull, 0, true, true, PG_LEVEL_2M, ret);
-	return ret > 0 ? -EIO : ret;
+	return ret;
 }
 
 void gmem_trace_rmp(u64 pfn, u64 gfn, u32 asid, bool from, bool to, bool large, int code)
@@ -127,6 +137,11 @@ void gmem_trace_rmp(u64 pfn, u64 gfn, u32 asid, bool from, bool to, bool large, 
 				 large ? PG_LEVEL_2M : PG_LEVEL_4K, code);
 }
 #else
+bool gmem_rmp_exists(void)
+{
+	return false;
+}
+
 int gmem_rmp_lookup(u64 pfn, bool *assigned, bool *large)
 {
 	return -ENODEV;

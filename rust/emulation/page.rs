@@ -8,14 +8,17 @@
 
 use crate::{
     bindings,
-    kvm::vm::Pfn,
+    kvm::{
+        platform::{
+            outcome,
+            Failed, //
+        },
+        vm::Pfn, //
+    },
     mm::folio::Frame, //
 };
 use core::marker::PhantomData;
-use kernel::{
-    error::to_result,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 /// `KVM_GMEM_EMULATION_KEY`.
 const KEY: u64 = 0x6b76_6d5f_676d_656d;
@@ -55,9 +58,12 @@ impl<'a> Page<'a> {
     }
 
     /// Makes [`hide`](Self::hide) possible in atomic context. Sleeps.
-    pub(super) fn prepare(self) -> Result {
+    pub(super) fn prepare(self) -> Result<(), Failed> {
         // SAFETY: By the type's invariants.
-        to_result(unsafe { bindings::gmem_direct_map_split(self.0) })
+        match unsafe { bindings::gmem_direct_map_split(self.0) } {
+            code if code == ENOMEM.to_errno() => Err(Failed::Memory),
+            code => outcome(code),
+        }
     }
 
     /// Whether [`prepare`](Self::prepare) has been called.
@@ -70,10 +76,10 @@ impl<'a> Page<'a> {
     ///
     /// # Errors
     ///
-    /// `EAGAIN` if it is not prepared.
-    pub(super) fn hide(self) -> Result {
+    /// [`Failed`] if it is not prepared.
+    pub(super) fn hide(self) -> Result<(), Failed> {
         // SAFETY: By the type's invariants: it is no memory that the kernel uses for itself.
-        to_result(unsafe { bindings::gmem_direct_map_remove(self.0) })
+        outcome(unsafe { bindings::gmem_direct_map_remove(self.0) })
     }
 
     /// Puts the page back into the direct map.

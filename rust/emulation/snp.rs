@@ -10,6 +10,7 @@ use crate::{
             self,
             sealed::Sealed,
             trace_rmp,
+            Failed,
             Rmp, //
         },
         vm::{
@@ -102,18 +103,18 @@ pub(super) unsafe fn init() {
     unsafe { RMP.init() }
 }
 
-/// What the kernel's rmpupdate() and psmash() make of a failure.
-fn errno(_: Code) -> Error {
-    EFAULT
+/// What whoever changes an entry hears of the instruction's code.
+fn failed(_: Code) -> Failed {
+    Failed::Platform
 }
 
 /// Makes room for the rows of `pages` pages from `pfn` on.
-fn reserve(pfn: u64, pages: u64) -> Result {
+fn reserve(pfn: u64, pages: u64) -> Result<(), Failed> {
     for pfn in pfn..pfn.saturating_add(pages) {
         if RMP.lock().get_mut(pfn).is_some() {
             continue;
         }
-        let node = RBTreeNode::new(pfn, Row::default(), GFP_KERNEL)?;
+        let node = RBTreeNode::new(pfn, Row::default(), GFP_KERNEL).map_err(|_| Failed::Memory)?;
         let mut rmp = RMP.lock();
         if rmp.get_mut(pfn).is_none() {
             rmp.0.get_or_insert_with(RBTree::new).insert(node);
@@ -137,7 +138,7 @@ fn transition(
     to: Option<Assignment>,
     operation: Operation,
     f: impl FnOnce(&mut Rows) -> Result<(), Code>,
-) -> Result {
+) -> Result<(), Failed> {
     let pfn = frame.pfn();
     let (before, done) = {
         let mut rmp = RMP.lock();
@@ -155,7 +156,7 @@ fn transition(
         assigned,
         code,
     );
-    done.map_err(errno)
+    done.map_err(failed)
 }
 
 /// What vendors are told of an entry.
@@ -172,16 +173,16 @@ pub struct ModelRmp;
 impl Sealed for ModelRmp {}
 
 impl Rmp for ModelRmp {
-    fn asid(vm: &Vm) -> Result<u32> {
-        Ok(super::of(vm).ok_or(ENODEV)?.id)
+    fn asid(vm: &Vm) -> Result<u32, Failed> {
+        Ok(super::of(vm).ok_or(Failed::Platform)?.id)
     }
 
-    fn lookup(frame: &Frame<'_>) -> Result<platform::Entry> {
+    fn lookup(frame: &Frame<'_>) -> Result<platform::Entry, Failed> {
         Ok(said(lookup(frame.pfn())))
     }
 
     /// The guest reads the host's bytes through its key.
-    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result {
+    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
         let page = Page::new(frame);
 
         reserve(page.pfn(), 1)?;
@@ -207,7 +208,7 @@ impl Rmp for ModelRmp {
     }
 
     /// The host reads what the guest has written as the key makes it.
-    fn unassign(frame: &Frame<'_>) -> Result {
+    fn unassign(frame: &Frame<'_>) -> Result<(), Failed> {
         let page = Page::new(frame);
 
         transition(frame, None, Operation::Unassign, |rmp| {
@@ -220,7 +221,7 @@ impl Rmp for ModelRmp {
         Ok(())
     }
 
-    fn smash(frame: &Frame<'_>) -> Result {
+    fn smash(frame: &Frame<'_>) -> Result<(), Failed> {
         let pfn = frame.pfn().get();
         let first = pfn - pfn % LARGE_PAGES;
 
@@ -242,14 +243,14 @@ pub(super) fn inject(pfn: Pfn, fault: Fault<Operation, Code>) -> Result {
 ///
 /// # Errors
 ///
-/// `EFAULT` if the page is not the guest's (private), or is a guest's (shared).
-pub(super) fn install(asid: u32, gfn: Gfn, pfn: Pfn, private: bool) -> Result {
+/// [`Failed`] if the page is not the guest's (private), or is a guest's (shared).
+pub(super) fn install(asid: u32, gfn: Gfn, pfn: Pfn, private: bool) -> Result<(), Failed> {
     let mut rmp = RMP.lock();
 
     if private {
-        rmp::validate(&mut *rmp, pfn.get(), asid, gpa(gfn)).map_err(errno)
+        rmp::validate(&mut *rmp, pfn.get(), asid, gpa(gfn)).map_err(failed)
     } else if rmp::lookup(&*rmp, pfn.get()).assigned {
-        Err(EFAULT)
+        Err(Failed::Platform)
     } else {
         Ok(())
     }
@@ -275,7 +276,7 @@ const CPUID_MAX: u32 = 64;
 ///
 /// # Errors
 ///
-/// `EEXIST` for a page that is a guest's, `EIO` for what firmware refuses, `EFAULT`, `ENOMEM`.
+/// `EEXIST` for a page that is a guest's, `EIO` for what the RMP or firmware refuses, `ENOMEM`.
 ///
 /// # Safety
 ///
@@ -322,7 +323,7 @@ pub(super) unsafe fn launch(
         return Err(EIO);
     }
     frame.set_model();
-    page.hide()
+    Ok(page.hide()?)
 }
 
 fn gpa(gfn: Gfn) -> u64 {

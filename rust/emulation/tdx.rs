@@ -11,7 +11,10 @@ use crate::{
     fs::inode::GmemInode,
     kvm::{
         memslot::Memslot,
-        platform,
+        platform::{
+            self,
+            Failed, //
+        },
         vm::{
             Gfn,
             Pfn,
@@ -119,13 +122,13 @@ impl Sept {
     }
 
     /// Makes room for a frame.
-    fn reserve(this: &SpinLock<Self>, gfn: Gfn) -> Result {
+    fn reserve(this: &SpinLock<Self>, gfn: Gfn) -> Result<(), Failed> {
         let gfn = gfn.get();
 
         if this.lock().rows.0.get(&gfn).is_some() {
             return Ok(());
         }
-        let node = RBTreeNode::new(gfn, Row::default(), GFP_KERNEL)?;
+        let node = RBTreeNode::new(gfn, Row::default(), GFP_KERNEL).map_err(|_| Failed::Memory)?;
         let mut sept = this.lock();
         if sept.rows.0.get(&gfn).is_none() {
             sept.rows.0.insert(node);
@@ -134,7 +137,11 @@ impl Sept {
     }
 
     /// Does beforehand what cannot be done under `mmu_lock`.
-    pub(super) fn prepare(this: &SpinLock<Self>, gfn: Gfn, frame: &Frame<'_>) -> Result {
+    pub(super) fn prepare(
+        this: &SpinLock<Self>,
+        gfn: Gfn,
+        frame: &Frame<'_>,
+    ) -> Result<(), Failed> {
         Self::reserve(this, gfn)?;
         frame.set_model();
         Page::new(frame).prepare()
@@ -176,39 +183,39 @@ impl Sept {
         self.td
             .add(&mut self.rows, gfn.get(), page.pfn())
             .map_err(|_| EEXIST)?;
-        page.hide()
+        Ok(page.hide()?)
     }
 
     /// The MMU is about to let the guest use a page: PAGE.AUG, and the guest's ACCEPT, which
     /// zeroes.
-    pub(super) fn install(&mut self, gfn: Gfn, pfn: Pfn) -> Result<Answer> {
+    pub(super) fn install(&mut self, gfn: Gfn, pfn: Pfn) -> Result<Answer, Failed> {
         // SAFETY: The fault is not stale, so the page is the file's, and stays so under mmu_lock.
         let page = unsafe { Page::from_pfn(pfn) };
         let Some(row) = self.rows.0.get_mut(&gfn.get()) else {
             // Nobody has prepared it.
-            return Err(EIO);
+            return Err(Failed::Platform);
         };
         match row.entry {
             Entry::Present { pfn: present } if present == pfn.get() => return Ok(Answer::Go),
-            Entry::Present { .. } => return Err(EIO),
+            Entry::Present { .. } => return Err(Failed::Platform),
             Entry::Blocked { .. } => return Ok(Answer::Retry),
             Entry::Absent => {}
         }
         match self.rows.strike(gfn.get(), Operation::Add) {
             Ok(()) => {}
             Err(Failure::Busy) => return Ok(Answer::Retry),
-            Err(_) => return Err(EIO),
+            Err(_) => return Err(Failed::Platform),
         }
         if page.is_hidden() {
             // It is in somebody's table already.
-            return Err(EIO);
+            return Err(Failed::Platform);
         }
         if !page.is_prepared() {
             return Ok(Answer::Retry);
         }
         self.td
             .augment(&mut self.rows, gfn.get(), pfn.get())
-            .map_err(|_| EIO)?;
+            .map_err(|_| Failed::Platform)?;
         page.zero();
         page.hide()?;
         if let Some(row) = self.rows.0.get_mut(&gfn.get()) {
@@ -316,8 +323,9 @@ pub struct ModelSept;
 impl platform::sealed::Sealed for ModelSept {}
 
 impl platform::Sept for ModelSept {
-    fn prepare(vm: &Vm, gfn: Gfn, frame: &Frame<'_>) -> Result {
-        Sept::prepare(&super::of(vm).ok_or(ENODEV)?.sept, gfn, frame)
+    fn prepare(vm: &Vm, gfn: Gfn, frame: &Frame<'_>) -> Result<(), Failed> {
+        let emulation = super::of(vm).ok_or(Failed::Platform)?;
+        Sept::prepare(&emulation.sept, gfn, frame)
     }
 
     fn contains(vm: &Vm, gfn: Gfn) -> bool {

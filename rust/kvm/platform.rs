@@ -26,10 +26,7 @@ use crate::{
         Frame, //
     }, //
 };
-use kernel::{
-    error::to_result,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 #[cfg(CONFIG_KVM_GMEM_EMULATION)]
 use crate::emulation::{
@@ -122,6 +119,37 @@ pub fn kind(vm: &Vm) -> Option<Kind> {
     }
 }
 
+/// What a platform answers that does not do what it was asked for, or whose answer is none that it
+/// should give.
+///
+/// User space hears `EIO` of it. It never is `EFAULT`, which comes with KVM_RUN's request to convert
+/// the page: that helps against no failure of a platform, and would be tried for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// The platform failed.
+    Platform,
+    /// There was no memory, and nothing has been asked of the platform.
+    Memory,
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Platform => EIO,
+            Failed::Memory => ENOMEM,
+        }
+    }
+}
+
+/// What the code of a C function means. 0 is success, and nothing else: instructions fail with
+/// positive codes, which [`to_result`](kernel::error::to_result) takes for success.
+pub(crate) fn outcome(code: c_int) -> Result<(), Failed> {
+    match code {
+        0 => Ok(()),
+        _ => Err(Failed::Platform),
+    }
+}
+
 /// The platform failed where there is no way back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fatal;
@@ -146,36 +174,37 @@ pub trait Rmp: sealed::Sealed {
     ///
     /// # Errors
     ///
-    /// `ENODEV` if the vendor's module is on its way out.
-    fn asid(vm: &Vm) -> Result<u32>;
+    /// [`Failed`] if there is none.
+    fn asid(vm: &Vm) -> Result<u32, Failed>;
 
     /// What the table says now.
     ///
     /// # Errors
     ///
-    /// What the platform returns, if there is no such table or entry.
-    fn lookup(frame: &Frame<'_>) -> Result<Entry>;
+    /// [`Failed`] if there is no such table or entry, or if it cannot be read. The page then is not
+    /// known to be the host's.
+    fn lookup(frame: &Frame<'_>) -> Result<Entry, Failed>;
 
     /// Gives one page to the guest with `asid`, to be seen at `gfn`.
     ///
     /// # Errors
     ///
-    /// What the platform returns. The entry is unchanged.
-    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result;
+    /// [`Failed`]. The entry is unchanged.
+    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed>;
 
     /// Takes one page back, and flushes what caches have of it.
     ///
     /// # Errors
     ///
-    /// What the platform returns. The entry is unchanged.
-    fn unassign(frame: &Frame<'_>) -> Result;
+    /// [`Failed`]. The entry is unchanged.
+    fn unassign(frame: &Frame<'_>) -> Result<(), Failed>;
 
     /// Splits the entry for 2M that the page is in.
     ///
     /// # Errors
     ///
-    /// What the platform returns.
-    fn smash(frame: &Frame<'_>) -> Result;
+    /// [`Failed`]. The entry is unchanged.
+    fn smash(frame: &Frame<'_>) -> Result<(), Failed>;
 }
 
 /// TDX's page table of a guest's private pages.
@@ -184,8 +213,8 @@ pub trait Sept: sealed::Sealed {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`.
-    fn prepare(vm: &Vm, gfn: Gfn, frame: &Frame<'_>) -> Result;
+    /// [`Failed`].
+    fn prepare(vm: &Vm, gfn: Gfn, frame: &Frame<'_>) -> Result<(), Failed>;
 
     /// Whether there is a page at `gfn`. Called with `mmu_lock` held for writing.
     fn contains(vm: &Vm, gfn: Gfn) -> bool;
@@ -215,39 +244,39 @@ pub struct HardwareRmp;
 impl sealed::Sealed for HardwareRmp {}
 
 impl Rmp for HardwareRmp {
-    fn asid(vm: &Vm) -> Result<u32> {
+    fn asid(vm: &Vm) -> Result<u32, Failed> {
         let mut asid = 0;
         // SAFETY: The VM is valid, and `asid` has room for one.
-        to_result(unsafe { bindings::gmem_vendor_asid(vm.as_raw(), &mut asid) })?;
+        outcome(unsafe { bindings::gmem_vendor_asid(vm.as_raw(), &mut asid) })?;
         Ok(asid)
     }
 
-    fn lookup(frame: &Frame<'_>) -> Result<Entry> {
+    fn lookup(frame: &Frame<'_>) -> Result<Entry, Failed> {
         let (mut assigned, mut large) = (false, false);
         // SAFETY: Both have room.
-        to_result(unsafe {
+        outcome(unsafe {
             bindings::gmem_rmp_lookup(frame.pfn().get(), &mut assigned, &mut large)
         })?;
         Ok(Entry { assigned, large })
     }
 
-    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result {
+    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
         // SAFETY: The frame is one of a file's, which has no host mapping of a private page; the
         // platform checks the rest.
-        to_result(unsafe { bindings::gmem_rmp_assign(frame.pfn().get(), gfn.get(), asid) })
+        outcome(unsafe { bindings::gmem_rmp_assign(frame.pfn().get(), gfn.get(), asid) })
     }
 
-    fn unassign(frame: &Frame<'_>) -> Result {
+    fn unassign(frame: &Frame<'_>) -> Result<(), Failed> {
         let (gfn, asid) = frame
             .assignment()
             .map_or((u64::MAX, 0), |to| (to.gfn.get(), to.asid));
         // SAFETY: The frame is one of a file's; gfn and asid are for the trace.
-        to_result(unsafe { bindings::gmem_rmp_unassign(frame.pfn().get(), gfn, asid) })
+        outcome(unsafe { bindings::gmem_rmp_unassign(frame.pfn().get(), gfn, asid) })
     }
 
-    fn smash(frame: &Frame<'_>) -> Result {
+    fn smash(frame: &Frame<'_>) -> Result<(), Failed> {
         // SAFETY: Splitting changes no owner.
-        to_result(unsafe { bindings::gmem_rmp_smash(frame.pfn().get()) })
+        outcome(unsafe { bindings::gmem_rmp_smash(frame.pfn().get()) })
     }
 }
 
@@ -257,7 +286,7 @@ pub struct HardwareSept;
 impl sealed::Sealed for HardwareSept {}
 
 impl Sept for HardwareSept {
-    fn prepare(_vm: &Vm, _gfn: Gfn, _frame: &Frame<'_>) -> Result {
+    fn prepare(_vm: &Vm, _gfn: Gfn, _frame: &Frame<'_>) -> Result<(), Failed> {
         Ok(())
     }
 
@@ -273,18 +302,22 @@ impl Sept for HardwareSept {
     }
 }
 
+/// Whether a page with this entry is somebody's. One that cannot be looked up is not known to be the
+/// host's.
+fn is_taken(entry: Result<Entry, Failed>) -> bool {
+    entry.map_or(true, |entry| entry.assigned)
+}
+
 /// Whether the page is somebody's in the RMP of `vm`'s platform.
 pub(crate) fn is_in_rmp(vm: &Vm, frame: &Frame<'_>) -> bool {
-    let entry = match kind(vm) {
-        Some(Kind::Snp(Under::Hardware)) => HardwareRmp::lookup(frame),
+    match kind(vm) {
+        Some(Kind::Snp(Under::Hardware)) => is_taken(HardwareRmp::lookup(frame)),
         #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-        Some(Kind::Snp(Under::Model)) => ModelRmp::lookup(frame),
+        Some(Kind::Snp(Under::Model)) => is_taken(ModelRmp::lookup(frame)),
         #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-        Some(Kind::Snp(Under::Test)) => testing::TestRmp::lookup(frame),
-        _ => return false,
-    };
-    // A page that cannot be looked up is not known to be the host's.
-    entry.map_or(true, |entry| entry.assigned)
+        Some(Kind::Snp(Under::Test)) => is_taken(testing::TestRmp::lookup(frame)),
+        _ => false,
+    }
 }
 
 /// Whether the page is somebody's in the RMP that it was given by, whatever is remembered of it. A
@@ -292,13 +325,15 @@ pub(crate) fn is_in_rmp(vm: &Vm, frame: &Frame<'_>) -> bool {
 pub(crate) fn is_assigned(frame: &Frame<'_>) -> bool {
     #[cfg(CONFIG_KVM_GMEM_EMULATION)]
     if frame.is_model() {
-        return ModelRmp::lookup(frame).is_ok_and(|entry| entry.assigned);
+        return is_taken(ModelRmp::lookup(frame));
     }
     #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-    if testing::TestRmp::has(frame) {
-        return true;
+    if testing::TestRmp::is_on() {
+        return is_taken(testing::TestRmp::lookup(frame));
     }
-    HardwareRmp::lookup(frame).is_ok_and(|entry| entry.assigned)
+    // SAFETY: Asks for a property of the machine.
+    let exists = unsafe { bindings::gmem_rmp_exists() };
+    exists && is_taken(HardwareRmp::lookup(frame))
 }
 
 /// Whether `vm` has an S-EPT.
@@ -402,7 +437,7 @@ impl<'f, 'b> GivenUp<'f, 'b> {
     pub fn zero_by_hypervisor(self) -> Result<(), Fatal> {
         let pfn = self.folio.frame().pfn().get();
         // SAFETY: The folio is one page, and the hypervisor writes none that anybody else has.
-        to_result(unsafe { bindings::gmem_zero_by_hypervisor(pfn) }).map_err(|_| Fatal)
+        outcome(unsafe { bindings::gmem_zero_by_hypervisor(pfn) }).map_err(|_| Fatal)
     }
 
     /// Fills it.

@@ -37,6 +37,16 @@ pub struct Populate<'a> {
     pub(crate) writable_source: bool,
 }
 
+/// What the vendor's code for a page means: 0 is success, and nothing else. `EFAULT` is for a source
+/// that cannot be read, which the vendor does not do.
+fn outcome(code: c_int) -> Result {
+    match code {
+        0 => Ok(()),
+        code if code > 0 || code == EFAULT.to_errno() => Err(EIO),
+        code => Err(Error::from_errno(code)),
+    }
+}
+
 /// A page of the source, pinned; dropping it puts.
 pub struct SourcePage(*mut bindings::page);
 
@@ -134,7 +144,7 @@ impl Populate<'_> {
         }
         // SAFETY: slots_lock and the invalidate lock are held, as the callback expects; its
         // arguments come from the caller of kvm_gmem_populate().
-        let filled = to_result(unsafe {
+        let filled = outcome(unsafe {
             callback(
                 self.vm.as_raw(),
                 gfn.get(),

@@ -37,10 +37,7 @@ use gmem_policy::range::{
     PageRange, //
 };
 use kernel::{
-    error::{
-        from_err_ptr,
-        to_result, //
-    },
+    error::from_err_ptr,
     prelude::*, //
 };
 
@@ -332,14 +329,16 @@ impl<'a> LockedFolio<'a> {
     ///
     /// # Errors
     ///
-    /// What the architecture returns; without such a hook there are none.
+    /// `EIO` if the architecture returns anything but success; without such a hook there are none.
     #[inline]
     pub fn make_private(&self, vm: &Vm, gfn: Gfn) -> Result {
         // SAFETY: The VM and the folio are valid, and the folio is up to date and locked, as the
         // hook expects.
-        to_result(unsafe {
-            bindings::gmem_vm_make_private(vm.as_raw(), gfn.get(), self.pfn().get(), 1)
-        })
+        match unsafe { bindings::gmem_vm_make_private(vm.as_raw(), gfn.get(), self.pfn().get(), 1) }
+        {
+            0 => Ok(()),
+            _ => Err(EIO),
+        }
     }
 
     /// Unlocks, and gives the reference to the caller as one to the page.

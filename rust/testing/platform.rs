@@ -12,8 +12,10 @@ use crate::{
     export::GuestMemfd,
     kvm::{
         platform::{
+            outcome,
             sealed::Sealed,
             Entry,
+            Failed,
             Kind,
             Rmp,
             Sept, //
@@ -60,6 +62,8 @@ struct State {
     fails: Option<(RmpOperation, u32)>,
     /// How often it fails then.
     times: u32,
+    /// The code that it fails with, as of a C function.
+    code: c_int,
     /// Pages in the S-EPT, by gfn: when asked first, and when asked again.
     sept: [Option<(u64, bool, bool)>; ENTRIES],
     removal_zeroes: bool,
@@ -72,6 +76,7 @@ impl State {
         rmp: [None; ENTRIES],
         fails: None,
         times: 0,
+        code: 0,
         sept: [None; ENTRIES],
         removal_zeroes: false,
         vms: [None; 4],
@@ -84,7 +89,7 @@ impl State {
             .find_map(|(of, entry)| (*of == pfn).then_some(entry))
     }
 
-    fn set_rmp(&mut self, pfn: u64, entry: Option<RmpEntry>) -> Result {
+    fn set_rmp(&mut self, pfn: u64, entry: Option<RmpEntry>) -> Result<(), Failed> {
         for slot in &mut self.rmp {
             if slot.is_some_and(|(of, _)| of == pfn) {
                 *slot = None;
@@ -92,13 +97,13 @@ impl State {
         }
         if let Some(entry) = entry {
             let slot = self.rmp.iter_mut().find(|slot| slot.is_none());
-            *slot.ok_or(ENOSPC)? = Some((pfn, entry));
+            *slot.ok_or(Failed::Memory)? = Some((pfn, entry));
         }
         Ok(())
     }
 
     /// Fails if it was told to.
-    fn strike(&mut self, operation: RmpOperation) -> Result {
+    fn strike(&mut self, operation: RmpOperation) -> Result<(), Failed> {
         match &mut self.fails {
             Some((what, before)) if *what == operation => {
                 if *before > 0 {
@@ -109,7 +114,7 @@ impl State {
                 if self.times == 0 {
                     self.fails = None;
                 }
-                Err(EFAULT)
+                outcome(self.code)
             }
             _ => Ok(()),
         }
@@ -184,9 +189,15 @@ impl TestRmp {
 
     /// Lets an operation fail, `times` times, after it has succeeded `before` times.
     pub fn fail(operation: RmpOperation, before: u32, times: u32) {
+        Self::fail_with(EFAULT.to_errno(), operation, before, times);
+    }
+
+    /// Lets an operation fail, with the `code` that a C function has returned.
+    pub fn fail_with(code: c_int, operation: RmpOperation, before: u32, times: u32) {
         with(|state| {
             state.fails = Some((operation, before));
             state.times = times;
+            state.code = code;
         });
     }
 
@@ -204,14 +215,19 @@ impl TestRmp {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`, `ENOSPC`.
+    /// `ENOMEM`.
     pub fn set<T: GuestMemfd>(file: &TestFile<'_, T>, at: u64, entry: Option<RmpEntry>) -> Result {
         let pfn = file.file().inode().folio(PageIndex::new(at))?.pfn().get();
-        with(|state| state.set_rmp(pfn, entry))
+        Ok(with(|state| state.set_rmp(pfn, entry))?)
     }
 }
 
 impl TestRmp {
+    /// Whether there is a test that is on it.
+    pub(crate) fn is_on() -> bool {
+        with(|state| state.vms.iter().any(Option::is_some))
+    }
+
     /// Whether it has an entry for a page.
     pub fn has(frame: &Frame<'_>) -> bool {
         with(|state| state.rmp(frame.pfn().get()).is_some())
@@ -226,7 +242,7 @@ impl TestRmp {
 impl Sealed for TestRmp {}
 
 impl Rmp for TestRmp {
-    fn asid(vm: &Vm) -> Result<u32> {
+    fn asid(vm: &Vm) -> Result<u32, Failed> {
         let at = vm.as_raw().addr();
         with(|state| {
             state
@@ -234,11 +250,11 @@ impl Rmp for TestRmp {
                 .iter()
                 .flatten()
                 .find_map(|&(of, _, asid)| (of == at).then_some(asid))
-                .ok_or(ENODEV)
+                .ok_or(Failed::Platform)
         })
     }
 
-    fn lookup(frame: &Frame<'_>) -> Result<Entry> {
+    fn lookup(frame: &Frame<'_>) -> Result<Entry, Failed> {
         with(|state| {
             state.strike(RmpOperation::Lookup)?;
             Ok(Entry {
@@ -248,7 +264,7 @@ impl Rmp for TestRmp {
         })
     }
 
-    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result {
+    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
         with(|state| {
             state.strike(RmpOperation::Assign)?;
             let entry = RmpEntry {
@@ -260,15 +276,15 @@ impl Rmp for TestRmp {
         })
     }
 
-    fn unassign(frame: &Frame<'_>) -> Result {
+    fn unassign(frame: &Frame<'_>) -> Result<(), Failed> {
         with(|state| {
             state.strike(RmpOperation::Unassign)?;
             state.set_rmp(frame.pfn().get(), None)
         })
     }
 
-    fn smash(_frame: &Frame<'_>) -> Result {
-        Err(EINVAL)
+    fn smash(_frame: &Frame<'_>) -> Result<(), Failed> {
+        Err(Failed::Platform)
     }
 }
 
@@ -310,7 +326,7 @@ impl TestSept {
 impl Sealed for TestSept {}
 
 impl Sept for TestSept {
-    fn prepare(_vm: &Vm, _gfn: Gfn, _frame: &Frame<'_>) -> Result {
+    fn prepare(_vm: &Vm, _gfn: Gfn, _frame: &Frame<'_>) -> Result<(), Failed> {
         Ok(())
     }
 

@@ -48,7 +48,7 @@ impl<S: Sept> Vendor for Tdx<S> {
     }
 
     fn make_private(vm: &Vm, gfn: Gfn, folio: &LockedFolio<'_>) -> Result {
-        S::prepare(vm, gfn, &folio.frame())
+        Ok(S::prepare(vm, gfn, &folio.frame())?)
     }
 
     /// The S-EPT gets small pages only.

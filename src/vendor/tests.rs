@@ -129,6 +129,15 @@ fn request(file: &File<'_>, to: Visibility, content: Content) -> Result<Request>
     Request::parse(&raw, &geometry, true).map_err(|_| EINVAL)
 }
 
+/// Each of `operations` with the codes that it can fail with: an errno, and an instruction's.
+fn failures<const N: usize>(
+    operations: [RmpOperation; N],
+) -> impl Iterator<Item = (RmpOperation, i32)> {
+    operations
+        .into_iter()
+        .flat_map(|operation| [EFAULT.to_errno(), 1].map(|code| (operation, code)))
+}
+
 /// The error and the page of a request that was refused.
 fn refusal<T>(result: &Result<T, Failure>) -> Option<(Error, Option<u64>)> {
     result
@@ -256,15 +265,17 @@ mod snp {
         Ok(())
     }
 
+    /// Hazards 48 and 49: `EIO`, whatever the code. `EFAULT` would be taken for the wish to have the
+    /// page converted, and a positive code for success.
     #[test]
     fn failed_assignment_changes_nothing() -> Result {
-        for operation in [RmpOperation::Lookup, RmpOperation::Assign] {
+        for (operation, code) in failures([RmpOperation::Lookup, RmpOperation::Assign]) {
             let vm = test_vm(ON_SNP)?;
             let file = file_or_return!(&vm, PRIVATE);
 
             drop(file.guest_fault(BASE + 4)?);
-            TestRmp::fail(operation, 0, 1);
-            assert!(file.guest_fault(BASE + 5).is_err());
+            TestRmp::fail_with(code, operation, 0, 1);
+            assert_eq!(file.guest_fault(BASE + 5).err(), Some(EIO));
             assert!(TestRmp::entry(&file, 4)?.is_some());
             assert_eq!(TestRmp::entry(&file, 5)?, None);
             assert_eq!(file.byte(5)?, Some(BYTE));
@@ -351,7 +362,12 @@ mod snp {
     fn to_shared_fails_at_each_page() -> Result {
         const COUNT: u32 = (END - FIRST) as u32;
 
-        for (operation, calls) in [(RmpOperation::Unassign, 1), (RmpOperation::Lookup, 2)] {
+        for (operation, code) in failures([RmpOperation::Unassign, RmpOperation::Lookup]) {
+            let calls = if operation == RmpOperation::Lookup {
+                2
+            } else {
+                1
+            };
             for before in 0..COUNT * calls {
                 let vm = test_vm(ON_SNP)?;
                 let file = file_or_return!(&vm, PRIVATE);
@@ -359,7 +375,7 @@ mod snp {
 
                 guest_uses(&file)?;
                 let asked = request(&file, SHARED, Content::Zero)?;
-                TestRmp::fail(operation, before, 1);
+                TestRmp::fail_with(code, operation, before, 1);
                 let result = convert::<Snp<TestRmp>>(file.file(), &asked);
 
                 assert_eq!(refusal(&result), Some((EIO, Some(fails))));
@@ -404,6 +420,42 @@ mod snp {
             assert_eq!(file.byte(9)?, Some(BYTE));
         }
         assert!(TestRmp::entry(&file, 9)?.is_some());
+        Ok(())
+    }
+
+    /// Hazard 49: what cannot be looked up is not known to be the host's, which is all that ZERO to
+    /// private asks.
+    #[test]
+    fn zero_to_private_is_refused_where_unknown() -> Result {
+        for (operation, code) in failures([RmpOperation::Lookup]) {
+            let vm = test_vm(ON_SNP)?;
+            let file = file_or_return!(&vm, PRIVATE);
+            let zero = request(&file, PRIVATE, Content::Zero)?;
+
+            TestRmp::fail_with(code, operation, 3, 1);
+            let result = convert::<Snp<TestRmp>>(file.file(), &zero);
+            assert_eq!(refusal(&result), Some((EOPNOTSUPP, Some(FIRST + 3))));
+            for at in 0..PAGES {
+                assert_eq!(file.byte(at)?, Some(BYTE));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same as a page is freed that nobody remembers to have given away: it goes to nobody.
+    #[test]
+    fn unknown_page_is_not_freed() -> Result {
+        for (operation, code) in failures([RmpOperation::Lookup]) {
+            let vm = test_vm(ON_SNP)?;
+            let file = file_or_return!(&vm, SHARED);
+            let (first, second, third) = (file.page(0)?, file.page(1)?, file.page(2)?);
+
+            TestRmp::fail_with(code, operation, 1, 1);
+            drop(file);
+            assert_eq!(first.references(), 1);
+            assert_eq!(second.references(), 2);
+            assert_eq!(third.references(), 1);
+        }
         Ok(())
     }
 

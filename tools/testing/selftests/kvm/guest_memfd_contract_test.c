@@ -9,7 +9,7 @@
  * hardware; without them those tests are skipped and say so.
  *
  * Of the hazards that only platforms with an owner of pages have, these have a
- * subtest here: 1, 14 to 17, 30, 31, 39, 40 and 44. Those that have none:
+ * subtest here: 1, 14 to 17, 30, 31, 39, 40, 44 and 48. Those that have none:
  *
  * 29 "an RMP entry is found unassigned during PSMASH, a VMSA page goes under a
  *    running vCPU": everything here is mapped by 4K, so nothing is ever split,
@@ -1575,29 +1575,40 @@ SNP_TEST(h31_assigned_for_another_gfn)
 	host_sees(x, 0, 2, GMEM_KEYED(GMEM_SEED(1)));
 }
 
-/* A guest's fault that fails has given nothing and can be repeated. */
-SNP_TEST(assignment_fails_in_a_guest_fault)
+/*
+ * Hazard 48: a guest's fault in which the platform fails is EIO, and no memory
+ * fault, by which a VMM would convert the page and try again for ever. It has
+ * given nothing and can be repeated.
+ */
+EMULATED_TEST(h48_platform_fails_in_a_guest_fault)
 {
 	struct ctx *x = &self->x;
+	const bool snp = x->platform == SNP;
+	struct kvm_run *run = x->vcpus[0]->run;
 	int r;
 
 	ctx_launch(x);
 	host_fill(x, 0, 2, GMEM_SEED(1));
 	convert(x, 0, 2, GMEM_PRIVATE, GMEM_PRESERVE);
-	gmem_inject(x->vm, ctx_gpa(x, 0), KVM_GMEM_EMULATE_FAIL_ASSIGN,
-		    KVM_GMEM_EMULATE_ERROR_PERMISSION, 1);
+	gmem_inject(x->vm, ctx_gpa(x, 0),
+		    snp ? KVM_GMEM_EMULATE_FAIL_ASSIGN : KVM_GMEM_EMULATE_FAIL_ADD,
+		    snp ? KVM_GMEM_EMULATE_ERROR_PERMISSION : KVM_GMEM_EMULATE_ERROR_INPUT, 1);
 	r = __gmem_guest_do(x->vcpus[0], GMEM_OP_READ, ctx_gpa(x, 0), 1, 0, 0, 0);
-	TEST_ASSERT(r < 0, "The fault of a page that cannot be assigned: %d", r);
+	assert_errno(-r, EIO);
+	TEST_ASSERT(run->exit_reason != KVM_EXIT_MEMORY_FAULT, "The page is to be converted");
 	ownership_is(x, 0, 2, false);
 	attributes_are(x, 0, 2, GMEM_PRIVATE);
 	host_refused(x, 0, 2);
 
 	r = gmem_guest_resume(x->vcpus[0]);
 	gmem_guest_ok(x->vcpus[0], r);
-	guest_sees(x, 0, 2, GMEM_KEYED(GMEM_SEED(1)));
+	/* A TD's pages are zeroed as it accepts them. */
+	guest_sees(x, 0, 2, snp ? GMEM_KEYED(GMEM_SEED(1)) : GMEM_ZEROES);
 	ownership_is(x, 0, 2, true);
-	convert(x, 0, 2, GMEM_SHARED, GMEM_PRESERVE);
-	host_sees(x, 0, 2, GMEM_SEED(1));
+	if (snp) {
+		convert(x, 0, 2, GMEM_SHARED, GMEM_PRESERVE);
+		host_sees(x, 0, 2, GMEM_SEED(1));
+	}
 }
 
 /* --- Hazards with a guest ------------------------------------------------------------ */
@@ -1734,6 +1745,9 @@ static void *read_pages(void *arg)
 
 	while (!atomic_load(&reader->stop) && !reader->error) {
 		r = __gmem_guest_do(x->vcpus[1], GMEM_OP_READ, ctx_gpa(x, page), 1, 0, 0, 0);
+		/* The guest means what the page was when it faulted, and the next time what it is. */
+		while (r == -EFAULT && x->vcpus[1]->run->exit_reason == KVM_EXIT_MEMORY_FAULT)
+			r = gmem_guest_resume(x->vcpus[1]);
 		if (r)
 			reader->error = r;
 		page = (page + 1) % 4;
@@ -2008,8 +2022,8 @@ EMULATED_TEST(h30_adding_fails_at_each_page)
 		gmem_inject(x.vm, ctx_gpa(&x, i), which, KVM_GMEM_EMULATE_ERROR_INPUT,
 			    i ? 2 : 1);
 		r = add(&x, 0, 16, NULL, &done);
-		TEST_ASSERT(r && done == i, "Page %lu failed: errno %d, %lu pages added", i, r,
-			    done);
+		TEST_ASSERT(r == EIO && done == i, "Page %lu failed: errno %d, %lu pages added", i,
+			    r, done);
 		ownership_is(&x, 0, i, true);
 		ownership_is(&x, i, 16 - i, false);
 		host_refused(&x, 0, 16);

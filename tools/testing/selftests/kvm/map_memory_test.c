@@ -89,6 +89,27 @@ static u64 faults(struct kvm_vcpu *vcpu)
 #endif
 }
 
+/*
+ * An ioctl that is no KVM_RUN. Returns 0 or the errno. What kvm_run tells of the
+ * last exit is KVM_RUN's, and stays whatever happens.
+ */
+static int prefault_ioctl(struct kvm_vcpu *vcpu, unsigned long cmd, void *args)
+{
+	struct kvm_run *run = vcpu->run;
+	struct kvm_run before;
+	int r;
+
+	/* No exit that there is, so that none can be mistaken for it. */
+	const u32 reason = run->exit_reason;
+	run->exit_reason = 0x5a5a5a5a;
+	memcpy(&before, run, sizeof(before));
+	r = __vcpu_ioctl(vcpu, cmd, args) ? errno : 0;
+	TEST_ASSERT(!memcmp(&before, run, sizeof(before)), "errno %d, and kvm_run has exit %u", r,
+		    run->exit_reason);
+	run->exit_reason = reason;
+	return r;
+}
+
 /* One call. Returns 0 or the errno; what is left goes to @left if that is given. */
 static int map_once(struct kvm_vcpu *vcpu, u64 base, u64 size, u64 flags,
 		    struct kvm_memory_mapping *left)
@@ -98,7 +119,7 @@ static int map_once(struct kvm_vcpu *vcpu, u64 base, u64 size, u64 flags,
 		.size = size,
 		.flags = flags,
 	};
-	int r = __vcpu_ioctl(vcpu, KVM_MAP_MEMORY, &args) ? errno : 0;
+	int r = prefault_ioctl(vcpu, KVM_MAP_MEMORY, &args);
 
 	TEST_ASSERT(args.base_address + args.size == base + size && args.size <= size,
 		    "%#lx + %#lx became %#llx + %#llx", base, size, args.base_address, args.size);
@@ -715,6 +736,43 @@ VM_TEST(tdx_before_launch)
 	refused_before_launch(KVM_GMEM_EMULATE_TDX);
 }
 
+/* Hazard 48: an error of the platform's is EIO, and nothing has changed. */
+static void platform_fails(u32 platform)
+{
+	const bool snp = platform == KVM_GMEM_EMULATE_SNP;
+	struct kvm_pre_fault_memory range;
+	struct gmem_ctx x;
+
+	gmem_ctx_create(&x, platform, NPAGES);
+	assert_errno(gmem_launch_finish(x.vm), 0);
+	gmem_guest_start(x.vcpus[0]);
+	gmem_convert(x.a.fd, 0, NPAGES * PG, GMEM_PRIVATE, GMEM_PRESERVE);
+
+	range = (struct kvm_pre_fault_memory) { .gpa = x.a.gpa, .size = PG };
+	gmem_inject(x.vm, x.a.gpa, snp ? KVM_GMEM_EMULATE_FAIL_ASSIGN : KVM_GMEM_EMULATE_FAIL_ADD,
+		    snp ? KVM_GMEM_EMULATE_ERROR_PERMISSION : KVM_GMEM_EMULATE_ERROR_INPUT, 2);
+	assert_errno(map_once(x.vcpus[0], x.a.gpa, PG, 0, NULL), EIO);
+	assert_errno(prefault_ioctl(x.vcpus[0], KVM_PRE_FAULT_MEMORY, &range), EIO);
+	TEST_ASSERT_EQ(gmem_state(x.vm, x.a.gpa), KVM_GMEM_EMULATE_STATE_NONE);
+	assert_errno(map_all(x.vcpus[0], x.a.gpa, NPAGES * PG), 0);
+	TEST_ASSERT_EQ(gmem_missing(&x, 0, NPAGES), 0);
+	gmem_ctx_destroy(&x);
+}
+
+VM_TEST(h48_snp_fails)
+{
+	if (!gmem_emulates(KVM_GMEM_EMULATE_SNP))
+		SKIP(return, GMEM_NO_EMULATION);
+	platform_fails(KVM_GMEM_EMULATE_SNP);
+}
+
+VM_TEST(h48_tdx_fails)
+{
+	if (!gmem_emulates(KVM_GMEM_EMULATE_TDX))
+		SKIP(return, GMEM_NO_EMULATION);
+	platform_fails(KVM_GMEM_EMULATE_TDX);
+}
+
 /* --- Modes of the vCPU ------------------------------------------------------ */
 
 MAP_TEST(vcpu_in_smm)
@@ -809,7 +867,7 @@ static void map_against_conversion(u32 platform)
 	struct converter converter = {};
 	u64 round, mapped = 0, again = 0, i;
 	struct gmem_ctx x;
-	int r;
+	int r, r2;
 
 	gmem_ctx_create(&x, platform, NPAGES);
 	converter.x = &x;
@@ -818,10 +876,14 @@ static void map_against_conversion(u32 platform)
 	gmem_guest_start(x.vcpus[0]);
 	kvm_pthread_create(&converter.thread, NULL, convert_at_random, &converter);
 	for (round = 0; round < 500 || converter.conversions < 100; round++) {
+		struct kvm_pre_fault_memory range = { .gpa = x.a.gpa, .size = NPAGES * PG };
+
 		r = map_once(x.vcpus[0], x.a.gpa, NPAGES * PG, 0, NULL);
 		TEST_ASSERT(!r || r == EAGAIN, "Round %lu: errno %d", round, r);
-		mapped += !r;
-		again += r == EAGAIN;
+		r2 = prefault_ioctl(x.vcpus[0], KVM_PRE_FAULT_MEMORY, &range);
+		TEST_ASSERT(!r2 || r2 == EAGAIN, "Round %lu, KVM_PRE_FAULT_MEMORY: errno %d", round, r2);
+		mapped += !r + !r2;
+		again += (r == EAGAIN) + (r2 == EAGAIN);
 	}
 	atomic_store(&converter.stop, true);
 	kvm_pthread_join(converter.thread, NULL);
