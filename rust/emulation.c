@@ -4,6 +4,7 @@
  * direct map, and the bytes of pages.  x86 only, as SW_PROTECTED VMs are.
  */
 #include <linux/set_memory.h>
+#include <asm/pgtable_types.h>
 #include <asm/set_memory.h>
 #include <asm/tlbflush.h>
 
@@ -50,6 +51,13 @@ void gmem_vm_set_launched(struct kvm *kvm)
 {
 	lockdep_assert_held(&kvm->slots_lock);
 	WRITE_ONCE(kvm->arch.pre_fault_allowed, true);
+}
+
+/* The model's RMP is traced as the hardware's is. */
+void gmem_trace_rmp(int operation, u64 pfn, bool large, gfn_t gfn, u32 asid, int code)
+{
+	trace_snp_rmp_change(operation, pfn, large ? PG_LEVEL_2M : PG_LEVEL_4K, gfn_to_gpa(gfn),
+			     asid, code);
 }
 
 /*

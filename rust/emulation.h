@@ -10,6 +10,15 @@
 #include <linux/pagemap.h>
 
 #ifdef CONFIG_KVM_GMEM_EMULATION
+#include <asm/trace/snp.h>
+
+enum {
+	GMEM_RMP_UNASSIGN = SNP_RMP_UNASSIGN,
+	GMEM_RMP_ASSIGN = SNP_RMP_ASSIGN,
+	GMEM_RMP_ASSIGN_IMMUTABLE = SNP_RMP_ASSIGN_IMMUTABLE,
+	GMEM_RMP_SMASH = SNP_RMP_SMASH,
+};
+void gmem_trace_rmp(int operation, u64 pfn, bool large, gfn_t gfn, u32 asid, int code);
 void *gmem_vm_emulation(struct kvm *kvm);
 int gmem_vm_set_emulation(struct kvm *kvm, void *emulation);
 void gmem_vm_close_emulation(struct kvm *kvm);

@@ -148,18 +148,18 @@ void gmem_trace_zap(u64 ino, struct kvm *kvm, u64 start, u64 end, u32 kinds);
 void gmem_trace_guest_fault(u64 ino, u64 offset, u64 gfn, bool is_private, bool first_use);
 void gmem_trace_host_fault(u64 ino, u64 offset, bool first_use);
 void gmem_trace_populate(u64 gfn, u64 npages, long result);
+void gmem_trace_rmp_refusal(u64 pfn, u64 gfn, u32 asid, bool known, u64 known_gfn, u32 known_asid);
 void gmem_trace_map_memory(u64 base, u64 size, u64 left, int result);
 
 /* What keeps private memory private. */
 bool gmem_rmp_exists(void);
+u32 gmem_rmp_asid(struct kvm *kvm);
 int gmem_rmp_lookup(u64 pfn, bool *assigned, bool *large);
 int gmem_rmp_assign(u64 pfn, u64 gfn, u32 asid);
-int gmem_rmp_unassign(u64 pfn, u64 gfn, u32 asid);
+int gmem_rmp_unassign(u64 pfn);
 int gmem_rmp_smash(u64 pfn);
-void gmem_trace_rmp(u64 pfn, u64 gfn, u32 asid, bool from, bool to, bool large, int code);
-int gmem_vendor_asid(struct kvm *kvm, u32 *asid);
-bool gmem_vendor_in_sept(struct kvm *kvm, gfn_t gfn);
-bool gmem_vendor_removal_zeroes(void);
+bool gmem_sept_contains(struct kvm *kvm, gfn_t gfn);
+bool gmem_sept_removal_zeroes(void);
 struct file *gmem_slot_get_file(struct kvm_memory_slot *slot);
 struct inode *gmem_slot_inode_rcu(const struct kvm_memory_slot *slot);
 struct file *gmem_slot_file(struct kvm_memory_slot *slot);

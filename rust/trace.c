@@ -52,6 +52,11 @@ void gmem_trace_populate(u64 gfn, u64 npages, long result)
 	trace_kvm_gmem_populate(gfn, npages, result);
 }
 
+void gmem_trace_rmp_refusal(u64 pfn, u64 gfn, u32 asid, bool known, u64 known_gfn, u32 known_asid)
+{
+	trace_kvm_gmem_rmp_refusal(pfn, gfn, asid, known, known_gfn, known_asid);
+}
+
 void gmem_trace_map_memory(u64 base, u64 size, u64 left, int result)
 {
 	trace_kvm_gmem_map_memory(base, size, left, result);

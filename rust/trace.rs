@@ -123,6 +123,17 @@ events! {
         result: isize,
     ) = __tracepoint_kvm_gmem_populate, gmem_trace_populate;
 
+    /// SNP: a guest does not get a page: host frame, guest frame and guest; whether the file has
+    /// given the page to anybody, and to whom.
+    pub fn rmp_refusal(
+        pfn: u64,
+        gfn: u64,
+        asid: u32,
+        known: bool,
+        known_gfn: u64,
+        known_asid: u32,
+    ) = __tracepoint_kvm_gmem_rmp_refusal, gmem_trace_rmp_refusal;
+
     /// KVM_MAP_MEMORY has ended: address, bytes, bytes that are left, errno, negative.
     pub fn map_memory(
         base: u64,

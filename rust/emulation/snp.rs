@@ -9,7 +9,6 @@ use crate::{
         platform::{
             self,
             sealed::Sealed,
-            trace_rmp,
             Failed,
             Rmp, //
         },
@@ -19,10 +18,7 @@ use crate::{
             Vm, //
         }, //
     },
-    mm::folio::{
-        Assignment,
-        Frame, //
-    }, //
+    mm::folio::Frame, //
 };
 use core::sync::atomic::{
     AtomicBool,
@@ -65,8 +61,8 @@ impl Rows {
     }
 
     /// Whether a test wants `operation` to fail.
-    fn strike(&mut self, pfn: Pfn, operation: Operation) -> Result<(), Code> {
-        match self.get_mut(pfn.get()).and_then(|row| row.fault.as_mut()) {
+    fn strike(&mut self, pfn: u64, operation: Operation) -> Result<(), Code> {
+        match self.get_mut(pfn).and_then(|row| row.fault.as_mut()) {
             Some(fault) => fault.strike(operation),
             None => Ok(()),
         }
@@ -132,31 +128,80 @@ pub(super) fn lookup(pfn: Pfn) -> Entry {
     rmp::lookup(&*RMP.lock(), pfn.get())
 }
 
-/// Carries out an operation on a page's entry, and traces it.
-fn transition(
-    frame: &Frame<'_>,
-    to: Option<Assignment>,
-    operation: Operation,
-    f: impl FnOnce(&mut Rows) -> Result<(), Code>,
-) -> Result<(), Failed> {
-    let pfn = frame.pfn();
-    let (before, done) = {
+/// The first page of the 2M that a page is in.
+fn first(pfn: u64) -> u64 {
+    pfn - pfn % LARGE_PAGES
+}
+
+/// An instruction that changes an entry, with what it is given.
+#[derive(Clone, Copy)]
+enum Instruction {
+    /// RMPUPDATE.
+    Update(Entry),
+    /// PSMASH, of the 2M that the page is in.
+    Smash,
+}
+
+impl Instruction {
+    /// What a test would have fail.
+    fn operation(self) -> Operation {
+        match self {
+            Self::Update(entry) if entry.assigned => Operation::Assign,
+            Self::Update(_) => Operation::Unassign,
+            Self::Smash => Operation::Smash,
+        }
+    }
+
+    /// Traces it as the kernel traces the hardware's. `code` is the instruction's.
+    fn trace(self, pfn: u64, code: i32) {
+        let (operation, entry) = match self {
+            Self::Update(entry) => match entry {
+                Entry {
+                    assigned: false, ..
+                } => (bindings::GMEM_RMP_UNASSIGN, entry),
+                Entry {
+                    immutable: true, ..
+                } => (bindings::GMEM_RMP_ASSIGN_IMMUTABLE, entry),
+                _ => (bindings::GMEM_RMP_ASSIGN, entry),
+            },
+            Self::Smash => (bindings::GMEM_RMP_SMASH, Entry::HYPERVISOR.large()),
+        };
+        let pfn = match self {
+            Self::Update(_) => pfn,
+            Self::Smash => first(pfn),
+        };
+        let (large, gfn) = (entry.size == Size::Large, entry.gpa / super::PAGE);
+        // SAFETY: Only traces.
+        // CAST: A small enumeration.
+        unsafe { bindings::gmem_trace_rmp(operation as i32, pfn, large, gfn, entry.asid, code) }
+    }
+}
+
+/// Carries out an instruction on the entry of a page, and traces it. An update that hands the page
+/// to firmware is followed by what that does, which makes it the guest's.
+fn transition(pfn: u64, instruction: Instruction) -> Result<(), Code> {
+    let done = {
         let mut rmp = RMP.lock();
-        let before = rmp::lookup(&*rmp, pfn.get());
-        let done = rmp.strike(pfn, operation).and_then(|()| f(&mut rmp));
-        (before, done)
+        rmp.strike(pfn, instruction.operation())
+            .and_then(|()| match instruction {
+                Instruction::Update(entry) => {
+                    rmp::update(&mut *rmp, pfn, entry)?;
+                    if entry.immutable {
+                        rmp::launch(&mut *rmp, pfn)?;
+                    }
+                    Ok(())
+                }
+                Instruction::Smash => rmp::smash(&mut *rmp, first(pfn)),
+            })
     };
     // CAST: The numbers of hardware.
-    let code = done.err().map_or(0, |code| code as i32);
-    let assigned = operation != Operation::Unassign;
-    trace_rmp(
-        frame,
-        to.or(frame.assignment()),
-        said(before),
-        assigned,
-        code,
-    );
-    done.map_err(failed)
+    instruction.trace(pfn, done.err().map_or(0, |code| code as i32));
+    done
+}
+
+/// RMPUPDATE.
+fn update(page: Page<'_>, entry: Entry) -> Result<(), Failed> {
+    transition(page.pfn(), Instruction::Update(entry)).map_err(failed)
 }
 
 /// What vendors are told of an entry.
@@ -187,10 +232,7 @@ impl Rmp for ModelRmp {
 
         reserve(page.pfn(), 1)?;
         page.prepare()?;
-        let to = Assignment { gfn, asid };
-        transition(frame, Some(to), Operation::Assign, |rmp| {
-            rmp::update(rmp, page.pfn(), Entry::assigned(asid, gpa(gfn)))
-        })?;
+        update(page, Entry::assigned(asid, gpa(gfn)))?;
         frame.set_model();
         if page.is_hidden() {
             // Hardware lets it pass. Whose bytes these are nobody can say any more.
@@ -211,9 +253,7 @@ impl Rmp for ModelRmp {
     fn unassign(frame: &Frame<'_>) -> Result<(), Failed> {
         let page = Page::new(frame);
 
-        transition(frame, None, Operation::Unassign, |rmp| {
-            rmp::update(rmp, page.pfn(), Entry::HYPERVISOR)
-        })?;
+        update(page, Entry::HYPERVISOR)?;
         if page.is_hidden() {
             page.show();
             page.combine();
@@ -223,10 +263,9 @@ impl Rmp for ModelRmp {
 
     fn smash(frame: &Frame<'_>) -> Result<(), Failed> {
         let pfn = frame.pfn().get();
-        let first = pfn - pfn % LARGE_PAGES;
 
-        reserve(first, LARGE_PAGES)?;
-        transition(frame, None, Operation::Smash, |rmp| rmp::smash(rmp, first))
+        reserve(first(pfn), LARGE_PAGES)?;
+        transition(pfn, Instruction::Smash).map_err(failed)
     }
 }
 
@@ -302,19 +341,11 @@ pub(super) unsafe fn launch(
         // SAFETY: By the contract of this function.
         unsafe { page.copy_from(source) };
     }
-    let to = Assignment { gfn, asid };
-    transition(frame, Some(to), Operation::Assign, |rmp| {
-        let entry = Entry::assigned(asid, gpa(gfn)).immutable();
-        rmp::update(rmp, page.pfn(), entry)?;
-        // The host's part is done, this is firmware's.
-        rmp::launch(rmp, page.pfn())
-    })?;
+    update(page, Entry::assigned(asid, gpa(gfn)).immutable())?;
 
     if kind == PageType::Cpuid && page.read() > CPUID_MAX {
         // Reclaimed at once, and left readable for the host.
-        transition(frame, None, Operation::Unassign, |rmp| {
-            rmp::update(rmp, page.pfn(), Entry::HYPERVISOR)
-        })?;
+        update(page, Entry::HYPERVISOR)?;
         page.write(CPUID_MAX);
         if !source.is_null() {
             // SAFETY: By the contract of this function.

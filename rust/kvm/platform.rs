@@ -10,8 +10,8 @@
 //! That a platform has given a page up, and that it has zeroed it, are values that only this file
 //! makes, after it has looked for itself: the host writes to no page without one.
 //!
-//! C header: [`arch/x86/include/asm/sev.h`](srctree/arch/x86/include/asm/sev.h), and
-//! `struct kvm_gmem_vendor_ops` in [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
+//! C headers: [`arch/x86/include/asm/sev.h`](srctree/arch/x86/include/asm/sev.h),
+//! [`arch/x86/kvm/mmu.h`](srctree/arch/x86/kvm/mmu.h)
 
 use crate::{
     bindings,
@@ -21,7 +21,6 @@ use crate::{
         Vm, //
     },
     mm::folio::{
-        Assignment,
         FolioRef,
         Frame, //
     }, //
@@ -167,8 +166,6 @@ pub struct Entry {
 ///
 /// Updates do not look at what was before. Whoever calls them does, and nobody else assigns or
 /// takes back the pages of a file meanwhile: the folio is locked, or the invalidate lock held.
-///
-/// Implementations call [`trace_rmp`] for each update.
 pub trait Rmp: sealed::Sealed {
     /// The number by which the table knows a guest.
     ///
@@ -223,21 +220,6 @@ pub trait Sept: sealed::Sealed {
     fn removal_zeroes(vm: &Vm) -> bool;
 }
 
-/// Traces a change of an RMP entry that was `from`, or an attempt at it (`code` is then not 0).
-/// `to` is whom it is about, as far as that is known.
-pub fn trace_rmp(
-    frame: &Frame<'_>,
-    to: Option<Assignment>,
-    from: Entry,
-    assigned: bool,
-    code: i32,
-) {
-    let (gfn, asid) = to.map_or((u64::MAX, 0), |to| (to.gfn.get(), to.asid));
-    let pfn = frame.pfn().get();
-    // SAFETY: Only traces.
-    unsafe { bindings::gmem_trace_rmp(pfn, gfn, asid, from.assigned, assigned, from.large, code) }
-}
-
 /// The RMP of this machine.
 pub struct HardwareRmp;
 
@@ -245,10 +227,11 @@ impl sealed::Sealed for HardwareRmp {}
 
 impl Rmp for HardwareRmp {
     fn asid(vm: &Vm) -> Result<u32, Failed> {
-        let mut asid = 0;
-        // SAFETY: The VM is valid, and `asid` has room for one.
-        outcome(unsafe { bindings::gmem_vendor_asid(vm.as_raw(), &mut asid) })?;
-        Ok(asid)
+        // SAFETY: The VM is valid, and holds a reference to the vendor's module.
+        match unsafe { bindings::gmem_rmp_asid(vm.as_raw()) } {
+            0 => Err(Failed::Platform),
+            asid => Ok(asid),
+        }
     }
 
     fn lookup(frame: &Frame<'_>) -> Result<Entry, Failed> {
@@ -267,11 +250,8 @@ impl Rmp for HardwareRmp {
     }
 
     fn unassign(frame: &Frame<'_>) -> Result<(), Failed> {
-        let (gfn, asid) = frame
-            .assignment()
-            .map_or((u64::MAX, 0), |to| (to.gfn.get(), to.asid));
-        // SAFETY: The frame is one of a file's; gfn and asid are for the trace.
-        outcome(unsafe { bindings::gmem_rmp_unassign(frame.pfn().get(), gfn, asid) })
+        // SAFETY: The frame is one of a file's.
+        outcome(unsafe { bindings::gmem_rmp_unassign(frame.pfn().get()) })
     }
 
     fn smash(frame: &Frame<'_>) -> Result<(), Failed> {
@@ -293,12 +273,12 @@ impl Sept for HardwareSept {
     fn contains(vm: &Vm, gfn: Gfn) -> bool {
         // SAFETY: The VM is valid; mmu_lock is held by the contract of this function, and lockdep
         // says so if it is not.
-        unsafe { bindings::gmem_vendor_in_sept(vm.as_raw(), gfn.get()) }
+        unsafe { bindings::gmem_sept_contains(vm.as_raw(), gfn.get()) }
     }
 
     fn removal_zeroes(_vm: &Vm) -> bool {
         // SAFETY: Asks for a property of the machine.
-        unsafe { bindings::gmem_vendor_removal_zeroes() }
+        unsafe { bindings::gmem_sept_removal_zeroes() }
     }
 }
 

@@ -25,7 +25,6 @@ use gmem_policy::{
 use gmem_sys::{
     kvm::{
         platform::{
-            trace_rmp,
             Fatal,
             Rmp, //
         },
@@ -39,7 +38,8 @@ use gmem_sys::{
         FolioRef,
         Frame,
         LockedFolio, //
-    }, //
+    },
+    trace, //
 };
 use kernel::prelude::*;
 
@@ -73,7 +73,12 @@ impl<R: Rmp> Vendor for Snp<R> {
         if frame.assignment() == Some(to) {
             return Ok(());
         }
-        trace_rmp(&frame, Some(to), entry, true, EEXIST.to_errno());
+        trace::rmp_refusal(|| {
+            let known = frame.assignment();
+            let (gfn, asid) = known.map_or((0, 0), |known| (known.gfn.get(), known.asid));
+            let pfn = frame.pfn().get();
+            (pfn, to.gfn.get(), to.asid, known.is_some(), gfn, asid)
+        });
         Err(EEXIST)
     }
 

@@ -233,6 +233,39 @@ TRACE_EVENT(kvm_gmem_populate,
 		  __entry->result)
 );
 
+/*
+ * SNP: a guest does not get the page at gfn, as the RMP has it as somebody's
+ * already. known is whom the file has given it to, if it has; what the RMP has
+ * is not to be had. What changes RMP entries is traced where they are changed,
+ * by snp:snp_rmp_change.
+ */
+TRACE_EVENT(kvm_gmem_rmp_refusal,
+	TP_PROTO(u64 pfn, u64 gfn, u32 asid, bool known, u64 known_gfn, u32 known_asid),
+	TP_ARGS(pfn, gfn, asid, known, known_gfn, known_asid),
+
+	TP_STRUCT__entry(
+		__field(u64, pfn)
+		__field(u64, gfn)
+		__field(u64, known_gfn)
+		__field(u32, asid)
+		__field(u32, known_asid)
+		__field(bool, known)
+	),
+
+	TP_fast_assign(
+		__entry->pfn		= pfn;
+		__entry->gfn		= gfn;
+		__entry->known_gfn	= known_gfn;
+		__entry->asid		= asid;
+		__entry->known_asid	= known_asid;
+		__entry->known		= known;
+	),
+
+	TP_printk("pfn 0x%llx gfn 0x%llx asid %u %s gfn 0x%llx asid %u", __entry->pfn,
+		  __entry->gfn, __entry->asid, __entry->known ? "given to" : "not given,",
+		  __entry->known_gfn, __entry->known_asid)
+);
+
 /* KVM_MAP_MEMORY has ended, with so many bytes left to map. */
 TRACE_EVENT(kvm_gmem_map_memory,
 	TP_PROTO(u64 base, u64 size, u64 left, int result),

@@ -207,37 +207,113 @@ TRACE_TEST(map_memory)
 	       GMEM_GPA + (NPAGES - 2) * PS, -ENOENT);
 }
 
-/* What a platform with a launch adds: the model of SNP's RMP will do. */
+/* A guest on the model of SNP's RMP, the first half of whose memory is private. */
+static struct kvm_vm *create_snp(struct gmem_area *a, struct kvm_vcpu **vcpu)
+{
+	struct kvm_vm *vm;
+
+	vm = gmem_vm_create_emulated(KVM_GMEM_EMULATE_SNP, 0, 1, NPAGES, vcpu);
+	gmem_area_create(a, vm, GMEM_SLOT, GMEM_GPA, NPAGES * PS, GMEM_MMAP_SHARED);
+	gmem_convert(a->fd, 0, NPAGES / 2 * PS, GMEM_PRIVATE, GMEM_PRESERVE);
+	put("events/snp/snp_rmp_change/enable", "1");
+	clear();
+	return vm;
+}
+
+static void destroy_snp(struct gmem_area *a, struct kvm_vm *vm)
+{
+	put("events/snp/snp_rmp_change/enable", "0");
+	gmem_area_destroy(a);
+	kvm_vm_free(vm);
+}
+
+/* By which number the RMP knows the guest that has the page. */
+static u64 asid_of(struct kvm_vm *vm, gpa_t gpa)
+{
+	struct kvm_gmem_emulate args;
+
+	gmem_query(vm, gpa, &args);
+	return args.value[2];
+}
+
+/*
+ * Every change of an RMP entry, with the code of the instruction. The model's
+ * are traced by the kernel's own event.
+ */
 TRACE_TEST(populate_and_rmp)
 {
+	const u64 gpa = GMEM_GPA, gfn = gpa / PS;
 	struct kvm_vcpu *vcpu;
 	struct gmem_area a;
 	struct kvm_vm *vm;
-	const u64 gpa = GMEM_GPA, gfn = gpa / PS;
+	u64 asid;
+	int r;
 
 	if (!gmem_emulates(KVM_GMEM_EMULATE_SNP))
 		SKIP(return, GMEM_NO_EMULATION);
-	vm = gmem_vm_create_emulated(KVM_GMEM_EMULATE_SNP, 0, 1, NPAGES, &vcpu);
-	gmem_area_create(&a, vm, GMEM_SLOT, gpa, NPAGES * PS, GMEM_MMAP_SHARED);
-	gmem_convert(a.fd, 0, 4 * PS, GMEM_PRIVATE, GMEM_PRESERVE);
-	put("events/kvm/kvm_rmp_transition/enable", "1");
-	clear();
+	vm = create_snp(&a, &vcpu);
 
 	TEST_ASSERT(!gmem_launch_update(vm, KVM_GMEM_EMULATE_PAGE_NORMAL, gpa, 2 * PS, NULL, NULL),
 		    "LAUNCH_UPDATE failed");
+	asid = asid_of(vm, gpa);
 	expect(1, "kvm_gmem_populate", "gfn 0x%lx npages 2 result 2\n", gfn);
-	expect(2, "kvm_rmp_transition", "shared -> assigned rmp_level 1 code 0");
-	expect(1, "kvm_rmp_transition", "gfn 0x%lx asid", gfn + 1);
+	expect(2, "snp_rmp_change", "assign immutable pfn");
+	expect(1, "snp_rmp_change", "level 1 gpa 0x%lx asid %lu code 0", gpa, asid);
+	expect(1, "snp_rmp_change", "level 1 gpa 0x%lx asid %lu code 0", gpa + PS, asid);
 	/* Not a second time. */
 	TEST_ASSERT(gmem_launch_update(vm, KVM_GMEM_EMULATE_PAGE_NORMAL, gpa, PS, NULL, NULL),
 		    "LAUNCH_UPDATE twice");
 	expect(1, "kvm_gmem_populate", "gfn 0x%lx npages 1 result -", gfn);
+	expect(2, "snp_rmp_change", "assign immutable pfn");
 	gmem_convert(a.fd, 0, PS, GMEM_SHARED, GMEM_PRESERVE);
-	expect(1, "kvm_rmp_transition", "assigned -> shared rmp_level 1 code 0");
+	expect(1, "snp_rmp_change", "unassign pfn");
+	expect(1, "snp_rmp_change", "level 1 gpa 0x0 asid 0 code 0");
 
-	put("events/kvm/kvm_rmp_transition/enable", "0");
-	gmem_area_destroy(&a);
-	kvm_vm_free(vm);
+	/* What the hardware says, and not what the kernel makes of it. */
+	TEST_ASSERT(!gmem_launch_finish(vm), "LAUNCH_FINISH: errno %d", errno);
+	gmem_guest_start(vcpu);
+	gmem_inject(vm, gpa + 3 * PS, KVM_GMEM_EMULATE_FAIL_ASSIGN,
+		    KVM_GMEM_EMULATE_ERROR_PERMISSION, 1);
+	clear();
+	r = __gmem_guest_do(vcpu, GMEM_OP_READ, gpa + 3 * PS, 1, 0, 0, 0);
+	TEST_ASSERT_EQ(r, -EIO);
+	expect(1, "snp_rmp_change", "assign pfn");
+	expect(1, "snp_rmp_change", "level 1 gpa 0x%lx asid %lu code 2", gpa + 3 * PS, asid);
+
+	destroy_snp(&a, vm);
+}
+
+/* A page that is a guest's already changes nothing in the RMP, and is told of all the same. */
+TRACE_TEST(rmp_refusal)
+{
+	const u64 gpa = GMEM_GPA, other = gpa + SZ_1M;
+	struct kvm_vcpu *vcpu;
+	struct gmem_area a;
+	struct kvm_vm *vm;
+	u64 asid;
+	int r;
+
+	if (!gmem_emulates(KVM_GMEM_EMULATE_SNP))
+		SKIP(return, GMEM_NO_EMULATION);
+	vm = create_snp(&a, &vcpu);
+	TEST_ASSERT(!gmem_launch_finish(vm), "LAUNCH_FINISH: errno %d", errno);
+	gmem_guest_start(vcpu);
+	gmem_guest_write(vcpu, gpa, 1);
+	asid = asid_of(vm, gpa);
+	expect(1, "snp_rmp_change", "assign pfn");
+
+	gmem_area_unbind(&a);
+	a.gpa = other;
+	gmem_area_bind(&a);
+	gmem_area_virt_map(&a);
+	clear();
+	r = __gmem_guest_do(vcpu, GMEM_OP_READ, other, 1, 0, 0, 0);
+	TEST_ASSERT_EQ(r, -EEXIST);
+	expect(1, "kvm_gmem_rmp_refusal", "gfn 0x%lx asid %lu given to gfn 0x%lx asid %lu\n",
+	       other / PS, asid, gpa / PS, asid);
+	expect(0, "snp_rmp_change", "pfn");
+
+	destroy_snp(&a, vm);
 }
 
 /* Off is off. */
