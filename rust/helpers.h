@@ -157,7 +157,7 @@ u32 gmem_rmp_asid(struct kvm *kvm);
 int gmem_rmp_lookup(u64 pfn, bool *assigned, bool *large);
 int gmem_rmp_assign(u64 pfn, u64 gfn, u32 asid);
 int gmem_rmp_unassign(u64 pfn);
-int gmem_rmp_smash(u64 pfn);
+int gmem_rmp_smash(u64 pfn, bool *in_use);
 bool gmem_sept_contains(struct kvm *kvm, gfn_t gfn);
 bool gmem_sept_removal_zeroes(void);
 struct file *gmem_slot_get_file(struct kvm_memory_slot *slot);

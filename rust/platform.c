@@ -54,15 +54,11 @@ int gmem_rmp_unassign(u64 pfn)
 	return ret;
 }
 
-int gmem_rmp_smash(u64 pfn)
+int gmem_rmp_smash(u64 pfn, bool *in_use)
 {
-	int ret;
+	int ret = psmash(ALIGN_DOWN(pfn, PTRS_PER_PMD));
 
-	/* In use: another CPU works on the entry, which does not take long. */
-	do {
-		ret = psmash(ALIGN_DOWN(pfn, PTRS_PER_PMD));
-	} while (ret == PSMASH_FAIL_INUSE);
-
+	*in_use = ret == PSMASH_FAIL_INUSE;
 	return ret;
 }
 
@@ -102,8 +98,9 @@ int gmem_rmp_unassign(u64 pfn)
 	return -ENODEV;
 }
 
-int gmem_rmp_smash(u64 pfn)
+int gmem_rmp_smash(u64 pfn, bool *in_use)
 {
+	*in_use = false;
 	return -ENODEV;
 }
 

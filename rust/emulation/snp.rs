@@ -10,7 +10,8 @@ use crate::{
             self,
             sealed::Sealed,
             Failed,
-            Rmp, //
+            Rmp,
+            Unsplit, //
         },
         vm::{
             Gfn,
@@ -261,11 +262,14 @@ impl Rmp for ModelRmp {
         Ok(())
     }
 
-    fn smash(frame: &Frame<'_>) -> Result<(), Failed> {
+    fn smash(frame: &Frame<'_>) -> Result<(), Unsplit> {
         let pfn = frame.pfn().get();
 
-        reserve(first(pfn), LARGE_PAGES)?;
-        transition(pfn, Instruction::Smash).map_err(failed)
+        reserve(first(pfn), LARGE_PAGES).map_err(|_| Unsplit::Failed)?;
+        transition(pfn, Instruction::Smash).map_err(|code| match code {
+            Code::InUse => Unsplit::InUse,
+            _ => Unsplit::Failed,
+        })
     }
 }
 

@@ -162,6 +162,15 @@ pub struct Entry {
     pub large: bool,
 }
 
+/// Why an entry was not split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsplit {
+    /// Somebody else is changing it, which does not take long.
+    InUse,
+    /// The platform failed, or there is no such entry any more.
+    Failed,
+}
+
 /// SNP's table of whose each page of the host is.
 ///
 /// Updates do not look at what was before. Whoever calls them does, and nobody else assigns or
@@ -196,12 +205,12 @@ pub trait Rmp: sealed::Sealed {
     /// [`Failed`]. The entry is unchanged.
     fn unassign(frame: &Frame<'_>) -> Result<(), Failed>;
 
-    /// Splits the entry for 2M that the page is in.
+    /// Tries once to split the entry for 2M that the page is in.
     ///
     /// # Errors
     ///
-    /// [`Failed`]. The entry is unchanged.
-    fn smash(frame: &Frame<'_>) -> Result<(), Failed>;
+    /// [`Unsplit`]. The entry is unchanged by this.
+    fn smash(frame: &Frame<'_>) -> Result<(), Unsplit>;
 }
 
 /// TDX's page table of a guest's private pages.
@@ -254,9 +263,14 @@ impl Rmp for HardwareRmp {
         outcome(unsafe { bindings::gmem_rmp_unassign(frame.pfn().get()) })
     }
 
-    fn smash(frame: &Frame<'_>) -> Result<(), Failed> {
-        // SAFETY: Splitting changes no owner.
-        outcome(unsafe { bindings::gmem_rmp_smash(frame.pfn().get()) })
+    fn smash(frame: &Frame<'_>) -> Result<(), Unsplit> {
+        let mut in_use = false;
+        // SAFETY: Splitting changes no owner, and `in_use` has room.
+        match outcome(unsafe { bindings::gmem_rmp_smash(frame.pfn().get(), &mut in_use) }) {
+            Ok(()) => Ok(()),
+            Err(_) if in_use => Err(Unsplit::InUse),
+            Err(_) => Err(Unsplit::Failed),
+        }
     }
 }
 

@@ -18,7 +18,8 @@ use crate::{
             Failed,
             Kind,
             Rmp,
-            Sept, //
+            Sept,
+            Unsplit, //
         },
         vm::{
             Gfn,
@@ -40,6 +41,8 @@ pub enum RmpOperation {
     Assign,
     /// Taking a page back.
     Unassign,
+    /// Splitting an entry of 2M.
+    Smash,
 }
 
 /// What the RMP has for a page.
@@ -64,6 +67,12 @@ struct State {
     times: u32,
     /// The code that it fails with, as of a C function.
     code: c_int,
+    /// Pages in entries of 2M, by frame.
+    large: [Option<u64>; 4],
+    /// An entry that could not be split was by somebody else.
+    others_split: bool,
+    /// How often a page was to be taken out of an entry of 2M, which hardware tries for ever.
+    overlaps: usize,
     /// Pages in the S-EPT, by gfn: when asked first, and when asked again.
     sept: [Option<(u64, bool, bool)>; ENTRIES],
     removal_zeroes: bool,
@@ -77,6 +86,9 @@ impl State {
         fails: None,
         times: 0,
         code: 0,
+        large: [None; 4],
+        others_split: false,
+        overlaps: 0,
         sept: [None; ENTRIES],
         removal_zeroes: false,
         vms: [None; 4],
@@ -100,6 +112,18 @@ impl State {
             *slot.ok_or(Failed::Memory)? = Some((pfn, entry));
         }
         Ok(())
+    }
+
+    fn is_large(&self, pfn: u64) -> bool {
+        self.large.contains(&Some(pfn))
+    }
+
+    fn split(&mut self, pfn: u64) {
+        for slot in &mut self.large {
+            if *slot == Some(pfn) {
+                *slot = None;
+            }
+        }
     }
 
     /// Fails if it was told to.
@@ -182,6 +206,30 @@ impl TestVm {
 pub struct TestRmp;
 
 impl TestRmp {
+    /// The code of PSMASH for an entry that somebody else is changing.
+    pub const IN_USE: c_int = 3;
+
+    /// Puts the page `at` of a file into an entry of 2M. If that cannot be split, it is by somebody
+    /// else if `others_split`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `ENOSPC`.
+    pub fn set_large<T: GuestMemfd>(file: &TestFile<'_, T>, at: u64, others_split: bool) -> Result {
+        let pfn = file.file().inode().folio(PageIndex::new(at))?.pfn().get();
+        with(|state| {
+            let slot = state.large.iter_mut().find(|slot| slot.is_none());
+            *slot.ok_or(ENOSPC)? = Some(pfn);
+            state.others_split = others_split;
+            Ok(())
+        })
+    }
+
+    /// How often a page was to be taken out of an entry of 2M that was not split.
+    pub fn overlaps() -> usize {
+        with(|state| state.overlaps)
+    }
+
     /// Forgets everything; for the beginning of a test.
     pub fn reset() {
         with(|state| *state = State::NEW);
@@ -259,7 +307,7 @@ impl Rmp for TestRmp {
             state.strike(RmpOperation::Lookup)?;
             Ok(Entry {
                 assigned: state.rmp(frame.pfn().get()).is_some(),
-                large: false,
+                large: state.is_large(frame.pfn().get()),
             })
         })
     }
@@ -279,12 +327,25 @@ impl Rmp for TestRmp {
     fn unassign(frame: &Frame<'_>) -> Result<(), Failed> {
         with(|state| {
             state.strike(RmpOperation::Unassign)?;
+            if state.is_large(frame.pfn().get()) {
+                state.overlaps += 1;
+                return Err(Failed::Platform);
+            }
             state.set_rmp(frame.pfn().get(), None)
         })
     }
 
-    fn smash(_frame: &Frame<'_>) -> Result<(), Failed> {
-        Err(Failed::Platform)
+    fn smash(frame: &Frame<'_>) -> Result<(), Unsplit> {
+        with(|state| {
+            let done = state.strike(RmpOperation::Smash);
+            if done.is_ok() || state.others_split {
+                state.split(frame.pfn().get());
+            }
+            done.map_err(|_| match state.code {
+                TestRmp::IN_USE => Unsplit::InUse,
+                _ => Unsplit::Failed,
+            })
+        })
     }
 }
 

@@ -26,7 +26,8 @@ use gmem_sys::{
     kvm::{
         platform::{
             Fatal,
-            Rmp, //
+            Rmp,
+            Unsplit, //
         },
         vm::{
             Gfn,
@@ -146,11 +147,30 @@ fn take_back<R: Rmp>(frame: &Frame<'_>) -> Result<(), Fatal> {
 
     if entry.assigned {
         if entry.large {
-            // Somebody may have split it meanwhile, which is as good; the update will tell.
-            let _ = R::smash(frame);
+            split::<R>(frame)?;
         }
         R::unassign(frame).map_err(|_| Fatal)?;
     }
     frame.forget();
     Ok(())
+}
+
+/// Splits the entry for 2M that a page is in. An update of the page alone overlaps with an entry
+/// that was not split, and the kernel would try it for ever.
+fn split<R: Rmp>(frame: &Frame<'_>) -> Result<(), Fatal> {
+    /// Far more than any change of an entry takes.
+    const TRIES: u32 = 1000;
+
+    for _ in 0..TRIES {
+        match R::smash(frame) {
+            Ok(()) => return Ok(()),
+            Err(Unsplit::InUse) => core::hint::spin_loop(),
+            Err(Unsplit::Failed) => break,
+        }
+    }
+    // Somebody else may have split it meanwhile, which is as good.
+    match R::lookup(frame) {
+        Ok(entry) if !entry.large => Ok(()),
+        _ => Err(Fatal),
+    }
 }

@@ -401,6 +401,80 @@ mod snp {
         Ok(())
     }
 
+    /// One page is in an entry of 2M, whose split fails with `code`, `times` times. Returns what the
+    /// request is refused with.
+    fn to_shared_with_large(
+        file: &File<'_>,
+        (code, times): (i32, u32),
+        others_split: bool,
+    ) -> Result<Option<(Error, Option<u64>)>> {
+        guest_uses(file)?;
+        TestRmp::set_large(file, 9, others_split)?;
+        TestRmp::fail_with(code, RmpOperation::Smash, 0, times);
+        let asked = request(file, SHARED, Content::Zero)?;
+        Ok(refusal(&convert::<Snp<TestRmp>>(file.file(), &asked)))
+    }
+
+    /// Hazard 29: an entry in use, or that somebody else splits, is no failure.
+    #[test]
+    fn large_entry_is_split() -> Result {
+        for (fails, others_split) in [
+            ((0, 0), false),
+            ((TestRmp::IN_USE, 100), false),
+            ((1, 1), true),
+            ((TestRmp::IN_USE, u32::MAX), true),
+        ] {
+            let vm = test_vm(ON_SNP)?;
+            let file = file_or_return!(&vm, PRIVATE);
+
+            let refused = to_shared_with_large(&file, fails, others_split)?;
+            assert_eq!(refused, None);
+            assert_eq!(TestRmp::overlaps(), 0);
+            for at in FIRST..END {
+                assert_eq!(TestRmp::entry(&file, at)?, None);
+                assert_eq!(file.byte(at)?, Some(0));
+            }
+        }
+        Ok(())
+    }
+
+    /// An entry that cannot be split is left alone, and its page lost; nor is it tried for ever.
+    #[test]
+    fn failed_split_loses_the_page() -> Result {
+        for fails in [(1, 1), (TestRmp::IN_USE, u32::MAX)] {
+            let vm = test_vm(ON_SNP)?;
+            let file = file_or_return!(&vm, PRIVATE);
+
+            let refused = to_shared_with_large(&file, fails, false)?;
+            assert_eq!(refused, Some((EIO, Some(9))));
+            assert!(vm.vm().is_dead());
+            // Hardware would try this for ever.
+            assert_eq!(TestRmp::overlaps(), 0);
+            assert_eq!(TestRmp::entry(&file, 9)?, Some(accepted(9)));
+            assert_eq!(file.byte(9)?, Some(BYTE));
+            assert_eq!(file.lost_pages(), 1);
+        }
+        Ok(())
+    }
+
+    /// The same as the page is freed.
+    #[test]
+    fn failed_split_frees_nothing() -> Result {
+        let vm = test_vm(ON_SNP)?;
+        let file = file_or_return!(&vm, PRIVATE);
+
+        guest_uses(&file)?;
+        TestRmp::set_large(&file, 9, false)?;
+        TestRmp::fail_with(1, RmpOperation::Smash, 0, 1);
+        let (large, other) = (file.page(9)?, file.page(10)?);
+        drop(file);
+        assert_eq!(TestRmp::overlaps(), 0);
+        assert_eq!(TestRmp::assigned(), 1);
+        assert_eq!(large.references(), 2);
+        assert_eq!(other.references(), 1);
+        Ok(())
+    }
+
     /// The host cannot write a page that stays the guest's.
     #[test]
     fn zero_to_private_is_refused_where_owned() -> Result {
