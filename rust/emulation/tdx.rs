@@ -51,6 +51,8 @@ use kernel::{
 struct Row {
     entry: Entry,
     fault: Option<Fault<Operation, Failure>>,
+    /// KVM's page tables have the page, too. They lose it even if it cannot be removed.
+    mirrored: bool,
     /// The page that was removed last, until it is known why.
     lost: Option<u64>,
 }
@@ -72,6 +74,12 @@ impl Rows {
         match self.strike(gfn, operation) {
             Err(Failure::Busy) => self.strike(gfn, operation),
             other => other,
+        }
+    }
+
+    fn mirror(&mut self, gfn: u64, has: bool) {
+        if let Some(row) = self.0.get_mut(&gfn) {
+            row.mirrored = has;
         }
     }
 
@@ -157,6 +165,11 @@ impl Sept {
         (entry, self.td.is_tracked(entry))
     }
 
+    /// Whether KVM's page tables, which are all that can be looked at, have a page there.
+    fn is_mirrored(&self, gfn: Gfn) -> bool {
+        self.rows.0.get(&gfn.get()).is_some_and(|row| row.mirrored)
+    }
+
     /// Orders failures.
     pub(super) fn inject(
         this: &SpinLock<Self>,
@@ -183,7 +196,9 @@ impl Sept {
         self.td
             .add(&mut self.rows, gfn.get(), page.pfn())
             .map_err(|_| EEXIST)?;
-        Ok(page.hide()?)
+        page.hide()?;
+        self.rows.mirror(gfn.get(), true);
+        Ok(())
     }
 
     /// The MMU is about to let the guest use a page: PAGE.AUG, and the guest's ACCEPT, which
@@ -221,6 +236,7 @@ impl Sept {
         if let Some(row) = self.rows.0.get_mut(&gfn.get()) {
             row.lost = None;
         }
+        self.rows.mirror(gfn.get(), true);
         Ok(Answer::Go)
     }
 
@@ -251,6 +267,7 @@ impl Sept {
             }
             // SAFETY: A page in the table was not given back, so it is the file's still.
             let page = unsafe { Page::from_pfn(Pfn::new(pfn)) };
+            self.rows.mirror(gfn, false);
             match self.take(gfn) {
                 Ok(()) if !page.is_hidden() => {
                     // Whose it is now cannot be told from here.
@@ -329,11 +346,7 @@ impl platform::Sept for ModelSept {
     }
 
     fn contains(vm: &Vm, gfn: Gfn) -> bool {
-        let Some(emulation) = super::of(vm) else {
-            return false;
-        };
-        let (entry, _) = emulation.sept.lock().look(gfn);
-        entry.pfn().is_some()
+        super::of(vm).is_some_and(|emulation| emulation.sept.lock().is_mirrored(gfn))
     }
 
     fn removal_zeroes(vm: &Vm) -> bool {

@@ -381,12 +381,22 @@ impl<'g> InvalidateSpan<'g> {
         });
     }
 
-    /// The first allocated folio that a platform still has.
+    /// The first allocated folio that a platform still has, after a zap that a VM has died of.
+    ///
+    /// TDX's page table does not have it any more then, but kvm-intel has taken a reference to the
+    /// page that could not be removed.
     pub fn first_kept(&self, guard: &InvalidateGuard<'_, Exclusive>) -> Option<PageIndex> {
+        let has_sept = self
+            .stable
+            .inode()
+            .files(self.stable)
+            .any(|file| platform::has_sept(file.vm()));
+        let mut drained = bindings::lru_cache_drained_LRU_CACHE_NOT_DRAINED;
         let mut folios = guard.folios(&self.range);
         while let Some(batch) = folios.next_batch() {
             for folio in batch.filter(|folio| folio.is_allocated()) {
-                if let Err(Fatal) = self.given_up(&folio) {
+                let is_held = has_sept && folio.is_held(&mut drained);
+                if is_held || self.given_up(&folio).is_err() {
                     return Some(folio.pages().start());
                 }
             }

@@ -501,6 +501,9 @@ pub struct FolioRef<'b> {
     _batch: PhantomData<&'b ()>,
 }
 
+/// The references of the walk's own.
+const OWN_REFS: u32 = 1;
+
 impl FolioRef<'_> {
     #[inline]
     fn as_ptr(&self) -> *mut bindings::folio {
@@ -535,6 +538,16 @@ impl FolioRef<'_> {
         unsafe { bindings::gmem_folio_hwpoison(self.as_ptr()) }
     }
 
+    /// Whether the folio has references that neither the page cache nor this walk explains, once the
+    /// LRU caches are drained.
+    pub(crate) fn is_held(&self, drained: &mut bindings::lru_cache_drained) -> bool {
+        // SAFETY: The batch holds a reference; `drained` starts as the function wants it.
+        unsafe {
+            bindings::lru_cache_drain_for_folio(self.as_ptr(), OWN_REFS, drained);
+            bindings::gmem_folio_excess_refs(self.as_ptr(), OWN_REFS) != 0
+        }
+    }
+
     /// Whether nobody but the page cache (and this walk) holds the folio, after trying to make it
     /// so. `unmap` takes pages out of the host's page tables.
     pub(crate) fn settle(
@@ -542,9 +555,6 @@ impl FolioRef<'_> {
         drained: &mut bindings::lru_cache_drained,
         unmap: impl Fn(&PageRange),
     ) -> bool {
-        // The walk's own.
-        const OWN_REFS: u32 = 1;
-
         // SAFETY: The batch holds a reference; the lock is given back below.
         unsafe { bindings::gmem_folio_lock(self.as_ptr()) };
         // SAFETY: As above.
