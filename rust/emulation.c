@@ -9,6 +9,7 @@
 #include <asm/tlbflush.h>
 
 #include "emulation.h"
+#include "mmu.h"
 
 void *gmem_vm_emulation(struct kvm *kvm)
 {
@@ -51,6 +52,12 @@ void gmem_vm_set_launched(struct kvm *kvm)
 {
 	lockdep_assert_held(&kvm->slots_lock);
 	WRITE_ONCE(kvm->arch.pre_fault_allowed, true);
+}
+
+/* The guest's next access of the page is a fault. Nothing else happens to it. */
+void gmem_vm_fault_again(struct kvm *kvm, gfn_t gfn)
+{
+	kvm_zap_gfn_range(kvm, gfn, gfn + 1);
 }
 
 /* The model's RMP is traced as the hardware's is. */

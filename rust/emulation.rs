@@ -29,6 +29,7 @@ use crate::{
     },
     mm::folio::Frame, //
 };
+use access::Access;
 use core::{
     ops::Range,
     ptr::{
@@ -64,6 +65,7 @@ use tdx::{
     Sept, //
 };
 
+mod access;
 mod gate;
 mod page;
 mod snp;
@@ -87,6 +89,8 @@ struct Emulation {
     destroyed: AtomicU64,
     #[pin]
     sept: SpinLock<Sept>,
+    #[pin]
+    access: SpinLock<Access>,
     /// Between a guest fault's get_pfn() and `mmu_lock`.
     #[pin]
     fault: Gate,
@@ -112,6 +116,7 @@ impl Emulation {
                 remove_zeroes,
                 destroyed: AtomicU64::new(0),
                 sept <- new_spinlock!(Sept::new()),
+                access <- new_spinlock!(Access::new()),
                 fault <- Gate::new(),
                 invalidation <- Gate::new(),
             }),
@@ -297,6 +302,7 @@ fn ioctl(vm: &Vm, cmd: u32, arg: UserPointer) -> Result {
             2 => launch_finish(vm, emulation, &operation)?,
             3 => inject(vm, emulation, &operation)?,
             4 => query(vm, emulation, &mut operation)?,
+            6 => access(vm, emulation, &operation)?,
             _ => return Err(EINVAL),
         }
     }
@@ -511,6 +517,22 @@ fn query(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> Result {
     Ok(())
 }
 
+/// ACCESS; slots_lock is held.
+fn access(vm: &Vm, emulation: &Emulation, operation: &Operation) -> Result {
+    operation.no_range()?;
+    let gfn = operation.gfn()?;
+    let private = match operation.value {
+        [0, 0, 0, 0] => None,
+        [1, 0, 0, 0] => Some(false),
+        [2, 0, 0, 0] => Some(true),
+        _ => return Err(EINVAL),
+    };
+    emulation.access.lock().set(gfn.get(), private)?;
+    // SAFETY: The VM is valid, and its mmu_lock, which is taken inside, is not held.
+    unsafe { bindings::gmem_vm_fault_again(vm.as_raw(), gfn.get()) };
+    Ok(())
+}
+
 /// HOLD.
 fn hold(emulation: &Emulation, operation: &mut Operation) -> Result {
     operation.no_range()?;
@@ -621,6 +643,19 @@ mod entry_points {
             ioctl(unsafe { Vm::from_raw(kvm) }, cmd, UserPointer::new(arg))?;
             Ok(0)
         })
+    }
+
+    #[no_mangle]
+    unsafe extern "C" fn kvm_gmem_emulation_access(
+        kvm: *mut bindings::kvm,
+        gfn: bindings::gfn_t,
+        private: bool,
+    ) -> bool {
+        // SAFETY: KVM passes a valid pointer.
+        let vm = unsafe { Vm::from_raw(kvm) };
+        of(vm)
+            .and_then(|emulation| emulation.access.lock().of(gfn))
+            .unwrap_or(private)
     }
 
     #[no_mangle]

@@ -189,6 +189,13 @@ struct kvm_gmem_emulate {
  * A place holds for one page at a time, the last one that was named.
  */
 #define KVM_GMEM_EMULATE_OP_HOLD			5
+/*
+ * Have the guest use the page at @gpa as memory of one kind, as the page tables
+ * of a guest on hardware have it: value[0] is KVM_GMEM_EMULATE_ACCESS_*. If the
+ * page is of the other kind, its next access is KVM_EXIT_MEMORY_FAULT. ENOSPC
+ * for more than 16 pages.
+ */
+#define KVM_GMEM_EMULATE_OP_ACCESS			6
 
 /* LAUNCH_UPDATE's types of pages. */
 #define KVM_GMEM_EMULATE_PAGE_NORMAL			1
@@ -214,6 +221,11 @@ struct kvm_gmem_emulate {
 #define KVM_GMEM_EMULATE_HOLD_FAULT			1
 /* A conversion or a hole punch, before its invalidation begins. */
 #define KVM_GMEM_EMULATE_HOLD_INVALIDATION		2
+
+/* What the guest means by an access: what the file says, or one kind always. */
+#define KVM_GMEM_EMULATE_ACCESS_ANY			0
+#define KVM_GMEM_EMULATE_ACCESS_SHARED			1
+#define KVM_GMEM_EMULATE_ACCESS_PRIVATE			2
 
 /* States of an RMP entry, then of an entry in the S-EPT. */
 #define KVM_GMEM_EMULATE_STATE_NONE			0

@@ -9,7 +9,7 @@
  * hardware; without them those tests are skipped and say so.
  *
  * Of the hazards that only platforms with an owner of pages have, these have a
- * subtest here: 1, 14 to 17, 30, 31, 39, 40, 44 and 48. Those that have none:
+ * subtest here: 1, 14 to 17, 30, 31, 39, 40, 44, 48 and 50. Those that have none:
  *
  * 29 "an RMP entry is found unassigned during PSMASH, a VMSA page goes under a
  *    running vCPU": everything here is mapped by 4K, so nothing is ever split,
@@ -1573,6 +1573,58 @@ SNP_TEST(h31_assigned_for_another_gfn)
 	guest_sees(x, 0, 2, GMEM_SEED(1));
 	convert(x, 0, 2, GMEM_SHARED, GMEM_PRESERVE);
 	host_sees(x, 0, 2, GMEM_KEYED(GMEM_SEED(1)));
+}
+
+static void asks_for(struct ctx *x, int r, u64 page, u64 flags)
+{
+	struct kvm_run *run = x->vcpus[0]->run;
+
+	assert_errno(-r, EFAULT);
+	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_MEMORY_FAULT);
+	TEST_ASSERT_EQ(run->memory_fault.gpa, ctx_gpa(x, page));
+	TEST_ASSERT_EQ(run->memory_fault.size, PG);
+	TEST_ASSERT_EQ(run->memory_fault.flags, flags);
+}
+
+/*
+ * Hazard 50: the guest says which kind of memory it means, as on the platform,
+ * and user space hears of it if that is not what the file says.
+ */
+EMULATED_TEST(h50_guest_means_the_other_kind)
+{
+	struct ctx *x = &self->x;
+	int r;
+
+	ctx_launch(x);
+	host_fill(x, 0, 2, GMEM_SEED(1));
+	convert(x, 1, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+	guest_fill(x, 1, 1, GMEM_SEED(2));
+	guest_sees(x, 0, 1, GMEM_SEED(1));
+
+	/* The page that is mapped as shared it now uses as private, and the other way round. */
+	gmem_access(x->vm, ctx_gpa(x, 0), KVM_GMEM_EMULATE_ACCESS_PRIVATE);
+	r = __gmem_guest_do(x->vcpus[0], GMEM_OP_READ, ctx_gpa(x, 0), 1, 0, 0, 0);
+	asks_for(x, r, 0, KVM_MEMORY_EXIT_FLAG_PRIVATE);
+	asks_for(x, gmem_guest_resume(x->vcpus[0]), 0, KVM_MEMORY_EXIT_FLAG_PRIVATE);
+	convert(x, 0, 1, GMEM_PRIVATE, GMEM_ZERO);
+	gmem_guest_ok(x->vcpus[0], gmem_guest_resume(x->vcpus[0]));
+	ownership_is(x, 0, 1, true);
+
+	gmem_access(x->vm, ctx_gpa(x, 1), KVM_GMEM_EMULATE_ACCESS_SHARED);
+	r = __gmem_guest_do(x->vcpus[0], GMEM_OP_READ, ctx_gpa(x, 1), 1, 0, 0, 0);
+	asks_for(x, r, 1, 0);
+	/* What it had there is as it was. */
+	ownership_is(x, 1, 1, true);
+	TEST_ASSERT_EQ(gmem_destroyed(x->vm, x->a.gpa), 0);
+	convert(x, 1, 1, GMEM_SHARED, GMEM_ZERO);
+	gmem_guest_ok(x->vcpus[0], gmem_guest_resume(x->vcpus[0]));
+	guest_sees(x, 1, 1, GMEM_ZEROES);
+	host_sees(x, 1, 1, GMEM_ZEROES);
+
+	/* From here on what the file says. */
+	gmem_access(x->vm, ctx_gpa(x, 1), KVM_GMEM_EMULATE_ACCESS_ANY);
+	convert(x, 1, 1, GMEM_PRIVATE, GMEM_ZERO);
+	guest_sees(x, 1, 1, x->platform == SNP ? GMEM_KEYED(GMEM_ZEROES) : GMEM_ZEROES);
 }
 
 /*

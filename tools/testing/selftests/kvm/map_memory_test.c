@@ -103,7 +103,7 @@ static int prefault_ioctl(struct kvm_vcpu *vcpu, unsigned long cmd, void *args)
 	const u32 reason = run->exit_reason;
 	run->exit_reason = 0x5a5a5a5a;
 	memcpy(&before, run, sizeof(before));
-	r = __vcpu_ioctl(vcpu, cmd, args) ? errno : 0;
+	r = ioctl(vcpu->fd, cmd, args) ? errno : 0;
 	TEST_ASSERT(!memcmp(&before, run, sizeof(before)), "errno %d, and kvm_run has exit %u", r,
 		    run->exit_reason);
 	run->exit_reason = reason;

@@ -564,6 +564,19 @@ static inline void gmem_inject(struct kvm_vm *vm, gpa_t gpa, u64 which, u64 erro
 	TEST_ASSERT(!r, "INJECT at %#lx: errno %d (%s)", (u64)gpa, r, strerror(r));
 }
 
+/* Has the guest use the page at @gpa as KVM_GMEM_EMULATE_ACCESS_@kind. */
+static inline void gmem_access(struct kvm_vm *vm, gpa_t gpa, u64 kind)
+{
+	struct kvm_gmem_emulate args = {
+		.op = KVM_GMEM_EMULATE_OP_ACCESS,
+		.gpa = gpa,
+		.value = { kind },
+	};
+	int r = gmem_emulate(vm, &args);
+
+	TEST_ASSERT(!r, "ACCESS at %#lx: errno %d (%s)", (u64)gpa, r, strerror(r));
+}
+
 /* Holds who comes by at @place, or lets go; returns how many are held. */
 static inline u64 gmem_hold(struct kvm_vm *vm, gpa_t gpa, u64 place, bool hold)
 {
