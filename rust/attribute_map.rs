@@ -5,7 +5,7 @@
 //! Readers look pages up under RCU, from any context, or with the file's invalidate lock held. The
 //! one writer at a time shows a [`Writer`], which only the holder of that lock can have. A change is
 //! made in two halves, as everything before the point of no return must be able to fail and nothing
-//! after it may: [`AttributeMap::reserve`] allocates, [`Reservation::commit`] stores.
+//! after it may: [`AttributeMap::reserve`] allocates, [`Reservation::store`] stores.
 //!
 //! The memory is charged to the cgroup of the task that converts, and bounded by the size of the
 //! file: a bitmap for 512 pages, and a table of the size of a page for as many bitmaps or tables as
@@ -13,10 +13,7 @@
 
 use crate::{
     bindings,
-    fs::address_space::{
-        reschedule,
-        Quiesced, //
-    },
+    fs::address_space::reschedule, //
 };
 use core::{
     cell::Cell,
@@ -205,24 +202,8 @@ pub struct Reservation<'g> {
 impl Reservation<'_> {
     /// Stores the attributes. Cannot fail.
     ///
-    /// What becomes private must have been taken from the host: it needs a [`Quiesced`] of the
-    /// whole range. Without one nothing is stored, and the kernel warns. The caller's request is
-    /// lost then, and the guest's page may be, but the host has no private page.
-    pub fn commit(self, quiesced: Option<Quiesced<'_>>) {
-        if !warn_on!(!self.may_commit(quiesced.as_ref())) {
-            self.store();
-        }
-    }
-
-    /// Whether the host cannot have a page that [`commit`](Self::commit) makes private.
-    pub(crate) fn may_commit(&self, quiesced: Option<&Quiesced<'_>>) -> bool {
-        match self.to {
-            Visibility::Private => quiesced.is_some_and(|pages| pages.cover(self.map, &self.range)),
-            Visibility::Shared => true,
-        }
-    }
-
-    /// As [`commit`](Self::commit), for a map of pages that no host can have yet.
+    /// What becomes private was taken from the host before, and what becomes shared was given up by
+    /// its platform.
     pub(crate) fn store(mut self) {
         // SAFETY: By the type's invariants this is the only writer.
         let stored = unsafe { self.map.tree.store(&self.range, self.to, &mut self.spare) };

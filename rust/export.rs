@@ -13,12 +13,10 @@
 use crate::{
     bindings,
     fs::{
-        address_space::BindingsGuard,
         debugfs,
         file_ops::{
             self,
             ActiveFile,
-            Closing,
             GmemFile, //
         },
         inode::{
@@ -29,6 +27,10 @@ use crate::{
     },
     ioctl::UserPointer,
     kvm::{
+        fault::{
+            GuestFault,
+            GuestPage, //
+        },
         memslot::Memslot,
         platform,
         populate::Populate,
@@ -44,10 +46,7 @@ use crate::{
             HostFault,
             Served, //
         },
-        folio::{
-            Frame,
-            PageRef, //
-        }, //
+        folio::Frame, //
     }, //
 };
 use core::{
@@ -63,10 +62,6 @@ use core::{
 };
 use gmem_policy::{
     plan::Run,
-    range::{
-        PageIndex,
-        PageRange, //
-    },
     request::Visibility, //
 };
 use kernel::{
@@ -74,14 +69,6 @@ use kernel::{
     prelude::*,
     seq_file::SeqFile, //
 };
-
-/// A page for a guest, as [`GuestMemfd::get_pfn`] returns it.
-pub struct GuestPage {
-    /// The page, with a reference.
-    pub page: PageRef,
-    /// How large a mapping may be: 2 to the power of this, in pages.
-    pub max_order: u8,
-}
 
 /// What a guest_memfd implementation does, called with everything checked that is not policy.
 pub trait GuestMemfd: Sized + 'static {
@@ -97,14 +84,11 @@ pub trait GuestMemfd: Sized + 'static {
     /// Whether files of this VM can convert in place.
     fn supports_in_place(vm: &Vm) -> bool;
 
-    /// How slots on this file are used.
-    fn slot_flags(file: &GmemFile) -> SlotFlags;
+    /// A guest fault. Called inside SRCU; sleeps.
+    fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>>;
 
-    /// Gives a guest the page at `at`, which shows as `gfn`. Called inside SRCU; sleeps.
-    fn get_pfn(vm: &Vm, file: &GmemFile, gfn: Gfn, at: PageIndex) -> Result<GuestPage>;
-
-    /// Fills `npages` pages from `gfn` on; returns how many were. Called with slots_lock held.
-    fn populate(populate: &Populate<'_>, gfn: Gfn, npages: u64) -> Result<u64>;
+    /// Fills pages before launch; returns how many were. Called with slots_lock held.
+    fn populate(populate: &Populate<'_>) -> Result<u64>;
 
     /// fallocate(), `offset` and `len` in bytes.
     fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Result;
@@ -113,7 +97,7 @@ pub trait GuestMemfd: Sized + 'static {
     fn ioctl(file: &GmemFile, cmd: u32, arg: UserPointer) -> Result;
 
     /// ioctl() on a vCPU, if nobody else knows it. Called with the vCPU's mutex held.
-    fn vcpu_ioctl(vcpu: &Vcpu, cmd: u32, arg: UserPointer) -> Result;
+    fn vcpu_ioctl(vcpu: &mut Vcpu<'_>, cmd: u32, arg: UserPointer) -> Result;
 
     /// Prints the file's part of `/proc/PID/fdinfo/FD`. Sleeps.
     fn show_fdinfo(file: &GmemFile, out: &SeqFile);
@@ -122,25 +106,10 @@ pub trait GuestMemfd: Sized + 'static {
     fn show_run(run: &Run, out: &SeqFile);
 
     /// A host fault. Called with mmap_lock held.
-    fn fault(fault: HostFault<'_>) -> Result<Served>;
-
-    /// The last reference to a file is gone. Called with slots_lock held.
-    fn release(closing: &Closing<'_>);
+    fn fault(fault: HostFault<'_>) -> Result<Served<'_>>;
 
     /// A page that was given to a platform is freed. The VM and its file may be gone.
     fn reclaim(frame: &Frame<'_>);
-
-    /// Memory of the file has failed. Called with the folio locked.
-    fn memory_failure(bindings: &BindingsGuard<'_>, range: &PageRange);
-}
-
-/// What kind of slot a file makes.
-#[derive(Clone, Copy)]
-pub struct SlotFlags {
-    /// Shared memory comes from the file, too.
-    pub gmem_only: bool,
-    /// The file is the authority on what is private.
-    pub in_place: bool,
 }
 
 /// The operations tables of an implementation, and what there is once of everything.
@@ -167,7 +136,7 @@ impl Tables {
             file: UnsafeCell::new(bindings::file_operations {
                 mmap: Some(file_ops::mmap::<T>),
                 open: Some(bindings::generic_file_open),
-                release: Some(file_ops::release::<T>),
+                release: Some(file_ops::release),
                 fallocate: Some(file_ops::fallocate::<T>),
                 unlocked_ioctl: Some(file_ops::ioctl::<T>),
                 compat_ioctl: bindings::compat_ptr_ioctl,
@@ -187,7 +156,7 @@ impl Tables {
             mapping: bindings::address_space_operations {
                 dirty_folio: Some(bindings::noop_dirty_folio),
                 migrate_folio: Some(migrate_folio),
-                error_remove_folio: Some(error_folio::<T>),
+                error_remove_folio: Some(error_folio),
                 free_folio: Some(free_folio::<T>),
                 ..pin_init::zeroed()
             },
@@ -304,7 +273,7 @@ unsafe extern "C" fn migrate_folio(
 /// # Safety
 ///
 /// To be called by memory failure only, with the folio locked.
-unsafe extern "C" fn error_folio<T: GuestMemfd>(
+unsafe extern "C" fn error_folio(
     mapping: *mut bindings::address_space,
     folio: *mut bindings::folio,
 ) -> c_int {
@@ -318,7 +287,9 @@ unsafe extern "C" fn error_folio<T: GuestMemfd>(
     };
 
     if let Some(range) = crate::fs::inode::clip(inode, start, start.saturating_add(len)) {
-        T::memory_failure(&inode.lock_bindings(), &range);
+        // The folio is locked, so the invalidate lock must not be waited for: its holder may be
+        // waiting for the folio. The bindings mutex keeps the slots in place instead.
+        inode.lock_bindings().take_from_guests(&range);
     }
     // The folio stays: what to do about it is for user space to decide, whom get_pfn tells.
     bindings::mf_result_MF_DELAYED as c_int
@@ -471,11 +442,14 @@ pub mod entry {
             if !ptr::eq(file.vm().as_raw(), kvm) {
                 return Err(EINVAL);
             }
-            let flags = T::slot_flags(&file);
-            if flags.gmem_only {
+            let inode = file.inode();
+            // A file that the host may map serves the guest's shared accesses, too, and so does
+            // each that converts in place: what it says is private or shared must not be
+            // second-guessed by another mapping.
+            if inode.is_mappable() || inode.converts_in_place() {
                 slot.flags |= GMEM_ONLY;
             }
-            if flags.in_place {
+            if inode.converts_in_place() {
                 slot.flags |= IN_PLACE;
             }
             // A slot with a file cannot be changed, only deleted, so binding always is to a new
@@ -545,12 +519,13 @@ pub mod entry {
             let gfn = Gfn::new(gfn);
             let at = slot.index_of(gfn).ok_or(EFAULT)?;
             let file = slot.active_file().ok_or(EFAULT)?;
+            let file = &*file;
             // A slot that the file does not know is not invalidated when the page is converted or
             // freed: the guest would keep it.
             if !file.data().is_bound(at, slot) {
                 return Err(EIO);
             }
-            let found = T::get_pfn(vm, &file, gfn, at)?;
+            let found = T::get_pfn(GuestFault { vm, file, gfn, at })?;
             #[cfg(CONFIG_KVM_GMEM_EMULATION)]
             crate::emulation::has_pfn(vm, gfn);
             let frame = found.page.pfn();
@@ -588,14 +563,15 @@ pub mod entry {
             let populate = Populate {
                 // SAFETY: By the contract of this function.
                 vm: unsafe { Vm::from_raw(kvm) },
+                start: Gfn::new(gfn),
+                wanted: npages,
                 callback,
                 opaque,
                 source,
                 writable_source,
             };
-            let done = T::populate(&populate, Gfn::new(gfn), npages)?;
-            // CAST: At most `npages`, which was one.
-            Ok(done as c_long)
+            // CAST: What is wanted was one.
+            Ok(T::populate(&populate)?.min(npages) as c_long)
         })
     }
 
@@ -644,8 +620,10 @@ pub mod entry {
         arg: c_ulong,
     ) -> c_int {
         from_result(|| {
-            // SAFETY: By the contract of this function.
-            T::vcpu_ioctl(unsafe { Vcpu::from_raw(vcpu) }, cmd, UserPointer::new(arg))?;
+            let vcpu = NonNull::new(vcpu).ok_or(EINVAL)?;
+            // SAFETY: By the contract of this function. KVM loads no vCPU for an ioctl of ours.
+            let mut vcpu = unsafe { Vcpu::from_raw(vcpu) };
+            T::vcpu_ioctl(&mut vcpu, cmd, UserPointer::new(arg))?;
             Ok(0)
         })
     }

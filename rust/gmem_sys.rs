@@ -49,6 +49,8 @@ pub mod sync {
 
 /// KVM's own objects.
 pub mod kvm {
+    pub mod conversion;
+    pub mod fault;
     pub mod memslot;
     pub mod mmu;
     pub mod platform;

@@ -76,18 +76,20 @@ static void gmem_folio_in_use(struct folio *folio)
 
 /*
  * Zero at first use; the test is on this side because every fault asks.
- * Returns whether this was it.
+ * Returns 1 if this was it, and -EHWPOISON for memory that failed before it.
  */
-bool gmem_folio_prepare(struct folio *folio)
+int gmem_folio_prepare(struct folio *folio)
 {
 	unsigned long page, nr = folio_nr_pages(folio);
 
 	if (folio_test_uptodate(folio))
-		return false;
+		return 0;
+	if (folio_test_hwpoison(folio))
+		return -EHWPOISON;
 	for (page = 0; page < nr; page++)
 		clear_highpage(folio_page(folio, page));
 	gmem_folio_in_use(folio);
-	return true;
+	return 1;
 }
 
 void gmem_folio_clear(struct folio *folio, unsigned long page)

@@ -28,7 +28,7 @@ void gmem_folio_unlock_put(struct folio *folio);
 bool gmem_folio_uptodate(struct folio *folio);
 bool gmem_folio_hwpoison(struct folio *folio);
 bool gmem_folio_mapped(struct folio *folio);
-bool gmem_folio_prepare(struct folio *folio);
+int gmem_folio_prepare(struct folio *folio);
 void gmem_folio_clear(struct folio *folio, unsigned long page);
 void gmem_page_mark_uptodate(struct page *page);
 void gmem_put_page(struct page *page);

@@ -12,22 +12,26 @@ use crate::{
         GuestMemfd, //
     },
     fs::{
+        address_space::Stable,
         file_ops::GmemFile,
         inode::{
             GmemInode,
+            Size,
             Traits,
             PAGE, //
-        },
+        }, //
     },
     kvm::{
         memslot::{
             FileData,
             Memslot, //
         },
-        mmu::InvalidateSpan,
         vm::Vm, //
     },
-    mm::fault, //
+    mm::fault::{
+        self,
+        HostFault, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -35,16 +39,14 @@ use core::{
     ptr::NonNull, //
 };
 use gmem_policy::{
-    range::{
-        Geometry,
-        PageIndex, //
-    },
+    range::PageIndex,
     request::Visibility, //
 };
 use kernel::{
     error::to_result,
     page::PAGE_SIZE,
-    prelude::*, //
+    prelude::*,
+    types::ForeignOwnable, //
 };
 
 pub mod platform;
@@ -129,7 +131,7 @@ pub(crate) struct TestInode(NonNull<GmemInode>);
 
 impl TestInode {
     pub(crate) fn new(pages: u64, initial: Visibility) -> Result<Self> {
-        let geometry = Geometry::new(PAGE, pages * PAGE.bytes()).ok_or(EINVAL)?;
+        let size = Size::new(pages * PAGE.bytes()).ok_or(EINVAL)?;
         let this = KBox::<GmemInode>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
         let this = NonNull::new(KBox::into_raw(this).cast::<GmemInode>()).ok_or(EINVAL)?;
 
@@ -146,7 +148,7 @@ impl TestInode {
             GmemInode::set_up(
                 this.as_ptr(),
                 Traits {
-                    geometry,
+                    size,
                     initial,
                     mappable: true,
                     in_place: true,
@@ -165,9 +167,7 @@ impl TestInode {
 impl Drop for TestInode {
     fn drop(&mut self) {
         let inode = self.get();
-        let guard = inode.lock();
-        InvalidateSpan::begin(&guard, inode.geometry().whole()).truncate(&guard);
-        drop(guard);
+        inode.locked(|guard| guard.free(&inode.geometry().whole()));
         // SAFETY: The test is over; nobody uses the inode, which came from a box.
         unsafe {
             GmemInode::tear_down(self.0.as_ptr());
@@ -231,7 +231,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         let this = Self {
             file: NonNull::new(KBox::into_raw(file).cast()).ok_or(EINVAL)?,
             slot: NonNull::from(KBox::leak(slot)),
-            data: NonNull::from(KBox::leak(data)),
+            data: NonNull::new(data.into_foreign().cast()).ok_or(EINVAL)?,
             inode,
             vm,
             _implementation: PhantomData,
@@ -280,8 +280,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
     /// `ENOMEM`.
     pub fn fill(&self, at: u64, byte: u8) -> Result {
         let folio = self.inode.get().folio(PageIndex::new(at))?;
-        folio.prepare();
-        HostPage(folio.into_page().into_raw())
+        HostPage(folio.prepare()?.into_page().into_raw())
             .bytes_mut()
             .fill(byte);
         Ok(())
@@ -353,24 +352,31 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         lost
     }
 
-    /// What a host fault on the page `at` gets.
-    ///
-    /// # Errors
-    ///
-    /// `EFAULT` for a SIGBUS, `ENOMEM`, `EAGAIN`.
-    pub fn host_fault(&self, at: u64) -> Result<HostPage> {
+    /// Calls `f` with a host fault on the page `at`, and what is made of it.
+    fn with_fault<R>(&self, at: u64, f: impl FnOnce(*mut bindings::vm_fault) -> R) -> Result<R> {
         let mut vma = KBox::<bindings::vm_area_struct>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
         let mut vmf = MaybeUninit::<bindings::vm_fault>::zeroed();
         let (vma, vmf) = (vma.as_mut_ptr(), vmf.as_mut_ptr());
 
         // SAFETY: Both are zeroed, and live until the fault is served. Of the mapping only the file
         // is used, of the fault what is set here.
-        let (result, page) = unsafe {
+        unsafe {
             (*vma).vm_file = self.file.as_ptr();
             (*vmf).__bindgen_anon_1.vma = vma;
             (*vmf).__bindgen_anon_1.pgoff = at as usize;
-            (fault::fault::<T>(vmf), (*vmf).page)
-        };
+        }
+        Ok(f(vmf))
+    }
+
+    /// What a host fault on the page `at` gets.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` for a SIGBUS, `ENOMEM`, `EAGAIN`.
+    pub fn host_fault(&self, at: u64) -> Result<HostPage> {
+        // SAFETY: The fault is complete, as far as it is used.
+        let (result, page) =
+            self.with_fault(at, |vmf| unsafe { (fault::fault::<T>(vmf), (*vmf).page) })?;
         match result {
             bindings::vm_fault_reason_VM_FAULT_LOCKED => {
                 // SAFETY: The fault has locked the page and taken a reference.
@@ -404,13 +410,35 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         result
     }
 
+    /// Why a host fault on the page `at` is not served with another file's attributes held.
+    ///
+    /// # Errors
+    ///
+    /// That of the fault.
+    pub(crate) fn host_fault_with(&self, at: u64, stable: &Stable<'_>) -> Result {
+        self.with_fault(at, |vmf| {
+            // SAFETY: As above.
+            let fault = unsafe { HostFault::from_raw(vmf) };
+            fault.serve(stable).map(drop)
+        })?
+    }
+
     /// What a guest fault on `gfn` gets.
     ///
     /// # Errors
     ///
     /// What the implementation returns.
     pub fn guest_fault(&self, gfn: u64) -> Result<HostPage> {
-        let (mut pfn, mut page) = (0, core::ptr::null_mut());
+        Ok(self.guest_fault_order(gfn)?.0)
+    }
+
+    /// The same, and how large a mapping may be.
+    ///
+    /// # Errors
+    ///
+    /// What the implementation returns.
+    pub fn guest_fault_order(&self, gfn: u64) -> Result<(HostPage, c_int)> {
+        let (mut pfn, mut page, mut order) = (0, core::ptr::null_mut(), c_int::MAX);
 
         // SAFETY: VM and slot are valid, and nobody takes the slot away.
         to_result(unsafe {
@@ -420,10 +448,10 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
                 gfn,
                 &mut pfn,
                 &mut page,
-                core::ptr::null_mut(),
+                &mut order,
             )
         })?;
-        Ok(HostPage(page))
+        Ok((HostPage(page), order))
     }
 }
 
@@ -440,7 +468,9 @@ impl<T> Drop for TestFile<'_, T> {
             drop((guard, bindings));
 
             drop(KBox::from_raw(self.slot.as_ptr()));
-            drop(KBox::from_raw(self.data.as_ptr()));
+            drop(Pin::<KBox<FileData>>::from_foreign(
+                self.data.as_ptr().cast(),
+            ));
             drop(KBox::from_raw(
                 self.file.as_ptr().cast::<MaybeUninit<bindings::file>>(),
             ));

@@ -246,8 +246,7 @@ mod address_space {
         let inode = TestInode::new(16, SHARED)?;
         let guard = inode.get().lock();
 
-        let quiesced = guard.quiesce(&range(2, 5)?).ok();
-        guard.reserve(&range(2, 5)?, PRIVATE)?.commit(quiesced);
+        guard.reserve(&range(2, 5)?, PRIVATE)?.store();
         assert!(guard.run_at(PageIndex::new(2)).visibility == PRIVATE);
         assert!(inode.get().visibility(PageIndex::new(4)) == PRIVATE);
         assert!(inode.get().visibility(PageIndex::new(5)) == SHARED);
@@ -275,36 +274,18 @@ mod address_space {
     }
 
     #[test]
-    fn nothing_becomes_private_that_was_not_taken_from_the_host() -> Result {
-        let inode = TestInode::new(16, SHARED)?;
-        let guard = inode.get().lock();
-        let taken = |start, end| Ok::<_, Error>(guard.quiesce(&range(start, end)?).ok());
-
-        let to_private = guard.reserve(&range(2, 5)?, PRIVATE)?;
-        assert!(to_private.may_commit(taken(2, 5)?.as_ref()));
-        assert!(to_private.may_commit(taken(0, 16)?.as_ref()));
-        for quiesced in [None, taken(2, 4)?, taken(3, 5)?, taken(5, 16)?] {
-            assert!(!to_private.may_commit(quiesced.as_ref()));
-        }
-        drop(to_private);
-
-        let to_shared = guard.reserve(&range(2, 5)?, SHARED)?;
-        assert!(to_shared.may_commit(None));
-
-        let other = TestMap::new(16, SHARED)?;
-        let elsewhere = other.0.reserve(other.writer(), &range(2, 5)?, PRIVATE)?;
-        assert!(!elsewhere.may_commit(taken(0, 16)?.as_ref()));
-        Ok(())
-    }
-
-    #[test]
     fn stable_is_shared_between_readers() -> Result {
         let inode = TestInode::new(16, PRIVATE)?;
-        let one = inode.get().stable();
 
-        assert!(one.visibility(PageIndex::new(0)) == PRIVATE);
-        assert!(core::ptr::eq(one.inode(), inode.get()));
-        Ok(())
+        inode.get().stable(|one| {
+            assert!(one.visibility(PageIndex::new(0)) == PRIVATE);
+            assert!(core::ptr::eq(one.inode(), inode.get()));
+            // Readers do not wait for each other.
+            inode
+                .get()
+                .locked_shared(|two| assert!(core::ptr::eq(two.inode(), one.inode())));
+            Ok(())
+        })
     }
 }
 
@@ -449,5 +430,282 @@ mod invalidate {
         inode.get().remove_file(&guard, &bindings, &first);
         inode.get().remove_file(&guard, &bindings, &second);
         Ok(())
+    }
+}
+
+/// What the code above does wrong, and what that comes to.
+#[kunit_tests(kvm_gmem_caller)]
+mod caller {
+    use super::*;
+    use crate::{
+        export::{
+            GuestMemfd,
+            Tables, //
+        },
+        fs::file_ops::GmemFile,
+        ioctl::UserPointer,
+        kvm::{
+            fault::{
+                GuestFault,
+                GuestPage, //
+            },
+            populate::Populate,
+            vcpu::Vcpu,
+            vm::{
+                Gfn,
+                Vm, //
+            }, //
+        },
+        mm::{
+            fault::{
+                HostFault,
+                Served, //
+            },
+            folio::Frame, //
+        },
+        testing::TestFile, //
+    };
+    use gmem_policy::{
+        content::{
+            Action,
+            Content, //
+        },
+        contract::Terms,
+        plan::{
+            Plan,
+            Run, //
+        },
+        range::Geometry,
+        request::{
+            RawRequest,
+            Request, //
+        }, //
+    };
+    use kernel::seq_file::SeqFile;
+
+    const PAGES: u64 = 16;
+    const BASE: u64 = 0x1000;
+
+    /// An implementation that asks for more than there is.
+    struct Greedy;
+
+    static TABLES: Tables = Tables::new::<Greedy>();
+
+    impl GuestMemfd for Greedy {
+        fn tables() -> &'static Tables {
+            &TABLES
+        }
+
+        fn create(_vm: &Vm, _size: u64, _flags: u64) -> Result<i32> {
+            Err(ENOTTY)
+        }
+
+        fn capability(_vm: Option<&Vm>, _cap: u64) -> Option<i32> {
+            None
+        }
+
+        fn supports_in_place(_vm: &Vm) -> bool {
+            true
+        }
+
+        /// The largest mapping that there is.
+        fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
+            fault.inode().stable(|stable| {
+                let folio = fault.folio(stable)?;
+                fault.serve(folio, u8::MAX)
+            })
+        }
+
+        fn populate(_populate: &Populate<'_>) -> Result<u64> {
+            Err(ENOTTY)
+        }
+
+        fn fallocate(_file: &GmemFile, _mode: i32, _offset: u64, _len: u64) -> Result {
+            Err(ENOTTY)
+        }
+
+        fn ioctl(_file: &GmemFile, _cmd: u32, _arg: UserPointer) -> Result {
+            Err(ENOTTY)
+        }
+
+        fn vcpu_ioctl(_vcpu: &mut Vcpu<'_>, _cmd: u32, _arg: UserPointer) -> Result {
+            Err(ENOTTY)
+        }
+
+        fn show_fdinfo(_file: &GmemFile, _out: &SeqFile) {}
+
+        fn show_run(_run: &Run, _out: &SeqFile) {}
+
+        fn fault(fault: HostFault<'_>) -> Result<Served<'_>> {
+            fault.inode().stable(|stable| fault.serve(stable))
+        }
+
+        fn reclaim(_frame: &Frame<'_>) {}
+    }
+
+    type File<'v> = TestFile<'v, Greedy>;
+
+    fn fault<'a>(file: &'a File<'_>, at: u64) -> GuestFault<'a> {
+        GuestFault {
+            vm: file.vm(),
+            file: file.file(),
+            gfn: Gfn::new(BASE + at),
+            at: PageIndex::new(at),
+        }
+    }
+
+    #[test]
+    fn mapping_is_no_larger_than_the_folio() -> Result {
+        let vm = TestVm::new()?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(());
+        };
+        assert_eq!(file.guest_fault_order(BASE + 5)?.1, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn guest_gets_the_page_that_it_asked_for() -> Result {
+        let vm = TestVm::new()?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(());
+        };
+        file.file().inode().stable(|stable| {
+            let other = fault(&file, 6).folio(stable)?;
+            assert!(fault(&file, 5)
+                .serve(other, 0)
+                .is_err_and(|error| error == EINVAL));
+            let own = fault(&file, 5).folio(stable)?;
+            assert!(fault(&file, 5).serve(own, 0).is_ok());
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn guest_reads_nothing_of_earlier_owners() -> Result {
+        let vm = TestVm::new()?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(());
+        };
+        file.allocate(5)?;
+        file.page(5)?.fill(0x5a);
+        assert_eq!(file.guest_fault(BASE + 5)?.byte(), Some(0));
+        Ok(())
+    }
+
+    /// What keeps the attributes of one file says nothing about another.
+    #[test]
+    fn locks_of_other_files_do_not_count() -> Result {
+        let vm = TestVm::new()?;
+        let (Some(file), Some(other)) = (
+            File::new(&vm, PAGES, PRIVATE, BASE)?,
+            File::new(&vm, PAGES, PRIVATE, BASE)?,
+        ) else {
+            return Ok(());
+        };
+        other.file().inode().stable(|elsewhere| {
+            assert!(fault(&file, 5)
+                .folio(elsewhere)
+                .is_err_and(|error| error == EINVAL));
+            assert_eq!(file.host_fault_with(5, elsewhere), Err(EINVAL));
+            file.file().inode().stable(|here| {
+                let folio = fault(&file, 5).folio(here)?;
+                assert!(folio.as_private(here).is_some());
+                assert!(folio.as_private(elsewhere).is_none());
+                Ok(())
+            })
+        })
+    }
+
+    #[test]
+    fn shared_page_is_no_platforms() -> Result {
+        let vm = TestVm::new()?;
+        let Some(file) = File::new(&vm, PAGES, SHARED, BASE)? else {
+            return Ok(());
+        };
+        file.file().inode().stable(|stable| {
+            let folio = fault(&file, 5).folio(stable)?;
+            assert!(folio.as_private(stable).is_none());
+            Ok(())
+        })
+    }
+
+    /// Freeing invalidates by itself, in the file only, and the next use finds zeroes.
+    #[test]
+    fn pages_are_freed_behind_an_invalidation() -> Result {
+        let vm = TestVm::new()?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(());
+        };
+        for at in 0..PAGES {
+            file.fill(at, 0x5a)?;
+        }
+        let before = vm.sequence();
+        let asked = range(4, 2 * PAGES)?;
+        file.file().inode().locked(|guard| guard.free(&asked));
+        assert_eq!((vm.sequence(), vm.invalidations()), (before + 1, 0));
+        assert_eq!(file.allocated(), 4);
+        assert_eq!(file.guest_fault(BASE + 5)?.byte(), Some(0));
+        assert_eq!(file.byte(3)?, Some(0x5a));
+        Ok(())
+    }
+
+    /// A map that says what its caller likes.
+    struct Claims(Run);
+
+    impl Attributes for Claims {
+        fn run_at(&self, _at: PageIndex) -> Run {
+            self.0
+        }
+    }
+
+    /// A plan that was made for another map, or for another file, is not carried out.
+    #[test]
+    fn plan_of_another_file_is_refused() -> Result {
+        let inode = TestInode::new(PAGES, SHARED)?;
+        let geometry = inode.get().geometry();
+        let larger = Geometry::new(
+            geometry.page_size(),
+            2 * PAGES * geometry.page_size().bytes(),
+        )
+        .ok_or(EINVAL)?;
+        let terms = Terms {
+            changing: Action::Zero,
+            settled: Action::Zero,
+        };
+        let plan = |start, geometry: &Geometry, claims: &Claims| {
+            let page = geometry.page_size().bytes();
+            let raw = RawRequest {
+                offset: start * page,
+                size: 4 * page,
+                attributes: PRIVATE.attributes(),
+                flags: Content::Zero.flags(),
+                ..RawRequest::default()
+            };
+            let request = Request::parse(&raw, geometry, true).map_err(|_| EINVAL)?;
+            match Plan::new(&request, &terms, claims) {
+                Plan::Change(change) => Ok(change),
+                Plan::Nothing => Err(EINVAL),
+            }
+        };
+        let claims = |end, visibility| {
+            let range = range(0, end)?;
+            Ok::<_, Error>(Claims(Run { range, visibility }))
+        };
+
+        let honest = plan(4, &geometry, &claims(PAGES, SHARED)?)?;
+        let overlooks = plan(4, &geometry, &claims(PAGES, PRIVATE)?)?;
+        let outside = plan(PAGES, &larger, &claims(2 * PAGES, SHARED)?)?;
+
+        inode.get().locked(|guard| {
+            assert!(guard.begin(honest).is_ok());
+            for change in [overlooks, outside] {
+                assert_eq!(
+                    guard.begin(change).err().map(|refused| refused.error),
+                    Some(EINVAL)
+                );
+            }
+            Ok(())
+        })
     }
 }

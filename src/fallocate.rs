@@ -2,7 +2,6 @@
 
 //! Allocating memory ahead of its use, and giving it back.
 
-use crate::bind::kinds;
 use gmem_policy::range::PageIndex;
 use gmem_sys::{
     fs::{
@@ -15,8 +14,7 @@ use gmem_sys::{
             clip,
             GmemInode, //
         }, //
-    },
-    kvm::mmu::InvalidateSpan, //
+    }, //
 };
 use kernel::prelude::*;
 
@@ -61,26 +59,21 @@ fn punch_hole(inode: &GmemInode, offset: u64, len: u64) {
     ) else {
         return;
     };
-
-    // The bindings are stable while this is held, so begin and end of the invalidation match.
-    let guard = inode.lock();
-    let span = InvalidateSpan::begin(&guard, range);
-    // A dead VM's memory is given back as well.
-    let _ = span.zap(kinds(inode));
-    span.truncate(&guard);
+    inode.locked(|guard| guard.free(&range));
 }
 
 /// The folios are not marked up to date: they are zeroed at their first use.
 fn allocate(inode: &GmemInode, offset: u64, len: u64) -> Result {
     let range = inode.geometry().range(offset, len).ok_or(EINVAL)?;
-    let _guard = inode.lock_shared();
 
-    for at in range.start().get()..range.end().get() {
-        if signal_pending() {
-            return Err(EINTR);
+    inode.locked_shared(|guard| {
+        for at in range.start().get()..range.end().get() {
+            if signal_pending() {
+                return Err(EINTR);
+            }
+            guard.allocate(PageIndex::new(at))?;
+            reschedule();
         }
-        drop(inode.folio(PageIndex::new(at))?);
-        reschedule();
-    }
-    Ok(())
+        Ok(())
+    })
 }

@@ -1,25 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Beginning and end of a file.
+//! New files.
 
-use crate::{
-    bind::kinds,
-    vendor, //
-};
-use gmem_policy::{
-    range::Geometry,
-    request::Visibility, //
-};
+use crate::vendor;
+use gmem_policy::request::Visibility;
 use gmem_sys::{
     export::host_wide,
     fs::{
-        file_ops::{
-            self,
-            Closing, //
-        },
+        file_ops,
         inode::{
-            Traits,
-            PAGE, //
+            Size,
+            Traits, //
         }, //
     },
     kvm::vm::Vm, //
@@ -44,14 +35,14 @@ pub(crate) fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32> {
     if flags & !vm.supported_flags() != 0 {
         return Err(EINVAL);
     }
-    let geometry = Geometry::new(PAGE, size).ok_or(EINVAL)?;
+    let size = Size::new(size).ok_or(EINVAL)?;
     let mappable = flags & MMAP != 0;
     let init_shared = flags & INIT_SHARED != 0;
 
     file_ops::create::<crate::Gmem>(
         vm,
         Traits {
-            geometry,
+            size,
             initial: if init_shared {
                 Visibility::Shared
             } else {
@@ -61,12 +52,4 @@ pub(crate) fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32> {
             in_place: vendor::platform(vm).is_some() && (mappable || init_shared || host_wide()),
         },
     )
-}
-
-/// The last reference to a file is gone.
-///
-/// The memory stays: it is the inode's, which mappings keep. The size is the file's real one, as
-/// there is nothing to find behind it.
-pub(crate) fn release(closing: &Closing<'_>) {
-    closing.zap(kinds(closing.inode()));
 }

@@ -3,22 +3,17 @@
 //! Guest faults.
 
 use crate::vendor;
-use gmem_policy::{
-    range::PageIndex,
-    request::Visibility, //
-};
+use gmem_policy::request::Visibility;
 use gmem_sys::{
-    export::GuestPage,
-    fs::file_ops::GmemFile,
-    kvm::vm::{
-        Gfn,
-        Vm, //
+    kvm::fault::{
+        GuestFault,
+        GuestPage, //
     },
     trace, //
 };
 use kernel::prelude::*;
 
-/// Gives a guest the page at `at`, which shows as `gfn`.
+/// Gives a guest a page.
 ///
 /// The attributes are held from the question whether the page is private through zeroing and
 /// handing it to the platform, so that no page becomes the platform's that a conversion has just
@@ -27,24 +22,19 @@ use kernel::prelude::*;
 /// # Errors
 ///
 /// `EHWPOISON`, `ENOMEM`, and what the platform returns.
-pub(crate) fn get_pfn(vm: &Vm, file: &GmemFile, gfn: Gfn, at: PageIndex) -> Result<GuestPage> {
-    let inode = file.inode();
-    let stable = inode.stable();
-    let folio = inode.folio(at)?;
+pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
+    let (vm, inode, gfn, at) = (fault.vm(), fault.inode(), fault.gfn(), fault.at());
 
-    if folio.is_poisoned() {
-        return Err(EHWPOISON);
-    }
-    let first_use = folio.prepare();
-    vendor::make_private(vm, gfn, at, &stable, &folio)?;
-    let attributes = &stable;
-    trace::guest_fault(move || {
-        let is_private = attributes.visibility(at) == Visibility::Private;
-        let offset = trace::offset(inode, at);
-        (trace::ino(inode), offset, gfn.get(), is_private, first_use)
-    });
-    Ok(GuestPage {
-        max_order: vendor::max_mapping_order(vm, at, &stable, folio.order()),
-        page: folio.into_page(),
+    inode.stable(|stable| {
+        let folio = fault.folio(stable)?;
+        vendor::make_private(vm, gfn, stable, &folio)?;
+        let first_use = folio.is_first_use();
+        trace::guest_fault(move || {
+            let is_private = stable.visibility(at) == Visibility::Private;
+            let offset = trace::offset(inode, at);
+            (trace::ino(inode), offset, gfn.get(), is_private, first_use)
+        });
+        let max_order = vendor::max_mapping_order(vm, at, stable, folio.order());
+        fault.serve(folio, max_order)
     })
 }

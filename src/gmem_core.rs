@@ -22,25 +22,18 @@
 use gmem_sys::{
     export::{
         GuestMemfd,
-        GuestPage,
-        SlotFlags,
         Tables, //
     },
-    fs::{
-        address_space::BindingsGuard,
-        file_ops::{
-            Closing,
-            GmemFile, //
-        }, //
-    },
+    fs::file_ops::GmemFile,
     ioctl::UserPointer,
     kvm::{
+        fault::{
+            GuestFault,
+            GuestPage, //
+        },
         populate::Populate,
         vcpu::Vcpu,
-        vm::{
-            Gfn,
-            Vm, //
-        }, //
+        vm::Vm, //
     },
     mm::{
         fault::{
@@ -56,7 +49,6 @@ use kernel::{
     seq_file::SeqFile, //
 };
 
-mod bind;
 mod content;
 mod convert;
 mod fallocate;
@@ -72,13 +64,7 @@ mod stats;
 mod tests;
 mod vendor;
 
-use gmem_policy::{
-    plan::Run,
-    range::{
-        PageIndex,
-        PageRange, //
-    }, //
-};
+use gmem_policy::plan::Run;
 
 /// What the kernel's print macros put before each line.
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
@@ -106,16 +92,12 @@ impl GuestMemfd for Gmem {
         vendor::platform(vm).is_some()
     }
 
-    fn slot_flags(file: &GmemFile) -> SlotFlags {
-        bind::slot_flags(file)
+    fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
+        get_pfn::get_pfn(fault)
     }
 
-    fn get_pfn(vm: &Vm, file: &GmemFile, gfn: Gfn, at: PageIndex) -> Result<GuestPage> {
-        get_pfn::get_pfn(vm, file, gfn, at)
-    }
-
-    fn populate(populate: &Populate<'_>, gfn: Gfn, npages: u64) -> Result<u64> {
-        populate::populate(populate, gfn, npages)
+    fn populate(populate: &Populate<'_>) -> Result<u64> {
+        populate::populate(populate)
     }
 
     fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Result {
@@ -126,7 +108,7 @@ impl GuestMemfd for Gmem {
         ioctl::ioctl(file, cmd, arg)
     }
 
-    fn vcpu_ioctl(vcpu: &Vcpu, cmd: u32, arg: UserPointer) -> Result {
+    fn vcpu_ioctl(vcpu: &mut Vcpu<'_>, cmd: u32, arg: UserPointer) -> Result {
         map_memory::ioctl(vcpu, cmd, arg)
     }
 
@@ -138,19 +120,11 @@ impl GuestMemfd for Gmem {
         fdinfo::show_run(run, out)
     }
 
-    fn fault(fault: HostFault<'_>) -> Result<Served> {
+    fn fault(fault: HostFault<'_>) -> Result<Served<'_>> {
         fault::fault(fault)
-    }
-
-    fn release(closing: &Closing<'_>) {
-        file::release(closing)
     }
 
     fn reclaim(frame: &Frame<'_>) {
         vendor::reclaim(frame)
-    }
-
-    fn memory_failure(bindings: &BindingsGuard<'_>, range: &PageRange) {
-        fault::memory_failure(bindings, range)
     }
 }

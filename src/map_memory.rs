@@ -37,14 +37,14 @@ const TRIES: u32 = 16;
 /// `ENOTTY` for any but KVM_MAP_MEMORY. `EINVAL` for a struct that says nothing sensible. `EFAULT`
 /// if the struct cannot be read or written: what was mapped stays. Otherwise those of [`populate`],
 /// if not a single page was mapped.
-pub(crate) fn ioctl(vcpu: &Vcpu, cmd: u32, arg: UserPointer) -> Result {
+pub(crate) fn ioctl(vcpu: &mut Vcpu<'_>, cmd: u32, arg: UserPointer) -> Result {
     if cmd != MAP_MEMORY {
         return Err(ENOTTY);
     }
     let asked = Mapping::parse(arg.read()?, PAGE).map_err(|_| EINVAL)?;
     let mut left = asked;
 
-    let result = populate(&mut vcpu.load(), &mut left);
+    let result = vcpu.loaded(|vcpu| populate(vcpu, &mut left));
     trace::map_memory(move || {
         let result = result.err().map_or(0, Error::to_errno);
         (asked.base(), asked.size(), left.size(), result)

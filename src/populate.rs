@@ -5,41 +5,37 @@
 use crate::vendor;
 use gmem_sys::{
     fs::address_space::signal_pending,
-    kvm::{
-        populate::Populate,
-        vm::Gfn, //
-    },
+    kvm::populate::Populate,
     trace, //
 };
 use kernel::prelude::*;
 
-/// Fills up to `npages` pages from `start` on; returns how many were.
+/// Fills pages; returns how many were.
 ///
 /// # Errors
 ///
 /// That of the first page, if not even that one was filled.
-pub(crate) fn populate(populate: &Populate<'_>, start: Gfn, npages: u64) -> Result<u64> {
-    let result = fill(populate, start, npages);
+pub(crate) fn populate(populate: &Populate<'_>) -> Result<u64> {
+    let result = fill(populate);
     trace::populate(|| {
         let result = match result {
             // CAST: At most a long's worth of pages was asked for.
             Ok(done) => done as isize,
             Err(error) => error.to_errno() as isize,
         };
-        (start.get(), npages, result)
+        (populate.start().get(), populate.wanted(), result)
     });
     result
 }
 
-fn fill(populate: &Populate<'_>, start: Gfn, npages: u64) -> Result<u64> {
-    let slot = populate.slot(start).ok_or(EINVAL)?;
-    let npages = populate.pages_in(slot, start, npages);
+fn fill(populate: &Populate<'_>) -> Result<u64> {
+    let npages = populate.pages()?;
 
     for done in 0..npages {
         let filled = if signal_pending() {
             Err(EINTR)
         } else {
-            one(populate, Gfn::new(start.get() + done), done)
+            one(populate, done)
         };
         match filled {
             Ok(()) => {}
@@ -50,19 +46,12 @@ fn fill(populate: &Populate<'_>, start: Gfn, npages: u64) -> Result<u64> {
     Ok(npages)
 }
 
-fn one(populate: &Populate<'_>, gfn: Gfn, n: u64) -> Result {
-    let slot = populate.slot(gfn).ok_or(EINVAL)?;
-    let at = slot.index_of(gfn).ok_or(EINVAL)?;
-    let file = slot.active_file().ok_or(EFAULT)?;
+fn one(populate: &Populate<'_>, n: u64) -> Result {
     // Before the lock: faulting the source in may need it.
     let source = populate.pin_source(n)?;
-    let guard = file.inode().lock();
-    let folio = file.inode().folio(at)?;
+    let file = populate.file(source.gfn())?;
+    let to = vendor::populate(populate.vm(), file.inode(), source.gfn())?;
 
-    if folio.is_poisoned() {
-        return Err(EHWPOISON);
-    }
-    let to = vendor::populate(populate.vm(), file.inode(), gfn)?;
-
-    populate.fill(&guard, gfn, folio, &source, to)
+    file.inode()
+        .locked(|guard| populate.fill(guard, source, to))
 }

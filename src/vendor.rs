@@ -43,7 +43,8 @@ use gmem_sys::{
             HardwareRmp,
             HardwareSept,
             Kind,
-            Under, //
+            Under,
+            Written, //
         },
         vcpu::can_map_memory,
         vm::{
@@ -55,7 +56,8 @@ use gmem_sys::{
         Assignment,
         FolioRef,
         Frame,
-        LockedFolio, //
+        PreparedFolio,
+        PrivatePage, //
     }, //
 };
 use kernel::{
@@ -134,7 +136,7 @@ pub(crate) trait Vendor {
     /// # Errors
     ///
     /// What the platform returns. The page is as it was then.
-    fn make_private(_vm: &Vm, _gfn: Gfn, _folio: &LockedFolio<'_>) -> Result {
+    fn make_private(_vm: &Vm, _gfn: Gfn, _page: &PrivatePage<'_>) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -168,7 +170,7 @@ pub(crate) trait Vendor {
     /// # Errors
     ///
     /// [`Fatal`]: the page is lost, and so is the VM.
-    fn zero(_page: GivenUp<'_, '_>) -> Result<(), Fatal> {
+    fn zero(_page: GivenUp<'_>) -> Result<Written<'_>, Fatal> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -186,7 +188,7 @@ pub(crate) trait Vendor {
 struct Operations {
     platform: Platform,
     convert: fn(&GmemFile, &Request) -> Result<Outcome, Failure>,
-    make_private: Option<fn(&Vm, Gfn, &LockedFolio<'_>) -> Result>,
+    make_private: Option<fn(&Vm, Gfn, &PrivatePage<'_>) -> Result>,
     populate: Option<fn(&Vm, Gfn) -> Result<Assignment>>,
     max_mapping_order: fn(Visibility) -> u8,
 }
@@ -261,7 +263,7 @@ fn remembers(vm: &Vm, inode: &GmemInode) -> bool {
     inode.converts_in_place() || vm.emulated().is_some()
 }
 
-/// Gives the page at `at`, which shows as `gfn`, to the platform if it is private.
+/// Gives the page of a guest fault, which shows as `gfn`, to the platform if it is private.
 ///
 /// Every guest fault comes here: what has no platform does not get behind the first question.
 ///
@@ -272,21 +274,20 @@ fn remembers(vm: &Vm, inode: &GmemInode) -> bool {
 pub(crate) fn make_private(
     vm: &Vm,
     gfn: Gfn,
-    at: PageIndex,
     stable: &Stable<'_>,
-    folio: &LockedFolio<'_>,
+    folio: &PreparedFolio<'_>,
 ) -> Result {
     let vendor = match select(vm).map(|vendor| vendor.make_private) {
         Some(None) => return Ok(()),
         Some(vendor) => vendor,
         None => None,
     };
-    if stable.visibility(at) == Visibility::Shared {
+    let Some(page) = folio.as_private(stable) else {
         return Ok(());
-    }
+    };
     match vendor {
-        Some(make_private) if remembers(vm, stable.inode()) => make_private(vm, gfn, folio),
-        _ => folio.make_private(vm, gfn),
+        Some(make_private) if remembers(vm, stable.inode()) => make_private(vm, gfn, &page),
+        _ => page.make_private(vm, gfn),
     }
 }
 

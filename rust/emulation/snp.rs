@@ -19,7 +19,10 @@ use crate::{
             Vm, //
         }, //
     },
-    mm::folio::Frame, //
+    mm::folio::{
+        Frame,
+        PrivatePage, //
+    }, //
 };
 use core::sync::atomic::{
     AtomicBool,
@@ -228,7 +231,8 @@ impl Rmp for ModelRmp {
     }
 
     /// The guest reads the host's bytes through its key.
-    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
+    fn assign(page: &PrivatePage<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
+        let frame = &page.frame();
         let page = Page::new(frame);
 
         reserve(page.pfn(), 1)?;

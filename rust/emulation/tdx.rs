@@ -17,6 +17,7 @@ use crate::{
         },
         vm::{
             Gfn,
+            MmuGuard,
             Pfn,
             Vm, //
         }, //
@@ -345,8 +346,8 @@ impl platform::Sept for ModelSept {
         Sept::prepare(&emulation.sept, gfn, frame)
     }
 
-    fn contains(vm: &Vm, gfn: Gfn) -> bool {
-        super::of(vm).is_some_and(|emulation| emulation.sept.lock().is_mirrored(gfn))
+    fn contains(mmu: &MmuGuard<'_>, gfn: Gfn) -> bool {
+        super::of(mmu.vm()).is_some_and(|emulation| emulation.sept.lock().is_mirrored(gfn))
     }
 
     fn removal_zeroes(vm: &Vm) -> bool {

@@ -2,6 +2,9 @@
 
 //! The invalidate lock of a file's mapping, and what only its holder may do.
 //!
+//! The code above gets a held lock as a reference, for the length of a call: it cannot keep it,
+//! forget it, or hand it to another task.
+//!
 //! Lock order: `mmap_lock` -> invalidate lock -> bindings mutex, folio lock; `slots_lock` ->
 //! invalidate lock -> `mmu_lock`. A folio lock may be held when the bindings mutex is taken, never
 //! when the invalidate lock is: that is how memory failure, which starts with a locked folio, gets
@@ -11,7 +14,6 @@
 
 use crate::{
     attribute_map::{
-        AttributeMap,
         Reader,
         Reservation,
         Writer, //
@@ -23,8 +25,7 @@ use crate::{
 };
 use core::{
     iter,
-    marker::PhantomData,
-    ptr, //
+    marker::PhantomData, //
 };
 use gmem_policy::{
     plan::{
@@ -119,6 +120,17 @@ impl<'a, M: sealed::Mode> InvalidateGuard<'a, M> {
     }
 }
 
+impl InvalidateGuard<'_, Shared> {
+    /// Allocates the folio of page `at`, unless it has one. It is zeroed at its first use.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` behind the end of the file, `ENOMEM`, and what else the page cache returns.
+    pub fn allocate(&self, at: PageIndex) -> Result {
+        self.inode.folio(at).map(drop)
+    }
+}
+
 impl<M: sealed::Mode> Drop for InvalidateGuard<'_, M> {
     #[inline]
     fn drop(&mut self) {
@@ -138,29 +150,21 @@ impl<M: sealed::Mode> Attributes for InvalidateGuard<'_, M> {
 }
 
 /// A page of the range is referenced by somebody else.
-pub struct Busy(
+pub(crate) struct Busy(
     /// The first such page.
-    pub PageIndex,
+    pub(crate) PageIndex,
 );
 
-/// The host has no mapping of a range of pages, and nobody else holds a reference to one, but for
-/// those that are private already.
-///
-/// Stays true while the lock is held: host faults take it shared.
-pub struct Quiesced<'g> {
-    inode: &'g GmemInode,
-    range: PageRange,
+/// Why a step of a conversion was not made, and because of which page.
+#[derive(Clone, Copy, Debug)]
+pub struct Refused {
+    /// Why.
+    pub error: Error,
+    /// The first page for which that is so.
+    pub at: PageIndex,
 }
 
-impl Quiesced<'_> {
-    /// Whether all pages of `range` in the file with this map are among them.
-    pub(crate) fn cover(&self, map: &AttributeMap, range: &PageRange) -> bool {
-        self.inode.map().is_some_and(|own| ptr::eq(own, map))
-            && self.range.intersect(range) == Some(*range)
-    }
-}
-
-impl<'a> InvalidateGuard<'a, Exclusive> {
+impl InvalidateGuard<'_, Exclusive> {
     #[inline]
     fn writer(&self) -> Writer<'_> {
         // SAFETY: The map is written with the invalidate lock held exclusively only.
@@ -172,7 +176,7 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
     /// # Errors
     ///
     /// `ENOMEM`; `EINVAL` if the file has no attribute map or the range leaves the file.
-    pub fn reserve(&self, range: &PageRange, to: Visibility) -> Result<Reservation<'_>> {
+    pub(crate) fn reserve(&self, range: &PageRange, to: Visibility) -> Result<Reservation<'_>> {
         let map = self.inode.map().ok_or(EINVAL)?;
         if range.end().get() > self.inode.geometry().pages() {
             return Err(EINVAL);
@@ -182,7 +186,7 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
 
     /// The folios of `range`, in batches, lowest first.
     #[inline]
-    pub fn folios<'g>(&'g self, range: &PageRange) -> Batches<'g> {
+    pub(crate) fn folios<'g>(&'g self, range: &PageRange) -> Batches<'g> {
         // SAFETY: The mapping lives as long as the inode, which the guard borrows.
         unsafe { Batches::new(self.inode.mapping(), *range) }
     }
@@ -192,27 +196,43 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
     /// Where there is no folio there is nothing to unmap: a page table of the host or of a guest
     /// can have a page only while its folio is in the page cache, which it does not leave without
     /// being unmapped. So this bounds the cost of a request by what is allocated.
-    pub fn populated(&self, range: &PageRange) -> Option<PageRange> {
+    pub(crate) fn populated(&self, range: &PageRange) -> Option<PageRange> {
         let first = self.folios(range).next_batch()?.next()?.pages().start();
         PageRange::new(first, range.end())
     }
 
-    /// The parts of `range` that are shared, as far as anything of it is allocated.
-    fn shared(&self, range: &PageRange) -> impl Iterator<Item = PageRange> + Clone + '_ {
-        let mut rest = self.populated(range);
+    /// The runs of `range`, each clipped to it.
+    pub(crate) fn runs(&self, range: &PageRange) -> impl Iterator<Item = Run> + Clone + '_ {
+        let mut rest = Some(*range);
 
-        iter::from_fn(move || loop {
+        iter::from_fn(move || {
             let here = rest?;
             let run = self.run_at(here.start());
-            let pages = run.range.intersect(&here)?;
-            rest = PageRange::new(pages.end(), here.end());
-            if run.visibility == Visibility::Shared {
-                return Some(pages);
+            // Pages that are not those that were asked for end the walk.
+            let range = run.range.intersect(&here)?;
+            if !range.contains(here.start()) {
+                return None;
             }
+            rest = PageRange::new(range.end(), here.end());
+            Some(Run { range, ..run })
         })
     }
 
-    /// Takes the shared pages of `range` away from the host.
+    /// The parts of `range` that are `visibility`, as far as anything of it is allocated.
+    pub(crate) fn populated_parts(
+        &self,
+        range: &PageRange,
+        visibility: Visibility,
+    ) -> impl Iterator<Item = PageRange> + Clone + '_ {
+        self.populated(range)
+            .into_iter()
+            .flat_map(|populated| self.runs(&populated))
+            .filter(move |run| run.visibility == visibility)
+            .map(|run| run.range)
+    }
+
+    /// Takes the shared pages of `range` away from the host. It has none then, and nobody else holds
+    /// a reference to one, for as long as the lock is held: host faults take it shared.
     ///
     /// Page tables first, then the LRU batches (all CPUs at most once), then the count: what it
     /// has beyond the page cache's reference and ours is somebody who may still write. A host
@@ -223,8 +243,8 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
     ///
     /// [`Busy`] with the first page that is held elsewhere. Host mappings are gone
     /// then, too; they fault back.
-    pub fn quiesce(&self, range: &PageRange) -> Result<Quiesced<'_>, Busy> {
-        let shared = self.shared(range);
+    pub(crate) fn quiesce(&self, range: &PageRange) -> Result<(), Busy> {
+        let shared = self.populated_parts(range, Visibility::Shared);
         for pages in shared.clone() {
             self.unmap(&pages);
         }
@@ -241,16 +261,13 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
                 reschedule();
             }
         }
-        Ok(Quiesced {
-            inode: self.inode,
-            range: *range,
-        })
+        Ok(())
     }
 
     /// Takes the pages of `range` out of the host's page tables, and so the entries that memory
     /// failure leaves there for pages that it takes out itself.
     #[inline]
-    fn unmap(&self, range: &PageRange) {
+    pub(crate) fn unmap(&self, range: &PageRange) {
         // `even_cows`: only shared mappings of the file exist, which have no copies made on write,
         // but without it the entries of failed memory would stay.
         // SAFETY: The mapping is valid.
@@ -262,21 +279,6 @@ impl<'a> InvalidateGuard<'a, Exclusive> {
                 true,
             )
         }
-    }
-
-    /// Frees the folios of `range`, which no guest has any more.
-    ///
-    /// Truncation unmaps what is mapped. What failed before is not, yet each address where it was
-    /// has an entry that answers the host with SIGBUS, for the fresh page that comes here as well.
-    /// No new one is made for a folio that has left the file, so they go afterwards.
-    pub(crate) fn truncate(&self, range: &PageRange) {
-        let page = self.inode.geometry().page_size();
-        let start = page.offset_of(range.start()).get();
-        let end = page.offset_of(range.end()).get();
-
-        // SAFETY: The mapping is valid. The range lies inside the file, so it fits a loff_t.
-        unsafe { bindings::truncate_inode_pages_range(self.inode.mapping(), start as i64, end - 1) }
-        self.unmap(range);
     }
 }
 
@@ -302,7 +304,7 @@ pub fn signal_pending() -> bool {
 /// # Safety
 ///
 /// Implementors hold one of the two locks of the inode they return.
-pub unsafe trait Bindings {
+pub(crate) unsafe trait Bindings {
     /// The inode.
     fn inode(&self) -> &GmemInode;
 
@@ -322,7 +324,7 @@ unsafe impl Bindings for InvalidateGuard<'_, Exclusive> {
 }
 
 /// The held bindings mutex; for memory failure, which must not wait for the invalidate lock.
-pub struct BindingsGuard<'a> {
+pub(crate) struct BindingsGuard<'a> {
     inode: &'a GmemInode,
     _mutex: RawMutexGuard<'a>,
 }

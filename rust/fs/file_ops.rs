@@ -8,11 +8,6 @@ use crate::{
     bindings,
     export::GuestMemfd,
     fs::{
-        address_space::{
-            BindingsGuard,
-            Exclusive,
-            InvalidateGuard, //
-        },
         debugfs::RunsFile,
         inode::{
             GmemInode,
@@ -25,7 +20,6 @@ use crate::{
             Binding,
             FileData, //
         },
-        platform::takes_back,
         vm::Vm, //
     }, //
 };
@@ -43,7 +37,10 @@ use kernel::{
     },
     prelude::*,
     seq_file::SeqFile,
-    types::Opaque, //
+    types::{
+        ForeignOwnable,
+        Opaque, //
+    }, //
 };
 
 /// An open guest_memfd: one VM's view of an inode.
@@ -192,17 +189,13 @@ pub fn create<T: GuestMemfd>(vm: &Vm, traits: Traits) -> Result<i32> {
         )
     })?;
     let owned = OwnedInode(vfs);
-    // SAFETY: Nobody else knows the inode yet. The size fits a loff_t, which Geometry guarantees.
+    // SAFETY: Nobody else knows the inode yet. The size fits a loff_t, which Size guarantees.
     let inode = unsafe {
         bindings::gmem_inode_init(
             vfs,
             tables.inode_operations(),
             tables.address_space_operations(),
-            traits
-                .geometry
-                .page_size()
-                .offset_of(traits.geometry.whole().end())
-                .get() as i64,
+            traits.size.bytes() as i64,
         );
         GmemInode::set_up(GmemInode::from_vfs(vfs), traits)
     };
@@ -230,7 +223,7 @@ pub fn create<T: GuestMemfd>(vm: &Vm, traits: Traits) -> Result<i32> {
     // SAFETY: The file is not visible to anybody yet. The data lives until release().
     unsafe {
         (*file).f_flags |= bindings::O_LARGEFILE;
-        (*file).private_data = KBox::into_raw(data).cast();
+        (*file).private_data = data.into_foreign();
         bindings::fd_install(fd.0 as u32, file);
     }
     let number = fd.0;
@@ -292,44 +285,14 @@ impl Drop for OwnedInode {
     }
 }
 
-/// A file that is going away, with everything locked that its end needs.
+/// The `release` operation: the last reference to the file is gone.
 ///
-/// The slots stay bound while it exists, but nobody finds the file through them any more.
-pub struct Closing<'a> {
-    file: &'a GmemFile,
-    bindings: BindingsGuard<'a>,
-    invalidate: InvalidateGuard<'a, Exclusive>,
-}
-
-impl Closing<'_> {
-    /// The inode.
-    #[inline]
-    pub fn inode(&self) -> &GmemInode {
-        self.file.inode()
-    }
-
-    /// Takes the file's mappings out of its guest's page tables, those of `kinds`.
-    pub fn zap(&self, kinds: crate::kvm::mmu::Kinds) {
-        // What the zap found out about the VM no longer matters: its memory is not touched, only
-        // unmapped.
-        let _ = self.span().zap(kinds);
-    }
-
-    fn span(&self) -> crate::kvm::mmu::InvalidateSpan<'_> {
-        crate::kvm::mmu::InvalidateSpan::begin_one(
-            &self.invalidate,
-            self.file.data(),
-            self.inode().geometry().whole(),
-        )
-    }
-}
-
-/// The `release` operation.
+/// The memory stays: it is the inode's, which mappings keep.
 ///
 /// # Safety
 ///
 /// To be called by the VFS only.
-pub(crate) unsafe extern "C" fn release<T: GuestMemfd>(
+pub(crate) unsafe extern "C" fn release(
     _inode: *mut bindings::inode,
     file: *mut bindings::file,
 ) -> c_int {
@@ -348,23 +311,14 @@ pub(crate) unsafe extern "C" fn release<T: GuestMemfd>(
             // SAFETY: The slot is bound to this file, with slots_lock held.
             unsafe { bindings::gmem_slot_set_file(slot.as_raw(), ptr::null_mut()) };
         });
-        let closing = Closing {
-            file,
-            bindings,
-            invalidate,
-        };
-        T::release(&closing);
-        // The memory goes with the inode, and must not be a guest's then, whatever was zapped.
-        if takes_back(data.vm()) {
-            closing.span().take_back();
-        }
-        file.inode()
-            .remove_file(&closing.invalidate, &closing.bindings, data);
+        // The slots are still bound, but nobody finds the file through them any more.
+        invalidate.take_from_guest(data);
+        file.inode().remove_file(&invalidate, &bindings, data);
     }
 
-    // SAFETY: The box was leaked by create(), and nobody has the pointer any more. This puts the
-    // VM as well, so it comes last.
-    drop(unsafe { KBox::from_raw((*file.as_raw()).private_data.cast::<FileData>()) });
+    // SAFETY: The pointer was made by create(), and nobody has it any more. This puts the VM as
+    // well, so it comes last.
+    drop(unsafe { Pin::<KBox<FileData>>::from_foreign((*file.as_raw()).private_data) });
     0
 }
 

@@ -60,17 +60,38 @@ pub const PAGE: PageSize = match PageSize::new(kernel::page::PAGE_SHIFT as u32) 
 };
 
 /// The smallest file.
-const ONE_PAGE: Geometry = match Geometry::new(PAGE, PAGE.bytes()) {
-    Some(geometry) => geometry,
+const ONE_PAGE: Size = match Size::new(PAGE.bytes()) {
+    Some(size) => size,
     // PANIC: At compile time.
     None => panic!("a page is not a file"),
 };
 
+/// How large a file is, in pages of the kernel's size.
+#[derive(Clone, Copy)]
+pub struct Size(Geometry);
+
+impl Size {
+    /// The size of a file of so many bytes. [`None`] if there can be no such file.
+    #[inline]
+    pub const fn new(bytes: u64) -> Option<Self> {
+        match Geometry::new(PAGE, bytes) {
+            Some(geometry) => Some(Self(geometry)),
+            None => None,
+        }
+    }
+
+    /// In bytes, which a loff_t can hold.
+    #[inline]
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.0.page_size().offset_of(self.0.whole().end()).get()
+    }
+}
+
 /// How a file was created, which its inode keeps.
 #[derive(Clone, Copy)]
 pub struct Traits {
-    /// Size in pages.
-    pub geometry: Geometry,
+    /// Its size.
+    pub size: Size,
     /// What all pages start as.
     pub initial: Visibility,
     /// The host may map it (`GUEST_MEMFD_FLAG_MMAP`).
@@ -143,7 +164,7 @@ impl GmemInode {
         // SAFETY: By the contract of this function.
         unsafe {
             SharedPolicy::init(&raw mut (*this).policy);
-            (&raw mut (*this).map).write(AttributeMap::new(ONE_PAGE, Visibility::Private));
+            (&raw mut (*this).map).write(AttributeMap::new(ONE_PAGE.0, Visibility::Private));
             RawMutex::init(&raw mut (*this).bindings_lock);
             (&raw mut (*this).files).write(UnsafeCell::new(KVec::new()));
             (&raw mut (*this).traits).write(None);
@@ -160,7 +181,7 @@ impl GmemInode {
         // SAFETY: By the contract of this function. The map has no memory yet.
         // INVARIANT: This is where `traits` is set.
         unsafe {
-            (&raw mut (*this).map).write(AttributeMap::new(traits.geometry, traits.initial));
+            (&raw mut (*this).map).write(AttributeMap::new(traits.size.0, traits.initial));
             (&raw mut (*this).traits).write(Some(traits));
             &*this
         }
@@ -218,7 +239,7 @@ impl GmemInode {
     fn traits(&self) -> &Traits {
         /// What an inode that was never set up is like: empty, and nothing of it is shared.
         static NOTHING: Traits = Traits {
-            geometry: ONE_PAGE,
+            size: ONE_PAGE,
             initial: Visibility::Private,
             mappable: false,
             in_place: false,
@@ -230,7 +251,7 @@ impl GmemInode {
     /// Page size and number of pages.
     #[inline]
     pub fn geometry(&self) -> Geometry {
-        self.traits().geometry
+        self.traits().size.0
     }
 
     /// Whether the host may map it.
@@ -288,27 +309,37 @@ impl GmemInode {
         }
     }
 
-    /// Takes the invalidate lock for writing; sleeps.
+    /// Calls `f` with the invalidate lock held for writing; sleeps.
     #[inline]
-    pub fn lock(&self) -> InvalidateGuard<'_, Exclusive> {
+    pub fn locked<R>(&self, f: impl FnOnce(&InvalidateGuard<'_, Exclusive>) -> R) -> R {
+        f(&self.lock())
+    }
+
+    /// Calls `f` with the invalidate lock held for reading; sleeps.
+    #[inline]
+    pub fn locked_shared<R>(&self, f: impl FnOnce(&InvalidateGuard<'_, Shared>) -> R) -> R {
+        f(&self.lock_shared())
+    }
+
+    /// Calls `f` while the attributes stay as they are; sleeps.
+    #[inline]
+    pub fn stable<R>(&self, f: impl FnOnce(&Stable<'_>) -> R) -> R {
+        f(&Stable::new(self))
+    }
+
+    #[inline]
+    pub(crate) fn lock(&self) -> InvalidateGuard<'_, Exclusive> {
         InvalidateGuard::new(self)
     }
 
-    /// Takes the invalidate lock for reading; sleeps.
     #[inline]
-    pub fn lock_shared(&self) -> InvalidateGuard<'_, Shared> {
+    pub(crate) fn lock_shared(&self) -> InvalidateGuard<'_, Shared> {
         InvalidateGuard::new(self)
-    }
-
-    /// Keeps the attributes as they are; sleeps.
-    #[inline]
-    pub fn stable(&self) -> Stable<'_> {
-        Stable::new(self)
     }
 
     /// Takes the bindings mutex alone; sleeps. Allowed with a folio locked.
     #[inline]
-    pub fn lock_bindings(&self) -> BindingsGuard<'_> {
+    pub(crate) fn lock_bindings(&self) -> BindingsGuard<'_> {
         BindingsGuard::new(self, self.bindings_lock.lock())
     }
 
@@ -325,7 +356,7 @@ impl GmemInode {
     ///
     /// `EINVAL` behind the end of the file, `ENOMEM`, and what else the page cache returns.
     #[inline]
-    pub fn folio(&self, at: PageIndex) -> Result<LockedFolio<'_>> {
+    pub(crate) fn folio(&self, at: PageIndex) -> Result<LockedFolio<'_>> {
         if at.get() >= self.geometry().pages() {
             return Err(EINVAL);
         }

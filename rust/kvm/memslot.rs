@@ -153,30 +153,34 @@ impl Memslot {
 }
 
 /// What a guest_memfd file (one VM's view of the inode) knows: its VM and the slots bound to it.
+#[pin_data(PinnedDrop)]
 pub(crate) struct FileData {
     /// Goes before the VM, whose directory it is in.
     runs: SetOnce<RunsFile>,
     vm: ARef<Vm>,
     /// `struct kvm_memory_slot` by page index, a multi-index entry for each slot.
+    #[pin]
     slots: Opaque<bindings::xarray>,
 }
 
 impl FileData {
     /// A file of `vm` with nothing bound to it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     #[inline]
-    pub(crate) fn new(vm: &Vm) -> Result<KBox<Self>> {
-        let slots = Opaque::zeroed();
-        let data = KBox::new(
-            Self {
+    pub(crate) fn new(vm: &Vm) -> Result<Pin<KBox<Self>>> {
+        // Without memory there is no value yet that would be dropped.
+        KBox::pin_init(
+            pin_init!(Self {
                 runs: SetOnce::new(),
                 vm: vm.into(),
-                slots,
-            },
+                // SAFETY: The array is at its final place and not in use.
+                slots <- Opaque::ffi_init(|slots| unsafe { bindings::gmem_xa_init(slots) }),
+            }),
             GFP_KERNEL,
-        )?;
-        // SAFETY: The array is at its final place and not in use.
-        unsafe { bindings::gmem_xa_init(data.slots.get()) };
-        Ok(data)
+        )
     }
 
     #[inline]
@@ -295,9 +299,9 @@ impl FileData {
     }
 }
 
-impl Drop for FileData {
-    #[inline]
-    fn drop(&mut self) {
+#[pinned_drop]
+impl PinnedDrop for FileData {
+    fn drop(self: Pin<&mut Self>) {
         // SAFETY: The array is initialised, and nobody else can reach it any more.
         unsafe { bindings::xa_destroy(self.slots.get()) }
     }

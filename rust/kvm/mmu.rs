@@ -12,10 +12,15 @@
 use crate::kvm::memslot::Memslot;
 use crate::{
     bindings,
-    fs::address_space::{
-        Bindings,
-        Exclusive,
-        InvalidateGuard, //
+    fs::{
+        address_space::{
+            Bindings,
+            BindingsGuard,
+            Exclusive,
+            InvalidateGuard,
+            Refused, //
+        },
+        inode::GmemInode, //
     },
     kvm::{
         memslot::FileData,
@@ -26,6 +31,7 @@ use crate::{
         },
         vm::{
             Gfn,
+            MmuGuard,
             Vm, //
         }, //
     },
@@ -35,8 +41,11 @@ use crate::{
 use core::{
     array,
     cell::Cell,
-    marker::PhantomData,
-    ptr::NonNull, //
+    iter,
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 use gmem_policy::{
     range::{
@@ -45,10 +54,14 @@ use gmem_policy::{
     },
     request::Visibility, //
 };
+use kernel::{
+    prelude::*,
+    warn_on, //
+};
 
 /// Which kinds of mapping to take away, where the architecture keeps them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kinds {
+pub(crate) enum Kinds {
     /// Those through which the guest uses pages as private or as shared.
     Only(Visibility),
     /// All.
@@ -56,6 +69,18 @@ pub enum Kinds {
 }
 
 impl Kinds {
+    /// Which kinds of guest mapping pages of a file can have.
+    ///
+    /// Pages of a file that does not convert keep the kind that they were created with, and the
+    /// other kind of mapping of the same gfn belongs to other memory.
+    pub(crate) fn of(inode: &GmemInode) -> Self {
+        if inode.converts_in_place() {
+            Self::Both
+        } else {
+            Self::Only(inode.initial())
+        }
+    }
+
     fn filter(self) -> bindings::kvm_gfn_range_filter {
         match self {
             Self::Only(Visibility::Shared) => bindings::kvm_gfn_range_filter_KVM_FILTER_SHARED,
@@ -70,8 +95,8 @@ impl Kinds {
 
 /// An invalidation in progress: no guest can be given a page of the range until it ends.
 ///
-/// Dropping it ends it.
-pub struct InvalidateSpan<'g> {
+/// Dropping it ends it. The code above never has one to keep or to forget.
+pub(crate) struct InvalidateSpan<'g> {
     stable: &'g dyn Bindings,
     only: Option<&'g FileData>,
     range: PageRange,
@@ -79,12 +104,39 @@ pub struct InvalidateSpan<'g> {
     asked: Cell<bool>,
 }
 
-/// The guests have no mapping of the kinds that were zapped, and no VM died of it.
-pub struct Zapped<'s>(PhantomData<&'s ()>);
+/// No guest has a page of a range through mappings of some kinds, nor gets one until the
+/// invalidation ends. Freeing pages consumes it.
+pub struct Zapped<'s> {
+    span: &'s InvalidateSpan<'s>,
+    /// [`None`] if it was not all of the span's range, in all VMs.
+    complete: Option<Kinds>,
+    dead: bool,
+}
+
+impl<'s> Zapped<'s> {
+    /// The invalidation that it happened in.
+    pub(crate) fn span(&self) -> &'s InvalidateSpan<'s> {
+        self.span
+    }
+
+    /// Whether one of the VMs is dead now: a zap that fails cannot say so, but kills the VM. What
+    /// the platform did with its pages is not known then.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead
+    }
+
+    /// The pages of `inode` that no guest has any more.
+    fn of(&self, inode: &GmemInode) -> Option<PageRange> {
+        let of_it = ptr::eq(self.span.stable.inode(), inode);
+        let all = self.complete == Some(Kinds::Both) || self.complete == Some(Kinds::of(inode));
+
+        (of_it && all).then_some(self.span.range)
+    }
+}
 
 /// An allocated folio, and where a VM has it. Exists while the VM's `mmu_lock` is held for writing.
 pub struct Mapped<'a> {
-    vm: &'a Vm,
+    mmu: &'a MmuGuard<'a>,
     gfn: Gfn,
     folio: &'a FolioRef<'a>,
     kept: &'a Cell<Option<Kept>>,
@@ -106,7 +158,7 @@ impl Mapped<'_> {
     /// The VM.
     #[inline]
     pub fn vm(&self) -> &Vm {
-        self.vm
+        self.mmu.vm()
     }
 
     /// Where the guest has it.
@@ -127,7 +179,7 @@ impl Mapped<'_> {
         // As many as the hypervisor answers for at a time.
         const AT_ONCE: u64 = 512;
 
-        let (vm, gfn) = (NonNull::from(self.vm).cast(), self.gfn.get());
+        let (vm, gfn) = (NonNull::from(self.vm()).cast(), self.gfn.get());
         let known = self
             .kept
             .get()
@@ -135,7 +187,7 @@ impl Mapped<'_> {
         if let Some(run) = known {
             return run.kept;
         }
-        let (kept, same) = platform::keeps_from_host(self.vm, self.gfn, AT_ONCE);
+        let (kept, same) = platform::keeps_from_host(self.vm(), self.gfn, AT_ONCE);
         self.kept.set(Some(Kept {
             vm,
             start: gfn,
@@ -148,7 +200,7 @@ impl Mapped<'_> {
     /// Whether the page is in the VM's S-EPT. That it was is remembered until it is given up: what
     /// its removal leaves in it is known then.
     pub fn is_in_sept(&self) -> bool {
-        let is = platform::is_in_sept(self.vm, self.gfn);
+        let is = platform::is_in_sept(self.mmu, self.gfn);
         if is {
             self.folio.frame().mark_in_sept(true);
         }
@@ -160,22 +212,10 @@ impl Mapped<'_> {
 /// long as a map of many runs would take.
 const AT_ONCE: usize = 32;
 
-/// A VM died: what the platform did with its pages is not known.
-pub struct Dead;
-
 impl<'g> InvalidateSpan<'g> {
     /// Begins to invalidate `range` in every VM that the inode is bound to. Zaps nothing.
-    pub fn begin(stable: &'g dyn Bindings, range: PageRange) -> Self {
+    pub(crate) fn begin(stable: &'g dyn Bindings, range: PageRange) -> Self {
         Self::begin_in(stable, None, range)
-    }
-
-    /// Begins to invalidate `range` in the VM of one file.
-    pub(crate) fn begin_one(
-        stable: &'g dyn Bindings,
-        file: &'g FileData,
-        range: PageRange,
-    ) -> Self {
-        Self::begin_in(stable, Some(file), range)
     }
 
     fn begin_in(stable: &'g dyn Bindings, only: Option<&'g FileData>, range: PageRange) -> Self {
@@ -202,25 +242,25 @@ impl<'g> InvalidateSpan<'g> {
         span
     }
 
-    /// Takes all mappings of `kinds` out of the guests' page tables and flushes their TLBs.
-    ///
-    /// # Errors
-    ///
-    /// [`Dead`] if one of the VMs is dead now: a zap that fails cannot say so, but kills the VM.
-    pub fn zap(&self, kinds: Kinds) -> Result<Zapped<'_>, Dead> {
-        self.zap_pages(kinds, core::iter::once(self.range))
+    /// Takes all mappings that pages of the file can have out of the guests' page tables, and
+    /// flushes their TLBs.
+    fn zap(&self) -> Zapped<'_> {
+        let kinds = Kinds::of(self.stable.inode());
+        let zapped = self.zap_pages(kinds, iter::once(self.range));
+
+        Zapped {
+            complete: self.only.is_none().then_some(kinds),
+            ..zapped
+        }
     }
 
-    /// Like [`zap`](Self::zap), of the pages of `ranges` only, as far as they are in the span's.
-    ///
-    /// # Errors
-    ///
-    /// As for [`zap`](Self::zap).
-    pub fn zap_pages(
+    /// Like [`zap`](Self::zap), but only mappings of `kinds`, and of the pages of `ranges`, as far
+    /// as they are in the span's.
+    pub(crate) fn zap_pages(
         &self,
         kinds: Kinds,
         ranges: impl Iterator<Item = PageRange> + Clone,
-    ) -> Result<Zapped<'_>, Dead> {
+    ) -> Zapped<'_> {
         let mut dead = false;
 
         self.for_each_file(|file| {
@@ -239,10 +279,10 @@ impl<'g> InvalidateSpan<'g> {
             dead |= file.vm().is_dead();
         });
 
-        if dead {
-            Err(Dead)
-        } else {
-            Ok(Zapped(PhantomData))
+        Zapped {
+            span: self,
+            complete: None,
+            dead,
         }
     }
 
@@ -280,46 +320,66 @@ impl<'g> InvalidateSpan<'g> {
         }
     }
 
-    /// Asks `f` about each allocated folio of the range where it shows as a guest frame, with its
-    /// VM's `mmu_lock` held: as nothing is mapped anew until the span ends, a page that is not
-    /// there now stays away. `f` must not sleep.
+    /// Asks `question`, if there is one, about each allocated folio of the range where it shows as a
+    /// guest frame, with its VM's `mmu_lock` held: as nothing is mapped anew until the span ends, a
+    /// page that is not there now stays away. `question` must not sleep.
+    ///
+    /// A guest that takes pages by itself is asked in any case before one is made the host's: what
+    /// it keeps is not there for the host to use, whatever the file says.
     ///
     /// # Errors
     ///
-    /// The first that `f` returns.
-    pub fn ask<E>(
+    /// The first that `question` returns; `EPERM` for a page that a guest keeps.
+    pub(crate) fn ask(
         &self,
         guard: &InvalidateGuard<'_, Exclusive>,
-        mut f: impl FnMut(&Mapped<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+        to: Visibility,
+        mut question: Option<impl FnMut(&Mapped<'_>) -> Result>,
+    ) -> Result<(), Refused> {
+        let for_host = to == Visibility::Shared;
+        if question.is_none() && !(for_host && self.any_vm(platform::takes_by_itself)) {
+            return Ok(());
+        }
+        let mut ask = |mapped: &Mapped<'_>| {
+            question
+                .as_mut()
+                .map_or(Ok(()), |question| question(mapped))?;
+            if for_host && mapped.is_kept_from_host() {
+                return Err(EPERM);
+            }
+            Ok(())
+        };
         let kept = Cell::new(None);
         let mut folios = guard.folios(&self.range);
         while let Some(batch) = folios.next_batch() {
             for folio in batch.filter(|folio| folio.is_allocated()) {
                 folio.frame().mark_in_sept(false);
-                self.ask_about(&folio, &kept, &mut f)?;
+                self.ask_about(&folio, &kept, &mut ask)
+                    .map_err(|error| Refused {
+                        error,
+                        at: folio.pages().start(),
+                    })?;
             }
         }
         self.asked.set(true);
         Ok(())
     }
 
-    fn ask_about<E>(
+    fn ask_about(
         &self,
         folio: &FolioRef<'_>,
         kept: &Cell<Option<Kept>>,
-        mut f: impl FnMut(&Mapped<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+        mut f: impl FnMut(&Mapped<'_>) -> Result,
+    ) -> Result {
         let mut answer = Ok(());
 
         self.for_each_file(|file| {
-            let vm = file.vm();
-            let _mmu = vm.lock_mmu();
+            let mmu = &file.vm().lock_mmu();
             self.for_each_gfn_range(file, &folio.pages(), |_, start, end| {
                 for gfn in (start..end).map(Gfn::new) {
                     if answer.is_ok() {
                         answer = f(&Mapped {
-                            vm,
+                            mmu,
                             gfn,
                             folio,
                             kept,
@@ -331,12 +391,18 @@ impl<'g> InvalidateSpan<'g> {
         answer
     }
 
+    /// Whether something is so of the VM of one of the inode's files.
+    pub(crate) fn any_vm(&self, is: impl Fn(&Vm) -> bool) -> bool {
+        let mut files = self.stable.inode().files(self.stable);
+        files.any(|file| is(file.vm()))
+    }
+
     /// Looks whether a platform still has the folio, after it should have given it up.
     ///
     /// # Errors
     ///
     /// [`Fatal`] if it has, or if that cannot be told.
-    pub fn given_up<'f, 'b>(&self, folio: &'f FolioRef<'b>) -> Result<GivenUp<'f, 'b>, Fatal> {
+    pub(crate) fn given_up<'f>(&self, folio: &'f FolioRef<'f>) -> Result<GivenUp<'f>, Fatal> {
         let frame = folio.frame();
         let was_in_sept = self.asked.get() && frame.was_in_sept();
         let (mut owned, mut zeroed, mut stays) = (false, was_in_sept, true);
@@ -347,9 +413,9 @@ impl<'g> InvalidateSpan<'g> {
             owned |= platform::is_in_rmp(vm, &frame);
             zeroed &= platform::removal_zeroes(vm);
             if platform::has_sept(vm) {
-                let _mmu = vm.lock_mmu();
+                let mmu = vm.lock_mmu();
                 self.for_each_gfn_range(file, &folio.pages(), |_, start, end| {
-                    owned |= (start..end).any(|gfn| platform::is_in_sept(vm, Gfn::new(gfn)));
+                    owned |= (start..end).any(|gfn| platform::is_in_sept(&mmu, Gfn::new(gfn)));
                 });
             }
         }
@@ -359,16 +425,9 @@ impl<'g> InvalidateSpan<'g> {
         Ok(GivenUp::new(folio, zeroed, stays))
     }
 
-    /// Frees the folios of the range, those that guests keep from the host included: they are taken
-    /// back first, without their contents. The next use of the pages finds new, zeroed ones.
-    pub fn truncate(&self, guard: &InvalidateGuard<'_, Exclusive>) {
-        self.take_back();
-        guard.truncate(&self.range);
-    }
-
     /// Takes back what guests have of the range in page tables that the host does not see. What
     /// does not come back is leaked. Sleeps.
-    pub(crate) fn take_back(&self) {
+    fn take_back(&self) {
         self.for_each_file(|file| {
             let vm = file.vm();
             if platform::takes_back(vm) {
@@ -385,7 +444,7 @@ impl<'g> InvalidateSpan<'g> {
     ///
     /// TDX's page table does not have it any more then, but kvm-intel has taken a reference to the
     /// page that could not be removed.
-    pub fn first_kept(&self, guard: &InvalidateGuard<'_, Exclusive>) -> Option<PageIndex> {
+    pub(crate) fn first_kept(&self, guard: &InvalidateGuard<'_, Exclusive>) -> Option<PageIndex> {
         let has_sept = self
             .stable
             .inode()
@@ -407,7 +466,7 @@ impl<'g> InvalidateSpan<'g> {
     /// A platform has failed to give up the folio: nobody gets it any more, and the VMs die.
     ///
     /// A folio that a guest has taken by itself is not lost: it is taken back before it is freed.
-    pub fn lose(&self, folio: &FolioRef<'_>) {
+    pub(crate) fn lose(&self, folio: &FolioRef<'_>) {
         let mut taken = false;
         for file in self.stable.inode().files(self.stable) {
             taken |= platform::takes_by_itself(file.vm());
@@ -457,5 +516,64 @@ impl Drop for InvalidateSpan<'_> {
             // SAFETY: mmu_lock is held, and begin() has started the invalidation.
             unsafe { bindings::kvm_mmu_invalidate_end(file.vm().as_raw()) };
         });
+    }
+}
+
+impl InvalidateGuard<'_, Exclusive> {
+    /// Frees the folios of `range`, as far as it is in the file. Guests lose them first, those
+    /// included that they keep from the host, and those of a dead VM. The next use of the pages
+    /// finds new, zeroed ones. What they are, private or shared, stays.
+    pub fn free(&self, range: &PageRange) {
+        if let Some(range) = range.intersect(&self.geometry().whole()) {
+            let span = InvalidateSpan::begin(self, range);
+            self.truncate(span.zap());
+        }
+    }
+
+    /// Frees the folios that no guest has any more.
+    ///
+    /// Truncation unmaps what is mapped. What failed before is not, yet each address where it was
+    /// has an entry that answers the host with SIGBUS, for the fresh page that comes here as well.
+    /// No new one is made for a folio that has left the file, so they go afterwards.
+    fn truncate(&self, zapped: Zapped<'_>) {
+        let range = zapped.of(self.inode());
+        if warn_on!(range.is_none()) {
+            return;
+        }
+        let Some(range) = range else {
+            return;
+        };
+        zapped.span.take_back();
+
+        let page = self.geometry().page_size();
+        let start = page.offset_of(range.start()).get();
+        let end = page.offset_of(range.end()).get();
+        // SAFETY: The mapping is valid. The range lies inside the file, so it fits a loff_t. No
+        // guest has the pages, nor gets them before the span ends.
+        unsafe {
+            bindings::truncate_inode_pages_range(self.inode().mapping(), start as i64, end - 1)
+        }
+        self.unmap(&range);
+    }
+
+    /// Takes all pages of the inode out of one file's VM, as the file goes away.
+    pub(crate) fn take_from_guest(&self, file: &FileData) {
+        let span = InvalidateSpan::begin_in(self, Some(file), self.geometry().whole());
+        // What the zap finds out about the VM no longer matters: its memory is not touched, only
+        // unmapped.
+        let _ = span.zap();
+        // The memory goes with the inode, and must not be a guest's then.
+        span.take_back();
+    }
+}
+
+impl BindingsGuard<'_> {
+    /// Takes pages out of the guests' page tables that stay where they are: memory that failed.
+    ///
+    /// A guest that is being given such a page at this moment is stopped by the invalidation, and
+    /// finds it poisoned when it tries again.
+    pub(crate) fn take_from_guests(&self, range: &PageRange) {
+        // Of a VM that dies of this nothing is touched afterwards.
+        let _ = InvalidateSpan::begin(self, *range).zap();
     }
 }

@@ -18,13 +18,17 @@ use crate::{
     kvm::vm::{
         Emulated,
         Gfn,
+        MmuGuard,
         Vm, //
     },
     mm::folio::{
         FolioRef,
-        Frame, //
+        Frame,
+        PrivatePage, //
     }, //
 };
+use core::marker::PhantomData;
+use gmem_policy::content::Action;
 use kernel::prelude::*;
 
 #[cfg(CONFIG_KVM_GMEM_EMULATION)]
@@ -191,12 +195,12 @@ pub trait Rmp: sealed::Sealed {
     /// known to be the host's.
     fn lookup(frame: &Frame<'_>) -> Result<Entry, Failed>;
 
-    /// Gives one page to the guest with `asid`, to be seen at `gfn`.
+    /// Gives one page, which the host does not have, to the guest with `asid`, to be seen at `gfn`.
     ///
     /// # Errors
     ///
     /// [`Failed`]. The entry is unchanged.
-    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed>;
+    fn assign(page: &PrivatePage<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed>;
 
     /// Takes one page back, and flushes what caches have of it.
     ///
@@ -222,8 +226,8 @@ pub trait Sept: sealed::Sealed {
     /// [`Failed`].
     fn prepare(vm: &Vm, gfn: Gfn, frame: &Frame<'_>) -> Result<(), Failed>;
 
-    /// Whether there is a page at `gfn`. Called with `mmu_lock` held for writing.
-    fn contains(vm: &Vm, gfn: Gfn) -> bool;
+    /// Whether there is a page at `gfn` of the VM.
+    fn contains(mmu: &MmuGuard<'_>, gfn: Gfn) -> bool;
 
     /// Whether taking a page out leaves zeroes in it.
     fn removal_zeroes(vm: &Vm) -> bool;
@@ -252,10 +256,10 @@ impl Rmp for HardwareRmp {
         Ok(Entry { assigned, large })
     }
 
-    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
-        // SAFETY: The frame is one of a file's, which has no host mapping of a private page; the
+    fn assign(page: &PrivatePage<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
+        // SAFETY: The page is private, so that the host has no mapping of it and gets none; the
         // platform checks the rest.
-        outcome(unsafe { bindings::gmem_rmp_assign(frame.pfn().get(), gfn.get(), asid) })
+        outcome(unsafe { bindings::gmem_rmp_assign(page.frame().pfn().get(), gfn.get(), asid) })
     }
 
     fn unassign(frame: &Frame<'_>) -> Result<(), Failed> {
@@ -284,10 +288,9 @@ impl Sept for HardwareSept {
         Ok(())
     }
 
-    fn contains(vm: &Vm, gfn: Gfn) -> bool {
-        // SAFETY: The VM is valid; mmu_lock is held by the contract of this function, and lockdep
-        // says so if it is not.
-        unsafe { bindings::gmem_sept_contains(vm.as_raw(), gfn.get()) }
+    fn contains(mmu: &MmuGuard<'_>, gfn: Gfn) -> bool {
+        // SAFETY: The VM is valid, and its mmu_lock is held.
+        unsafe { bindings::gmem_sept_contains(mmu.vm().as_raw(), gfn.get()) }
     }
 
     fn removal_zeroes(_vm: &Vm) -> bool {
@@ -335,14 +338,14 @@ pub(crate) fn has_sept(vm: &Vm) -> bool {
     matches!(kind(vm), Some(Kind::Tdx(_)))
 }
 
-/// Whether `vm`'s S-EPT has a page at `gfn`. Called with `mmu_lock` held for writing.
-pub(crate) fn is_in_sept(vm: &Vm, gfn: Gfn) -> bool {
-    match kind(vm) {
-        Some(Kind::Tdx(Under::Hardware)) => HardwareSept::contains(vm, gfn),
+/// Whether the VM's S-EPT has a page at `gfn`.
+pub(crate) fn is_in_sept(mmu: &MmuGuard<'_>, gfn: Gfn) -> bool {
+    match kind(mmu.vm()) {
+        Some(Kind::Tdx(Under::Hardware)) => HardwareSept::contains(mmu, gfn),
         #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-        Some(Kind::Tdx(Under::Model)) => ModelSept::contains(vm, gfn),
+        Some(Kind::Tdx(Under::Model)) => ModelSept::contains(mmu, gfn),
         #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-        Some(Kind::Tdx(Under::Test)) => testing::TestSept::contains(vm, gfn),
+        Some(Kind::Tdx(Under::Test)) => testing::TestSept::contains(mmu, gfn),
         _ => false,
     }
 }
@@ -384,20 +387,40 @@ pub(crate) fn keeps_from_host(vm: &Vm, gfn: Gfn, nr: u64) -> (bool, u64) {
 /// The platform has filled the page with zeroes.
 struct Zeroed;
 
+/// What was done to the bytes of a page. Only what does it makes one.
+pub struct Written<'f> {
+    how: Action,
+    _page: PhantomData<&'f ()>,
+}
+
+impl<'f> Written<'f> {
+    fn new(how: Action) -> Self {
+        Self {
+            how,
+            _page: PhantomData,
+        }
+    }
+
+    /// Whether it is what was asked for.
+    pub(crate) fn is(&self, wanted: Action) -> bool {
+        self.how == wanted
+    }
+}
+
 /// A folio that no platform has: it may be written until the invalidate lock is released, by the
 /// host if no guest can take it by itself.
-pub struct GivenUp<'f, 'b> {
-    folio: &'f FolioRef<'b>,
+pub struct GivenUp<'f> {
+    folio: &'f FolioRef<'f>,
     zeroed: Option<Zeroed>,
     host_writes: bool,
 }
 
-impl<'f, 'b> GivenUp<'f, 'b> {
+impl<'f> GivenUp<'f> {
     /// To be made after looking, see
     /// [`InvalidateSpan::given_up`](crate::kvm::mmu::InvalidateSpan::given_up): for whether a
     /// platform has the folio, for whether one has zeroed it when it gave it up, and for whether
     /// the answers stay true.
-    pub(super) fn new(folio: &'f FolioRef<'b>, zeroed: bool, host_writes: bool) -> Self {
+    pub(super) fn new(folio: &'f FolioRef<'f>, zeroed: bool, host_writes: bool) -> Self {
         folio.frame().mark_in_sept(false);
         Self {
             folio,
@@ -411,15 +434,13 @@ impl<'f, 'b> GivenUp<'f, 'b> {
     /// # Errors
     ///
     /// [`Fatal`] if the host may not write it.
-    pub fn zero(self) -> Result<(), Fatal> {
+    pub fn zero(self) -> Result<Written<'f>, Fatal> {
         match (self.zeroed, self.host_writes) {
-            (Some(Zeroed), _) => Ok(()),
-            (None, true) => {
-                self.folio.zero();
-                Ok(())
-            }
-            (None, false) => Err(Fatal),
+            (Some(Zeroed), _) => {}
+            (None, true) => self.folio.zero(),
+            (None, false) => return Err(Fatal),
         }
+        Ok(Written::new(Action::Zero))
     }
 
     /// Has the hypervisor make all bytes of it zero, which makes sure that it is not a guest's in
@@ -428,22 +449,23 @@ impl<'f, 'b> GivenUp<'f, 'b> {
     /// # Errors
     ///
     /// [`Fatal`] if it is, or if there is no such hypervisor.
-    pub fn zero_by_hypervisor(self) -> Result<(), Fatal> {
+    pub fn zero_by_hypervisor(self) -> Result<Written<'f>, Fatal> {
         let pfn = self.folio.frame().pfn().get();
         // SAFETY: The folio is one page, and the hypervisor writes none that anybody else has.
-        outcome(unsafe { bindings::gmem_zero_by_hypervisor(pfn) }).map_err(|_| Fatal)
+        outcome(unsafe { bindings::gmem_zero_by_hypervisor(pfn) }).map_err(|_| Fatal)?;
+        Ok(Written::new(Action::Zero))
     }
 
-    /// Fills it.
+    /// Fills it, so that nobody relies on what was there.
     ///
     /// # Errors
     ///
     /// [`Fatal`] if the host may not write it.
-    pub fn fill(self, byte: u8) -> Result<(), Fatal> {
+    pub fn scramble(self, byte: u8) -> Result<Written<'f>, Fatal> {
         if !self.host_writes {
             return Err(Fatal);
         }
         self.folio.fill(byte);
-        Ok(())
+        Ok(Written::new(Action::Scramble))
     }
 }

@@ -6,9 +6,12 @@
 
 use crate::{
     bindings,
-    fs::address_space::{
-        Exclusive,
-        InvalidateGuard, //
+    fs::{
+        address_space::{
+            Exclusive,
+            InvalidateGuard, //
+        },
+        file_ops::ActiveFile, //
     },
     kvm::{
         memslot::Memslot,
@@ -18,19 +21,18 @@ use crate::{
             Vm, //
         }, //
     },
-    mm::folio::{
-        Assignment,
-        LockedFolio, //
-    }, //
+    mm::folio::Assignment, //
 };
 use kernel::{
     error::to_result,
     prelude::*, //
 };
 
-/// What the vendor does with each page, and where its contents come from.
+/// What the vendor does with each page of a range of guest frames, and where its contents come from.
 pub struct Populate<'a> {
     pub(crate) vm: &'a Vm,
+    pub(crate) start: Gfn,
+    pub(crate) wanted: u64,
     pub(crate) callback: bindings::kvm_gmem_populate_cb,
     pub(crate) opaque: *mut c_void,
     pub(crate) source: usize,
@@ -47,14 +49,24 @@ fn outcome(code: c_int) -> Result {
     }
 }
 
-/// A page of the source, pinned; dropping it puts.
-pub struct SourcePage(*mut bindings::page);
+/// A guest frame to fill, and the page of the source that is for it, pinned; dropping it puts.
+pub struct Source {
+    gfn: Gfn,
+    page: *mut bindings::page,
+}
 
-impl Drop for SourcePage {
+impl Source {
+    /// The guest frame.
+    pub fn gfn(&self) -> Gfn {
+        self.gfn
+    }
+}
+
+impl Drop for Source {
     fn drop(&mut self) {
-        if !self.0.is_null() {
+        if !self.page.is_null() {
             // SAFETY: The reference is ours.
-            unsafe { bindings::gmem_put_page(self.0) }
+            unsafe { bindings::gmem_put_page(self.page) }
         }
     }
 }
@@ -65,37 +77,54 @@ impl Populate<'_> {
         self.vm
     }
 
-    /// The slot with `gfn`.
-    pub fn slot(&self, gfn: Gfn) -> Option<&Memslot> {
+    /// The first guest frame.
+    pub fn start(&self) -> Gfn {
+        self.start
+    }
+
+    /// How many pages are wanted.
+    pub fn wanted(&self) -> u64 {
+        self.wanted
+    }
+
+    /// How many of the wanted pages the slot has that the first is in.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if there is none.
+    pub fn pages(&self) -> Result<u64> {
+        let slot = self.slot(self.start)?;
+        let at = slot.index_of(self.start).ok_or(EINVAL)?;
+        let end = slot.file_range().ok_or(EINVAL)?.end();
+        Ok(self.wanted.min(end.get().saturating_sub(at.get())))
+    }
+
+    fn slot(&self, gfn: Gfn) -> Result<&Memslot> {
         // SAFETY: slots_lock is held for as long as this exists, so the slot stays.
         let slot = unsafe {
             bindings::gmem_vm_assert_slots_lock(self.vm.as_raw());
             bindings::gmem_vm_gmem_slot(self.vm.as_raw(), gfn.get())
         };
         if slot.is_null() {
-            return None;
+            return Err(EINVAL);
         }
         // SAFETY: As above.
-        Some(unsafe { Memslot::from_raw(slot) })
+        Ok(unsafe { Memslot::from_raw(slot) })
     }
 
-    /// How many of `wanted` pages from `gfn` on the slot has.
-    pub fn pages_in(&self, slot: &Memslot, gfn: Gfn, wanted: u64) -> u64 {
-        match (slot.index_of(gfn), slot.file_range()) {
-            (Some(at), Some(range)) => wanted.min(range.end().get() - at.get()),
-            _ => 0,
-        }
-    }
-
-    /// Pins the `n`th page of the source. To be called without the invalidate lock: the source may
+    /// Pins the source of the `n`th page. To be called without the invalidate lock: the source may
     /// be a mapping of this very file.
     ///
     /// # Errors
     ///
-    /// `EFAULT`, `ENOMEM`. Without a source there is nothing to pin, and that is no error.
-    pub fn pin_source(&self, n: u64) -> Result<SourcePage> {
+    /// `EINVAL` if there is no such page, `EFAULT`, `ENOMEM`. Without a source there is nothing to
+    /// pin, and that is no error.
+    pub fn pin_source(&self, n: u64) -> Result<Source> {
         let mut page = core::ptr::null_mut();
 
+        if n >= self.wanted {
+            return Err(EINVAL);
+        }
         if self.source != 0 {
             let at = self.source + (n as usize) * kernel::page::PAGE_SIZE;
             // SAFETY: `page` has room for one.
@@ -106,36 +135,59 @@ impl Populate<'_> {
                 return Err(ENOMEM);
             }
         }
-        Ok(SourcePage(page))
+        Ok(Source {
+            gfn: Gfn::new(self.start.get().wrapping_add(n)),
+            page,
+        })
     }
 
-    /// Lets the vendor fill one page. The folio is up to date afterwards.
+    /// The file that has the page of a guest frame, with a reference.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if there is none, `EFAULT` if it is being closed.
+    pub fn file(&self, gfn: Gfn) -> Result<ActiveFile> {
+        self.slot(gfn)?.active_file().ok_or(EFAULT)
+    }
+
+    /// Lets the vendor fill the page of the guest frame that the source is for. The folio is up to
+    /// date afterwards.
     ///
     /// `to` is whom the vendor gives it to, where that is to be remembered. It is remembered first,
     /// so that nothing can fail when the page is the platform's.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if KVM does not hold the page to be private, `EEXIST` if a platform has it already,
-    /// and what the vendor returns.
+    /// `EINVAL` if KVM does not hold the page to be private, or if another file is locked than that
+    /// which has it; `EHWPOISON` if the memory has failed; `EEXIST` if a platform has it already;
+    /// and what the page cache and the vendor return.
     pub fn fill(
         &self,
         guard: &InvalidateGuard<'_, Exclusive>,
-        gfn: Gfn,
-        folio: LockedFolio<'_>,
-        source: &SourcePage,
+        source: Source,
         to: Option<Assignment>,
     ) -> Result {
+        let gfn = source.gfn;
+        let slot = self.slot(gfn)?;
+        let at = slot.index_of(gfn).ok_or(EINVAL)?;
+        if slot.with_inode(|inode, _| core::ptr::eq(inode, guard.inode())) != Some(true) {
+            return Err(EINVAL);
+        }
+        let folio = guard.inode().folio(at)?;
+        if folio.is_poisoned() {
+            return Err(EHWPOISON);
+        }
         let callback = self.callback.ok_or(EINVAL)?;
 
         if to.is_some() && platform::is_in_rmp(self.vm, &folio.frame()) {
             return Err(EEXIST);
         }
-        if source.0.is_null() {
+        let page = if source.page.is_null() {
             // What is measured must not be what the last owner of the memory left.
-            folio.prepare();
-        }
-        let page = folio.into_page();
+            folio.prepare()?.into_page()
+        } else {
+            folio.into_page()
+        };
         if !self.vm.mem_is_private(gfn) {
             return Err(EINVAL);
         }
@@ -149,7 +201,7 @@ impl Populate<'_> {
                 self.vm.as_raw(),
                 gfn.get(),
                 page.pfn().get(),
-                source.0,
+                source.page,
                 self.opaque,
             )
         });

@@ -5,55 +5,64 @@
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
 
 use crate::bindings;
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
 use kernel::{
     prelude::*,
-    types::{
-        NotThreadSafe,
-        Opaque, //
-    }, //
+    types::NotThreadSafe, //
 };
 
-/// A vCPU, `struct kvm_vcpu`.
+/// A vCPU, `struct kvm_vcpu`, in an ioctl of its own.
 ///
 /// # Invariants
 ///
-/// A reference to it is one to a vCPU whose mutex the calling task holds, in the process that the
-/// VM belongs to.
-#[repr(transparent)]
-pub struct Vcpu(Opaque<bindings::kvm_vcpu>);
+/// The vCPU is valid for as long as `'a`, and not loaded. The calling task holds its mutex, in the
+/// process that the VM belongs to, and has no other value of this type for it.
+pub struct Vcpu<'a> {
+    vcpu: NonNull<bindings::kvm_vcpu>,
+    _vcpu: PhantomData<&'a ()>,
+    _task: NotThreadSafe,
+}
 
-impl Vcpu {
+impl Vcpu<'_> {
     /// Takes a pointer from C.
     ///
     /// # Safety
     ///
-    /// `vcpu` must be valid, its mutex held by the calling task and nobody else have a reference,
-    /// for as long as `'a`.
+    /// `vcpu` must satisfy the type's invariants for as long as the value exists.
     #[inline]
-    pub(crate) unsafe fn from_raw<'a>(vcpu: *mut bindings::kvm_vcpu) -> &'a Self {
-        // SAFETY: By the contract of this function; the type is transparent.
-        unsafe { &*vcpu.cast() }
-    }
-
-    /// Puts the vCPU's state on this CPU, and its memslots under SRCU.
-    pub fn load(&self) -> Loaded<'_> {
-        // SAFETY: By the type's invariants. Loading a loaded one is no more than a second
-        // bookkeeping of the same, as KVM's own nested loads are.
-        let slots = unsafe { bindings::gmem_vcpu_load(self.0.get()) };
-        Loaded {
-            vcpu: self,
-            slots,
+    pub(crate) unsafe fn from_raw(vcpu: NonNull<bindings::kvm_vcpu>) -> Self {
+        // INVARIANT: By the contract of this function.
+        Self {
+            vcpu,
+            _vcpu: PhantomData,
             _task: NotThreadSafe,
         }
     }
+
+    /// Calls `f` with the vCPU's state on this CPU, and its memslots under SRCU.
+    pub fn loaded<R>(&mut self, f: impl FnOnce(&mut Loaded<'_>) -> R) -> R {
+        // SAFETY: By the type's invariants. As `self` is borrowed, nobody loads it once more before
+        // it is put.
+        let slots = unsafe { bindings::gmem_vcpu_load(self.vcpu.as_ptr()) };
+        let mut loaded = Loaded {
+            vcpu: self.vcpu,
+            _vcpu: PhantomData,
+        };
+        let result = f(&mut loaded);
+
+        // SAFETY: It was loaded above, in this task. The caller had but a reference to what says so.
+        unsafe { bindings::gmem_vcpu_put(self.vcpu.as_ptr(), slots) };
+        result
+    }
 }
 
-/// A vCPU that is loaded; dropping it puts.
+/// A vCPU that is loaded.
 pub struct Loaded<'a> {
-    vcpu: &'a Vcpu,
-    /// What SRCU wants back.
-    slots: c_int,
-    _task: NotThreadSafe,
+    vcpu: NonNull<bindings::kvm_vcpu>,
+    _vcpu: PhantomData<&'a ()>,
 }
 
 impl Loaded<'_> {
@@ -65,16 +74,9 @@ impl Loaded<'_> {
     /// `EAGAIN` if somebody was in the way; what the architecture returns otherwise.
     pub fn map(&mut self, gpa: u64, size: u64) -> Result<u64> {
         // SAFETY: The vCPU is loaded, within SRCU. Any address can be asked for.
-        let mapped = unsafe { bindings::kvm_arch_vcpu_map_memory(self.vcpu.0.get(), gpa, size) };
+        let mapped = unsafe { bindings::kvm_arch_vcpu_map_memory(self.vcpu.as_ptr(), gpa, size) };
         // CAST: An error is small.
         u64::try_from(mapped).map_err(|_| Error::from_errno(mapped as c_int))
-    }
-}
-
-impl Drop for Loaded<'_> {
-    fn drop(&mut self) {
-        // SAFETY: It was loaded by load(), in this task.
-        unsafe { bindings::gmem_vcpu_put(self.vcpu.0.get(), self.slots) }
     }
 }
 

@@ -230,8 +230,16 @@ impl Drop for SlotsGuard<'_> {
     }
 }
 
-/// Held `mmu_lock`.
-pub(crate) struct MmuGuard<'a>(&'a Vm);
+/// `mmu_lock` of a VM, held for writing.
+pub struct MmuGuard<'a>(&'a Vm);
+
+impl MmuGuard<'_> {
+    /// The VM.
+    #[inline]
+    pub fn vm(&self) -> &Vm {
+        self.0
+    }
+}
 
 impl Drop for MmuGuard<'_> {
     #[inline]

@@ -11,10 +11,12 @@ use crate::{
         address_space::Stable,
         inode::GmemInode, //
     },
-    mm::folio::LockedFolio,
     trace, //
 };
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    ptr, //
+};
 use gmem_policy::{
     range::PageIndex,
     request::Visibility, //
@@ -27,58 +29,58 @@ pub struct HostFault<'a> {
     inode: &'a GmemInode,
 }
 
-/// A fault that has got its page. Only [`HostFault::serve`] makes one.
-pub struct Served(PhantomData<()>);
+/// A fault that has got its page. Only [`HostFault::serve`] makes one, which consumes the fault; it
+/// cannot be kept for another.
+pub struct Served<'a>(PhantomData<&'a ()>);
 
 impl<'a> HostFault<'a> {
+    /// Takes a fault from C.
+    ///
+    /// # Safety
+    ///
+    /// `vmf` must be a fault on a mapping of one of our files, and being handled for as long as
+    /// `'a`.
+    #[inline]
+    pub(crate) unsafe fn from_raw(vmf: *mut bindings::vm_fault) -> Self {
+        // SAFETY: By the contract of this function. The mapping keeps the file.
+        let inode = unsafe { GmemInode::of_file((*(*vmf).__bindgen_anon_1.vma).vm_file) };
+        Self { vmf, inode }
+    }
+
     /// The file's inode.
     #[inline]
     pub fn inode(&self) -> &'a GmemInode {
         self.inode
     }
 
-    /// Whether the host may have the faulting page, for as long as its attribute is stable.
+    /// Maps the faulting page for the host, if it is shared.
+    ///
+    /// The attribute is held until the folio is locked, and that stays locked until the page table
+    /// entry is in place, by which conversion knows that it has to wait.
     ///
     /// # Errors
     ///
     /// `EFAULT` behind the end of the file, `EACCES` for a private page; `EINVAL` if `stable` is
-    /// another file's.
+    /// another file's. `EHWPOISON` for a page that failed before anybody used it, of others the
+    /// fault handling core says so itself. `ENOMEM`, and what else the page cache returns.
     #[inline]
-    pub fn permit<'s>(&self, stable: &'s Stable<'_>) -> Result<Permit<'s>> {
-        if !core::ptr::eq(stable.inode(), self.inode) {
+    pub fn serve(self, stable: &Stable<'_>) -> Result<Served<'a>> {
+        let inode = self.inode;
+        if !ptr::eq(stable.inode(), inode) {
             return Err(EINVAL);
         }
         // SAFETY: The fault is being handled, so `vmf` is valid.
         // CAST: unsigned long has 64 bits here.
         let at = PageIndex::new(unsafe { (*self.vmf).__bindgen_anon_1.pgoff as u64 });
-        if at.get() >= self.inode.geometry().pages() {
+        if at.get() >= inode.geometry().pages() {
             return Err(EFAULT);
         }
-        match stable.visibility(at) {
-            Visibility::Shared => Ok(Permit {
-                at,
-                _stable: PhantomData,
-            }),
-            Visibility::Private => Err(EACCES),
+        if stable.visibility(at) == Visibility::Private {
+            return Err(EACCES);
         }
-    }
-
-    /// Maps the folio's page for the host.
-    ///
-    /// The folio stays locked until the page table entry is in place, by which conversion knows
-    /// that it has to wait.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` if the folio is not that of the page that was permitted.
-    #[inline]
-    pub fn serve(self, permit: Permit<'_>, folio: LockedFolio<'_>) -> Result<Served> {
-        if !folio.is_page_of(self.inode, permit.at) {
-            return Err(EINVAL);
-        }
-        // No byte of an earlier owner gets out, whether the caller thought of it or not.
-        let first_use = folio.prepare();
-        let (inode, at) = (self.inode, permit.at);
+        // No byte of an earlier owner gets out.
+        let folio = inode.folio(at)?.prepare()?;
+        let first_use = folio.is_first_use();
         trace::host_fault(move || {
             let offset = trace::offset(inode, at);
             (trace::ino(inode), offset, first_use)
@@ -86,20 +88,6 @@ impl<'a> HostFault<'a> {
         // SAFETY: `vmf` is valid; lock and reference go to the fault handling core.
         unsafe { (*self.vmf).page = folio.into_locked_page() };
         Ok(Served(PhantomData))
-    }
-}
-
-/// The host may have a page: it is shared, and stays so while this exists.
-pub struct Permit<'s> {
-    at: PageIndex,
-    _stable: PhantomData<&'s ()>,
-}
-
-impl Permit<'_> {
-    /// The page.
-    #[inline]
-    pub fn at(&self) -> PageIndex {
-        self.at
     }
 }
 
@@ -111,13 +99,12 @@ impl Permit<'_> {
 pub(crate) unsafe extern "C" fn fault<T: GuestMemfd>(
     vmf: *mut bindings::vm_fault,
 ) -> bindings::vm_fault_t {
-    // SAFETY: The mapping's file is one of ours and cannot go away during the fault.
-    let inode = unsafe { GmemInode::of_file((*(*vmf).__bindgen_anon_1.vma).vm_file) };
-
-    match T::fault(HostFault { vmf, inode }) {
+    // SAFETY: The core handles a fault, and the mapping's operations are ours.
+    match T::fault(unsafe { HostFault::from_raw(vmf) }) {
         Ok(Served(_)) => bindings::vm_fault_reason_VM_FAULT_LOCKED,
         Err(e) if e == EAGAIN => bindings::vm_fault_reason_VM_FAULT_RETRY,
         Err(e) if e == ENOMEM => bindings::vm_fault_reason_VM_FAULT_OOM,
+        Err(e) if e == EHWPOISON => bindings::vm_fault_reason_VM_FAULT_HWPOISON,
         Err(_) => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
     }
 }

@@ -13,7 +13,8 @@ use crate::{
         address_space::{
             reschedule,
             Exclusive,
-            InvalidateGuard, //
+            InvalidateGuard,
+            Stable, //
         },
         inode::GmemInode, //
     },
@@ -32,12 +33,18 @@ use core::{
     },
     ptr::NonNull, //
 };
-use gmem_policy::range::{
-    PageIndex,
-    PageRange, //
+use gmem_policy::{
+    range::{
+        PageIndex,
+        PageRange, //
+    },
+    request::Visibility, //
 };
 use kernel::{
-    error::from_err_ptr,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
     prelude::*, //
 };
 
@@ -222,7 +229,7 @@ impl Frame<'_> {
 }
 
 /// A locked folio with a reference to it; dropping it unlocks and puts.
-pub struct LockedFolio<'a> {
+pub(crate) struct LockedFolio<'a> {
     folio: NonNull<bindings::folio>,
     at: PageIndex,
     inode: &'a GmemInode,
@@ -279,28 +286,29 @@ impl<'a> LockedFolio<'a> {
         core::ptr::eq(self.inode, inode) && self.at == at
     }
 
-    /// Zeroes the folio if this is its first use, and marks it up to date. Returns whether it was.
+    /// Zeroes the folio if this is its first use, and marks it up to date.
     ///
     /// Until then it holds whatever its last owner left.
+    ///
+    /// # Errors
+    ///
+    /// `EHWPOISON` if it would have to be zeroed, but the memory has failed.
     #[inline]
-    pub fn prepare(&self) -> bool {
+    pub(crate) fn prepare(self) -> Result<PreparedFolio<'a>> {
         // SAFETY: The folio is valid and locked.
-        unsafe { bindings::gmem_folio_prepare(self.as_ptr()) }
+        let zeroed = unsafe { bindings::gmem_folio_prepare(self.as_ptr()) };
+        to_result(zeroed.min(0))?;
+        Ok(PreparedFolio {
+            folio: self,
+            first_use: zeroed != 0,
+        })
     }
 
     /// Whether the memory has failed.
     #[inline]
-    pub fn is_poisoned(&self) -> bool {
+    pub(crate) fn is_poisoned(&self) -> bool {
         // SAFETY: The folio is valid.
         unsafe { bindings::gmem_folio_hwpoison(self.as_ptr()) }
-    }
-
-    /// How many pages it has: 2 to the power of this.
-    #[inline]
-    pub fn order(&self) -> u8 {
-        // SAFETY: The folio is valid.
-        // CAST: Orders are a handful of small numbers.
-        unsafe { bindings::gmem_folio_order(self.as_ptr()) as u8 }
     }
 
     /// The `struct page`.
@@ -312,38 +320,22 @@ impl<'a> LockedFolio<'a> {
 
     /// The host's frame of the page.
     #[inline]
-    pub fn pfn(&self) -> Pfn {
+    pub(crate) fn pfn(&self) -> Pfn {
         // SAFETY: The page is valid.
         Pfn::new(unsafe { bindings::gmem_page_pfn(self.page()) })
     }
 
     /// The page as the platforms know it.
     #[inline]
-    pub fn frame(&self) -> Frame<'_> {
+    pub(crate) fn frame(&self) -> Frame<'_> {
         // SAFETY: The folio is valid and locked for as long as this exists.
         unsafe { Frame::from_raw(self.folio) }
     }
 
-    /// Lets the architecture give the page to the platform, as the private page that `vm`'s guest
-    /// sees at `gfn`; for files that do not convert in place.
-    ///
-    /// # Errors
-    ///
-    /// `EIO` if the architecture returns anything but success; without such a hook there are none.
+    /// Unlocks, and gives the reference to the caller as one to the page. Nobody may be shown its
+    /// bytes who is not to see what the last owner left, unless it is prepared.
     #[inline]
-    pub fn make_private(&self, vm: &Vm, gfn: Gfn) -> Result {
-        // SAFETY: The VM and the folio are valid, and the folio is up to date and locked, as the
-        // hook expects.
-        match unsafe { bindings::gmem_vm_make_private(vm.as_raw(), gfn.get(), self.pfn().get(), 1) }
-        {
-            0 => Ok(()),
-            _ => Err(EIO),
-        }
-    }
-
-    /// Unlocks, and gives the reference to the caller as one to the page.
-    #[inline]
-    pub fn into_page(self) -> PageRef {
+    pub(crate) fn into_page(self) -> PageRef {
         let page = PageRef(self.page());
         let this = ManuallyDrop::new(self);
         // SAFETY: The folio is locked by this task; the reference goes on living in `page`.
@@ -353,7 +345,7 @@ impl<'a> LockedFolio<'a> {
 
     /// Gives lock and reference to the caller.
     #[inline]
-    pub(crate) fn into_locked_page(self) -> *mut bindings::page {
+    fn into_locked_page(self) -> *mut bindings::page {
         let page = self.page();
         let _ = ManuallyDrop::new(self);
         page
@@ -368,13 +360,92 @@ impl Drop for LockedFolio<'_> {
     }
 }
 
+/// A locked folio of which each byte is the file's own. Only [`LockedFolio::prepare`] makes one.
+pub struct PreparedFolio<'a> {
+    folio: LockedFolio<'a>,
+    first_use: bool,
+}
+
+impl<'a> PreparedFolio<'a> {
+    /// Whether it has just been zeroed, as nobody had used it before.
+    #[inline]
+    pub fn is_first_use(&self) -> bool {
+        self.first_use
+    }
+
+    /// How many pages it has: 2 to the power of this.
+    #[inline]
+    pub fn order(&self) -> u8 {
+        // SAFETY: The folio is valid.
+        // CAST: Orders are a handful of small numbers.
+        unsafe { bindings::gmem_folio_order(self.folio.as_ptr()) as u8 }
+    }
+
+    /// The page that it was got for, if that is private and stays so: the host has no mapping of
+    /// it, and gets none.
+    #[inline]
+    pub fn as_private<'p>(&'p self, stable: &'p Stable<'_>) -> Option<PrivatePage<'p>> {
+        let of_it = core::ptr::eq(stable.inode(), self.folio.inode);
+        let is = of_it && stable.visibility(self.folio.at) == Visibility::Private;
+
+        is.then_some(PrivatePage(&self.folio))
+    }
+
+    /// Whether it was got for this page of this inode.
+    #[inline]
+    pub(crate) fn is_page_of(&self, inode: &GmemInode, at: PageIndex) -> bool {
+        self.folio.is_page_of(inode, at)
+    }
+
+    /// Unlocks, and gives the reference to the caller as one to the page.
+    #[inline]
+    pub(crate) fn into_page(self) -> PageRef {
+        self.folio.into_page()
+    }
+
+    /// Gives lock and reference to the caller.
+    #[inline]
+    pub(crate) fn into_locked_page(self) -> *mut bindings::page {
+        self.folio.into_locked_page()
+    }
+}
+
+/// A page that is prepared, and private for as long as this exists. Platforms get no other.
+pub struct PrivatePage<'p>(&'p LockedFolio<'p>);
+
+impl PrivatePage<'_> {
+    /// The page as the platforms know it.
+    #[inline]
+    pub fn frame(&self) -> Frame<'_> {
+        self.0.frame()
+    }
+
+    /// Lets the architecture give the page to the platform, as what `vm`'s guest sees at `gfn`; for
+    /// files that do not convert in place.
+    ///
+    /// # Errors
+    ///
+    /// What the architecture returns; without such a hook there are none.
+    #[inline]
+    pub fn make_private(&self, vm: &Vm, gfn: Gfn) -> Result {
+        // SAFETY: The VM and the folio are valid, and the folio is up to date and locked, as the
+        // hook expects.
+        match unsafe {
+            bindings::gmem_vm_make_private(vm.as_raw(), gfn.get(), self.0.pfn().get(), 1)
+        } {
+            0 => Ok(()),
+            _ => Err(EIO),
+        }
+    }
+}
+
 /// A page with a reference to it, on its way to KVM.
-pub struct PageRef(*mut bindings::page);
+pub(crate) struct PageRef(*mut bindings::page);
 
 impl PageRef {
     /// The host's frame.
     #[inline]
-    pub fn pfn(&self) -> Pfn {
+    pub(crate) fn pfn(&self) -> Pfn {
         // SAFETY: The reference keeps the page.
         Pfn::new(unsafe { bindings::gmem_page_pfn(self.0) })
     }
@@ -410,7 +481,7 @@ impl Drop for PageRef {
 }
 
 /// A walk over the folios of a range, a batch at a time.
-pub struct Batches<'g> {
+pub(crate) struct Batches<'g> {
     mapping: *mut bindings::address_space,
     range: PageRange,
     next: usize,
@@ -441,7 +512,7 @@ impl<'g> Batches<'g> {
     }
 
     /// The next folios, [`None`] at the end. Reschedules between batches.
-    pub fn next_batch(&mut self) -> Option<impl Iterator<Item = FolioRef<'_>> + '_> {
+    pub(crate) fn next_batch(&mut self) -> Option<impl Iterator<Item = FolioRef<'_>> + '_> {
         if self.batch.nr != 0 {
             self.release();
             reschedule();

@@ -23,10 +23,14 @@ use crate::{
         },
         vm::{
             Gfn,
+            MmuGuard,
             Vm, //
         }, //
     },
-    mm::folio::Frame, //
+    mm::folio::{
+        Frame,
+        PrivatePage, //
+    }, //
 };
 use core::cell::UnsafeCell;
 use gmem_policy::range::PageIndex;
@@ -281,6 +285,23 @@ impl TestRmp {
         with(|state| state.rmp(frame.pfn().get()).is_some())
     }
 
+    /// Assigns a page, whatever it is: what hardware lets a host do, and a vendor cannot.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`], where a test wants it.
+    pub fn give(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
+        with(|state| {
+            state.strike(RmpOperation::Assign)?;
+            let entry = RmpEntry {
+                asid,
+                gfn: gfn.get(),
+                validated: false,
+            };
+            state.set_rmp(frame.pfn().get(), Some(entry))
+        })
+    }
+
     /// How many pages are assigned.
     pub fn assigned() -> usize {
         with(|state| state.rmp.iter().flatten().count())
@@ -312,16 +333,8 @@ impl Rmp for TestRmp {
         })
     }
 
-    fn assign(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
-        with(|state| {
-            state.strike(RmpOperation::Assign)?;
-            let entry = RmpEntry {
-                asid,
-                gfn: gfn.get(),
-                validated: false,
-            };
-            state.set_rmp(frame.pfn().get(), Some(entry))
-        })
+    fn assign(page: &PrivatePage<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
+        Self::give(&page.frame(), gfn, asid)
     }
 
     fn unassign(frame: &Frame<'_>) -> Result<(), Failed> {
@@ -391,7 +404,7 @@ impl Sept for TestSept {
         Ok(())
     }
 
-    fn contains(_vm: &Vm, gfn: Gfn) -> bool {
+    fn contains(_mmu: &MmuGuard<'_>, gfn: Gfn) -> bool {
         with(|state| {
             state
                 .sept

@@ -24,7 +24,8 @@ use gmem_sys::kvm::{
     mmu::Mapped,
     platform::{
         Fatal,
-        GivenUp, //
+        GivenUp,
+        Written, //
     },
     vm::Vm, //
 };
@@ -54,7 +55,7 @@ impl Vendor for Pkvm {
         0
     }
 
-    fn zero(page: GivenUp<'_, '_>) -> Result<(), Fatal> {
+    fn zero(page: GivenUp<'_>) -> Result<Written<'_>, Fatal> {
         page.zero_by_hypervisor()
     }
 }

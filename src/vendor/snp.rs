@@ -38,7 +38,7 @@ use gmem_sys::{
         Assignment,
         FolioRef,
         Frame,
-        LockedFolio, //
+        PrivatePage, //
     },
     trace, //
 };
@@ -63,13 +63,13 @@ impl<R: Rmp> Vendor for Snp<R> {
         Ok(R::lookup(&folio.frame())?.assigned)
     }
 
-    fn make_private(vm: &Vm, gfn: Gfn, folio: &LockedFolio<'_>) -> Result {
-        let frame = folio.frame();
+    fn make_private(vm: &Vm, gfn: Gfn, page: &PrivatePage<'_>) -> Result {
+        let frame = page.frame();
         let to = Self::populate(vm, gfn)?;
         let entry = R::lookup(&frame)?;
 
         if !entry.assigned {
-            return Undo::<R>::assign(&frame, to)?.keep();
+            return Undo::<R>::assign(page, to)?.keep();
         }
         if frame.assignment() == Some(to) {
             return Ok(());
@@ -109,17 +109,17 @@ impl<R: Rmp> Vendor for Snp<R> {
 
 /// A page that has just been assigned. Dropping it takes it back: this page and no other, as the
 /// neighbours may be somebody else's. A larger folio has one for each of its pages that changed.
-struct Undo<'f, R: Rmp> {
-    frame: &'f Frame<'f>,
+struct Undo<'p, R: Rmp> {
+    frame: Frame<'p>,
     to: Assignment,
     _rmp: PhantomData<R>,
 }
 
-impl<'f, R: Rmp> Undo<'f, R> {
-    fn assign(frame: &'f Frame<'f>, to: Assignment) -> Result<Self> {
-        R::assign(frame, to.gfn, to.asid)?;
+impl<'p, R: Rmp> Undo<'p, R> {
+    fn assign(page: &'p PrivatePage<'_>, to: Assignment) -> Result<Self> {
+        R::assign(page, to.gfn, to.asid)?;
         Ok(Self {
-            frame,
+            frame: page.frame(),
             to,
             _rmp: PhantomData,
         })
@@ -135,7 +135,7 @@ impl<'f, R: Rmp> Undo<'f, R> {
 
 impl<R: Rmp> Drop for Undo<'_, R> {
     fn drop(&mut self) {
-        if R::unassign(self.frame).is_err() {
+        if R::unassign(&self.frame).is_err() {
             self.frame.leak();
         }
     }

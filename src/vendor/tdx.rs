@@ -24,7 +24,7 @@ use gmem_sys::{
             Vm, //
         }, //
     },
-    mm::folio::LockedFolio, //
+    mm::folio::PrivatePage, //
 };
 use kernel::prelude::*;
 
@@ -47,8 +47,8 @@ impl<S: Sept> Vendor for Tdx<S> {
         mapped.is_in_sept()
     }
 
-    fn make_private(vm: &Vm, gfn: Gfn, folio: &LockedFolio<'_>) -> Result {
-        Ok(S::prepare(vm, gfn, &folio.frame())?)
+    fn make_private(vm: &Vm, gfn: Gfn, page: &PrivatePage<'_>) -> Result {
+        Ok(S::prepare(vm, gfn, &page.frame())?)
     }
 
     /// The S-EPT gets small pages only.

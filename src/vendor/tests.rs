@@ -47,9 +47,11 @@ use gmem_sys::{
         platform::{
             self,
             Fatal,
+            GivenUp,
             Kind,
             Rmp,
-            Under, //
+            Under,
+            Written, //
         },
         vm::{
             Gfn,
@@ -60,7 +62,7 @@ use gmem_sys::{
         Assignment,
         FolioRef,
         Frame,
-        LockedFolio, //
+        PrivatePage, //
     },
     testing::{
         platform::{
@@ -75,6 +77,7 @@ use gmem_sys::{
     }, //
 };
 use kernel::prelude::*;
+
 
 const SHARED: Visibility = Visibility::Shared;
 const PRIVATE: Visibility = Visibility::Private;
@@ -159,6 +162,9 @@ macro_rules! file_or_return {
     }};
 }
 
+// Uses the macro.
+mod caller;
+
 /// What the RMP has once the guest has used, and accepted, a page.
 fn accepted(at: u64) -> RmpEntry {
     RmpEntry {
@@ -183,12 +189,13 @@ fn check_orders(kind: Kind, page: Visibility, limit: u8) -> Result {
     let Some(file) = File::new(&vm, PAGES, page, BASE)? else {
         return Ok(());
     };
-    let stable = file.file().inode().stable();
-    for order in 0..=9 {
-        let max = max_mapping_order(file.file().vm(), PageIndex::new(FIRST), &stable, order);
-        assert_eq!(max, order.min(limit));
-    }
-    Ok(())
+    file.file().inode().stable(|stable| {
+        for order in 0..=9 {
+            let max = max_mapping_order(file.file().vm(), PageIndex::new(FIRST), stable, order);
+            assert_eq!(max, order.min(limit));
+        }
+        Ok(())
+    })
 }
 
 #[kunit_tests(kvm_gmem_snp)]
@@ -797,7 +804,7 @@ impl Vendor for Liar {
         }
     }
 
-    fn make_private(_vm: &Vm, _gfn: Gfn, _folio: &LockedFolio<'_>) -> Result {
+    fn make_private(_vm: &Vm, _gfn: Gfn, _page: &PrivatePage<'_>) -> Result {
         Ok(())
     }
 
@@ -817,7 +824,7 @@ impl Vendor for Liar {
                 return Ok(());
             }
             Lie::Assigns => {
-                let _ = TestRmp::assign(&frame, Gfn::new(0), OTHER_ASID);
+                let _ = TestRmp::give(&frame, Gfn::new(0), OTHER_ASID);
                 return Ok(());
             }
             _ => {}

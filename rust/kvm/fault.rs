@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Guest faults, as far as the file has a part in them: KVM asks for the page of a guest frame.
+//!
+//! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h), `kvm_gmem_get_pfn()`
+
+use crate::{
+    fs::{
+        address_space::Stable,
+        file_ops::GmemFile,
+        inode::GmemInode, //
+    },
+    kvm::vm::{
+        Gfn,
+        Vm, //
+    },
+    mm::folio::{
+        PageRef,
+        PreparedFolio, //
+    }, //
+};
+use core::{
+    marker::PhantomData,
+    ptr, //
+};
+use gmem_policy::range::PageIndex;
+use kernel::prelude::*;
+
+/// A guest fault that is being handled.
+pub struct GuestFault<'a> {
+    pub(crate) vm: &'a Vm,
+    pub(crate) file: &'a GmemFile,
+    pub(crate) gfn: Gfn,
+    pub(crate) at: PageIndex,
+}
+
+/// A page for a guest. Only [`GuestFault::serve`] makes one, which consumes the fault; it cannot be
+/// kept for another.
+pub struct GuestPage<'a> {
+    pub(crate) page: PageRef,
+    /// How large a mapping may be: 2 to the power of this, in pages.
+    pub(crate) max_order: u8,
+    _fault: PhantomData<&'a ()>,
+}
+
+impl<'a> GuestFault<'a> {
+    /// The VM.
+    #[inline]
+    pub fn vm(&self) -> &'a Vm {
+        self.vm
+    }
+
+    /// The file's inode.
+    #[inline]
+    pub fn inode(&self) -> &'a GmemInode {
+        self.file.inode()
+    }
+
+    /// Where the guest sees the page.
+    #[inline]
+    pub fn gfn(&self) -> Gfn {
+        self.gfn
+    }
+
+    /// The page in the file.
+    #[inline]
+    pub fn at(&self) -> PageIndex {
+        self.at
+    }
+
+    /// The folio of the page, locked, allocated if need be, and zeroed at its first use; sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EHWPOISON` if the memory has failed, `EINVAL` if `stable` is another file's, `ENOMEM`, and
+    /// what else the page cache returns.
+    #[inline]
+    pub fn folio<'s>(&self, stable: &'s Stable<'_>) -> Result<PreparedFolio<'s>> {
+        if !ptr::eq(stable.inode(), self.inode()) {
+            return Err(EINVAL);
+        }
+        let folio = stable.inode().folio(self.at)?;
+        if folio.is_poisoned() {
+            return Err(EHWPOISON);
+        }
+        folio.prepare()
+    }
+
+    /// Gives the page to KVM, to be mapped as a part of at most 2 to the power of `max_order` pages,
+    /// and of no more than the folio has.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the folio is not that of the page that was asked for.
+    #[inline]
+    pub fn serve(self, folio: PreparedFolio<'_>, max_order: u8) -> Result<GuestPage<'a>> {
+        if !folio.is_page_of(self.inode(), self.at) {
+            return Err(EINVAL);
+        }
+        Ok(GuestPage {
+            max_order: max_order.min(folio.order()),
+            page: folio.into_page(),
+            _fault: PhantomData,
+        })
+    }
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit: a conversion whose caller stops at each step, forgets it, or writes something else.
+
+use super::*;
+use crate::content;
+use gmem_sys::kvm::conversion::{
+    Conversion,
+    Planned, //
+};
+
+/// How far a caller goes.
+const STEPS: u32 = 8;
+
+/// Goes `steps` steps of a conversion, and stops.
+fn go(file: &File<'_>, request: &Request, steps: u32) -> Result<(), Failure> {
+    let vm = file.file().vm();
+    let action = match request.content() {
+        Content::Zero => Action::Zero,
+        Content::Preserve | Content::None => Action::Leave,
+    };
+    let terms = Terms {
+        changing: action,
+        settled: action,
+    };
+    file.file().inode().locked(|guard| {
+        let Some(planned) = guard.plan(request, &terms)? else {
+            return Ok(());
+        };
+        if steps == 0 {
+            return Ok(());
+        }
+        let accepted = planned.accept(content::owned::<Liar>(vm, request))?;
+        if steps == 1 {
+            return Ok(());
+        }
+        let reserved = accepted.reserve()?;
+        if steps == 2 {
+            return Ok(());
+        }
+        let quiesced = reserved.quiesce()?;
+        if steps == 3 {
+            return Ok(());
+        }
+        let checked = quiesced.check()?;
+        if steps == 4 {
+            return Ok(());
+        }
+        checked.invalidate(|invalidating| {
+            if steps == 5 {
+                return Ok(());
+            }
+            let asked = invalidating.ask(content::mapped::<Liar>(request))?;
+            if steps == 6 {
+                return Ok(());
+            }
+            let zapped = asked.zap()?;
+            if steps == 7 {
+                return Ok(());
+            }
+            zapped.apply(content::make_shared::<Liar>, |page, _| page.zero())?;
+            Ok(())
+        })
+    })
+}
+
+#[kunit_tests(kvm_gmem_hostile_caller)]
+mod hostile_caller {
+    use super::*;
+
+    /// Nothing has become what it was not, whatever is left out behind a step; and a caller that
+    /// goes on to the end still can.
+    #[test]
+    fn steps_that_are_left_out() -> Result {
+        for kind in [Kind::Software, ON_SNP, ON_TDX] {
+            for (before, to) in [(SHARED, PRIVATE), (PRIVATE, SHARED), (PRIVATE, PRIVATE)] {
+                for content in POLICIES {
+                    for steps in 0..=STEPS {
+                        let vm = test_vm(kind)?;
+                        let file = file_or_return!(&vm, before);
+                        if before == PRIVATE && kind == ON_SNP && to == SHARED {
+                            guest_uses(&file)?;
+                        }
+                        let request = request(&file, to, content)?;
+
+                        assert_eq!(refusal(&go(&file, &request, steps)), None);
+                        assert_eq!(vm.invalidations(), 0);
+                        assert!(!vm.vm().is_dead());
+                        for at in 0..PAGES {
+                            assert!(file.visibility(at) == before);
+                            assert_eq!(file.host_fault(at).is_ok(), before == SHARED);
+                        }
+                        let result = convert::<Liar>(file.file(), &request);
+                        assert_eq!(refusal(&result), None);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A step that is forgotten does not keep an invalidation going.
+    #[test]
+    fn steps_that_are_forgotten() -> Result {
+        let vm = test_vm(Kind::Software)?;
+        let file = file_or_return!(&vm, SHARED);
+        // No attribute changes, so that there is no memory to be lost.
+        let request = request(&file, SHARED, Content::Zero)?;
+        let terms = Terms {
+            changing: Action::Zero,
+            settled: Action::Zero,
+        };
+
+        file.file().inode().locked(|guard| {
+            let planned: Option<Conversion<'_, Planned>> =
+                guard.plan(&request, &terms).map_err(|_| EINVAL)?;
+            let accepted = planned
+                .ok_or(EINVAL)?
+                .accept(content::owned::<Liar>(vm.vm(), &request));
+            let reserved = accepted.and_then(Conversion::reserve).map_err(|_| EINVAL)?;
+            let quiesced = reserved.quiesce().map_err(|_| EINVAL)?;
+            let checked = quiesced.check().map_err(|_| EINVAL)?;
+            checked.invalidate(|invalidating| {
+                assert_eq!(vm.invalidations(), 1);
+                core::mem::forget(invalidating);
+            });
+            assert_eq!(vm.invalidations(), 0);
+            Ok::<(), Error>(())
+        })?;
+        assert!(convert::<Liar>(file.file(), &request).is_ok());
+        Ok(())
+    }
+
+    /// What was not zeroed does not pass for it.
+    #[test]
+    fn zero_that_is_something_else() -> Result {
+        for (before, to) in [(SHARED, PRIVATE), (PRIVATE, SHARED), (SHARED, SHARED)] {
+            let vm = test_vm(Kind::Software)?;
+            let file = file_or_return!(&vm, before);
+            let request = request(&file, to, Content::Zero)?;
+            let result = convert::<Scrambler>(file.file(), &request);
+
+            assert_eq!(refusal(&result), Some((EIO, Some(FIRST))));
+            assert!(vm.vm().is_dead());
+            assert_eq!(file.lost_pages(), 1);
+            for at in 0..PAGES {
+                assert!(file.visibility(at) == before);
+            }
+        }
+        Ok(())
+    }
+
+    /// A dead VM's pages are converted by nobody, though nobody asks whether it is dead.
+    #[test]
+    fn dead_vm_that_nobody_asks_about() -> Result {
+        for content in POLICIES {
+            let vm = test_vm(ON_SNP)?;
+            let file = file_or_return!(&vm, PRIVATE);
+            let request = request(&file, SHARED, content)?;
+
+            vm.kill();
+            let result = go(&file, &request, STEPS);
+            assert_eq!(result.err().map(|failure| failure.error), Some(EIO));
+            for at in 0..PAGES {
+                assert!(file.visibility(at) == PRIVATE);
+                assert_eq!(file.byte(at)?, Some(BYTE));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A vendor that scrambles what is to be zeroed.
+struct Scrambler;
+
+#[vtable]
+impl Vendor for Scrambler {
+    const PLATFORM: Platform = Platform::SwProtected;
+
+    fn phase(_vm: &Vm) -> Phase {
+        Phase::PostLaunch
+    }
+
+    fn zero(page: GivenUp<'_>) -> Result<Written<'_>, Fatal> {
+        page.scramble(0xff)
+    }
+}
