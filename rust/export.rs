@@ -112,25 +112,37 @@ pub trait GuestMemfd: Sized + 'static {
     fn reclaim(frame: &Frame<'_>);
 }
 
-/// The operations tables of an implementation, and what there is once of everything.
+/// The operations tables of an implementation, which nobody writes.
 pub struct Tables {
-    file: UnsafeCell<bindings::file_operations>,
-    runs: UnsafeCell<bindings::file_operations>,
     runs_sequence: bindings::seq_operations,
     vm: bindings::vm_operations_struct,
     mapping: bindings::address_space_operations,
     inode: bindings::inode_operations,
     superblock: bindings::super_operations,
+    state: &'static State,
+}
+
+// SAFETY: The tables are not written, and what they point to is static.
+unsafe impl Sync for Tables {}
+
+/// What there is once for an implementation, and is written.
+pub struct State {
+    /// Written when a vendor's module is loaded, to which files belong from then on: it must stay for
+    /// as long as they do.
+    file: UnsafeCell<bindings::file_operations>,
+    /// As `file`.
+    runs: UnsafeCell<bindings::file_operations>,
+    /// The VFS links it into lists, as it does with every file system's.
     file_system: UnsafeCell<bindings::file_system_type>,
     cache: AtomicPtr<bindings::kmem_cache>,
     mount: AtomicPtr<bindings::vfsmount>,
 }
 
 // SAFETY: What is in cells is written before KVM can be used, or by the VFS under its own locks.
-unsafe impl Sync for Tables {}
+unsafe impl Sync for State {}
 
-impl Tables {
-    /// The tables of `T`.
+impl State {
+    /// The state of `T` before anything is mounted.
     pub const fn new<T: GuestMemfd>() -> Self {
         Self {
             file: UnsafeCell::new(bindings::file_operations {
@@ -144,6 +156,22 @@ impl Tables {
                 ..pin_init::zeroed()
             }),
             runs: UnsafeCell::new(debugfs::operations::<T>()),
+            file_system: UnsafeCell::new(bindings::file_system_type {
+                name: file_system_name(),
+                init_fs_context: Some(superblock::init_fs_context::<T>),
+                kill_sb: Some(bindings::kill_anon_super),
+                ..pin_init::zeroed()
+            }),
+            cache: AtomicPtr::new(ptr::null_mut()),
+            mount: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+}
+
+impl Tables {
+    /// The tables of `T`.
+    pub const fn new<T: GuestMemfd>(state: &'static State) -> Self {
+        Self {
             runs_sequence: debugfs::sequence::<T>(),
             vm: bindings::vm_operations_struct {
                 fault: Some(fault::fault::<T>),
@@ -172,23 +200,16 @@ impl Tables {
                 free_inode: Some(superblock::free::<T>),
                 ..pin_init::zeroed()
             },
-            file_system: UnsafeCell::new(bindings::file_system_type {
-                name: file_system_name(),
-                init_fs_context: Some(superblock::init_fs_context::<T>),
-                kill_sb: Some(bindings::kill_anon_super),
-                ..pin_init::zeroed()
-            }),
-            cache: AtomicPtr::new(ptr::null_mut()),
-            mount: AtomicPtr::new(ptr::null_mut()),
+            state,
         }
     }
 
     pub(crate) fn file_operations(&self) -> *const bindings::file_operations {
-        self.file.get()
+        self.state.file.get()
     }
 
     pub(crate) fn runs_operations(&self) -> *const bindings::file_operations {
-        self.runs.get()
+        self.state.runs.get()
     }
 
     pub(crate) fn runs_sequence(&self) -> *const bindings::seq_operations {
@@ -212,23 +233,23 @@ impl Tables {
     }
 
     pub(crate) fn file_system(&self) -> *mut bindings::file_system_type {
-        self.file_system.get()
+        self.state.file_system.get()
     }
 
     pub(crate) fn cache(&self) -> *mut bindings::kmem_cache {
-        self.cache.load(Ordering::Relaxed)
+        self.state.cache.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_cache(&self, cache: *mut bindings::kmem_cache) {
-        self.cache.store(cache, Ordering::Relaxed);
+        self.state.cache.store(cache, Ordering::Relaxed);
     }
 
     pub(crate) fn mount(&self) -> *mut bindings::vfsmount {
-        self.mount.load(Ordering::Relaxed)
+        self.state.mount.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_mount(&self, mount: *mut bindings::vfsmount) {
-        self.mount.store(mount, Ordering::Relaxed);
+        self.state.mount.store(mount, Ordering::Relaxed);
     }
 
     pub(crate) fn super_block(&self) -> *mut bindings::super_block {
@@ -384,10 +405,11 @@ pub mod entry {
             unsafe {
                 crate::emulation::init()
             };
+            let state = T::tables().state;
             // SAFETY: Nobody uses the tables yet.
             unsafe {
-                (*T::tables().file.get()).owner = module;
-                (*T::tables().runs.get()).owner = module;
+                (*state.file.get()).owner = module;
+                (*state.runs.get()).owner = module;
             }
             // SAFETY: By the contract of this function.
             unsafe { superblock::mount(T::tables()) }?;
@@ -643,7 +665,10 @@ pub mod entry {
 #[macro_export]
 macro_rules! register_entry_points {
     ($implementation:ident, $tables:ident) => {
-        static $tables: $crate::export::Tables = $crate::export::Tables::new::<$implementation>();
+        static $tables: $crate::export::Tables = {
+            static STATE: $crate::export::State = $crate::export::State::new::<$implementation>();
+            $crate::export::Tables::new::<$implementation>(&STATE)
+        };
 
         /// The C functions, with the names and the contracts that KVM's headers give them.
         #[allow(missing_docs, clippy::missing_safety_doc, unreachable_pub)]
