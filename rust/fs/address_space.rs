@@ -254,6 +254,12 @@ impl InvalidateGuard<'_, Exclusive> {
             let mut folios = self.folios(&pages);
             while let Some(batch) = folios.next_batch() {
                 for folio in batch {
+                    if drained != bindings::lru_cache_drained_LRU_CACHE_DRAINED_ALL
+                        && folio.has_unexplained_refs()
+                    {
+                        // Draining interrupts all CPUs, so that nobody may have it done in a loop.
+                        self.inode.drains(self).wait();
+                    }
                     if !folio.settle(&mut drained, |pages| self.unmap(pages)) {
                         return Err(Busy(folio.pages().start()));
                     }

@@ -572,10 +572,10 @@ pub struct FolioRef<'b> {
     _batch: PhantomData<&'b ()>,
 }
 
-/// The references of the walk's own.
-const OWN_REFS: u32 = 1;
-
 impl FolioRef<'_> {
+    /// References that the walk has.
+    const OWN_REFS: u32 = 1;
+
     #[inline]
     fn as_ptr(&self) -> *mut bindings::folio {
         self.folio.as_ptr()
@@ -613,10 +613,16 @@ impl FolioRef<'_> {
     /// LRU caches are drained.
     pub(crate) fn is_held(&self, drained: &mut bindings::lru_cache_drained) -> bool {
         // SAFETY: The batch holds a reference; `drained` starts as the function wants it.
-        unsafe {
-            bindings::lru_cache_drain_for_folio(self.as_ptr(), OWN_REFS, drained);
-            bindings::gmem_folio_excess_refs(self.as_ptr(), OWN_REFS) != 0
-        }
+        unsafe { bindings::lru_cache_drain_for_folio(self.as_ptr(), Self::OWN_REFS, drained) };
+        self.has_unexplained_refs()
+    }
+
+    /// Whether there are references that neither the page cache, nor page tables, nor this walk
+    /// explain, at this moment.
+    #[inline]
+    pub(crate) fn has_unexplained_refs(&self) -> bool {
+        // SAFETY: The batch holds a reference.
+        unsafe { bindings::gmem_folio_excess_refs(self.as_ptr(), Self::OWN_REFS) != 0 }
     }
 
     /// Whether nobody but the page cache (and this walk) holds the folio, after trying to make it
@@ -633,12 +639,12 @@ impl FolioRef<'_> {
             unmap(&self.pages);
         }
         // SAFETY: As above; `drained` starts as the function wants it.
-        unsafe { bindings::lru_cache_drain_for_folio(self.as_ptr(), OWN_REFS, drained) };
+        unsafe { bindings::lru_cache_drain_for_folio(self.as_ptr(), Self::OWN_REFS, drained) };
         // SAFETY: As above.
         let (mapped, unexplained) = unsafe {
             (
                 bindings::gmem_folio_mapped(self.as_ptr()),
-                bindings::gmem_folio_excess_refs(self.as_ptr(), OWN_REFS),
+                bindings::gmem_folio_excess_refs(self.as_ptr(), Self::OWN_REFS),
             )
         };
         let quiet = !mapped && unexplained == 0;
