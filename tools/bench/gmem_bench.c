@@ -12,8 +12,15 @@
  * cannot do it leaves out. Each line of its output that starts with "bench,"
  * is one figure: name, unit, minimum, median, maximum of the repetitions.
  */
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
 #include <sys/mman.h>
 
 #include "gmem_test.h"
@@ -754,6 +761,92 @@ static void bench_hold(void)
 	reps = saved_reps;
 }
 
+/* --- Attributes that go ------------------------------------------------- */
+
+/* What a task that wants the CPU for itself has had to wait for it. */
+struct watch {
+	pthread_t thread;
+	atomic_bool stop;
+	_Atomic u64 worst;
+};
+
+static void *watch(void *arg)
+{
+	const struct timespec nap = { .tv_nsec = 50000 };
+	struct watch *w = arg;
+
+	while (!atomic_load(&w->stop)) {
+		u64 start = now(), late;
+
+		nanosleep(&nap, NULL);
+		late = now() - start;
+		/* One tick is an instruction, and with "shift=0" a nanosecond. */
+		late -= late < (u64)nap.tv_nsec ? late : (u64)nap.tv_nsec;
+		if (late > atomic_load(&w->worst))
+			atomic_store(&w->worst, late);
+	}
+	return NULL;
+}
+
+static void watch_start(struct watch *w)
+{
+	struct sched_param param = { .sched_priority = 50 };
+	pthread_attr_t attr;
+
+	memset(w, 0, sizeof(*w));
+	pthread_attr_init(&attr);
+	pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
+	pthread_attr_setschedpolicy(&attr, SCHED_FIFO);
+	pthread_attr_setschedparam(&attr, &param);
+	must(!pthread_create(&w->thread, &attr, watch, w), "No thread with SCHED_FIFO");
+	pthread_attr_destroy(&attr);
+}
+
+/* @seconds: how long RCU may take to free what is freed behind it. */
+static u64 watch_stop(struct watch *w, int seconds)
+{
+	sleep(seconds);
+	atomic_store(&w->stop, true);
+	pthread_join(w->thread, NULL);
+	return atomic_load(&w->worst);
+}
+
+/*
+ * A million runs in as many bitmaps as they can be in: a page in each 2 MiB. How
+ * long does freeing them keep the CPU from others, by a request that makes all
+ * pages the same, and by closing the file?
+ */
+static void bench_runs(void)
+{
+	const u64 size = 1ULL << 40, step = SZ_2M;
+	/* Once each; the first is the one that is not counted. */
+	struct figure idle = { .n = 1 }, same = { .n = 1 }, gone = { .n = 1 };
+	struct kvm_vm *vm = vm_create_barebones_type(KVM_X86_SW_PROTECTED_VM);
+	int fd = vm_create_guest_memfd(vm, size, GMEM_MMAP_SHARED);
+	struct watch w;
+
+	watch_start(&w);
+	figure_add(&idle, watch_stop(&w, 2));
+	for (int way = 0; way < 2; way++) {
+		for (u64 at = 0; at < size; at += step)
+			must(!gmem_set_once(fd, at, PAGE_SIZE, GMEM_PRIVATE, GMEM_PRESERVE, NULL),
+			     "Conversion at %#lx: errno %d", at, errno);
+		watch_start(&w);
+		if (way == 0) {
+			must(!gmem_set_once(fd, 0, size, GMEM_SHARED, GMEM_PRESERVE, NULL),
+			     "Conversion of all: errno %d", errno);
+			figure_add(&same, watch_stop(&w, 8));
+		} else {
+			kvm_close(fd);
+			figure_add(&gone, watch_stop(&w, 8));
+		}
+	}
+	figure_print(&idle, 1, PER_CALL, "longest-wait/idle");
+	figure_print(&same, 1, PER_CALL, "longest-wait/convert-a-million-runs");
+	figure_print(&gone, 1, PER_CALL, "longest-wait/close-a-million-runs");
+	kvm_vm_free(vm);
+}
+
 /* --- Round trips -------------------------------------------------------- */
 
 /*
@@ -917,6 +1010,7 @@ int main(int argc, char **argv)
 				 POPULATED, false, single);
 	}
 	bench_empty();
+	bench_runs();
 	bench_hold();
 	return 0;
 }

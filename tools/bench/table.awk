@@ -134,6 +134,10 @@ BEGIN {
 		if (order[i] ~ /^convert-empty-1TiB/ && ("rust", order[i]) in value)
 			result("empty 1 TiB below 20000 instructions", order[i], sprintf("%.0f", value["rust", order[i]]),
 				value["rust", order[i]] < 20000 ? "met" : "missed")
+	for (i = 1; i <= count; i++)
+		if (order[i] ~ /^longest-wait\/.*runs$/ && ("rust", order[i]) in value)
+			result("freeing runs keeps no CPU for 1 ms", order[i], sprintf("%.0f", value["rust", order[i]]),
+				value["rust", order[i]] < 1000000 ? "met" : "missed")
 	printf "%d goals met, %d missed\n", verdicts["met"], verdicts["missed"]
 	if (again > 1) {
 		printf "Between runs no figure differs by more than %.2f%%%s\n", worst * 100, (worst > 0 ? ": " worst_name : "")
