@@ -571,9 +571,7 @@ fn make_page(vm: &Vm, gfn: Gfn) -> Result<Pfn> {
     let at = slot.index_of(gfn).ok_or(ENOENT)?;
     let file = slot.active_file().ok_or(ENOENT)?;
     let inode = file.inode();
-    let _guard = inode.lock_shared();
-    let pfn = inode.folio(at)?.pfn();
-    Ok(pfn)
+    inode.locked_shared(|_guard| Ok(inode.folio(at)?.pfn()))
 }
 
 /// The page behind `gfn`, if there is one.

@@ -13,6 +13,7 @@
 use crate::{
     bindings,
     fs::{
+        address_space::Stable,
         debugfs,
         file_ops::{
             self,
@@ -105,8 +106,8 @@ pub trait GuestMemfd: Sized + 'static {
     /// Prints a run of a file in debugfs. Sleeps.
     fn show_run(run: &Run, out: &SeqFile);
 
-    /// A host fault. Called with mmap_lock held.
-    fn fault(fault: HostFault<'_>) -> Result<Served<'_>>;
+    /// A host fault, with the attributes of its file held. Called with mmap_lock or the VMA lock held.
+    fn fault<'a>(fault: HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>>;
 
     /// A page that was given to a platform is freed. The VM and its file may be gone.
     fn reclaim(frame: &Frame<'_>);

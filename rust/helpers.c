@@ -195,6 +195,11 @@ void gmem_invalidate_lock(struct address_space *mapping)
 	filemap_invalidate_lock(mapping);
 }
 
+int gmem_invalidate_lock_killable(struct address_space *mapping)
+{
+	return down_write_killable(&mapping->invalidate_lock);
+}
+
 void gmem_invalidate_unlock(struct address_space *mapping)
 {
 	filemap_invalidate_unlock(mapping);
@@ -203,6 +208,52 @@ void gmem_invalidate_unlock(struct address_space *mapping)
 void gmem_invalidate_lock_shared(struct address_space *mapping)
 {
 	filemap_invalidate_lock_shared(mapping);
+}
+
+int gmem_invalidate_lock_shared_killable(struct address_space *mapping)
+{
+	return down_read_killable(&mapping->invalidate_lock);
+}
+
+/*
+ * Takes the invalidate lock shared for a fault.  Returns 0 with the lock held,
+ * or what the fault has to return without it.
+ *
+ * Whoever has the lock may keep it for as long as converting many GiB takes.
+ * So the fault does not wait with mmap_lock or the VMA lock held, which others
+ * wait for, but drops it, waits, and is tried again.  Then it can have lost the
+ * next race, too, and waits with mmap_lock held, so that it comes to an end.
+ * These are the rules of lock_folio_maybe_drop_mmap(): where the fault core lets
+ * the task be killed, VM_FAULT_RETRY without the lock is how to say that it was.
+ */
+vm_fault_t gmem_fault_lock(struct vm_fault *vmf, struct address_space *mapping)
+{
+	struct rw_semaphore *lock = &mapping->invalidate_lock;
+	struct file *file;
+
+	if (down_read_trylock(lock))
+		return 0;
+	/* With this flag the lock is not dropped. */
+	if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
+		return VM_FAULT_RETRY;
+
+	if (fault_flag_allow_retry_first(vmf->flags)) {
+		/* Keeps the lock's memory: the VMA may be gone. */
+		file = get_file(vmf->vma->vm_file);
+		release_fault_lock(vmf);
+		if (!down_read_killable(lock))
+			up_read(lock);
+		fput(file);
+		return VM_FAULT_RETRY;
+	}
+
+	if (!(vmf->flags & FAULT_FLAG_KILLABLE)) {
+		down_read(lock);
+	} else if (down_read_killable(lock)) {
+		release_fault_lock(vmf);
+		return VM_FAULT_RETRY;
+	}
+	return 0;
 }
 
 void gmem_invalidate_unlock_shared(struct address_space *mapping)

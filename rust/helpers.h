@@ -49,8 +49,11 @@ void gmem_folio_batch_release(struct folio_batch *batch);
 
 /* The mapping, its lock, the file. */
 void gmem_invalidate_lock(struct address_space *mapping);
+int gmem_invalidate_lock_killable(struct address_space *mapping);
 void gmem_invalidate_unlock(struct address_space *mapping);
 void gmem_invalidate_lock_shared(struct address_space *mapping);
+int gmem_invalidate_lock_shared_killable(struct address_space *mapping);
+vm_fault_t gmem_fault_lock(struct vm_fault *vmf, struct address_space *mapping);
 void gmem_invalidate_unlock_shared(struct address_space *mapping);
 void gmem_mutex_init(struct mutex *lock);
 void *gmem_alloc_inode(struct super_block *sb, struct kmem_cache *cache);

@@ -283,8 +283,7 @@ mod address_space {
             // Readers do not wait for each other.
             inode
                 .get()
-                .locked_shared(|two| assert!(core::ptr::eq(two.inode(), one.inode())));
-            Ok(())
+                .locked_shared(|two| Ok(assert!(core::ptr::eq(two.inode(), one.inode()))))
         })
     }
 }
@@ -440,9 +439,13 @@ mod caller {
     use crate::{
         export::{
             GuestMemfd,
+            State,
             Tables, //
         },
-        fs::file_ops::GmemFile,
+        fs::{
+            address_space::Stable,
+            file_ops::GmemFile, //
+        },
         ioctl::UserPointer,
         kvm::{
             fault::{
@@ -489,7 +492,8 @@ mod caller {
     /// An implementation that asks for more than there is.
     struct Greedy;
 
-    static TABLES: Tables = Tables::new::<Greedy>();
+    static STATE: State = State::new::<Greedy>();
+    static TABLES: Tables = Tables::new::<Greedy>(&STATE);
 
     impl GuestMemfd for Greedy {
         fn tables() -> &'static Tables {
@@ -536,8 +540,8 @@ mod caller {
 
         fn show_run(_run: &Run, _out: &SeqFile) {}
 
-        fn fault(fault: HostFault<'_>) -> Result<Served<'_>> {
-            fault.inode().stable(|stable| fault.serve(stable))
+        fn fault<'a>(fault: HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>> {
+            fault.serve(stable)
         }
 
         fn reclaim(_frame: &Frame<'_>) {}

@@ -102,11 +102,11 @@ impl Outcome {
 ///
 /// # Errors
 ///
-/// `EIO` for a dead VM, `EOPNOTSUPP`, `EPERM`, `ENOMEM`, `EAGAIN`, `EHWPOISON`, and `EIO` if the VM
-/// dies. Nothing has changed then, except for the last.
+/// `EINTR` if the task is being killed, `EIO` for a dead VM, `EOPNOTSUPP`, `EPERM`, `ENOMEM`,
+/// `EAGAIN`, `EHWPOISON`, and `EIO` if the VM dies. Nothing has changed then, except for the last.
 pub(crate) fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<Outcome, Failure> {
     // 4. Attributes, folios and bindings are ours from here on.
-    file.inode().locked(|guard| {
+    file.inode().locked_killable(|guard| {
         let held = Held::since_now();
         let result = convert_locked::<V>(file, guard, request);
         stats::count(file.vm(), request, &result, &held);

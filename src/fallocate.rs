@@ -41,7 +41,7 @@ pub(crate) fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Re
     }
 
     if mode & PUNCH_HOLE != 0 {
-        punch_hole(inode, offset, len);
+        punch_hole(inode, offset, len)?;
     } else {
         allocate(inode, offset, len)?;
     }
@@ -50,16 +50,19 @@ pub(crate) fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Re
 }
 
 /// The attributes stay as they are: what is used next at this place is private or shared as before.
-fn punch_hole(inode: &GmemInode, offset: u64, len: u64) {
+fn punch_hole(inode: &GmemInode, offset: u64, len: u64) -> Result {
     let page_size = inode.geometry().page_size().bytes();
     let Some(range) = clip(
         inode,
         offset / page_size,
         offset.saturating_add(len) / page_size,
     ) else {
-        return;
+        return Ok(());
     };
-    inode.locked(|guard| guard.free(&range));
+    inode.locked_killable(|guard| {
+        guard.free(&range);
+        Ok(())
+    })
 }
 
 /// The folios are not marked up to date: they are zeroed at their first use.

@@ -2,9 +2,12 @@
 
 //! Host faults.
 
-use gmem_sys::mm::fault::{
-    HostFault,
-    Served, //
+use gmem_sys::{
+    fs::address_space::Stable,
+    mm::fault::{
+        HostFault,
+        Served, //
+    }, //
 };
 use kernel::prelude::*;
 
@@ -16,6 +19,6 @@ use kernel::prelude::*;
 /// # Errors
 ///
 /// Those that become SIGBUS: a private page, the end of the file, failed memory; and `ENOMEM`.
-pub(crate) fn fault(fault: HostFault<'_>) -> Result<Served<'_>> {
-    fault.inode().stable(|stable| fault.serve(stable))
+pub(crate) fn fault<'a>(fault: HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>> {
+    fault.serve(stable)
 }

@@ -21,7 +21,7 @@ use kernel::prelude::*;
 ///
 /// # Errors
 ///
-/// `EHWPOISON`, `ENOMEM`, and what the platform returns.
+/// `EHWPOISON`, `ENOMEM`, `EINTR` if the task is being killed, and what the platform returns.
 pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
     let (vm, inode, gfn, at) = (fault.vm(), fault.inode(), fault.gfn(), fault.at());
 

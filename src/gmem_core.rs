@@ -24,7 +24,10 @@ use gmem_sys::{
         GuestMemfd,
         Tables, //
     },
-    fs::file_ops::GmemFile,
+    fs::{
+        address_space::Stable,
+        file_ops::GmemFile, //
+    },
     ioctl::UserPointer,
     kvm::{
         fault::{
@@ -120,8 +123,8 @@ impl GuestMemfd for Gmem {
         fdinfo::show_run(run, out)
     }
 
-    fn fault(fault: HostFault<'_>) -> Result<Served<'_>> {
-        fault::fault(fault)
+    fn fault<'a>(fault: HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>> {
+        fault::fault(fault, stable)
     }
 
     fn reclaim(frame: &Frame<'_>) {

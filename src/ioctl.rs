@@ -116,7 +116,7 @@ fn get_memory_attributes(file: &GmemFile, raw: &mut RawRequest, arg: UserPointer
     let inode = file.inode();
     let geometry = inode.geometry();
     let asked = Query::parse(raw, &geometry, file.vm().has_private_mem()).map_err(errno)?;
-    let run = inode.locked_shared(|guard| query(asked.at(), &geometry, guard));
+    let run = inode.locked_shared(|guard| Ok::<_, Error>(query(asked.at(), &geometry, guard)))?;
 
     raw.attributes = run.visibility.attributes();
     raw.size = geometry.page_size().bytes().saturating_mul(run.range.len());

@@ -53,5 +53,5 @@ fn one(populate: &Populate<'_>, n: u64) -> Result {
     let to = vendor::populate(populate.vm(), file.inode(), source.gfn())?;
 
     file.inode()
-        .locked(|guard| populate.fill(guard, source, to))
+        .locked_killable(|guard| populate.fill(guard, source, to))
 }

@@ -40,16 +40,26 @@ use gmem_policy::{
     request::Visibility, //
 };
 use kernel::{
+    error::to_result,
     prelude::*,
     types::NotThreadSafe, //
 };
 
 mod sealed {
+    use kernel::ffi::c_int;
+
     pub trait Mode {
         /// # Safety
         ///
         /// `mapping` must be valid.
         unsafe fn lock(mapping: *mut crate::bindings::address_space);
+
+        /// As `lock`; 0, or an error if a signal comes first that kills the task.
+        ///
+        /// # Safety
+        ///
+        /// `mapping` must be valid.
+        unsafe fn lock_killable(mapping: *mut crate::bindings::address_space) -> c_int;
 
         /// # Safety
         ///
@@ -73,6 +83,12 @@ impl sealed::Mode for Exclusive {
     }
 
     #[inline]
+    unsafe fn lock_killable(mapping: *mut bindings::address_space) -> c_int {
+        // SAFETY: By the contract of this function.
+        unsafe { bindings::gmem_invalidate_lock_killable(mapping) }
+    }
+
+    #[inline]
     unsafe fn unlock(mapping: *mut bindings::address_space) {
         // SAFETY: By the contract of this function.
         unsafe { bindings::gmem_invalidate_unlock(mapping) }
@@ -84,6 +100,12 @@ impl sealed::Mode for Shared {
     unsafe fn lock(mapping: *mut bindings::address_space) {
         // SAFETY: By the contract of this function.
         unsafe { bindings::gmem_invalidate_lock_shared(mapping) }
+    }
+
+    #[inline]
+    unsafe fn lock_killable(mapping: *mut bindings::address_space) -> c_int {
+        // SAFETY: By the contract of this function.
+        unsafe { bindings::gmem_invalidate_lock_shared_killable(mapping) }
     }
 
     #[inline]
@@ -106,6 +128,30 @@ impl<'a, M: sealed::Mode> InvalidateGuard<'a, M> {
     pub(crate) fn new(inode: &'a GmemInode) -> Self {
         // SAFETY: The mapping of a live inode is valid.
         unsafe { M::lock(inode.mapping()) };
+        // SAFETY: Locked just now.
+        unsafe { Self::assume_locked(inode) }
+    }
+
+    /// As [`new`](Self::new), unless a signal comes first that kills the task.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR`.
+    #[inline]
+    pub(crate) fn new_killable(inode: &'a GmemInode) -> Result<Self> {
+        // SAFETY: The mapping of a live inode is valid.
+        to_result(unsafe { M::lock_killable(inode.mapping()) })?;
+        // SAFETY: Locked just now.
+        Ok(unsafe { Self::assume_locked(inode) })
+    }
+
+    /// The guard of a lock that is held.
+    ///
+    /// # Safety
+    ///
+    /// This task must hold the lock in this mode, and not unlock it by other means.
+    #[inline]
+    unsafe fn assume_locked(inode: &'a GmemInode) -> Self {
         Self {
             inode,
             _mode: PhantomData,
@@ -234,8 +280,8 @@ impl InvalidateGuard<'_, Exclusive> {
     /// Takes the shared pages of `range` away from the host. It has none then, and nobody else holds
     /// a reference to one, for as long as the lock is held: host faults take it shared.
     ///
-    /// Page tables first, then the LRU batches (all CPUs at most once), then the count: what it
-    /// has beyond the page cache's reference and ours is somebody who may still write. A host
+    /// Page tables first, then the LRU batches (all CPUs at most once, and at a limited rate for the
+    /// file), then the count: what it has beyond the page cache's reference and ours is somebody who may still write. A host
     /// fault that was served before the lock was taken holds the folio lock until its page table
     /// entry is in place, so the mapping is looked for again with the folio locked.
     ///
@@ -363,13 +409,38 @@ pub struct Stable<'a> {
 }
 
 impl<'a> Stable<'a> {
+    /// Keeps the attributes as they are, unless a signal comes first that kills the task.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR`.
     #[inline]
-    pub(crate) fn new(inode: &'a GmemInode) -> Self {
+    pub(crate) fn new(inode: &'a GmemInode) -> Result<Self> {
+        let guard = if inode.converts_in_place() {
+            Some(InvalidateGuard::new_killable(inode)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            inode,
+            _guard: guard,
+        })
+    }
+
+    /// The same for a lock that is held.
+    ///
+    /// # Safety
+    ///
+    /// If the file converts in place, this task must hold the invalidate lock shared, and not unlock
+    /// it by other means.
+    #[inline]
+    pub(crate) unsafe fn assume_locked(inode: &'a GmemInode) -> Self {
         Self {
             inode,
             _guard: inode
                 .converts_in_place()
-                .then(|| InvalidateGuard::new(inode)),
+                // SAFETY: By the contract of this function.
+                .then(|| unsafe { InvalidateGuard::assume_locked(inode) }),
         }
     }
 

@@ -319,22 +319,50 @@ impl GmemInode {
         }
     }
 
-    /// Calls `f` with the invalidate lock held for writing; sleeps.
+    /// Calls `f` with the invalidate lock held for writing; sleeps. For callers that have to go on
+    /// even if the task is being killed.
     #[inline]
     pub fn locked<R>(&self, f: impl FnOnce(&InvalidateGuard<'_, Exclusive>) -> R) -> R {
         f(&self.lock())
     }
 
-    /// Calls `f` with the invalidate lock held for reading; sleeps.
+    /// Calls `f` with the invalidate lock held for writing; sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if a signal comes first that kills the task; those of `f`.
     #[inline]
-    pub fn locked_shared<R>(&self, f: impl FnOnce(&InvalidateGuard<'_, Shared>) -> R) -> R {
-        f(&self.lock_shared())
+    pub fn locked_killable<R, E: From<Error>>(
+        &self,
+        f: impl FnOnce(&InvalidateGuard<'_, Exclusive>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        f(&InvalidateGuard::new_killable(self)?)
+    }
+
+    /// Calls `f` with the invalidate lock held for reading; sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if a signal comes first that kills the task; those of `f`.
+    #[inline]
+    pub fn locked_shared<R, E: From<Error>>(
+        &self,
+        f: impl FnOnce(&InvalidateGuard<'_, Shared>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        f(&InvalidateGuard::new_killable(self)?)
     }
 
     /// Calls `f` while the attributes stay as they are; sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if a signal comes first that kills the task; those of `f`.
     #[inline]
-    pub fn stable<R>(&self, f: impl FnOnce(&Stable<'_>) -> R) -> R {
-        f(&Stable::new(self))
+    pub fn stable<R, E: From<Error>>(
+        &self,
+        f: impl FnOnce(&Stable<'_>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        f(&Stable::new(self)?)
     }
 
     #[inline]
@@ -342,9 +370,10 @@ impl GmemInode {
         InvalidateGuard::new(self)
     }
 
+    /// The mapping whose invalidate lock a fault takes, if it takes it.
     #[inline]
-    pub(crate) fn lock_shared(&self) -> InvalidateGuard<'_, Shared> {
-        InvalidateGuard::new(self)
+    pub(crate) fn fault_lock(&self) -> Option<*mut bindings::address_space> {
+        self.converts_in_place().then(|| self.mapping())
     }
 
     /// Takes the bindings mutex alone; sleeps. Allowed with a folio locked.

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What waits for a conversion, and how.
+ *
+ * The conversion is held at a gate of the emulated platform, with the lock of
+ * its file. So each test has all the time that it wants, and needs no clock. A
+ * kernel in which something waits that must not has the test hang, which its
+ * timeout ends.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "gmem_test.h"
+#include "kvm_test_harness.h"
+
+#define PS	((u64)PAGE_SIZE)
+#define NPAGES	16
+/* The page that is converted; nobody else touches it. */
+#define HELD	8
+
+#define PLACE	KVM_GMEM_EMULATE_HOLD_INVALIDATION
+
+struct machine {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpus[1];
+	struct gmem_area a;
+};
+
+static gpa_t held_gpa(struct machine *m)
+{
+	return m->a.gpa + HELD * PS;
+}
+
+static void machine_create(struct machine *m)
+{
+	m->vm = gmem_vm_create_emulated(KVM_GMEM_EMULATE_SNP, 0, 1, NPAGES, m->vcpus);
+	gmem_area_create(&m->a, m->vm, GMEM_SLOT, GMEM_GPA, NPAGES * PS, GMEM_MMAP_SHARED);
+	TEST_ASSERT(!gmem_launch_finish(m->vm), "LAUNCH_FINISH failed");
+	gmem_guest_start(m->vcpus[0]);
+}
+
+static void *convert_held(void *arg)
+{
+	struct machine *m = arg;
+
+	gmem_convert(m->a.fd, HELD * PS, PS, GMEM_PRIVATE, GMEM_PRESERVE);
+	return NULL;
+}
+
+/* Until the task waits in the kernel, and not for something that could be a signal. */
+static void wait_until_stuck(pid_t pid, pid_t tid)
+{
+	char path[64], line[256], *end;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
+	for (;;) {
+		f = fopen(path, "r");
+		TEST_ASSERT(f, "%s: errno %d", path, errno);
+		TEST_ASSERT(fgets(line, sizeof(line), f), "%s is empty", path);
+		fclose(f);
+		end = strrchr(line, ')');
+		if (end && end[2] == 'D')
+			break;
+		sched_yield();
+	}
+}
+
+FIXTURE(wait)
+{
+	struct machine m;
+	pthread_t converter;
+};
+
+FIXTURE_SETUP(wait)
+{
+	if (!gmem_emulates(KVM_GMEM_EMULATE_SNP))
+		SKIP(return, GMEM_NO_EMULATION);
+}
+
+FIXTURE_TEARDOWN(wait)
+{
+}
+
+#define WAIT(name)	TEST_F_TIMEOUT(wait, name, 240)
+
+static void hold(struct machine *m, pthread_t *converter)
+{
+	machine_create(m);
+	gmem_hold(m->vm, held_gpa(m), PLACE, true);
+	kvm_pthread_create(converter, NULL, convert_held, m);
+	gmem_wait_held(m->vm, held_gpa(m), PLACE);
+}
+
+static void let_go(struct machine *m, pthread_t converter)
+{
+	gmem_hold(m->vm, held_gpa(m), PLACE, false);
+	kvm_pthread_join(converter, NULL);
+	TEST_ASSERT(gmem_is_private(m->a.fd, HELD * PS), "The conversion is not done");
+}
+
+struct toucher {
+	u8 *mem;
+	_Atomic pid_t tid;
+};
+
+static void *touch(void *arg)
+{
+	struct toucher *t = arg;
+
+	t->tid = syscall(SYS_gettid);
+	*(volatile u8 *)t->mem = 7;
+	return NULL;
+}
+
+/*
+ * Neither mmap_lock nor the lock of the mapping is held by a fault that waits:
+ * changing that very mapping takes both.
+ */
+WAIT(host_faults_hold_no_lock_of_the_process)
+{
+	struct machine *m = &self->m;
+	struct toucher t = { };
+	pthread_t toucher;
+
+	hold(m, &self->converter);
+	t.mem = m->a.hva;
+	kvm_pthread_create(&toucher, NULL, touch, &t);
+	while (!t.tid)
+		sched_yield();
+	wait_until_stuck(getpid(), t.tid);
+
+	TEST_ASSERT(!mprotect(m->a.hva + (NPAGES - 1) * PS, PS, PROT_READ),
+		    "mprotect(): errno %d", errno);
+	TEST_ASSERT(!munmap(m->a.hva + (NPAGES - 2) * PS, PS), "munmap(): errno %d", errno);
+
+	let_go(m, self->converter);
+	kvm_pthread_join(toucher, NULL);
+	TEST_ASSERT_EQ(m->a.hva[0], 7);
+}
+
+/* The mapping that a fault waits for goes away meanwhile; the fault finds none then. */
+WAIT(the_mapping_goes_while_a_host_fault_waits)
+{
+	struct machine *m = &self->m;
+	int gone[2], status;
+	char byte = 0;
+	pid_t pid;
+
+	TEST_ASSERT(!pipe(gone), "pipe(): errno %d", errno);
+	hold(m, &self->converter);
+	pid = fork();
+	if (!pid) {
+		struct toucher t = { .mem = m->a.hva };
+		pthread_t toucher;
+
+		signal(SIGSEGV, SIG_DFL);
+		pthread_create(&toucher, NULL, touch, &t);
+		while (!t.tid)
+			sched_yield();
+		wait_until_stuck(getpid(), t.tid);
+		munmap(m->a.hva, m->a.size);
+		if (write(gone[1], &byte, 1) != 1)
+			_exit(1);
+		pthread_join(toucher, NULL);
+		_exit(0);
+	}
+	TEST_ASSERT_EQ(read(gone[0], &byte, 1), 1);
+	let_go(m, self->converter);
+	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV,
+		    "The child ended with %#x", status);
+}
+
+/* A process that waits for a page of the host's can be killed. */
+WAIT(host_faults_can_be_killed)
+{
+	struct machine *m = &self->m;
+	int status;
+	pid_t pid;
+
+	hold(m, &self->converter);
+	pid = fork();
+	if (!pid) {
+		*(volatile u8 *)m->a.hva = 7;
+		_exit(0);
+	}
+	wait_until_stuck(pid, pid);
+	TEST_ASSERT(!kill(pid, SIGKILL), "kill(): errno %d", errno);
+	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
+		    "The child ended with %#x", status);
+	let_go(m, self->converter);
+}
+
+/*
+ * So can a VMM whose vCPU waits for a page. Another process converts, so that
+ * only the vCPU can keep the VMM from ending.
+ */
+WAIT(guest_faults_can_be_killed)
+{
+	pid_t vmm, converter = 0;
+	int ready[2], status;
+
+	TEST_ASSERT(!pipe(ready), "pipe(): errno %d", errno);
+	vmm = fork();
+	if (!vmm) {
+		struct machine m;
+		pid_t pid;
+
+		machine_create(&m);
+		gmem_hold(m.vm, held_gpa(&m), PLACE, true);
+		pid = fork();
+		if (!pid) {
+			convert_held(&m);
+			_exit(0);
+		}
+		gmem_wait_held(m.vm, held_gpa(&m), PLACE);
+		if (write(ready[1], &pid, sizeof(pid)) != sizeof(pid))
+			_exit(1);
+		__gmem_guest_do(m.vcpus[0], GMEM_OP_READ, m.a.gpa, 1, 0, 0, 0);
+		_exit(0);
+	}
+	TEST_ASSERT_EQ(read(ready[0], &converter, sizeof(converter)), sizeof(converter));
+	wait_until_stuck(vmm, vmm);
+	TEST_ASSERT(!kill(vmm, SIGKILL), "kill(): errno %d", errno);
+	TEST_ASSERT_EQ(waitpid(vmm, &status, 0), vmm);
+	TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
+		    "The VMM ended with %#x", status);
+	/* A signal lets it through the gate. */
+	TEST_ASSERT(!kill(converter, SIGKILL), "The conversion has ended: errno %d", errno);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(gmem_vm_type_supported());
+	return test_harness_run(argc, argv);
+}
