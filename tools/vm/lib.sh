@@ -87,9 +87,9 @@ if [ -z "${LLVM:-}" ]; then
 	if have clang-19; then LLVM=-19; else LLVM=1; fi
 fi
 case $LLVM in
-*/) CLANG=${LLVM}clang ;;
--*) CLANG=clang$LLVM ;;
-*) CLANG=clang ;;
+*/) CLANG=${LLVM}clang OBJDUMP=${LLVM}llvm-objdump ;;
+-*) CLANG=clang$LLVM OBJDUMP=llvm-objdump$LLVM ;;
+*) CLANG=clang OBJDUMP=llvm-objdump ;;
 esac
 RUSTC=${RUSTC:-/usr/bin/rustc}
 CARGO=${CARGO:-/usr/bin/cargo}
