@@ -242,7 +242,8 @@ impl Bitmap {
 /// - An entry that points to a node points to one of its level: a bitmap where `1 << BITMAP_SHIFT`
 ///   pages are an entry's, else a table. Such a node was allocated from `M`, is filled, and no
 ///   other entry points to it.
-/// - `1 << shift` pages are the root's, which are `pages` at least.
+/// - `1 << shift` pages are the root's, which are `pages` at least. The shift is [`BITMAP_SHIFT`] and a
+///   multiple of `TABLE_SHIFT`, and smaller than 64.
 pub(crate) struct Radix<M, const FANOUT: usize> {
     root: Slot,
     shift: u32,
@@ -306,7 +307,8 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
     fn slot(table: &Table<FANOUT>, at: u64, shift: u32) -> &Slot {
         // CAST: Fewer than FANOUT.
         // PANIC: The remainder is an index of the array.
-        &table.0[(at >> shift) as usize % FANOUT]
+        // By the type's invariants the shift is smaller than the word.
+        &table.0[at.wrapping_shr(shift) as usize % FANOUT]
     }
 
     /// Returns what the page `at` is; private behind the end of the file.
@@ -332,7 +334,8 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
                 // SAFETY: The entry was found in this call, at a bitmap's level.
                 return unsafe { Self::bitmap(node) }.visibility(at);
             }
-            shift -= Self::TABLE_SHIFT;
+            // Not below a bitmap's, which is a number of levels away.
+            shift = shift.wrapping_sub(Self::TABLE_SHIFT);
             // SAFETY: The entry was found in this call, at a table's level.
             entry = Self::slot(unsafe { Self::table(node) }, at, shift).load();
         }
@@ -364,7 +367,8 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
                 let (end, visibility) = unsafe { Self::bitmap(node) }.run_at(at);
                 break (at, base + end, visibility);
             }
-            shift -= Self::TABLE_SHIFT;
+            // Not below a bitmap's, which is a number of levels away.
+            shift = shift.wrapping_sub(Self::TABLE_SHIFT);
             // SAFETY: The entry was found in this call, at a table's level.
             entry = Self::slot(unsafe { Self::table(node) }, at, shift).load();
         };
