@@ -33,6 +33,7 @@ use crate::{
             GuestPage, //
         },
         memslot::Memslot,
+        mmu::InvalidateSpan,
         platform,
         populate::Populate,
         vcpu::Vcpu,
@@ -311,7 +312,15 @@ unsafe extern "C" fn error_folio(
     if let Some(range) = crate::fs::inode::clip(inode, start, start.saturating_add(len)) {
         // The folio is locked, so the invalidate lock must not be waited for: its holder may be
         // waiting for the folio. The bindings mutex keeps the slots in place instead.
-        inode.lock_bindings().take_from_guests(&range);
+        let bindings = inode.lock_bindings();
+        bindings.take_from_guests(&range);
+        // What only a hypervisor can take from a guest.
+        if InvalidateSpan::begin(&bindings, range).retire() {
+            if let Some(folio) = NonNull::new(folio) {
+                // SAFETY: The folio is valid, and locked by the caller.
+                unsafe { Frame::from_raw(folio) }.retire();
+            }
+        }
     }
     // The folio stays: what to do about it is for user space to decide, whom get_pfn tells.
     bindings::mf_result_MF_DELAYED as c_int

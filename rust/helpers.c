@@ -119,12 +119,14 @@ void gmem_folio_fill(struct folio *folio, unsigned long page, u8 byte)
 
 /*
  * References beyond those of the page cache, of page tables, the caller's own,
- * and the one that memory failure keeps for ever to a page that it has poisoned.
+ * and those that are kept for ever to a page that has failed: by memory failure,
+ * and by us if a platform may still have it.
  */
 unsigned int gmem_folio_excess_refs(struct folio *folio, unsigned int own)
 {
 	int excess = folio_ref_count(folio) - folio_expected_ref_count(folio) - (int)own -
-		     (int)folio_test_hwpoison(folio);
+		     (int)folio_test_hwpoison(folio) -
+		     !!(gmem_folio_record(folio) & GMEM_RECORD_RETIRED);
 
 	return max(excess, 0);
 }
@@ -504,6 +506,21 @@ void gmem_vm_take_back(struct kvm *kvm, gfn_t start, gfn_t end)
 #ifdef CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK
 	kvm_arch_gmem_take_back(kvm, start, end);
 #endif
+}
+
+/* Takes failed memory from a guest. Returns whether it must never be freed. */
+bool gmem_vm_retire(struct kvm *kvm, gfn_t start, gfn_t end)
+{
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK
+	return kvm_arch_gmem_retire(kvm, start, end);
+#else
+	return false;
+#endif
+}
+
+bool kvm_gmem_page_is_zero(struct page *page)
+{
+	return gmem_folio_record(page_folio(page)) & GMEM_RECORD_ZERO;
 }
 
 /* What cannot be told counts as kept. */

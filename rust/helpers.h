@@ -20,6 +20,13 @@ typedef int (*kvm_gmem_populate_cb)(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 #endif
 
 /* Folios. */
+
+/* What is remembered with a folio and C looks at, too; see Frame for the rest of the bits. */
+enum {
+	GMEM_RECORD_ZERO	= 1 << 4,
+	GMEM_RECORD_RETIRED	= 1 << 5,
+};
+
 struct folio *gmem_filemap_lock_folio(struct address_space *mapping, pgoff_t index);
 struct folio *gmem_filemap_create_folio(struct address_space *mapping, pgoff_t index,
 					struct mempolicy *policy);
@@ -108,6 +115,7 @@ void gmem_vm_assert_slots_lock(struct kvm *kvm);
 void gmem_vm_flush_remote_tlbs(struct kvm *kvm);
 bool gmem_vm_zap(struct kvm *kvm, struct kvm_gfn_range *range);
 void gmem_vm_take_back(struct kvm *kvm, gfn_t start, gfn_t end);
+bool gmem_vm_retire(struct kvm *kvm, gfn_t start, gfn_t end);
 bool gmem_vm_keeps_from_host(struct kvm *kvm, gfn_t gfn, u64 nr, u64 *same);
 int gmem_zero_by_hypervisor(u64 pfn);
 bool gmem_vm_dead(struct kvm *kvm);

@@ -128,6 +128,11 @@ void *gmem_test_page_address(struct page *page)
 	return page_address(page);
 }
 
+bool gmem_test_page_is_zero(struct page *page)
+{
+	return kvm_gmem_page_is_zero(page);
+}
+
 int gmem_test_page_references(struct page *page)
 {
 	enum lru_cache_drained drained = LRU_CACHE_NOT_DRAINED;

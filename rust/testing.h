@@ -21,6 +21,7 @@ void gmem_test_file_init(struct file *file, struct inode *inode, void *data);
 void gmem_test_slot_init(struct kvm_memory_slot *slot, gfn_t base, unsigned long npages,
 			 pgoff_t pgoff);
 void *gmem_test_page_address(struct page *page);
+bool gmem_test_page_is_zero(struct page *page);
 int gmem_test_page_references(struct page *page);
 unsigned long gmem_test_drop_clean(struct address_space *mapping, pgoff_t end);
 void gmem_test_page_unlock(struct page *page);

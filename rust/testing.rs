@@ -497,6 +497,12 @@ impl HostPage {
         unsafe { bindings::gmem_test_page_references(self.0) }
     }
 
+    /// Whether a hypervisor that gives the page to a guest is to make sure that it is zero.
+    pub fn is_zero_for_guests(&self) -> bool {
+        // SAFETY: The reference keeps the page.
+        unsafe { bindings::gmem_test_page_is_zero(self.0) }
+    }
+
     /// Fills the page.
     pub fn fill(&mut self, byte: u8) {
         self.bytes_mut().fill(byte);

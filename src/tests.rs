@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit: the checks of the policy crate, the same that run under cargo; pages that stay.
+//! KUnit: the checks of the policy crate, the same that run under cargo; pages that stay, and those
+//! that a hypervisor zeroes.
 
 use crate::Gmem;
 #[cfg(CONFIG_KVM_GMEM_EMULATION)]
@@ -56,6 +57,51 @@ mod page_cache {
                 assert_eq!(file.byte(at)?, Some(BYTE));
             }
         }
+        Ok(())
+    }
+}
+
+/// Pages that a hypervisor is to zero as it gives them to a guest.
+#[cfg(CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK)]
+#[kunit_tests(kvm_gmem_donation)]
+mod donation {
+    use super::*;
+
+    const BASE: u64 = 0x1000;
+
+    /// Those that nobody has used, as the host has no means to write to them.
+    #[test]
+    fn unused_pages_are_given_as_zeroes() -> Result {
+        let vm = TestVm::new()?;
+        vm.put_on(Kind::Software, 0)?;
+
+        let Some(file) = TestFile::<Gmem>::new(&vm, 2, Visibility::Private, BASE)? else {
+            return Ok(());
+        };
+        file.allocate(1)?;
+        for gfn in [BASE, BASE + 1] {
+            assert!(file.guest_fault(gfn)?.is_zero_for_guests());
+            // It has to be asked for again after an invalidation.
+            assert!(file.guest_fault(gfn)?.is_zero_for_guests());
+        }
+        Ok(())
+    }
+
+    /// What the host has mapped keeps its bytes.
+    #[test]
+    fn used_pages_are_given_as_they_are() -> Result {
+        let vm = TestVm::new()?;
+        vm.put_on(Kind::Software, 0)?;
+
+        let Some(file) = TestFile::<Gmem>::new(&vm, 2, Visibility::Shared, BASE)? else {
+            return Ok(());
+        };
+        assert!(!file.host_fault(0)?.is_zero_for_guests());
+        assert!(!file.guest_fault(BASE)?.is_zero_for_guests());
+        // The other way round as well.
+        assert!(file.guest_fault(BASE + 1)?.is_zero_for_guests());
+        assert!(!file.host_fault(1)?.is_zero_for_guests());
+        assert!(!file.guest_fault(BASE + 1)?.is_zero_for_guests());
         Ok(())
     }
 }

@@ -440,6 +440,22 @@ impl<'g> InvalidateSpan<'g> {
         });
     }
 
+    /// Takes failed memory from guests in page tables that the host does not see, without a touch.
+    /// Returns whether one had any of it: it must never be freed. Sleeps.
+    pub(crate) fn retire(&self) -> bool {
+        let mut any = false;
+        self.for_each_file(|file| {
+            let vm = file.vm();
+            if platform::takes_back(vm) {
+                self.for_each_gfn_range(file, &self.range, |_, start, end| {
+                    // SAFETY: As for take_back().
+                    any |= unsafe { bindings::gmem_vm_retire(vm.as_raw(), start, end) };
+                });
+            }
+        });
+        any
+    }
+
     /// The first allocated folio that a platform still has, after a zap that a VM has died of.
     ///
     /// TDX's page table does not have it any more then, but kvm-intel has taken a reference to the

@@ -444,15 +444,18 @@ impl<'f> GivenUp<'f> {
     }
 
     /// Has the hypervisor make all bytes of it zero, which makes sure that it is not a guest's in
-    /// the same step.
+    /// the same step, and once more when it gives the page to a guest, unless the host has mapped
+    /// it in between.
     ///
     /// # Errors
     ///
     /// [`Fatal`] if it is, or if there is no such hypervisor.
     pub fn zero_by_hypervisor(self) -> Result<Written<'f>, Fatal> {
-        let pfn = self.folio.frame().pfn().get();
+        let frame = self.folio.frame();
         // SAFETY: The folio is one page, and the hypervisor writes none that anybody else has.
-        outcome(unsafe { bindings::gmem_zero_by_hypervisor(pfn) }).map_err(|_| Fatal)?;
+        outcome(unsafe { bindings::gmem_zero_by_hypervisor(frame.pfn().get()) })
+            .map_err(|_| Fatal)?;
+        frame.mark_zero(true);
         Ok(Written::new(Action::Zero))
     }
 

@@ -102,10 +102,17 @@ const WAS_IN_SEPT: u64 = 1 << 1;
 const MODEL: u64 = 1 << 2;
 /// The page was lost to the platform for good.
 const LEAKED: u64 = 1 << 3;
+/// The page is zero, and the host had no means to write to it since: a hypervisor that gives it to a
+/// guest makes sure of it.
+// CAST: A bit of a small number.
+const ZERO: u64 = bindings::GMEM_RECORD_ZERO as u64;
+/// The page has failed, and a hypervisor may have it for ever.
+// CAST: As above.
+const RETIRED: u64 = bindings::GMEM_RECORD_RETIRED as u64;
 /// Where the gfn is: 40 bits, which is all that a 52-bit physical address has.
-const GFN_SHIFT: u32 = 4;
+const GFN_SHIFT: u32 = 6;
 const GFN_BITS: u32 = 40;
-/// Where the ASID is, in the remaining 20 bits.
+/// Where the ASID is, in the remaining 18 bits.
 const ASID_SHIFT: u32 = GFN_SHIFT + GFN_BITS;
 const ASSIGNMENT: u64 = ASSIGNED | !0 << GFN_SHIFT;
 
@@ -159,7 +166,7 @@ impl Frame<'_> {
         let word = self.word();
         (word & ASSIGNED != 0).then_some(Assignment {
             gfn: Gfn::new(word >> GFN_SHIFT & ((1 << GFN_BITS) - 1)),
-            // CAST: 20 bits are left.
+            // CAST: 18 bits are left.
             asid: (word >> ASID_SHIFT) as u32,
         })
     }
@@ -196,6 +203,23 @@ impl Frame<'_> {
     pub(crate) fn mark_in_sept(&self, is: bool) {
         if self.was_in_sept() != is {
             self.set(WAS_IN_SEPT, is);
+        }
+    }
+
+    /// Remembers whether the page is zero and out of the host's reach.
+    #[inline]
+    pub(crate) fn mark_zero(&self, is: bool) {
+        if (self.word() & ZERO != 0) != is {
+            self.set(ZERO, is);
+        }
+    }
+
+    /// Keeps a page whose memory has failed from ever being freed.
+    pub(crate) fn retire(&self) {
+        if self.word() & RETIRED == 0 {
+            self.set(RETIRED, true);
+            // SAFETY: By the type's invariants.
+            unsafe { bindings::gmem_folio_get(self.folio.as_ptr()) }
         }
     }
 
@@ -298,9 +322,13 @@ impl<'a> LockedFolio<'a> {
         // SAFETY: The folio is valid and locked.
         let zeroed = unsafe { bindings::gmem_folio_prepare(self.as_ptr()) };
         to_result(zeroed.min(0))?;
+        let first_use = zeroed != 0;
+        if first_use && cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK) {
+            self.frame().mark_zero(true);
+        }
         Ok(PreparedFolio {
             folio: self,
-            first_use: zeroed != 0,
+            first_use,
         })
     }
 
@@ -403,9 +431,10 @@ impl<'a> PreparedFolio<'a> {
         self.folio.into_page()
     }
 
-    /// Gives lock and reference to the caller.
+    /// Gives lock and reference to the caller, who maps it for the host.
     #[inline]
     pub(crate) fn into_locked_page(self) -> *mut bindings::page {
+        self.folio.frame().mark_zero(false);
         self.folio.into_locked_page()
     }
 }
