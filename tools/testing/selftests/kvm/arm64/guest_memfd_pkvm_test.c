@@ -518,7 +518,11 @@ PVM_TEST(map_memory)
 
 /* --- Giving memory back --------------------------------------------------- */
 
-/* Pages of all kinds are cut out while the guest lives, and come back zeroed. */
+/*
+ * Pages of all kinds are cut out while the guest lives, and come back zeroed. Where
+ * the guest had one that it has shared it finds nothing else; where it had one of
+ * its own it finds nothing at all.
+ */
 PVM_TEST(punch)
 {
 	struct pvm *p = &self->p;
@@ -528,25 +532,107 @@ PVM_TEST(punch)
 
 	cpu_start(c);
 	for (round = 0; round < 4; round++) {
+		const u64 at = round * NR_STATES * PG;
+
 		for (state = 0; state < NR_STATES; state++)
-			prepare(p, state * PG, state);
-		assert_errno(gmem_punch(p->fd, 0, NR_STATES * PG), 0);
+			prepare(p, at + state * PG, state);
+		assert_errno(gmem_punch(p->fd, at, NR_STATES * PG), 0);
 		for (state = 0; state < NR_STATES; state++) {
-			bool shared = !gmem_is_private(p->fd, state * PG);
+			const u64 page = at + state * PG;
+			bool shared = !gmem_is_private(p->fd, page);
 
 			/* The attributes stay. */
 			TEST_ASSERT_EQ(shared, state == HOST_USED || state == BOTH_USE);
 			if (shared)
-				host_check(p, state * PG, PG, GMEM_ZEROES);
+				host_check(p, page, PG, GMEM_ZEROES);
 			/* It is not the guest's any more, so nobody has to be asked. */
-			gmem_convert(p->fd, state * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
-			host_check(p, state * PG, PG, GMEM_ZEROES);
-			gmem_fill(p->mem + state * PG, PG, GMEM_SEED(3), state * PG);
-			gmem_convert(p->fd, state * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
-			cpu_check(c, state * PG, PG, GMEM_SEED(3));
+			gmem_convert(p->fd, page, PG, GMEM_SHARED, GMEM_PRESERVE);
+			host_check(p, page, PG, GMEM_ZEROES);
+			gmem_fill(p->mem + page, PG, GMEM_SEED(3), page);
+			gmem_convert(p->fd, page, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+			if (state == GUEST_OWNS)
+				cpu_assert_lost(c, page);
+			else
+				cpu_check(c, page, PG, guest_has(state) ? GMEM_ZEROES : GMEM_SEED(3));
 		}
-		assert_errno(gmem_punch(p->fd, 0, NPAGES * PG), 0);
 	}
+}
+
+/* The guest gives memory back: EL2 has it scrubbed, and the host may do what it likes. */
+PVM_TEST(relinquish)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	gva_t anon = vm_alloc_page(p->vm);
+	/* Its page tables are the guest's soon. */
+	gpa_t anon_gpa = addr_gva2gpa(p->vm, anon);
+	u64 left, val = 0, exits = 0;
+
+	cpu_start(c);
+	TEST_ASSERT(cpu_do(c, GMEM_OP_HVC, 0, 0, VENDOR_HYP_FEATURES) & BIT(9), "Not announced");
+
+	cpu_fill(c, 0, 8 * PG, GMEM_SEED(1));
+	cpu_share(c, 7 * PG, PG);
+	/* Not aligned, not its own, no such argument. */
+	TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_RELINQUISH, 8, PG, 0), INVALID_PARAMETER);
+	TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_RELINQUISH, 7 * PG, PG, 0), INVALID_PARAMETER);
+	TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_HVC, PG, PG, MEM_RELINQUISH), INVALID_PARAMETER);
+	/* Nothing to give back, and nobody to tell. */
+	cpu_relinquish(c, 16 * PG, PG);
+	cpu_check(c, 0, 8 * PG, GMEM_SEED(1));
+	TEST_ASSERT_EQ(c->relinquishes, 0);
+
+	/* The host can have it. What the guest finds there later is not the host's. */
+	cpu_relinquish(c, 0, 4 * PG);
+	exits += 4;
+	TEST_ASSERT_EQ(c->relinquishes, variant->exits ? exits : 0);
+	gmem_assert_attributes(p->fd, 0, 4 * PG, GMEM_PRIVATE);
+	gmem_convert(p->fd, 0, 2 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 0, 2 * PG, GMEM_ZEROES);
+	gmem_fill(p->mem, 2 * PG, GMEM_SEED(2), 0);
+	gmem_convert(p->fd, 0, 2 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	assert_errno(gmem_punch(p->fd, PG, 2 * PG), 0);
+	cpu_check(c, 0, 4 * PG, GMEM_ZEROES);
+	/* It is the guest's again. */
+	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+	cpu_fill(c, 0, 4 * PG, GMEM_SEED(3));
+	cpu_check(c, 0, 8 * PG - 4 * PG, GMEM_SEED(3));
+
+	/* User space frees it at once; twice is once. */
+	p->punch = true;
+	cpu_relinquish(c, 0, PG);
+	cpu_relinquish(c, 0, PG);
+	exits++;
+	TEST_ASSERT_EQ(c->relinquishes, variant->exits ? exits : 0);
+	cpu_check(c, 0, PG, GMEM_ZEROES);
+
+	/* Mapped ahead of the guest, or by sharing it. */
+	cpu_relinquish(c, 0, 2 * PG);
+	assert_errno(map_memory(c, 0, PG, &left), 0);
+	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+	cpu_share(c, PG, PG);
+	if (!variant->exits)
+		gmem_convert(p->fd, PG, PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, PG, PG, GMEM_ZEROES);
+	cpu_check(c, 0, 2 * PG, GMEM_ZEROES);
+
+	/* Memory that is not guest_memfd's stays pinned, and is used again. */
+	c->cmd->op = GMEM_OP_WRITE;
+	c->cmd->gpa = anon;
+	c->cmd->value = 42;
+	TEST_ASSERT(cpu_run(c), "A fault");
+	cpu_relinquish(c, anon_gpa - GMEM_GPA, PG);
+	TEST_ASSERT(cpu_read(c, anon - GMEM_GPA, &val), "A fault");
+	TEST_ASSERT_EQ(val, 0);
+
+	/* A guest that has not given a page back has lost it with a hole. */
+	cpu_relinquish(c, 4 * PG, PG);
+	assert_errno(gmem_punch(p->fd, 4 * PG, 2 * PG), 0);
+	cpu_check(c, 4 * PG, PG, GMEM_ZEROES);
+	cpu_assert_lost(c, 5 * PG);
+	TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_RELINQUISH, 5 * PG, PG, 0), INVALID_PARAMETER);
+	TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_SHARE, 5 * PG, PG, 0), INVALID_PARAMETER);
+	cpu_check(c, 6 * PG, PG, GMEM_SEED(1));
 }
 
 /* A guest that shares and touches what is being cut out never sees old bytes. */
@@ -562,23 +648,45 @@ static void *punch_all_the_time(void *arg)
 
 PVM_TEST(punch_against_a_running_guest)
 {
+	bool lost[NPAGES / 2] = {};
 	struct pvm *p = &self->p;
 	struct cpu *c = &p->cpu[0];
+	u64 page, val = 0, n = 0;
 	pthread_t thread;
 	int i;
 
 	cpu_start(c);
 	pthread_create(&thread, NULL, punch_all_the_time, p);
-	for (i = 0; i < 50; i++) {
-		cpu_fill(c, 0, 4 * PG, GMEM_SEED(i));
-		cpu_do(c, GMEM_OP_SHARE, PG, PG, 0);
+	for (i = 1; i <= 50; i++) {
+		for (page = i % 8; page < NPAGES / 2; page += 8) {
+			/* With a hole between its first touch and this it is lost. */
+			cpu_do(c, GMEM_OP_SHARE, page * PG, PG, 0);
+			c->cmd->op = GMEM_OP_WRITE;
+			c->cmd->gpa = GMEM_GPA + page * PG;
+			c->cmd->value = i;
+			if (!cpu_run(c)) {
+				TEST_ASSERT(c->lost, "A fault");
+				cpu_skip(c);
+				lost[page] = true;
+			}
+			if (!cpu_read(c, page * PG, &val)) {
+				lost[page] = true;
+				continue;
+			}
+			TEST_ASSERT(!lost[page], "%lu was lost, and is not", page);
+			TEST_ASSERT(!val || val == i, "The guest reads %lu in round %d", val, i);
+		}
 		/* What is not cut out keeps its bytes. */
 		cpu_fill(c, NPAGES / 2 * PG, 4 * PG, GMEM_SEED(i));
 		cpu_check(c, NPAGES / 2 * PG, 4 * PG, GMEM_SEED(i));
 	}
 	pthread_join(thread, NULL);
 	assert_errno(gmem_punch(p->fd, 0, NPAGES / 2 * PG), 0);
-	cpu_check(c, 0, NPAGES / 2 * PG, GMEM_ZEROES);
+	gmem_convert(p->fd, 0, NPAGES / 2 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 0, NPAGES / 2 * PG, GMEM_ZEROES);
+	for (page = 0; page < NPAGES / 2; page++)
+		n += lost[page];
+	TH_LOG("%lu of %lu pages were lost", n, NPAGES / 2);
 }
 
 /* The file goes first: the guest finds no memory any more, and lives. */
@@ -1026,6 +1134,8 @@ PVM_TEST(conversion_against_faults)
 	for (i = 0; i < 30; i++) {
 		cpu_fill(c, 0, NPAGES * PG, GMEM_SEED(i));
 		cpu_check(c, 0, NPAGES * PG, GMEM_SEED(i));
+		/* So that they are touched for the first time again. */
+		cpu_relinquish(c, 0, NPAGES * PG);
 		gmem_punch(p->fd, 0, NPAGES * PG);
 	}
 	s.running = 0;

@@ -20,10 +20,16 @@
 #define KVM_VM_TYPE_ARM_PROTECTED	(1UL << 31)
 #define MEM_SHARE			0xc6000003u
 #define MEM_UNSHARE			0xc6000004u
+#define MEM_RELINQUISH			0xc6000009u
+#define VENDOR_HYP_FEATURES		0x86000000u
+#define INVALID_PARAMETER		(-3l)
 
 #ifndef KVM_MAP_GPA_RANGE_ENCRYPTED
 #define KVM_MAP_GPA_RANGE_ENCRYPTED	(1 << 4)
 #define KVM_MAP_GPA_RANGE_DECRYPTED	0
+#endif
+#ifndef KVM_MAP_GPA_RANGE_RELINQUISHED
+#define KVM_MAP_GPA_RANGE_RELINQUISHED	(1 << 5)
 #endif
 
 #define PG	((u64)SZ_4K)
@@ -72,6 +78,28 @@ static inline u64 hypercall(u32 function, u64 gpa)
 }
 
 /*
+ * Gives pages back and uses them again, @n times in all. What the guest writes is
+ * there until it gives the page back, and after that there are zeroes, whatever
+ * the host does meanwhile.
+ */
+static inline u64 guest_relinquishes(u64 gpa, u64 npages, u64 n, u64 seed)
+{
+	volatile u64 *mem;
+	u64 lost = 0, i;
+
+	for (i = 0; i < n; i++) {
+		seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+		mem = (volatile u64 *)(gpa + (seed >> 33) % npages * SZ_4K);
+
+		mem[0] = mem[511] = seed;
+		lost += mem[0] != seed || mem[511] != seed;
+		lost += !!hypercall(MEM_RELINQUISH, (u64)mem);
+		lost += mem[0] || mem[256] || mem[511];
+	}
+	return lost;
+}
+
+/*
  * Shares and unshares pages, @n times in all. What the guest writes to a page
  * that is its own has to be there until it shares it again.
  */
@@ -103,6 +131,7 @@ static inline u64 guest_storm(u64 gpa, u64 npages, u64 n, u64 seed)
 static inline void guest_code(volatile struct gmem_cmd *cmd, u64 cmd_gpa)
 {
 	u64 i, first = hypercall(MEM_SHARE, cmd_gpa);
+	struct arm_smccc_res res;
 	volatile u8 *mem;
 
 	for (;;) {
@@ -126,13 +155,23 @@ static inline void guest_code(volatile struct gmem_cmd *cmd, u64 cmd_gpa)
 			break;
 		case GMEM_OP_SHARE:
 		case GMEM_OP_UNSHARE:
+		case GMEM_OP_RELINQUISH:
 			/* The first failure counts, and @bad is where it was. */
 			cmd->value = 0;
 			for (i = 0; i < cmd->size && !cmd->value; i += SZ_4K) {
 				cmd->bad = i;
 				cmd->value = hypercall(cmd->op == GMEM_OP_SHARE ? MEM_SHARE :
-						       MEM_UNSHARE, cmd->gpa + i);
+						       cmd->op == GMEM_OP_UNSHARE ? MEM_UNSHARE :
+						       MEM_RELINQUISH, cmd->gpa + i);
 			}
+			break;
+		case GMEM_OP_HVC:
+			smccc_hvc(cmd->pattern, cmd->gpa, cmd->pos, 0, 0, 0, 0, 0, &res);
+			cmd->value = res.a0;
+			break;
+		case GMEM_OP_SMC:
+			smccc_smc(cmd->pattern, cmd->gpa, cmd->pos, 0, 0, 0, 0, 0, &res);
+			cmd->value = res.a0;
 			break;
 		case GMEM_OP_CALL:
 			cmd->value = ((u64 (*)(void))cmd->gpa)();
@@ -144,6 +183,10 @@ static inline void guest_code(volatile struct gmem_cmd *cmd, u64 cmd_gpa)
 		case GMEM_OP_STORM:
 			cmd->value = guest_storm(cmd->gpa, cmd->size / SZ_4K, cmd->pattern,
 						 cmd->pos);
+			break;
+		case GMEM_OP_RELINQUISHES:
+			cmd->value = guest_relinquishes(cmd->gpa, cmd->size / SZ_4K, cmd->pattern,
+							cmd->pos);
 			break;
 		default:
 			cmd->value = -1;
@@ -161,7 +204,8 @@ struct cpu {
 	struct kvm_vcpu *vcpu;
 	volatile struct gmem_cmd *cmd;
 	u64 wanted_private;	/* memory faults */
-	u64 shares, unshares;	/* hypercalls */
+	u64 lost;		/* memory faults that no conversion helps */
+	u64 shares, unshares, relinquishes;	/* hypercalls */
 	u64 again;		/* EAGAIN of conversions */
 };
 
@@ -173,6 +217,7 @@ struct pvm {
 	bool exits;		/* KVM_CAP_EXIT_HYPERCALL */
 	bool refuse;		/* says no to what the guest shares and unshares */
 	bool stop_at_fault;	/* does not convert for the guest */
+	bool punch;		/* frees what the guest has given back */
 	u64 reclaims;		/* force_reclaims() at the beginning */
 };
 
@@ -244,6 +289,16 @@ static inline void map_gpa_range(struct cpu *c)
 	TEST_ASSERT(c->p->exits, "An exit that nobody has asked for");
 	TEST_ASSERT_EQ(run->hypercall.nr, KVM_HC_MAP_GPA_RANGE);
 	TEST_ASSERT_EQ(run->hypercall.args[1], 1);
+	if (run->hypercall.args[2] & KVM_MAP_GPA_RANGE_RELINQUISHED) {
+		TEST_ASSERT_EQ(run->hypercall.args[2],
+			       KVM_MAP_GPA_RANGE_RELINQUISHED | KVM_MAP_GPA_RANGE_ENCRYPTED);
+		c->relinquishes++;
+		if (c->p->punch && in_gmem(gpa))
+			TEST_ASSERT(!gmem_punch(c->p->fd, offset_of(gpa), PG), "punch: %d", errno);
+		/* The guest does not care: it has happened. */
+		run->hypercall.ret = EPERM;
+		return;
+	}
 	TEST_ASSERT_EQ(run->hypercall.args[2] & ~(u64)KVM_MAP_GPA_RANGE_ENCRYPTED, 0);
 	attributes = run->hypercall.args[2] ? GMEM_PRIVATE : GMEM_SHARED;
 	if (attributes)
@@ -268,7 +323,8 @@ static inline void map_gpa_range(struct cpu *c)
 
 /*
  * Runs until the guest has done its command. With stop_at_fault a fault of the
- * guest that user space has to do something about ends it, too: false then.
+ * guest that user space has to do something about ends it, too, and always one
+ * that nothing can be done about, which is counted in c->lost: false then.
  */
 static inline bool cpu_run(struct cpu *c)
 {
@@ -291,9 +347,14 @@ static inline bool cpu_run(struct cpu *c)
 			map_gpa_range(c);
 			break;
 		case KVM_EXIT_MEMORY_FAULT:
-			TEST_ASSERT(r && errno == EFAULT, "%d, errno %d", r, errno);
+			TEST_ASSERT(r && (errno == EFAULT || errno == EHWPOISON), "%d, errno %d",
+				    r, errno);
 			TEST_ASSERT_EQ(run->memory_fault.flags, KVM_MEMORY_EXIT_FLAG_PRIVATE);
 			TEST_ASSERT_EQ(run->memory_fault.size, PG);
+			if (errno == EHWPOISON) {
+				c->lost++;
+				return false;
+			}
 			c->wanted_private++;
 			if (c->p->stop_at_fault)
 				return false;
@@ -345,6 +406,42 @@ do {										\
 		    (u32)(pattern));						\
 } while (0)
 
+/* The guest goes on behind the instruction that has faulted. */
+static inline void cpu_skip(struct cpu *c)
+{
+	u64 pc = vcpu_get_reg(c->vcpu, ARM64_CORE_REG(regs.pc));
+
+	vcpu_set_reg(c->vcpu, ARM64_CORE_REG(regs.pc), pc + 4);
+	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+}
+
+/* Reads a byte of a page: false if the address is lost. The guest lives on. */
+static inline bool cpu_read(struct cpu *c, u64 offset, u64 *value)
+{
+	if (__cpu_do(c, GMEM_OP_READ, offset, 1, 0)) {
+		*value = c->cmd->value;
+		return true;
+	}
+	TEST_ASSERT(c->lost, "A fault at %#llx", c->vcpu->run->memory_fault.gpa);
+	cpu_skip(c);
+	return false;
+}
+
+/* A page that the guest cannot get at any more, however often it tries. */
+#define cpu_assert_lost(c, offset)						\
+do {										\
+	struct cpu *__c = (c);							\
+	u64 __off = (offset), __lost = __c->lost;				\
+										\
+	TEST_ASSERT(!__cpu_do(__c, GMEM_OP_READ, __off, 1, 0), "%#lx is not lost", __off); \
+	TEST_ASSERT(!cpu_run(__c), "%#lx is not lost", __off);			\
+	TEST_ASSERT_EQ(__c->lost, __lost + 2);					\
+	TEST_ASSERT_EQ(__c->vcpu->run->memory_fault.gpa, GMEM_GPA + __off);	\
+	cpu_skip(__c);								\
+} while (0)
+
+#define cpu_relinquish(c, offset, size)						\
+	TEST_ASSERT_EQ(cpu_do(c, GMEM_OP_RELINQUISH, offset, size, 0), 0)
 #define cpu_share(c, offset, size)						\
 	TEST_ASSERT_EQ(cpu_do(c, GMEM_OP_SHARE, offset, size, 0), 0)
 #define cpu_unshare(c, offset, size)						\

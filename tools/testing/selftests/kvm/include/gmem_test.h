@@ -346,9 +346,13 @@ enum gmem_op {
 	GMEM_OP_MAP_GPA,	/* x86: KVM_HC_MAP_GPA_RANGE, pattern = its flags */
 	GMEM_OP_SHARE,		/* arm64: MEM_SHARE, value = its result */
 	GMEM_OP_UNSHARE,	/* arm64: MEM_UNSHARE, value = its result */
+	GMEM_OP_RELINQUISH,	/* arm64: MEM_RELINQUISH, value = its result */
+	GMEM_OP_HVC,		/* arm64: function @pattern of gpa and pos, value = its result */
+	GMEM_OP_SMC,		/* arm64: the same by SMC */
 	GMEM_OP_CALL,		/* arm64: value = what the function at gpa returns */
 	GMEM_OP_COPY,		/* arm64: from pos to gpa, in words */
 	GMEM_OP_STORM,		/* arm64: share and unshare, value = times that bytes were lost */
+	GMEM_OP_RELINQUISHES,	/* arm64: relinquish and use anew, value = the same */
 };
 
 /*

@@ -1,0 +1,467 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What a hostile VMM tries against a running protected guest, and does not get.
+ *
+ * Nothing here is what a VMM should do. The guests are real, and so is EL2: the
+ * kernel has to be booted with kvm-arm.mode=protected.
+ */
+#include <fcntl.h>
+#include <pthread.h>
+
+#include "kvm_test_harness.h"
+#include "gmem_pkvm.h"
+
+/* Seconds. The sanitised kernel is slow, and what takes longer hangs. */
+#define TIMEOUT	300
+
+#define GPA2	(GMEM_GPA + 2 * NPAGES * PG)
+
+FIXTURE(attack) {
+	struct pvm p;
+};
+
+FIXTURE_VARIANT(attack) {
+	bool exits;
+};
+
+FIXTURE_VARIANT_ADD(attack, told) {
+	.exits = true,
+};
+
+FIXTURE_VARIANT_ADD(attack, untold) {
+	.exits = false,
+};
+
+FIXTURE_SETUP(attack)
+{
+	pvm_create(&self->p, GUEST_MEMFD_FLAG_MMAP, variant->exits);
+}
+
+FIXTURE_TEARDOWN(attack)
+{
+	pvm_destroy(&self->p);
+}
+
+/* For what only VMs can do whose user space is told. */
+FIXTURE(told) {
+	struct pvm p;
+};
+
+FIXTURE_SETUP(told)
+{
+	pvm_create(&self->p, GUEST_MEMFD_FLAG_MMAP, true);
+}
+
+FIXTURE_TEARDOWN(told)
+{
+	pvm_destroy(&self->p);
+}
+
+#define ATTACK(name)		TEST_F_TIMEOUT(attack, name, TIMEOUT)
+#define TOLD_ATTACK(name)	TEST_F_TIMEOUT(told, name, TIMEOUT)
+
+static void set_x(struct cpu *c, int n, u64 value)
+{
+	vcpu_set_reg(c->vcpu, ARM64_CORE_REG(regs.regs[0]) + n * 2, value);
+}
+
+static void write_bytes(struct cpu *c, u64 offset, const void *bytes, u64 n)
+{
+	u64 i;
+
+	for (i = 0; i < n; i++) {
+		c->cmd->op = GMEM_OP_WRITE;
+		c->cmd->gpa = GMEM_GPA + offset + i;
+		c->cmd->value = ((const u8 *)bytes)[i];
+		TEST_ASSERT(cpu_run(c), "A fault");
+	}
+}
+
+/* Runs a hypercall of the guest's until user space is told of it. */
+static void until_told(struct cpu *c, enum gmem_op op, u64 offset)
+{
+	struct kvm_run *run = c->vcpu->run;
+
+	c->cmd->op = op;
+	c->cmd->gpa = GMEM_GPA + offset;
+	c->cmd->size = PG;
+	TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
+	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
+	TEST_ASSERT_EQ(run->hypercall.args[0], GMEM_GPA + offset);
+}
+
+/*
+ * Gives the answer to it, then the guest's registers a shape that the VMM would
+ * like. Returns what the guest has heard.
+ */
+static s64 answer(struct cpu *c, u64 ret, s64 x0)
+{
+	struct kvm_run *run = c->vcpu->run;
+	int i;
+
+	run->hypercall.ret = ret;
+	run->immediate_exit = 1;
+	TEST_ASSERT(__vcpu_run(c->vcpu) && errno == EINTR, "No EINTR: %d", errno);
+	run->immediate_exit = 0;
+	set_x(c, 0, x0);
+	for (i = 1; i < 4; i++)
+		set_x(c, i, 0x5a5a5a5a);
+	TEST_ASSERT(cpu_run(c), "A fault");
+	return c->cmd->value;
+}
+
+/* --- Other bytes in the place of the guest's ------------------------------ */
+
+/* mov x0, #7; ret, and the same with 42 */
+static const u32 own_code[] = { 0xd28000e0, 0xd65f03c0 };
+static const u32 other_code[] = { 0xd2800540, 0xd65f03c0 };
+
+/* Cut the guest's code out, put other code in its place, have the guest call it. */
+ATTACK(h46_code_is_not_exchanged)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	u64 lost;
+	int i;
+
+	cpu_start(c);
+	write_bytes(c, 0, own_code, sizeof(own_code));
+	cpu_fill(c, PG, PG, GMEM_SEED(1));
+	TEST_ASSERT_EQ(cpu_do(c, GMEM_OP_CALL, 0, 0, 0), 7);
+
+	assert_errno(gmem_set(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+	assert_errno(gmem_punch(p->fd, 0, PG), 0);
+	gmem_convert(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 0, PG, GMEM_ZEROES);
+	memcpy(p->mem, other_code, sizeof(other_code));
+	gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+
+	lost = c->lost;
+	for (i = 0; i < 3; i++) {
+		TEST_ASSERT(!__cpu_do(c, GMEM_OP_CALL, 0, 0, 0), "The guest runs other code");
+		TEST_ASSERT_EQ(c->lost, lost + 1 + i);
+		TEST_ASSERT_EQ(c->vcpu->run->memory_fault.gpa, GMEM_GPA);
+	}
+	/* Another hole, ZERO, or another try do not help. */
+	assert_errno(gmem_punch(p->fd, 0, PG), 0);
+	gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_ZERO);
+	TEST_ASSERT(!cpu_run(c), "The guest runs zeroes");
+	/* It is this address that is lost, and not the guest. */
+	vcpu_set_reg(c->vcpu, ARM64_CORE_REG(regs.pc),
+		     vcpu_get_reg(c->vcpu, ARM64_CORE_REG(regs.regs[0]) + 30 * 2));
+	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	cpu_check(c, PG, PG, GMEM_SEED(1));
+	cpu_assert_lost(c, 0);
+}
+
+/* The same page at a second address, by whatever means there are. */
+ATTACK(h46_no_page_at_two_addresses)
+{
+	struct pvm *p = &self->p, q;
+	struct cpu *c;
+	int r, other;
+
+	/* A second memslot of the same pages, and an ordinary one of their mapping. */
+	TEST_ASSERT(__vm_set_user_memory_region2(p->vm, GMEM_SLOT + 1, KVM_MEM_GUEST_MEMFD, GPA2,
+						 NPAGES * PG, NULL, p->fd, 0), "Bound twice");
+	TEST_ASSERT(__vm_set_user_memory_region2(p->vm, GMEM_SLOT + 1, KVM_MEM_GUEST_MEMFD, GPA2,
+						 PG, NULL, p->fd, PG), "Bound twice");
+	vm_set_user_memory_region(p->vm, GMEM_SLOT + 1, 0, GPA2, NPAGES * PG, p->mem);
+	virt_map(p->vm, GPA2, GPA2, NPAGES);
+	/* Another VM cannot have the file at all. */
+	pvm_create(&q, GUEST_MEMFD_FLAG_MMAP, variant->exits);
+	TEST_ASSERT(__vm_set_user_memory_region2(q.vm, GMEM_SLOT + 1, KVM_MEM_GUEST_MEMFD, GPA2,
+						 NPAGES * PG, NULL, p->fd, 0), "Bound elsewhere");
+	pvm_destroy(&q);
+
+	c = &p->cpu[0];
+	cpu_start(c);
+	cpu_start(&p->cpu[1]);
+	cpu_fill(c, 0, 2 * PG, GMEM_SEED(1));
+	/* One that the guest keeps, one that it shares, one that it has never had. */
+	cpu_share(c, PG, PG);
+	gmem_convert(p->fd, PG, 2 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, PG, PG, GMEM_SEED(1));
+	gmem_fill(p->mem + 2 * PG, PG, GMEM_SEED(2), 2 * PG);
+
+	for (other = 0; other < 3; other++) {
+		struct cpu *d = &p->cpu[1];
+
+		d->cmd->op = GMEM_OP_READ;
+		d->cmd->gpa = GPA2 + other * PG;
+		r = __vcpu_run(d->vcpu);
+		TEST_ASSERT(r && (errno == EFAULT || errno == EIO), "Page %d: %d, errno %d", other,
+			    r, errno);
+		cpu_skip(d);
+	}
+	/* Nobody holds a page because of that. */
+	cpu_check(c, 0, 2 * PG, GMEM_SEED(1));
+	gmem_convert(p->fd, PG, 2 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	cpu_unshare(c, PG, PG);
+	cpu_check(c, 0, 2 * PG, GMEM_SEED(1));
+	cpu_check(c, 2 * PG, PG, GMEM_SEED(2));
+}
+
+/* --- Lies about what the guest has asked for ------------------------------ */
+
+/* "You share it", when it does not, and "you do not", when it does. */
+TOLD_ATTACK(h47_share_is_what_el2_did)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+
+	cpu_start(c);
+	cpu_fill(c, 0, 4 * PG, GMEM_SEED(1));
+
+	/* Converted, and then refused: it is shared, and the guest is told so. */
+	until_told(c, GMEM_OP_SHARE, 0);
+	gmem_convert(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
+	TEST_ASSERT_EQ(answer(c, EPERM, INVALID_PARAMETER), 0);
+	host_check(p, 0, PG, GMEM_SEED(1));
+
+	/* The same, without a word that it was refused. */
+	until_told(c, GMEM_OP_SHARE, PG);
+	gmem_convert(p->fd, PG, PG, GMEM_SHARED, GMEM_PRESERVE);
+	TEST_ASSERT_EQ(answer(c, 0, INVALID_PARAMETER), 0);
+
+	/* Refused: it is not shared, and the guest does not wait for a device. */
+	until_told(c, GMEM_OP_SHARE, 2 * PG);
+	TEST_ASSERT_EQ(answer(c, EPERM, 0), INVALID_PARAMETER);
+	assert_errno(gmem_set_once(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+
+	/* Taken away meanwhile: what comes next at the address is not shared. */
+	until_told(c, GMEM_OP_SHARE, 3 * PG);
+	assert_errno(gmem_punch(p->fd, 3 * PG, PG), 0);
+	TEST_ASSERT_EQ(answer(c, 0, 0), INVALID_PARAMETER);
+	cpu_check(c, 3 * PG, PG, GMEM_ZEROES);
+	cpu_fill(c, 3 * PG, PG, GMEM_SEED(9));
+	assert_errno(gmem_set_once(p->fd, 3 * PG, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+}
+
+TOLD_ATTACK(h47_unshare_is_what_el2_did)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+
+	cpu_start(c);
+	cpu_fill(c, 0, 2 * PG, GMEM_SEED(1));
+	cpu_share(c, 0, 2 * PG);
+
+	/* Nothing done, and the guest told that all is. */
+	until_told(c, GMEM_OP_UNSHARE, 0);
+	TEST_ASSERT_EQ(answer(c, 0, 0), INVALID_PARAMETER);
+	until_told(c, GMEM_OP_UNSHARE, 0);
+	TEST_ASSERT_EQ(answer(c, EPERM, 0), INVALID_PARAMETER);
+	/* Another page in the guest's registers. */
+	until_told(c, GMEM_OP_UNSHARE, 0);
+	gmem_convert(p->fd, 0, 2 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	set_x(c, 1, GMEM_GPA + PG);
+	c->vcpu->run->hypercall.ret = 0;
+	TEST_ASSERT(cpu_run(c), "A fault");
+	TEST_ASSERT_EQ((s64)c->cmd->value, INVALID_PARAMETER);
+	gmem_convert(p->fd, 0, 2 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 0, 2 * PG, GMEM_SEED(1));
+
+	/* Done, and the guest told that it is not. */
+	until_told(c, GMEM_OP_UNSHARE, 0);
+	gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	TEST_ASSERT_EQ(answer(c, 0, INVALID_PARAMETER), 0);
+	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+	cpu_check(c, 0, 2 * PG, GMEM_SEED(1));
+
+	/* A guest that gives a page back hears that it has. */
+	until_told(c, GMEM_OP_RELINQUISH, 0);
+	TEST_ASSERT_EQ(answer(c, EPERM, INVALID_PARAMETER), 0);
+	cpu_check(c, 0, PG, GMEM_ZEROES);
+}
+
+/* EL2 knows nothing of an SMC with the number of MEM_SHARE, so nobody is told of it. */
+TOLD_ATTACK(smc_shares_nothing)
+{
+	static const u32 functions[] = { MEM_SHARE, MEM_UNSHARE, MEM_RELINQUISH };
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	int i;
+
+	cpu_start(c);
+	c->shares = 0;
+	cpu_fill(c, 0, PG, GMEM_SEED(1));
+	for (i = 0; i < ARRAY_SIZE(functions); i++) {
+		/* The page is at the offset that is the second argument, which is to be 0. */
+		TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_SMC, 0, PG, functions[i]), -1);
+		TEST_ASSERT_EQ(c->shares + c->unshares + c->relinquishes, 0);
+	}
+	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+	cpu_check(c, 0, PG, GMEM_SEED(1));
+}
+
+/*
+ * A hypercall of a vCPU that was reset before it was answered is answered later,
+ * when the guest, on another vCPU, has long done something else with the page.
+ */
+TOLD_ATTACK(replay_after_teardown_of_a_vcpu)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0], *gone = &p->cpu[1];
+	struct kvm_vcpu_init init;
+	int i;
+
+	cpu_start(c);
+	cpu_start(gone);
+	cpu_fill(c, 0, 2 * PG, GMEM_SEED(1));
+
+	until_told(gone, GMEM_OP_SHARE, 0);
+	gmem_convert(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 0, PG, GMEM_SEED(1));
+	kvm_get_default_vcpu_target(p->vm, &init);
+	vcpu_ioctl(gone->vcpu, KVM_ARM_VCPU_INIT, &init);
+
+	/* The guest takes it back, and shares it again. */
+	cpu_unshare(c, 0, PG);
+	cpu_fill(c, 0, PG, GMEM_SEED(2));
+	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+	cpu_share(c, 0, PG);
+	gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+
+	/* The old one is refused now, and again, in the name of one that is forged. */
+	for (i = 0; i < 2; i++) {
+		set_x(gone, 0, i ? MEM_UNSHARE : MEM_SHARE);
+		set_x(gone, 1, GMEM_GPA);
+		gone->vcpu->run->hypercall.ret = i ? 0 : EPERM;
+		gone->vcpu->run->immediate_exit = 1;
+		TEST_ASSERT(__vcpu_run(gone->vcpu) && errno == EINTR, "No EINTR: %d", errno);
+	}
+	/* The guest shares it, and knows that it does. */
+	gmem_convert(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 0, PG, GMEM_SEED(2));
+	cpu_unshare(c, 0, PG);
+	cpu_check(c, 0, PG, GMEM_SEED(2));
+}
+
+/* --- Races ------------------------------------------------------------------ */
+
+struct race {
+	struct pvm *p;
+	_Atomic int running;
+	u64 result[256];	/* by errno */
+};
+
+/* Converts what the guest gives back, and puts bytes of its own there. */
+static void *convert_and_write(void *arg)
+{
+	static const u64 policies[] = { GMEM_PRESERVE, GMEM_NONE, GMEM_ZERO };
+	struct race *race = arg;
+	struct pvm *p = race->p;
+	u64 n, at, w;
+	int r;
+
+	for (n = 0; race->running; n++) {
+		at = n % NPAGES * PG;
+		r = gmem_set_once(p->fd, at, PG, GMEM_SHARED, policies[n / NPAGES % 3], NULL);
+		race->result[r]++;
+		TEST_ASSERT(!r || r == EPERM, "To shared: errno %d", r);
+		for (w = 0; !r && w < PG; w += 256)
+			gmem_host_write(p->mem + at + w, 0x5a);
+		r = gmem_set_once(p->fd, at, PG, GMEM_PRIVATE, policies[n % 2], NULL);
+		TEST_ASSERT(!r || r == EAGAIN, "To private: errno %d", r);
+	}
+	return NULL;
+}
+
+ATTACK(conversion_against_relinquish)
+{
+	struct pvm *p = &self->p;
+	struct race race = { .p = p, .running = 1 };
+	struct cpu *c = &p->cpu[0];
+	pthread_t converter;
+
+	cpu_start(c);
+	pthread_create(&converter, NULL, convert_and_write, &race);
+	c->cmd->op = GMEM_OP_RELINQUISHES;
+	c->cmd->gpa = GMEM_GPA;
+	c->cmd->size = NPAGES * PG;
+	c->cmd->pattern = variant->exits ? 2000 : 5000;
+	c->cmd->pos = 1;
+	TEST_ASSERT(cpu_run(c), "A page is lost");
+	race.running = 0;
+	pthread_join(converter, NULL);
+
+	TH_LOG("converted %lu times, refused %lu times", race.result[0], race.result[EPERM]);
+	TEST_ASSERT(!c->cmd->value, "The guest has seen %ld wrong bytes", (long)c->cmd->value);
+	TEST_ASSERT(race.result[0] && race.result[EPERM], "Nothing was in the way of anything");
+}
+
+/* --- Memory that fails ------------------------------------------------------ */
+
+/* The frame of a page that the host has mapped. */
+static u64 frame_of(const u8 *mem)
+{
+	u64 entry = 0;
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+
+	TEST_ASSERT(fd >= 0, "/proc/self/pagemap: %d", errno);
+	TEST_ASSERT_EQ(pread(fd, &entry, sizeof(entry), (u64)mem / PG * sizeof(entry)),
+		       sizeof(entry));
+	close(fd);
+	return entry & GENMASK_ULL(54, 0);
+}
+
+/* A page that the guest shares. It does not read on, and can have another one. */
+ATTACK(memory_that_fails_while_shared)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+
+	cpu_start(c);
+	cpu_fill(c, 2 * PG, PG, GMEM_SEED(1));
+	cpu_share(c, 2 * PG, PG);
+	gmem_convert(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 2 * PG, PG, GMEM_SEED(1));
+	assert_errno(gmem_host_poison(p->mem + 2 * PG), 0);
+
+	gmem_convert(p->fd, 2 * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	cpu_assert_lost(c, 2 * PG);
+	assert_errno(gmem_punch(p->fd, 2 * PG, PG), 0);
+	cpu_check(c, 2 * PG, PG, GMEM_ZEROES);
+	TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_UNSHARE, 2 * PG, PG, 0), INVALID_PARAMETER);
+	cpu_fill(c, 2 * PG, PG, GMEM_SEED(2));
+}
+
+/* A page that the guest keeps. Its address is lost with it, and nobody touches it. */
+ATTACK(memory_that_fails_while_kept)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	char frame[32];
+	int fd, n;
+
+	cpu_start(c);
+	cpu_fill(c, 0, 4 * PG, GMEM_SEED(1));
+	cpu_share(c, 2 * PG, PG);
+	gmem_convert(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 2 * PG, PG, GMEM_SEED(1));
+	n = snprintf(frame, sizeof(frame), "%#lx\n", frame_of(p->mem + 2 * PG));
+	gmem_convert(p->fd, 2 * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	cpu_unshare(c, 2 * PG, PG);
+	cpu_check(c, 0, 4 * PG, GMEM_SEED(1));
+
+	fd = open("/sys/kernel/debug/hwpoison/corrupt-pfn", O_WRONLY);
+	TEST_ASSERT(fd >= 0, "hwpoison/corrupt-pfn: %d", errno);
+	TEST_ASSERT(write(fd, frame, n) == n || errno == EBUSY, "corrupt-pfn: %d", errno);
+	close(fd);
+
+	cpu_assert_lost(c, 2 * PG);
+	/* The file has it until there is a hole, and it is not the host's either. */
+	gmem_convert(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
+	TEST_ASSERT(gmem_host_refused(p->mem + 2 * PG), "The host has failed memory");
+	gmem_convert(p->fd, 2 * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	assert_errno(gmem_punch(p->fd, 2 * PG, PG), 0);
+	cpu_assert_lost(c, 2 * PG);
+	/* The file has a new one, which the guest does not see. */
+	gmem_convert(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 2 * PG, PG, GMEM_ZEROES);
+	cpu_check(c, 0, 2 * PG, GMEM_SEED(1));
+	cpu_check(c, 3 * PG, PG, GMEM_SEED(1));
+}
+
+TEST_HARNESS_MAIN
