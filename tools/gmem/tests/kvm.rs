@@ -5,11 +5,12 @@
 //! They need such a kernel, so an ordinary `cargo test` ignores them. Run them there by
 //! `cargo test --test kvm -- --ignored`, or the (static) test binary alone with `--ignored`.
 
-#![cfg(target_arch = "x86_64")]
-
 #[cfg(feature = "vm-memory")]
 #[path = "common/device.rs"]
 mod device;
+#[cfg(target_arch = "x86_64")]
+#[path = "kvm/program.rs"]
+mod program;
 
 use gmem::{
     abi,
@@ -60,11 +61,17 @@ fn in_place() -> CreateFlags {
     CreateFlags::MMAP | CreateFlags::INIT_SHARED
 }
 
+/// The type of VM that has private memory here, and what fdinfo calls its platform.
+#[cfg(target_arch = "x86_64")]
+const PROTECTED: (u64, &str) = (abi::KVM_X86_SW_PROTECTED_VM, "sw-protected");
+/// The type of VM that has private memory here, `KVM_VM_TYPE_ARM_PROTECTED`, and what fdinfo calls its
+/// platform.
+#[cfg(target_arch = "aarch64")]
+const PROTECTED: (u64, &str) = (1 << 31, "pkvm");
+
 fn protected_vm() -> VmFd {
-    Kvm::new()
-        .unwrap()
-        .create_vm_with_type(abi::KVM_X86_SW_PROTECTED_VM)
-        .unwrap()
+    let kvm = Kvm::new().unwrap();
+    kvm.create_vm_with_type(PROTECTED.0).unwrap()
 }
 
 fn ordinary_vm() -> VmFd {
@@ -246,6 +253,8 @@ fn a_slot_is_there_until_it_is_dropped() {
     drop(again);
 }
 
+/// Protected VMs on arm64 have no page tables before the first run.
+#[cfg(target_arch = "x86_64")]
 #[test]
 #[ignore = "needs a kernel whose guest_memfd converts in place"]
 fn guest_memory_is_populated_up_to_where_it_ends() {
@@ -354,7 +363,8 @@ fn a_guests_request_is_served_across_slots() {
             content: Content::Preserve,
             attempts: 3,
             outside,
-            populate: Some(&populator),
+            // Protected VMs on arm64 have no page tables before the first run.
+            populate: cfg!(target_arch = "x86_64").then_some(&populator),
         };
         let args = [address, pages, attributes, 0, 0, 0];
         regions
@@ -369,7 +379,8 @@ fn a_guests_request_is_served_across_slots() {
 
     // The last two pages of one file, and the first three of the other.
     let served = serve(base + 14 * PAGE, 5, private, Outside::Refuse);
-    assert_eq!((served.ret(), served.populated), (0, Some(Ok(()))));
+    let mapped = cfg!(target_arch = "x86_64").then_some(Ok(()));
+    assert_eq!((served.ret(), &served.populated), (0, &mapped));
     assert_eq!(state(&low, 14), (Visibility::Private, 2));
     assert_eq!(state(&high, 0), (Visibility::Private, 3));
     let served = serve(base + 15 * PAGE, 2, 0, Outside::Refuse);
@@ -403,7 +414,7 @@ fn a_guests_request_is_served_across_slots() {
     assert_eq!(served.ret(), 0);
     assert_eq!(state(&low, 0), (Visibility::Shared, 16));
     // What is in no region is not mapped either.
-    assert_eq!(served.populated, Some(Ok(())));
+    assert_eq!(served.populated, mapped);
 }
 
 #[test]
@@ -627,7 +638,7 @@ fn fdinfo_follows_a_file() {
         .unwrap();
     let expected = FdInfo {
         converts_in_place: true,
-        vendor: "sw-protected".to_owned(),
+        vendor: PROTECTED.1.to_owned(),
         size: SIZE,
         allocated: 0,
         totals: Some(Totals {
@@ -658,269 +669,4 @@ fn fdinfo_of_something_else_is_refused() {
         fdinfo(i32::MAX),
         Err(FdInfoError::Io(error)) if error.raw_os_error() == Some(libc::ENOENT)
     ));
-}
-
-/// Runs the program `gmem`, which lies beside this one: whether it succeeded, and what it printed.
-fn gmem(arguments: &[&str]) -> (bool, String, String) {
-    let program = std::env::current_exe().unwrap().with_file_name("gmem");
-    let output = std::process::Command::new(program)
-        .args(arguments)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (
-        output.status.success(),
-        text(output.stdout),
-        text(output.stderr),
-    )
-}
-
-#[test]
-#[ignore = "needs a kernel whose guest_memfd converts in place"]
-fn program_lists_and_shows_a_file() {
-    let vm = protected_vm();
-    let memory = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
-    memory
-        .convert(pages(0..3), Visibility::Private, Content::Zero)
-        .unwrap();
-    let pid = std::process::id().to_string();
-    let fd = memory.as_raw_fd().to_string();
-
-    let (ok, table, _) = gmem(&["ls"]);
-    let ours: Vec<Vec<&str>> = table
-        .lines()
-        .map(|line| line.split_whitespace().collect())
-        .filter(|words: &Vec<&str>| words[..2] == [pid.as_str(), fd.as_str()])
-        .collect();
-    assert!(ok);
-    assert_eq!(ours.len(), 1, "{table}");
-    // Mode, then KiB of the file, allocated, private, shared, and runs.
-    let last = ours[0].len() - 6;
-    assert_eq!(ours[0][last..], ["in-place", "64", "0", "12", "52", "2"]);
-
-    let (ok, json, _) = gmem(&["--json", "show", &pid, &fd]);
-    assert!(ok);
-    assert!(json.contains("\"private\":12288"), "{json}");
-    assert!(json.contains("\"runs\":2"), "{json}");
-    assert!(json.contains("\"vendor\":\"sw-protected\""), "{json}");
-}
-
-#[test]
-#[ignore = "needs a kernel whose guest_memfd converts in place"]
-fn program_says_what_is_wrong() {
-    let vm = protected_vm();
-    let pid = std::process::id().to_string();
-    let fd = vm.as_raw_fd().to_string();
-
-    let (ok, out, error) = gmem(&["show", &pid, &fd]);
-    assert!(!ok && out.is_empty());
-    assert_eq!(
-        error,
-        format!("gmem: process {pid}, descriptor {fd}: not a guest_memfd\n")
-    );
-    let (ok, _, error) = gmem(&["show", &pid, "99999"]);
-    assert!(
-        !ok && error.contains("No such file or directory"),
-        "{error}"
-    );
-}
-
-#[test]
-#[ignore = "needs a kernel whose guest_memfd converts in place"]
-fn program_shows_what_vms_can_do() {
-    let (ok, table, error) = gmem(&["caps"]);
-    assert!(ok && error.is_empty(), "{error}");
-    let words: Vec<Vec<&str>> = table
-        .lines()
-        .map(|line| line.split_whitespace().collect())
-        .collect();
-    assert_eq!(words[1], ["default", "no", "yes", "yes", "yes"]);
-    let protected = words
-        .iter()
-        .position(|words| words[0] == "SW_PROTECTED")
-        .unwrap();
-    assert_eq!(
-        words[protected].join(" "),
-        "SW_PROTECTED yes yes yes yes before launch to private NONE ZERO PRESERVE"
-    );
-    assert_eq!(
-        words[protected + 3].join(" "),
-        "after launch to shared NONE ZERO PRESERVE"
-    );
-
-    let (ok, json, _) = gmem(&["--json", "caps"]);
-    assert!(ok);
-    assert!(json.starts_with("[{\"conversions\":[]"), "{json}");
-    assert!(
-        json.contains("{\"phase\":\"after launch\",\"policies\":[\"NONE\",\"ZERO\",\"PRESERVE\"],\"to\":\"shared\"}"),
-        "{json}"
-    );
-}
-
-#[test]
-#[ignore = "needs a kernel whose guest_memfd converts in place"]
-fn program_draws_a_file() {
-    let vm = protected_vm();
-    let memory = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
-    let mapping = memory.map(0..SIZE).unwrap();
-    mapping.try_write(0, &[1; 3 * PAGE as usize]).unwrap();
-    memory
-        .convert(pages(2..5), Visibility::Private, Content::Preserve)
-        .unwrap();
-    let pid = std::process::id().to_string();
-    let fd = memory.as_raw_fd().to_string();
-
-    let (ok, text, error) = gmem(&["map", &pid, &fd]);
-    assert!(ok, "{error}");
-    assert!(
-        text.ends_with("0x0  SSPppsssssssssss\n"),
-        "not what the file is:\n{text}"
-    );
-    assert!(text.contains("64 KiB, 12 KiB allocated, 12 KiB private, 52 KiB shared, 3 runs"));
-
-    let (ok, json, _) = gmem(&["--json", "map", &pid, &fd]);
-    assert!(ok);
-    assert!(
-        json.contains("{\"end\":20480,\"private\":true,\"start\":8192}"),
-        "{json}"
-    );
-
-    let svg = std::env::temp_dir().join(format!("gmem-{pid}.svg"));
-    let (ok, out, error) = gmem(&["map", &pid, &fd, "--svg", svg.to_str().unwrap()]);
-    assert!(ok && out.is_empty(), "{error}");
-    let drawn = std::fs::read_to_string(&svg).unwrap();
-    std::fs::remove_file(&svg).unwrap();
-    // The background, five in the legend, and the pages.
-    assert_eq!(drawn.matches("<rect").count(), 6 + 16);
-    assert!(drawn.ends_with("</svg>\n"));
-
-    let (ok, _, error) = gmem(&["map", &pid, &fd, "--svg", "/no/such/directory.svg"]);
-    assert!(
-        !ok && error.contains("writing /no/such/directory.svg"),
-        "{error}"
-    );
-}
-
-#[test]
-#[ignore = "needs a kernel whose guest_memfd converts in place"]
-fn program_does_not_draw_what_cannot_be_converted() {
-    let vm = ordinary_vm();
-    let memory = GuestMemfd::create(&vm, SIZE, CreateFlags::MMAP).unwrap();
-    let pid = std::process::id().to_string();
-    let fd = memory.as_raw_fd().to_string();
-
-    let (ok, out, error) = gmem(&["map", &pid, &fd]);
-    assert!(!ok && out.is_empty());
-    assert!(error.contains("not converted in place"), "{error}");
-    let (ok, _, error) = gmem(&["watch", &pid, "99999"]);
-    assert!(
-        !ok && error.contains("No such file or directory"),
-        "{error}"
-    );
-}
-
-/// Starts the program `gmem`, with pipes for what goes in and comes out.
-fn start(arguments: &[&str]) -> std::process::Child {
-    let program = std::env::current_exe().unwrap().with_file_name("gmem");
-    std::process::Command::new(program)
-        .args(arguments)
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-#[test]
-#[ignore = "needs a kernel whose guest_memfd converts in place"]
-fn program_watches_until_the_file_is_closed() {
-    use std::io::{BufRead, BufReader};
-
-    let vm = protected_vm();
-    let memory = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
-    let pid = std::process::id().to_string();
-    let fd = memory.as_raw_fd().to_string();
-    let mut watch = start(&["--json", "watch", &pid, &fd, "--interval", "20"]);
-    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
-
-    let first = lines.next().unwrap().unwrap();
-    assert!(
-        first.contains("\"runs\":[{\"end\":65536,\"private\":false,\"start\":0}]"),
-        "{first}"
-    );
-    memory
-        .convert(pages(0..16), Visibility::Private, Content::Zero)
-        .unwrap();
-    let second = lines.next().unwrap().unwrap();
-    assert!(
-        second.contains("\"runs\":[{\"end\":65536,\"private\":true,\"start\":0}]"),
-        "{second}"
-    );
-    drop(memory);
-    assert!(lines.next().is_none());
-    assert!(watch.wait().unwrap().success());
-}
-
-#[test]
-#[ignore = "needs a kernel whose guest_memfd converts in place"]
-fn program_traces_conversions() {
-    use std::io::Read;
-
-    let vm = protected_vm();
-    let memory = GuestMemfd::create(&vm, SIZE, in_place()).unwrap();
-    let mapping = memory.map(0..SIZE).unwrap();
-    mapping.try_write(0, &[1; 2 * PAGE as usize]).unwrap();
-    let mut trace = start(&["--json", "trace"]);
-    let enabled = format!(
-        "/sys/kernel/tracing/instances/gmem-{}/events/kvm_gmem/kvm_gmem_busy/enable",
-        trace.id()
-    );
-    // The last thing that it does before it listens.
-    while !std::fs::read_to_string(&enabled).is_ok_and(|on| on.starts_with('1')) {
-        std::thread::yield_now();
-    }
-
-    memory
-        .convert(pages(0..4), Visibility::Private, Content::Zero)
-        .unwrap();
-    memory
-        .convert(pages(0..4), Visibility::Shared, Content::Preserve)
-        .unwrap();
-    let held = hold(&mapping, PAGE);
-    assert!(memory
-        .convert(pages(0..4), Visibility::Private, Content::Preserve)
-        .is_err());
-    drop(held);
-    // The end of its input.
-    drop(trace.stdin.take());
-    let mut text = String::new();
-    trace
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut text)
-        .unwrap();
-    assert!(trace.wait().unwrap().success());
-
-    let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines.len(), 5, "{text}");
-    for (line, says) in [
-        (0, "\"converted\":4,"),
-        (
-            0,
-            "\"policy\":\"ZERO\",\"result\":0,\"runs\":1,\"scrambled\":0,\"size\":16384",
-        ),
-        (0, "\"to\":\"private\",\"zeroed\":2"),
-        (1, "\"policy\":\"PRESERVE\",\"result\":0"),
-        (2, "\"event\":\"kvm_gmem_busy\""),
-        (2, "\"offset\":4096"),
-        (3, "\"result\":-11"),
-        (4, "\"refused\":{\"11\":1}"),
-        (
-            4,
-            "{\"pages\":4,\"policy\":\"ZERO\",\"requests\":1,\"to\":\"private\"}",
-        ),
-    ] {
-        assert!(lines[line].contains(says), "line {line}, {says}: {text}");
-    }
 }
