@@ -34,9 +34,7 @@ pub const CALL: u32 = 3;
 /// Ask the VMM to make a range private or shared.
 pub const MAP: u32 = 4;
 
-/// The hypercall by which a guest asks for that.
-pub const KVM_HC_MAP_GPA_RANGE: u32 = 12;
-/// Its attribute for private; 0 is shared.
+/// The attribute of that for private; 0 is shared.
 pub const MAP_ENCRYPTED: u32 = 1 << 4;
 
 /// FNV-1a, 32 bits.

@@ -9,13 +9,15 @@ use super::{
     FILL,
     HASH_FACTOR,
     HASH_START,
-    KVM_HC_MAP_GPA_RANGE,
     MAP,
     PATTERN_FACTOR,
     PATTERN_STEP,
     READ, //
 };
 use std::arch::global_asm;
+
+/// The hypercall by which a guest asks for a conversion.
+const KVM_HC_MAP_GPA_RANGE: u32 = 12;
 
 /// Where commands come from and answers go.
 pub const PORT: u16 = 0x510;
