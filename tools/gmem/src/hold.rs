@@ -247,6 +247,8 @@ impl GuestMemfd {
     /// `EAGAIN` for a page that is held, with its offset. So do not wait for a conversion while you
     /// hold one of its pages. While a conversion is under way, this waits for its end.
     ///
+    /// It takes a step for each page of 4 KiB, and once 4 bytes of memory for each, in parts of 16 KiB.
+    ///
     /// Conversions that do not go through this object are not kept away: those of other processes,
     /// and those that are asked of another `GuestMemfd` for the same file. Nor are holes, and
     /// failing memory.

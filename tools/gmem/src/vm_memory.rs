@@ -19,7 +19,8 @@
 //!   ([`Mapping::address`](crate::Mapping::address)), and a conversion does not wait for them.
 //!
 //! A thread that keeps a slice keeps its pages from becoming private. Devices keep them for a request;
-//! the guest that takes a page of that request away is told `EAGAIN`.
+//! the guest that takes a page of that request away is told `EAGAIN`. A slice of a whole region
+//! (`as_volatile_slice()`) keeps all of it. To make a slice takes a step for each of its pages.
 //!
 //! [`GuestMemfd::hold`] says what no hold keeps away.
 //!
