@@ -316,6 +316,7 @@ struct cell {
 	int err;	/* what is expected, and of which page */
 	u64 err_page;
 	struct outcome outcome[NR_STATES];
+	u64 healed;	/* bits: pages that failed, and that a hole has replaced */
 };
 
 struct table {
@@ -598,6 +599,11 @@ static void host_looks(struct table *t, struct cell *c, u64 i)
 	u32 allowed[4], nr, n;
 	u8 byte;
 
+	if (code == '!' && c->healed & BIT_ULL(i)) {
+		if (!gmem_host_read(hva, &byte) || byte)
+			cell_error(t, c, "host does not see the page behind the hole %lu", i);
+		return;
+	}
 	if (code == '!') {
 		if (!gmem_host_refused(hva))
 			cell_error(t, c, "host reaches poisoned page %lu", i);
@@ -631,9 +637,12 @@ static void guest_looks(struct table *t, struct cell *c, u64 i)
 		r = __gmem_guest_do(t->vcpu, GMEM_OP_READ, gpa, 1, 0, 0, 0);
 		if (r != -EHWPOISON)
 			cell_error(t, c, "guest reads poisoned page %lu: %d", i, r);
+		if (!gmem_host_refused(t->a.hva + offset))
+			cell_error(t, c, "host reaches poisoned page %lu", i);
 		if (r) {
 			/* Only a hole gets the guest past its access. */
 			TEST_ASSERT_EQ(gmem_punch(t->a.fd, offset, PG), 0);
+			c->healed |= BIT_ULL(i);
 			r = gmem_guest_resume(t->vcpu);
 			gmem_guest_ok(t->vcpu, r);
 		}
