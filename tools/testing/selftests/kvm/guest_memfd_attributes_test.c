@@ -228,6 +228,6 @@ H52(charges_end_with_the_runs)
 
 int main(int argc, char *argv[])
 {
-	TEST_REQUIRE(gmem_vm_type_supported());
+	gmem_require_in_place();
 	return test_harness_run(argc, argv);
 }

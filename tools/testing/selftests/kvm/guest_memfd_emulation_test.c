@@ -485,10 +485,6 @@ TEST_F_TIMEOUT(emulation, private_page_tables_are_a_page_fault, TIMEOUT)
 
 int main(int argc, char *argv[])
 {
-	TEST_REQUIRE(kvm_has_cap(KVM_CAP_VM_TYPES));
-	__TEST_REQUIRE(gmem_vm_type_supported(), "KVM has no SW_PROTECTED VMs");
-	__TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
-		       "guest_memfd does not convert in place");
-
+	gmem_require_in_place();
 	return test_harness_run(argc, argv);
 }

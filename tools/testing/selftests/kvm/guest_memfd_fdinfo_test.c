@@ -511,9 +511,6 @@ TEST(each_page_is_seen_once_while_conversions_run)
 
 int main(int argc, char *argv[])
 {
-	TEST_REQUIRE(gmem_vm_type_supported());
-	__TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
-		       "This kernel does not convert guest_memfd in place");
-
+	gmem_require_in_place();
 	return test_harness_run(argc, argv);
 }

@@ -418,6 +418,15 @@ static inline bool gmem_vm_type_supported(void)
 	return kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM);
 }
 
+/* Skips the whole program where nothing converts in place. */
+static inline void gmem_require_in_place(void)
+{
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_VM_TYPES));
+	__TEST_REQUIRE(gmem_vm_type_supported(), "KVM has no SW_PROTECTED VMs");
+	__TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
+		       "guest_memfd does not convert in place");
+}
+
 /*
  * A SW_PROTECTED VM whose vCPUs execute commands. No vCPU has run when it
  * returns. @extra_pages: how many pages of guest memory the test will map.

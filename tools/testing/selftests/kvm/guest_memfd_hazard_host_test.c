@@ -1,0 +1,488 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Hazard 37 of in-place conversion: every way that the host has to a page, tried
+ * on a private one.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <linux/falloc.h>
+#include <linux/futex.h>
+/* For <linux/io_uring.h>: the <linux/types.h> of tools/include lacks it. */
+#include <linux/stddef.h>
+#include <linux/io_uring.h>
+#include <linux/mempolicy.h>
+#include <linux/userfaultfd.h>
+
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+
+#include "gmem_hazard.h"
+#include "numaif.h"
+
+/*
+ * Page 1 is private and holds the guest's bytes, 0 and 2 are shared and hold
+ * the host's. Each subtest tries one way; afterwards all has to be as it was.
+ */
+static void h37_create(struct hz *h)
+{
+	hz_create(h, 3, GMEM_MMAP_SHARED, 1);
+	hz_host_fill(h, 0, 1, GMEM_SEED(1));
+	hz_host_fill(h, 2, 1, GMEM_SEED(2));
+	hz_convert(h, 1, 1, GMEM_PRIVATE, GMEM_ZERO);
+	hz_guest_fill(h, 1, 1, GMEM_SEED(37));
+}
+
+HAZARD(h37_touch_and_mremap)
+{
+	volatile u8 *mem, *moved;
+	struct hz h;
+
+	h37_create(&h);
+	h37_unharmed(&h);
+
+	/* A mapping of its own, moved, doubled, and a part of it split off. */
+	mem = kvm_mmap(OFF(3), PROT_READ | PROT_WRITE, MAP_SHARED, h.a.fd);
+	moved = kvm_mmap(OFF(3), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	moved = mremap((void *)mem, OFF(3), OFF(3), MREMAP_MAYMOVE | MREMAP_FIXED,
+		       moved);
+	TEST_ASSERT(moved != MAP_FAILED, "mremap() failed");
+	TEST_ASSERT(gmem_host_refused(moved + PG), "Reached through mremap()");
+	mem = mremap((void *)moved, 0, OFF(3), MREMAP_MAYMOVE);
+	if (mem != MAP_FAILED)
+		TEST_ASSERT(gmem_host_refused(mem + PG), "Reached through a double");
+	TEST_ASSERT(!mprotect((void *)(moved + PG), PG, PROT_READ), "mprotect() failed");
+	TEST_ASSERT(!mprotect((void *)(moved + PG), PG, PROT_READ | PROT_WRITE),
+		    "mprotect() failed");
+	TEST_ASSERT(gmem_host_refused(moved + PG), "Reached after mprotect()");
+	h37_unharmed(&h);
+}
+
+HAZARD(h37_map_populate_and_mlock)
+{
+	unsigned char vec[3];
+	struct hz h;
+	u8 *mem;
+
+	h37_create(&h);
+	mem = mmap(NULL, OFF(3), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+		   h.a.fd, 0);
+	TEST_ASSERT(mem != MAP_FAILED, "mmap() failed");
+	TEST_ASSERT(gmem_host_refused(mem + PG), "Populated");
+	TEST_ASSERT(!(hz_pagemap(mem + PG) >> 63), "A private page is mapped");
+	fails(mmap(NULL, OFF(3), PROT_READ | PROT_WRITE, MAP_PRIVATE, h.a.fd, 0));
+
+	fails(mlock(mem, OFF(3)));
+	TEST_ASSERT(gmem_host_refused(mem + PG), "Reached after mlock()");
+	munlock(mem, OFF(3));
+	/* VM_LOCKED with no page behind it, and the other way round. */
+	mlock2(mem + PG, PG, MLOCK_ONFAULT);
+	TEST_ASSERT(gmem_host_refused(mem + PG), "Reached after mlock2()");
+	munlock(mem, OFF(3));
+	mincore(mem, OFF(3), vec);
+	msync(mem, OFF(3), MS_SYNC);
+	h37_unharmed(&h);
+}
+
+HAZARD(h37_userfaultfd)
+{
+	static const u64 modes[] = {
+		UFFDIO_REGISTER_MODE_MISSING,
+		UFFDIO_REGISTER_MODE_WP,
+		UFFDIO_REGISTER_MODE_MINOR,
+	};
+	struct uffdio_api api = { .api = UFFD_API };
+	static u8 src[4096] __attribute__((aligned(4096)));
+	int i, fd, registered = 0;
+	struct hz h;
+
+	fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	HZ_REQUIRE(fd >= 0, "needs USERFAULTFD");
+	h37_create(&h);
+	TEST_ASSERT(!ioctl(fd, UFFDIO_API, &api), "UFFDIO_API failed");
+
+	for (i = 0; i < ARRAY_SIZE(modes); i++) {
+		struct uffdio_range range = {
+			.start = (unsigned long)hz_hva(&h, 0),
+			.len = OFF(3),
+		};
+		struct uffdio_register reg = { .range = range, .mode = modes[i] };
+		struct uffdio_copy copy = {
+			.dst = (unsigned long)hz_hva(&h, 1),
+			.src = (unsigned long)src,
+			.len = PG,
+		};
+		struct uffdio_zeropage zero = {
+			.range = { .start = copy.dst, .len = PG },
+		};
+		struct uffdio_continue cont = {
+			.range = { .start = copy.dst, .len = PG },
+		};
+
+		if (!ioctl(fd, UFFDIO_REGISTER, &reg))
+			registered++;
+		fails(ioctl(fd, UFFDIO_COPY, &copy));
+		fails(ioctl(fd, UFFDIO_ZEROPAGE, &zero));
+		fails(ioctl(fd, UFFDIO_CONTINUE, &cont));
+		ioctl(fd, UFFDIO_UNREGISTER, &range);
+		h37_unharmed(&h);
+	}
+	pr_info("# %d of %d modes could be registered\n", registered,
+		(int)ARRAY_SIZE(modes));
+	close(fd);
+}
+
+HAZARD(h37_ptrace)
+{
+	int status;
+	struct hz h;
+	pid_t pid;
+
+	h37_create(&h);
+	pid = fork();
+	TEST_ASSERT(pid >= 0, "fork() failed");
+	if (!pid) {
+		ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+		raise(SIGSTOP);
+		_exit(0);
+	}
+	TEST_ASSERT(waitpid(pid, &status, 0) == pid && WIFSTOPPED(status),
+		    "The child did not stop");
+
+	errno = 0;
+	ptrace(PTRACE_PEEKDATA, pid, hz_hva(&h, 0), NULL);
+	TEST_ASSERT(!errno, "PEEKDATA of a shared page: %s", strerror(errno));
+	refused(ptrace(PTRACE_PEEKDATA, pid, hz_hva(&h, 1), NULL), EIO);
+	refused(ptrace(PTRACE_POKEDATA, pid, hz_hva(&h, 1), 0x41414141), EIO);
+	ptrace(PTRACE_KILL, pid, NULL, NULL);
+	kill(pid, SIGKILL);
+	waitpid(pid, &status, 0);
+	h37_unharmed(&h);
+}
+
+HAZARD(h37_process_vm_readv)
+{
+	static u8 buf[3 * 4096];
+	struct iovec local = { .iov_base = buf, .iov_len = PG };
+	struct iovec remote = { .iov_len = PG };
+	struct hz h;
+
+	h37_create(&h);
+	remote.iov_base = (void *)hz_hva(&h, 0);
+	if (process_vm_readv(getpid(), &local, 1, &remote, 1, 0) != PG)
+		SKIP(return, "needs CROSS_MEMORY_ATTACH");
+
+	remote.iov_base = (void *)hz_hva(&h, 1);
+	refused(process_vm_readv(getpid(), &local, 1, &remote, 1, 0), EFAULT);
+	refused(process_vm_writev(getpid(), &local, 1, &remote, 1, 0), EFAULT);
+
+	/* From shared into private: as far as the border. */
+	remote.iov_base = (void *)hz_hva(&h, 0);
+	remote.iov_len = OFF(3);
+	local.iov_len = OFF(3);
+	TEST_ASSERT_EQ((u64)process_vm_readv(getpid(), &local, 1, &remote, 1, 0), PG);
+	h37_unharmed(&h);
+}
+
+HAZARD(h37_proc_pid_mem)
+{
+	static u8 buf[4096];
+	struct hz h;
+	int fd;
+
+	h37_create(&h);
+	fd = open("/proc/self/mem", O_RDWR);
+	HZ_REQUIRE(fd >= 0, "needs /proc/self/mem");
+	TEST_ASSERT(pread(fd, buf, PG, (unsigned long)hz_hva(&h, 0)) == PG,
+		    "A shared page cannot be read");
+	refused(pread(fd, buf, PG, (unsigned long)hz_hva(&h, 1)), EIO);
+	refused(pwrite(fd, buf, PG, (unsigned long)hz_hva(&h, 1)), EIO);
+	close(fd);
+	h37_unharmed(&h);
+}
+
+HAZARD(h37_read_and_write_with_it_as_buffer)
+{
+	int zero, p[2], fds[2];
+	struct hz h;
+	u8 *mem;
+
+	h37_create(&h);
+	mem = (u8 *)hz_hva(&h, 1);
+	TEST_ASSERT(!pipe(p) && !pipe(fds), "pipe() failed");
+	TEST_ASSERT(write(p[1], "x", 1) == 1, "write() failed");
+
+	refused(write(p[1], mem, PG), EFAULT);
+	refused(read(p[0], mem, 1), EFAULT);
+	zero = open("/dev/zero", O_RDWR);
+	if (zero >= 0) {
+		refused(read(zero, mem, PG), EFAULT);
+		close(zero);
+	}
+	/* As a structure that a system call takes or returns. */
+	refused(fstat(p[0], (struct stat *)mem), EFAULT);
+	refused(open((char *)mem, O_RDONLY), EFAULT);
+	refused(poll((struct pollfd *)mem, 1, 0), EFAULT);
+	refused(syscall(__NR_futex, mem, FUTEX_WAIT, 0, NULL, NULL, 0), EFAULT);
+	refused(syscall(__NR_futex, mem, FUTEX_WAKE, 1, NULL, NULL, 0), EFAULT);
+	refused(syscall(__NR_futex, mem, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0), EFAULT);
+	refused(syscall(__NR_futex, mem, FUTEX_LOCK_PI, 0, NULL, NULL, 0), EFAULT);
+	h37_unharmed(&h);
+}
+
+HAZARD(h37_o_direct)
+{
+	struct hz h;
+	int fd;
+
+	fd = open("/dev/ram0", O_RDWR | O_DIRECT);
+	HZ_REQUIRE(fd >= 0, "needs /dev/ram0");
+	h37_create(&h);
+
+	/* That it works on a shared one shows that the private one is why not. */
+	TEST_ASSERT(pwrite(fd, (void *)hz_hva(&h, 0), PG, 0) == PG,
+		    "O_DIRECT write of a shared page: %s", strerror(errno));
+	TEST_ASSERT(pread(fd, (void *)hz_hva(&h, 0), PG, 0) == PG,
+		    "O_DIRECT read into a shared page: %s", strerror(errno));
+	refused(pread(fd, (void *)hz_hva(&h, 1), PG, 0), EFAULT);
+	refused(pwrite(fd, (void *)hz_hva(&h, 1), PG, 0), EFAULT);
+	close(fd);
+	h37_unharmed(&h);
+}
+
+/* One request on a ring of its own; returns the completion's result. */
+static int ring_rw(int op, int fd, void *buf)
+{
+	struct io_uring_params p;
+	struct io_uring_sqe *sqes;
+	u8 *sq, *cq;
+	int ring, res;
+	u32 tail;
+
+	ring = ring_create(&p);
+	TEST_ASSERT(ring >= 0, "io_uring_setup() failed");
+	sq = __kvm_mmap(p.sq_off.array + p.sq_entries * sizeof(u32),
+			PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+	cq = __kvm_mmap(p.cq_off.cqes + p.cq_entries * sizeof(struct io_uring_cqe),
+			PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_CQ_RING);
+	sqes = __kvm_mmap(p.sq_entries * sizeof(*sqes), PROT_READ | PROT_WRITE,
+			  MAP_SHARED, ring, IORING_OFF_SQES);
+
+	memset(&sqes[0], 0, sizeof(sqes[0]));
+	sqes[0].opcode = op;
+	sqes[0].fd = fd;
+	sqes[0].addr = (unsigned long)buf;
+	sqes[0].len = PG;
+	tail = *(u32 *)(sq + p.sq_off.tail);
+	((u32 *)(sq + p.sq_off.array))[tail & *(u32 *)(sq + p.sq_off.ring_mask)] = 0;
+	__atomic_store_n((u32 *)(sq + p.sq_off.tail), tail + 1, __ATOMIC_RELEASE);
+
+	TEST_ASSERT(syscall(__NR_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS,
+			    NULL, 0) == 1, "io_uring_enter() failed");
+	res = ((struct io_uring_cqe *)(cq + p.cq_off.cqes))->res;
+	close(ring);
+	return res;
+}
+
+HAZARD(h37_io_uring)
+{
+	struct io_uring_params params;
+	struct iovec iov;
+	struct hz h;
+	int ring, fd;
+
+	ring = ring_create(&params);
+	HZ_REQUIRE(ring >= 0, "needs IO_URING");
+	h37_create(&h);
+
+	iov.iov_base = (void *)hz_hva(&h, 1);
+	iov.iov_len = PG;
+	refused(syscall(__NR_io_uring_register, ring, IORING_REGISTER_BUFFERS,
+			&iov, 1), EFAULT);
+	iov.iov_base = (void *)hz_hva(&h, 0);
+	iov.iov_len = OFF(3);
+	refused(syscall(__NR_io_uring_register, ring, IORING_REGISTER_BUFFERS,
+			&iov, 1), EFAULT);
+	close(ring);
+
+	/* The failed registration of all three has left no pin behind. */
+	hz_convert(&h, 0, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+	hz_convert(&h, 0, 1, GMEM_SHARED, GMEM_PRESERVE);
+
+	fd = open("/dev/zero", O_RDWR);
+	HZ_REQUIRE(fd >= 0, "needs /dev/zero");
+	TEST_ASSERT_EQ(ring_rw(IORING_OP_READ, fd, (void *)hz_hva(&h, 1)), -EFAULT);
+	close(fd);
+	fd = open("/dev/ram0", O_RDWR | O_DIRECT);
+	if (fd >= 0) {
+		TEST_ASSERT_EQ(ring_rw(IORING_OP_WRITE, fd, (void *)hz_hva(&h, 1)),
+			       -EFAULT);
+		TEST_ASSERT_EQ(ring_rw(IORING_OP_READ, fd, (void *)hz_hva(&h, 1)),
+			       -EFAULT);
+		close(fd);
+	}
+	h37_unharmed(&h);
+}
+
+HAZARD(h37_vmsplice)
+{
+	struct iovec iov = { .iov_len = PG };
+	struct hz h;
+	int p[2];
+
+	h37_create(&h);
+	iov.iov_base = (void *)hz_hva(&h, 1);
+	TEST_ASSERT(!pipe(p), "pipe() failed");
+	refused(vmsplice(p[1], &iov, 1, 0), EFAULT);
+	refused(vmsplice(p[1], &iov, 1, SPLICE_F_GIFT), EFAULT);
+	TEST_ASSERT(write(p[1], "x", 1) == 1, "write() failed");
+	refused(vmsplice(p[0], &iov, 1, 0), EFAULT);
+	h37_unharmed(&h);
+}
+
+HAZARD(h37_gup_pin)
+{
+	struct pin pin;
+	struct hz h;
+	int r;
+
+	h37_create(&h);
+	r = pin_page(&pin, PIN_GUP, hz_hva(&h, 1));
+	HZ_REQUIRE(r != ENODEV, "needs debugfs and GUP_TEST");
+	TEST_ASSERT_EQ(r, EFAULT);
+	unpin_page(&pin);
+	r = pin_page(&pin, PIN_GUP_FAST, hz_hva(&h, 1));
+	TEST_ASSERT_EQ(r, EFAULT);
+	unpin_page(&pin);
+	h37_unharmed(&h);
+}
+
+HAZARD(h37_madvise)
+{
+	static const struct {
+		const char *name;
+		int advice;
+		int want;	/* errno, or -1: may do what it likes */
+	} advices[] = {
+		{ "MADV_POPULATE_READ", MADV_POPULATE_READ, EFAULT },
+		{ "MADV_POPULATE_WRITE", MADV_POPULATE_WRITE, EFAULT },
+		{ "MADV_DONTNEED", MADV_DONTNEED, 0 },
+		{ "MADV_FREE", MADV_FREE, EINVAL },
+		{ "MADV_COLD", MADV_COLD, -1 },
+		{ "MADV_PAGEOUT", MADV_PAGEOUT, -1 },
+		{ "MADV_WILLNEED", MADV_WILLNEED, -1 },
+		{ "MADV_MERGEABLE", MADV_MERGEABLE, -1 },
+		{ "MADV_UNMERGEABLE", MADV_UNMERGEABLE, -1 },
+		{ "MADV_HUGEPAGE", MADV_HUGEPAGE, -1 },
+		{ "MADV_COLLAPSE", MADV_COLLAPSE, EINVAL },
+		{ "MADV_DONTDUMP", MADV_DONTDUMP, 0 },
+		{ "MADV_DODUMP", MADV_DODUMP, -1 },
+	};
+	struct hz h;
+	int i, r;
+
+	h37_create(&h);
+	for (i = 0; i < ARRAY_SIZE(advices); i++) {
+		r = madvise((void *)hz_hva(&h, 1), PG, advices[i].advice) ? errno : 0;
+		TEST_ASSERT(advices[i].want < 0 || r == advices[i].want,
+			    "%s: errno %d (%s), wanted %d", advices[i].name, r,
+			    strerror(r), advices[i].want);
+		h37_unharmed(&h);
+	}
+
+	/*
+	 * MADV_REMOVE is the hole that the owner of the file can punch, too:
+	 * its bytes may go, but to zeroes, and the state may not.
+	 */
+	r = madvise((void *)hz_hva(&h, 1), PG, MADV_REMOVE) ? errno : 0;
+	if (!r) {
+		hz_guest_sees(&h, 1, 1, GMEM_ZEROES);
+		hz_guest_fill(&h, 1, 1, GMEM_SEED(37));
+	}
+	h37_unharmed(&h);
+}
+
+HAZARD(h37_madvise_poison)
+{
+	struct hz h;
+
+	HZ_REQUIRE(can_poison_mapped(), "needs MEMORY_FAILURE and root");
+	h37_create(&h);
+	TEST_ASSERT_EQ(poison_mapped(hz_hva(&h, 1)), EFAULT);
+	fails(madvise((void *)hz_hva(&h, 1), PG, MADV_SOFT_OFFLINE));
+	h37_unharmed(&h);
+	/* Nor can a mapped one be moved away under its owner. */
+	madvise((void *)hz_hva(&h, 0), PG, MADV_SOFT_OFFLINE);
+	h37_unharmed(&h);
+}
+
+HAZARD(h37_numa_migration)
+{
+	unsigned long mask = 1;
+	void *page;
+	int status = 0;
+	struct hz h;
+
+	h37_create(&h);
+	page = (void *)hz_hva(&h, 1);
+	mbind(page, PG, MPOL_BIND, &mask, 8, MPOL_MF_MOVE_ALL | MPOL_MF_STRICT);
+	h37_unharmed(&h);
+	if (move_pages(0, 1, &page, NULL, &status, 0) && errno == ENOSYS)
+		SKIP(return, "needs NUMA and MIGRATION");
+	TEST_ASSERT(status < 0, "A private page is on node %d, says move_pages()",
+		    status);
+	mbind((void *)hz_hva(&h, 0), OFF(3), MPOL_DEFAULT, NULL, 0, 0);
+	h37_unharmed(&h);
+}
+
+HAZARD(h37_file_operations)
+{
+	static u8 buf[4096];
+	loff_t off = PG;
+	off_t soff = PG;
+	int p[2], tmp;
+	struct hz h;
+
+	h37_create(&h);
+	TEST_ASSERT(!pipe(p), "pipe() failed");
+	tmp = memfd_create("gmem-hazard", 0);
+	TEST_ASSERT(tmp >= 0 && !ftruncate(tmp, PG), "memfd failed");
+
+	fails(read(h.a.fd, buf, PG));
+	fails(pread(h.a.fd, buf, PG, PG));
+	fails(write(h.a.fd, buf, PG));
+	fails(pwrite(h.a.fd, buf, PG, PG));
+	fails(splice(h.a.fd, &off, p[1], NULL, PG, 0));
+	TEST_ASSERT(write(p[1], buf, PG) == PG, "write() failed");
+	fails(splice(p[0], NULL, h.a.fd, &off, PG, 0));
+	fails(sendfile(tmp, h.a.fd, &soff, PG));
+	soff = 0;
+	fails(sendfile(h.a.fd, tmp, &soff, PG));
+	off = PG;
+	fails(copy_file_range(h.a.fd, &off, tmp, NULL, PG, 0));
+	off = PG;
+	fails(copy_file_range(tmp, NULL, h.a.fd, &off, PG, 0));
+	fails(ftruncate(h.a.fd, 0));
+	fails(ftruncate(h.a.fd, OFF(6)));
+	fails(fallocate(h.a.fd, FALLOC_FL_ZERO_RANGE, PG, PG));
+	fails(fallocate(h.a.fd, FALLOC_FL_COLLAPSE_RANGE, PG, PG));
+	h37_unharmed(&h);
+}
+
+int main(int argc, char *argv[])
+{
+	gmem_require_in_place();
+	return test_harness_run(argc, argv);
+}

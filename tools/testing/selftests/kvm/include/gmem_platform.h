@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the tests of platforms share: the platforms, SW_PROTECTED and those that
+ * the kernel emulates (CONFIG_KVM_GMEM_EMULATION), and one VM with one file.
+ */
+#ifndef SELFTEST_KVM_GMEM_PLATFORM_H
+#define SELFTEST_KVM_GMEM_PLATFORM_H
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gmem_test.h"
+#include "kvm_test_harness.h"
+
+/* Emulated CPUs under sanitisers are slow; this only bounds a hang. */
+#define TIMEOUT		600
+
+#define PG		((u64)PAGE_SIZE)
+#define OFF(page)	((u64)(page) * PG)
+
+/* --- Platforms and phases ------------------------------------------------ */
+
+enum platform {
+	SW_PROTECTED,
+	SNP,
+	TDX,
+	TDX_ZEROES,	/* removing a page zeroes it, as on some parts */
+	NR_PLATFORMS,
+};
+
+static const struct {
+	const char *name;
+	u32 model;
+	u64 flags;
+} platforms[NR_PLATFORMS] = {
+	[SW_PROTECTED]	= { "SW_PROTECTED" },
+	[SNP]		= { "SNP (emulated)", KVM_GMEM_EMULATE_SNP },
+	[TDX]		= { "TDX (emulated)", KVM_GMEM_EMULATE_TDX },
+	[TDX_ZEROES]	= { "TDX that zeroes (emulated)", KVM_GMEM_EMULATE_TDX,
+			    KVM_GMEM_EMULATE_REMOVE_ZEROES },
+};
+
+static inline bool is_available(enum platform platform)
+{
+	return platform == SW_PROTECTED || gmem_emulates(platforms[platform].model);
+}
+
+static inline struct kvm_vm *create_vm(enum platform platform, u32 nr_vcpus, u64 pages,
+				struct kvm_vcpu **vcpus)
+{
+	if (platform == SW_PROTECTED)
+		return gmem_vm_create(nr_vcpus, pages, vcpus);
+	return gmem_vm_create_emulated(platforms[platform].model,
+				       platforms[platform].flags, nr_vcpus, pages,
+				       vcpus);
+}
+
+/* SW_PROTECTED is launched by the first run, the others before it. */
+static inline void launch(enum platform platform, struct kvm_vm *vm, struct kvm_vcpu **vcpus,
+		   u32 nr_vcpus)
+{
+	u32 i;
+	int r;
+
+	if (platform != SW_PROTECTED) {
+		r = gmem_launch_finish(vm);
+		TEST_ASSERT(!r, "LAUNCH_FINISH: errno %d (%s)", r, strerror(r));
+	}
+	for (i = 0; i < nr_vcpus; i++)
+		gmem_guest_start(vcpus[i]);
+}
+
+/* --- The contract --------------------------------------------------------- */
+
+static const u64 policies[] = { GMEM_PRESERVE, GMEM_ZERO, GMEM_NONE };
+static const char * const policy_names[] = { "PRESERVE", "ZERO", "NONE" };
+static const u64 directions[] = { GMEM_PRIVATE, GMEM_SHARED };
+
+/* --- One VM, one file -------------------------------------------------------- */
+
+struct ctx {
+	enum platform platform;
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpus[2];
+	struct gmem_area a;
+};
+
+static inline void ctx_create(struct ctx *x, enum platform platform, u64 npages)
+{
+	memset(x, 0, sizeof(*x));
+	x->platform = platform;
+	x->vm = create_vm(platform, ARRAY_SIZE(x->vcpus), npages, x->vcpus);
+	gmem_area_create(&x->a, x->vm, GMEM_SLOT, GMEM_GPA, OFF(npages), GMEM_MMAP_SHARED);
+}
+
+/* Of a VM that is dead, too: its slots go with it. */
+static inline void ctx_destroy(struct ctx *x)
+{
+	if (x->a.fd >= 0) {
+		kvm_munmap(x->a.hva, x->a.size);
+		kvm_close(x->a.fd);
+	}
+	kvm_vm_free(x->vm);
+}
+
+static inline void ctx_launch(struct ctx *x)
+{
+	launch(x->platform, x->vm, x->vcpus, ARRAY_SIZE(x->vcpus));
+}
+
+static inline gpa_t ctx_gpa(struct ctx *x, u64 page)
+{
+	return x->a.gpa + OFF(page);
+}
+
+#define assert_errno(r, want)							\
+do {										\
+	int __r = (r), __want = (want);						\
+										\
+	TEST_ASSERT(__r == __want, "Wanted errno %d (%s), got %d (%s)", __want,	\
+		    strerror(__want), __r, strerror(__r));			\
+} while (0)
+
+/* A request that is refused because of a page. */
+#define refused(x, page, n, to, policy, want, want_page)			\
+do {										\
+	u64 __eo;								\
+										\
+	assert_errno(gmem_set((x)->a.fd, OFF(page), OFF(n), to, policy, &__eo), want); \
+	TEST_ASSERT(__eo == OFF(want_page), "Wanted error_offset %#lx, got %#lx", \
+		    OFF(want_page), __eo);					\
+} while (0)
+
+/* Every page of the range is the platform's, or none is. */
+#define ownership_is(x, page, n, want)						\
+do {										\
+	u64 __p;								\
+										\
+	for (__p = (page); __p < (page) + (n); __p++) {				\
+		u64 __state = gmem_state((x)->vm, ctx_gpa(x, __p));		\
+										\
+		TEST_ASSERT((__state != KVM_GMEM_EMULATE_STATE_NONE) == (want),	\
+			    "Page %lu is in state %lu of the model", __p, __state); \
+	}									\
+} while (0)
+
+#define NR_PAGES	16
+
+/* --- Capabilities ------------------------------------------------------------- */
+
+#define capabilities_are(check, fd_or_vm, policies, attributes)			\
+do {										\
+	TEST_ASSERT_EQ(check(fd_or_vm 252), attributes);			\
+	TEST_ASSERT_EQ(check(fd_or_vm 0x10000), policies);			\
+	TEST_ASSERT_EQ(check(fd_or_vm 0x10001), policies);			\
+	TEST_ASSERT_EQ(check(fd_or_vm 0x10002), 1);				\
+} while (0)
+
+#endif /* SELFTEST_KVM_GMEM_PLATFORM_H */
