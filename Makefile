@@ -3,7 +3,7 @@
 # uses Kbuild instead of this file.
 
 SHELL := /bin/bash
-export ARCH FLAVOUR KSRC LLVM O PROG ARGS APPEND ICOUNT MODE TIMEOUT TESTS JOBS PAGES REPS RUNS C_FLAVOUR RUST_FLAVOUR
+export ARCH FLAVOUR KSRC LLVM O PROG ARGS APPEND ICOUNT MODE TIMEOUT TESTS JOBS ROWS PAGES REPS RUNS C_FLAVOUR RUST_FLAVOUR
 vm := tools/vm
 
 .DEFAULT_GOAL := help
@@ -36,6 +36,8 @@ help:
 	@echo '                        written to; patches/ is applied to the copy unless it is in the tree already'
 	@echo '  LLVM=-19              as for the kernel'"'"'s make'
 	@echo '  O=path                the cache, instead of $${XDG_CACHE_HOME:-~/.cache}/kvm-gmem'
+	@echo '  ROWS=1                demo prints a row for each request instead of grids'
+	@echo '  NO_COLOR=1            no colours, even on a terminal'
 	@echo '  TIMEOUT=seconds       when a run counts as hung (600)'
 	@echo '  TESTS="name ..."      only these test programs, for check'
 

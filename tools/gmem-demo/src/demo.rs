@@ -10,6 +10,7 @@ use crate::{
         EMULATED,
         REAL, //
     },
+    grid,
     guest,
     machine::{
         Machine,
@@ -41,8 +42,12 @@ use kvm_ioctls::{
     VmFd, //
 };
 use std::{
+    ffi::OsString,
     fs,
-    path::Path, //
+    path::{
+        Path,
+        PathBuf, //
+    },
 };
 
 /// How to get a kernel that can.
@@ -115,8 +120,36 @@ fn draw(machine: &Machine, directory: Option<&Path>, when: &str) -> Result<(), F
         .map_err(|error| Failure::Broken(format!("writing {}: {error}", path.display())))
 }
 
-/// Shows everything; the file is drawn into `pictures` before, during and after that.
-pub fn all(pictures: Option<&Path>) -> Result<(), Failure> {
+/// How to show everything.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// A row for each request instead of grids.
+    rows: bool,
+    colour: bool,
+    /// Where the file is drawn before, during and after that.
+    pictures: Option<PathBuf>,
+}
+
+impl Options {
+    /// Reads the arguments of the program.
+    pub fn parse(arguments: &[OsString]) -> Option<Self> {
+        let mut options = Self::default();
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            match argument.to_str()? {
+                "--rows" => options.rows = true,
+                "--colour" => options.colour = true,
+                "--pictures" => options.pictures = Some(arguments.next()?.into()),
+                _ => return None,
+            }
+        }
+        Some(options)
+    }
+}
+
+/// Shows everything.
+pub fn all(options: &Options) -> Result<(), Failure> {
+    let pictures = options.pictures.as_deref();
     let kvm = open_kvm()?;
     let vm = protected_vm(&kvm)?;
     let capabilities = Capabilities::of(&vm);
@@ -145,7 +178,11 @@ pub fn all(pictures: Option<&Path>) -> Result<(), Failure> {
             "kvm.gmem_scramble cannot be read: NONE rows may show bytes scrambled or left alone"
         ),
     }
-    let mut tally = Tally::default();
+    let mut tally = Tally {
+        as_rows: options.rows,
+        colour: options.colour,
+        ..Tally::default()
+    };
     tally.capabilities(&REAL, &capabilities);
 
     let mut machine = Machine::new(&kvm, &vm, &REAL)?;
@@ -160,20 +197,25 @@ pub fn all(pictures: Option<&Path>) -> Result<(), Failure> {
 
     // From here on the guest runs: whatever it does first is the launch.
     machine.start()?;
-    println!("\n1. Payload injection\n{Heading}");
-    tally.show(&early_payload.after(&mut machine, scramble)?);
+    println!("\n1. Payload injection");
+    let mut rows = early_payload.after(&mut machine, scramble)?.to_vec();
     let late_payload = Payload::before(&mut machine, Phase::AfterLaunch)?;
-    tally.show(&late_payload.after(&mut machine, scramble)?);
+    rows.extend(late_payload.after(&mut machine, scramble)?);
+    tally.show(&rows);
 
-    println!("\n2. Bounce buffer, at the guest's request\n{Heading}");
+    println!("\n2. Bounce buffer, at the guest's request");
     tally.show(&bounce_buffer(&mut machine, scramble)?);
 
-    println!("\n3. Every policy\n{Heading}");
-    tally.show(&early_policies.after(&mut machine, scramble)?);
+    println!("\n3. Every policy");
+    if !options.rows {
+        println!("{}\n", grid::LEGEND);
+    }
+    let mut rows = early_policies.after(&mut machine, scramble)?;
     let late_policies = Policies::before(&mut machine, Phase::AfterLaunch)?;
     draw(&machine, pictures, "during")?;
-    tally.show(&late_policies.after(&mut machine, scramble)?);
+    rows.extend(late_policies.after(&mut machine, scramble)?);
     draw(&machine, pictures, "after")?;
+    tally.show_policies(&machine, &rows)?;
 
     let mut number = 3;
     let mut section = |title: &str| {
@@ -182,7 +224,6 @@ pub fn all(pictures: Option<&Path>) -> Result<(), Failure> {
     };
     if REAL.guest_shares {
         section("Pages that the guest has not shared");
-        println!("{Heading}");
         tally.show(&consent(&mut machine, scramble)?);
     }
 
@@ -221,16 +262,18 @@ fn emulated(
     let vm = protected_vm(kvm)?;
     let mut machine = Machine::new(kvm, &vm, platform)?;
     tally.capabilities(platform, &Capabilities::of(&vm));
-    println!("{Heading}");
 
     let payload = Payload::before(&mut machine, Phase::BeforeLaunch)?;
     let early = Policies::before(&mut machine, Phase::BeforeLaunch)?;
     machine.launch()?;
-    tally.show(&payload.after(&mut machine, scramble)?);
-    tally.show(&early.after(&mut machine, scramble)?);
+    let payload = payload.after(&mut machine, scramble)?;
+    let mut rows = early.after(&mut machine, scramble)?;
     let late = Policies::before(&mut machine, Phase::AfterLaunch)?;
-    tally.show(&late.after(&mut machine, scramble)?);
-    Ok(())
+    rows.extend(late.after(&mut machine, scramble)?);
+    println!("payload:");
+    tally.show(&payload);
+    println!("every policy:");
+    tally.show_policies(&machine, &rows)
 }
 
 /// Shows that the guest itself works, on a VM that has nothing private.
@@ -270,6 +313,9 @@ pub fn guest_only() -> Result<(), Failure> {
 /// How many rows there were, and how many were wrong.
 #[derive(Default)]
 struct Tally {
+    /// Whether each row is shown.
+    as_rows: bool,
+    colour: bool,
     rows: usize,
     wrong_rows: usize,
     wrong_checks: usize,
@@ -329,12 +375,49 @@ impl Tally {
         Ok(())
     }
 
+    /// Counts rows, and returns how many of them are wrong.
+    fn count(&mut self, rows: &[Row]) -> usize {
+        let wrong = rows.iter().filter(|row| !row.faults.is_empty()).count();
+        self.rows += rows.len();
+        self.wrong_rows += wrong;
+        wrong
+    }
+
+    /// Shows the rows of a scene, or how many went as promised and those that did not.
     fn show(&mut self, rows: &[Row]) {
-        for row in rows {
-            println!("{row}");
-            self.rows += 1;
-            self.wrong_rows += usize::from(!row.faults.is_empty());
+        let wrong = self.count(rows);
+        let shown: Vec<_> = rows
+            .iter()
+            .filter(|row| self.as_rows || !row.faults.is_empty())
+            .collect();
+        if !shown.is_empty() {
+            println!("{Heading}");
         }
+        for row in shown {
+            println!("{row}");
+        }
+        if !self.as_rows {
+            println!(
+                "{} of {} requests as promised",
+                rows.len() - wrong,
+                rows.len()
+            );
+        }
+    }
+
+    /// Shows every policy of a platform as rows, or as a grid with the file beside it.
+    fn show_policies(&mut self, machine: &Machine, rows: &[Row]) -> Result<(), Failure> {
+        if self.as_rows {
+            self.show(rows);
+            return Ok(());
+        }
+        self.count(rows);
+        print!(
+            "{}\n{}",
+            grid::draw(machine.platform().name, rows, self.colour),
+            machine.sketch(self.colour)?
+        );
+        Ok(())
     }
 
     fn conclude(self) -> Result<(), Failure> {
@@ -342,6 +425,7 @@ impl Tally {
             rows,
             wrong_rows,
             wrong_checks,
+            ..
         } = self;
         if wrong_rows + wrong_checks == 0 {
             println!("\ngmem-demo: {rows} rows, 0 mismatches: every promise was kept");
@@ -370,6 +454,20 @@ mod tests {
         check.check(true);
         check.check(false);
         assert!(check.conclude().is_err());
+    }
+
+    #[test]
+    fn options_are_read() {
+        let parse = |words: &[&str]| {
+            let words: Vec<_> = words.iter().map(OsString::from).collect();
+            Options::parse(&words)
+        };
+        assert_eq!(parse(&[]), Some(Options::default()));
+        let all = parse(&["--colour", "--pictures", "there", "--rows"]).unwrap();
+        assert!(all.rows && all.colour);
+        assert_eq!(all.pictures.as_deref(), Some(Path::new("there")));
+        assert_eq!(parse(&["--pictures"]), None);
+        assert_eq!(parse(&["--row"]), None);
     }
 
     #[test]

@@ -186,6 +186,16 @@ impl Machine {
             .map_err(|error| format!("drawing the guest_memfd: {error}"))
     }
 
+    /// The same for a terminal.
+    pub fn sketch(&self, colour: bool) -> Result<String> {
+        Picture::of(
+            &self.memory,
+            format!("The file of the {} VM now:", self.platform.name),
+        )
+        .map(|picture| picture.terminal(colour))
+        .map_err(|error| format!("drawing the guest_memfd: {error}"))
+    }
+
     /// Whether the guest_memfd is shared as a whole, as it was made to be.
     pub fn starts_shared(&self) -> Result<bool> {
         let whole = self.state_at(0)?;

@@ -4,6 +4,7 @@
 
 mod contract;
 mod demo;
+mod grid;
 mod guest;
 mod machine;
 mod scenes;
@@ -26,7 +27,8 @@ enum Failure {
 const HELP: &str = "\
 gmem-demo: converts the memory of a running guest in place, and checks every byte
 
-usage: gmem-demo [--pictures DIRECTORY | --guest-only | --help]
+usage: gmem-demo [--rows] [--colour] [--pictures DIRECTORY]
+       gmem-demo --guest-only | --help
 
 It makes a VM whose memory is one guest_memfd, runs a small guest in it, and shows
   1. payload injection: the host writes code, makes the page private, the guest runs it;
@@ -40,9 +42,13 @@ fourth section shows what the VMM gets if it has not: EPERM.
 On an x86-64 kernel with CONFIG_KVM_GMEM_EMULATION it shows the same for SNP and TDX, with software models in
 their place: a payload that the launch gives to the guest, and every policy. What a guest or a host
 then reads through the other's key is garbage that can be told (\"through key\").
-Each row of the table says what was promised and what host and guest then read. All bytes of the
-range are compared; so is the page behind it, which the request must leave alone.
+Every policy is shown in a grid for each platform, phase and direction down, policy and state across.
+A cell says what host and guest read after the request; what is odd is explained below. All bytes of
+the range are compared with what was promised; so is the page behind it, which the request must leave
+alone.
 
+  --rows        a row for each request, with what was promised, in the place of the grids
+  --colour      use colours
   --pictures DIRECTORY
                 draw the VM's file there as before.svg, during.svg and after.svg
   --guest-only  x86-64: run the same guest on an ordinary VM without converting anything: tells a broken
@@ -54,16 +60,17 @@ exit status: 0 every promise was kept, 1 some was not or the guest failed, 2 it 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let given = match arguments.as_slice() {
-        [] => demo::all(None),
-        [flag, directory] if flag == "--pictures" => demo::all(Some(directory.as_ref())),
         [only] if only == "--guest-only" => demo::guest_only(),
         [only] if only == "--help" || only == "-h" => {
             println!("{HELP}");
             Ok(())
         }
-        _ => Err(Failure::Unavailable(
-            "unknown arguments; gmem-demo --help shows what there is".into(),
-        )),
+        options => match demo::Options::parse(options) {
+            Some(options) => demo::all(&options),
+            None => Err(Failure::Unavailable(
+                "unknown arguments; gmem-demo --help shows what there is".into(),
+            )),
+        },
     };
     match given {
         Ok(()) => ExitCode::SUCCESS,

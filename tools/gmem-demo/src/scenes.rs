@@ -120,6 +120,8 @@ impl Pending {
             phase: self.request.phase,
             direction: self.request.direction,
             content: self.request.content,
+            history: None,
+            promise,
             promised: promise.name(scramble).into(),
             host_read: self.host.describe(&self.written),
             guest_read: Seen::Bytes(bytes).describe(&self.written),
@@ -259,7 +261,7 @@ pub fn consent(machine: &mut Machine, scramble: Scramble) -> Result<Vec<Row>> {
 
 /// Every row of the contract, each on pages of its own.
 pub struct Policies {
-    requests: Vec<(Pending, Guard)>,
+    requests: Vec<(History, Pending, Guard)>,
 }
 
 /// The page behind a row's range, which the row must leave alone.
@@ -299,15 +301,19 @@ impl Policies {
         let requests = lines
             .iter()
             .zip(1..)
-            .map(|(line, number)| request(machine, phase, line, number))
+            .map(|(line, number)| {
+                let (pending, guard) = request(machine, phase, line, number)?;
+                Ok((line.history, pending, guard))
+            })
             .collect::<Result<_>>()?;
         Ok(Self { requests })
     }
 
     /// Lets the guest read what has become of the pages.
     pub fn after(self, machine: &mut Machine, scramble: Scramble) -> Result<Vec<Row>> {
-        let finish = |(pending, guard): (Pending, Guard)| {
+        let finish = |(history, pending, guard): (History, Pending, Guard)| {
             let mut row = pending.finish(machine, scramble)?;
+            row.history = Some(history);
             row.faults.extend(guard.faults(machine)?);
             Ok(row)
         };

@@ -2,7 +2,11 @@
 
 //! What is printed.
 
-use crate::contract::SCRAMBLED;
+use crate::contract::{
+    History,
+    Promise,
+    SCRAMBLED, //
+};
 use gmem::{
     emulation::keyed,
     Content, //
@@ -19,7 +23,8 @@ pub enum Phase {
 }
 
 impl Phase {
-    fn name(self) -> &'static str {
+    /// How the table calls it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::BeforeLaunch => "before launch",
             Self::AfterLaunch => "after launch",
@@ -57,6 +62,19 @@ impl Seen {
     }
 }
 
+/// What [`Seen::describe`] said, in a word.
+pub fn short(described: &str) -> &'static str {
+    match described {
+        "refused" => "-",
+        "zeroes" => "0",
+        "same bytes" => "same",
+        "all 0xab" => "0xab",
+        "through key" => "key",
+        "key on zeroes" => "key0",
+        _ => "other",
+    }
+}
+
 /// A row of the table.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -64,6 +82,10 @@ pub struct Row {
     pub phase: Phase,
     pub direction: &'static str,
     pub content: Content,
+    /// What had happened to the pages, of rows that show every policy.
+    pub history: Option<History>,
+    pub promise: Promise,
+    /// The promise in words.
     pub promised: String,
     pub host_read: String,
     pub guest_read: String,
@@ -132,6 +154,7 @@ mod tests {
     fn sights_are_told_apart() {
         let written = [1, 2, 3];
         let describe = |bytes: &[u8]| Seen::Bytes(bytes.to_vec()).describe(&written);
+        let words = |bytes: &[u8]| short(&describe(bytes));
         assert_eq!(describe(&[1, 2, 3]), "same bytes");
         assert_eq!(describe(&[0, 0, 0]), "zeroes");
         assert_eq!(describe(&[0xab; 3]), "all 0xab");
@@ -140,6 +163,14 @@ mod tests {
         assert_eq!(describe(&keyed(&[0; 3])), "key on zeroes");
         assert_eq!(describe(&[]), "no bytes");
         assert_eq!(Seen::Refused.describe(&written), "refused");
+
+        assert_eq!([words(&[1, 2, 3]), words(&[0; 3])], ["same", "0"]);
+        assert_eq!([words(&[0xab; 3]), words(&[1, 9, 3])], ["0xab", "other"]);
+        assert_eq!(
+            [words(&keyed(&written)), words(&keyed(&[0; 3]))],
+            ["key", "key0"]
+        );
+        assert_eq!(short(&Seen::Refused.describe(&written)), "-");
     }
 
     #[test]
@@ -149,6 +180,8 @@ mod tests {
             phase: Phase::BeforeLaunch,
             direction: "stays private",
             content: Content::Preserve,
+            history: None,
+            promise: Promise::Kept,
             promised: "nothing: scramble=N".into(),
             host_read: "refused, SIGBUS".into(),
             guest_read: "0xab at +0x1fff".into(),
