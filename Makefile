@@ -8,7 +8,7 @@ vm := tools/vm
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernel demo run shell check check-all series kunit selftests gmem model bench clippy rustdoc fmt clean clean-cache
+.PHONY: help setup kernel demo run shell check check-all misuse series kunit selftests gmem model bench clippy rustdoc fmt clean clean-cache
 
 help:
 	@echo 'make demo          build everything and watch a nested guest being converted in place'
@@ -23,6 +23,7 @@ help:
 	@echo 'make kunit         the KUnit suites                               FLAVOUR='
 	@echo 'make selftests     build the KVM selftests, ours and the kernel'"'"'s  ARCH='
 	@echo 'make model         the cargo tests of the policy crate'
+	@echo 'make misuse        mutants of src/: they must not compile, or must do no harm'
 	@echo 'make series        compile KVM after each patch of the series, both architectures'
 	@echo 'make bench         instructions per operation, C against Rust           PAGES= REPS= RUNS='
 	@echo 'make clippy, rustdoc, fmt     lints, documentation, formatting of the Rust sources'
@@ -61,6 +62,9 @@ check: setup
 
 check-all: setup
 	@$(vm)/check $(if $(CHECKED),extra,all)
+
+misuse: setup
+	@tools/testing/misuse/run
 
 kunit: setup
 	@TESTS=kunit $(vm)/check $(or $(FLAVOUR),x86-rust)

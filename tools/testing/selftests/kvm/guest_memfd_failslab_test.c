@@ -3,7 +3,7 @@
  * Every allocation of every operation on a guest_memfd fails once: the first
  * of the operation, then the second, and so on until the operation needs no
  * more. What fails has the right errno and changes nothing; what succeeds all
- * the same has done its work. At the end kmemleak finds nothing, if it is on.
+ * the same has done its work.
  *
  * Needs CONFIG_FAULT_INJECTION, FAILSLAB and FAIL_PAGE_ALLOC.
  */
@@ -17,7 +17,6 @@
 #define SIZE		(NPAGES * PS)
 #define DEBUGFS		"/sys/kernel/debug"
 #define FAIL_NTH	"/proc/thread-self/fail-nth"
-#define KMEMLEAK	DEBUGFS "/kmemleak"
 /* More allocations than any operation makes. */
 #define MAX_NTH		500
 
@@ -547,37 +546,6 @@ TEST_F(failslab, pages_are_launched)
 		gmem_area_destroy(&e.area);
 		kvm_vm_free(e.vm);
 	}
-}
-
-/* Not a fixture's test: the VM of a fixture is alive. */
-TEST(nothing_leaks)
-{
-	char text[4096];
-	ssize_t n;
-	int fd, i;
-
-	if (access(KMEMLEAK, W_OK) || !write_file(KMEMLEAK, "clear"))
-		SKIP(return, "needs DEBUG_KMEMLEAK and kmemleak=on");
-
-	/* What others have had on their stacks is forgotten, and what is freed by RCU freed. */
-	for (i = 0; i < 500; i++) {
-		struct kvm_vm *vm = vm_create_barebones_type(KVM_X86_SW_PROTECTED_VM);
-
-		fd = vm_create_guest_memfd(vm, SIZE, GMEM_MMAP_SHARED);
-		gmem_convert(fd, 3 * PS, PS, GMEM_PRIVATE, GMEM_ZERO);
-		kvm_close(fd);
-		kvm_vm_free(vm);
-	}
-	/* An object is reported when two scans have not found it. */
-	for (i = 0; i < 3; i++)
-		TEST_ASSERT(write_file(KMEMLEAK, "scan"), "kmemleak does not scan");
-	fd = open(KMEMLEAK, O_RDONLY);
-	TEST_ASSERT(fd >= 0, "kmemleak cannot be read");
-	n = read(fd, text, sizeof(text) - 1);
-	TEST_ASSERT(n >= 0, "kmemleak cannot be read");
-	text[n] = '\0';
-	TEST_ASSERT(!n, "Leaked:\n%s", text);
-	close(fd);
 }
 
 int main(int argc, char *argv[])
