@@ -270,20 +270,25 @@ impl InvalidateGuard<'_, Exclusive> {
         range: &PageRange,
         visibility: Visibility,
     ) -> impl Iterator<Item = PageRange> + Clone + '_ {
-        self.populated(range)
-            .into_iter()
-            .flat_map(|populated| self.runs(&populated))
-            .filter(move |run| run.visibility == visibility)
-            .map(|run| run.range)
+        let mut runs = self.populated(range).map(|populated| self.runs(&populated));
+
+        // Not adapters in one another: the names of their functions are too long for kallsyms.
+        iter::from_fn(move || loop {
+            let run = runs.as_mut()?.next()?;
+            if run.visibility == visibility {
+                return Some(run.range);
+            }
+        })
     }
 
     /// Takes the shared pages of `range` away from the host. It has none then, and nobody else holds
     /// a reference to one, for as long as the lock is held: host faults take it shared.
     ///
     /// Page tables first, then the LRU batches (all CPUs at most once, and at a limited rate for the
-    /// file), then the count: what it has beyond the page cache's reference and ours is somebody who may still write. A host
-    /// fault that was served before the lock was taken holds the folio lock until its page table
-    /// entry is in place, so the mapping is looked for again with the folio locked.
+    /// file), then the count: what it has beyond the page cache's reference and ours is somebody who
+    /// may still write. A host fault that was served before the lock was taken holds the folio lock
+    /// until its page table entry is in place, so the mapping is looked for again with the folio
+    /// locked.
     ///
     /// # Errors
     ///

@@ -78,7 +78,6 @@ use gmem_sys::{
 };
 use kernel::prelude::*;
 
-
 const SHARED: Visibility = Visibility::Shared;
 const PRIVATE: Visibility = Visibility::Private;
 const POLICIES: [Content; 3] = [Content::None, Content::Zero, Content::Preserve];

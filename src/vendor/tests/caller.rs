@@ -58,7 +58,7 @@ fn go(file: &File<'_>, request: &Request, steps: u32) -> Result<(), Failure> {
             if steps == 7 {
                 return Ok(());
             }
-            zapped.apply(content::make_shared::<Liar>, |page, _| page.zero())?;
+            drop(zapped.apply(content::make_shared::<Liar>, |page, _| page.zero())?);
             Ok(())
         })
     })
