@@ -449,6 +449,10 @@ mod caller {
                 GuestFault,
                 GuestPage, //
             },
+            platform::{
+                Kind,
+                Under, //
+            },
             populate::Populate,
             vcpu::Vcpu,
             vm::{
@@ -463,7 +467,10 @@ mod caller {
             },
             folio::Frame, //
         },
-        testing::TestFile, //
+        testing::{
+            platform::TestRmp,
+            TestFile, //
+        }, //
     };
     use gmem_policy::{
         content::{
@@ -591,6 +598,42 @@ mod caller {
         file.allocate(5)?;
         file.page(5)?.fill(0x5a);
         assert_eq!(file.guest_fault(BASE + 5)?.byte(), Some(0));
+        // Nor if nobody has allocated the page ahead.
+        assert_eq!(file.guest_fault(BASE + 6)?.byte(), Some(0));
+        assert_eq!(file.allocated(), 2);
+        Ok(())
+    }
+
+    /// The implementation above never gives a page to a platform: the guest cannot use it then, and
+    /// nor can the host.
+    #[test]
+    fn page_that_no_platform_was_given() -> Result {
+        TestRmp::reset();
+        let vm = TestVm::new()?;
+        vm.put_on(Kind::Snp(Under::Test), 7)?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(());
+        };
+        assert_eq!(file.guest_fault(BASE + 5)?.byte(), Some(0));
+        assert_eq!(TestRmp::entry(&file, 5)?, None);
+        assert_eq!(file.host_fault(5).err(), Some(EFAULT));
+        assert!(file.visibility(5) == PRIVATE);
+        Ok(())
+    }
+
+    /// The memory goes with the inode at the latest.
+    #[test]
+    fn pages_that_nobody_frees() -> Result {
+        let vm = TestVm::new()?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(());
+        };
+        file.fill(5, 0x5a)?;
+        let page = file.page(5)?;
+        assert_eq!(file.byte(5)?, Some(0x5a));
+        assert_eq!(file.host_fault(5).err(), Some(EFAULT));
+        drop(file);
+        assert_eq!(page.references(), 1);
         Ok(())
     }
 
@@ -609,12 +652,11 @@ mod caller {
                 .folio(elsewhere)
                 .is_err_and(|error| error == EINVAL));
             assert_eq!(file.host_fault_with(5, elsewhere), Err(EINVAL));
-            file.file().inode().stable(|here| {
-                let folio = fault(&file, 5).folio(here)?;
-                assert!(folio.as_private(here).is_some());
-                assert!(folio.as_private(elsewhere).is_none());
-                Ok(())
-            })
+            Ok::<_, Error>(())
+        })?;
+        file.file().inode().stable(|here| {
+            assert!(fault(&file, 5).folio(here)?.as_private(here).is_some());
+            Ok(())
         })
     }
 
