@@ -75,6 +75,8 @@ use kernel::{
 /// What a guest_memfd implementation does, called with everything checked that is not policy.
 pub trait GuestMemfd: Sized + 'static {
     /// The operations tables, which [`register_entry_points!`](crate::register_entry_points) makes.
+    ///
+    /// Asked once, when KVM is loaded. What is returned then is used for everything from then on.
     fn tables() -> &'static Tables;
 
     /// KVM_CREATE_GUEST_MEMFD: a descriptor for a new file of `size` bytes.
@@ -127,6 +129,20 @@ pub struct Tables {
 // SAFETY: The tables are not written, and what they point to is static.
 unsafe impl Sync for Tables {}
 
+/// The tables in use: those of all files, of their inodes and of the file system, whatever
+/// [`GuestMemfd::tables`] may return later.
+static IN_USE: AtomicPtr<Tables> = AtomicPtr::new(ptr::null_mut());
+
+/// The tables in use.
+///
+/// # Errors
+///
+/// `ENODEV` before KVM is loaded.
+pub(crate) fn tables() -> Result<&'static Tables> {
+    // SAFETY: It is NULL, or what init() got, which is static.
+    unsafe { IN_USE.load(Ordering::Acquire).as_ref() }.ok_or(ENODEV)
+}
+
 /// What there is once for an implementation, and is written.
 pub struct State {
     /// Written when a vendor's module is loaded, to which files belong from then on: it must stay for
@@ -148,7 +164,7 @@ impl State {
     pub const fn new<T: GuestMemfd>() -> Self {
         Self {
             file: UnsafeCell::new(bindings::file_operations {
-                mmap: Some(file_ops::mmap::<T>),
+                mmap: Some(file_ops::mmap),
                 open: Some(bindings::generic_file_open),
                 release: Some(file_ops::release),
                 fallocate: Some(file_ops::fallocate::<T>),
@@ -157,10 +173,10 @@ impl State {
                 show_fdinfo: Some(file_ops::show_fdinfo::<T>),
                 ..pin_init::zeroed()
             }),
-            runs: UnsafeCell::new(debugfs::operations::<T>()),
+            runs: UnsafeCell::new(debugfs::operations()),
             file_system: UnsafeCell::new(bindings::file_system_type {
                 name: file_system_name(),
-                init_fs_context: Some(superblock::init_fs_context::<T>),
+                init_fs_context: Some(superblock::init_fs_context),
                 kill_sb: Some(bindings::kill_anon_super),
                 ..pin_init::zeroed()
             }),
@@ -197,9 +213,9 @@ impl Tables {
             },
             superblock: bindings::super_operations {
                 statfs: Some(bindings::simple_statfs),
-                alloc_inode: Some(superblock::alloc::<T>),
+                alloc_inode: Some(superblock::alloc),
                 destroy_inode: Some(superblock::destroy),
-                free_inode: Some(superblock::free::<T>),
+                free_inode: Some(superblock::free),
                 ..pin_init::zeroed()
             },
             state,
@@ -415,14 +431,15 @@ pub mod entry {
             unsafe {
                 crate::emulation::init()
             };
-            let state = T::tables().state;
+            let tables = T::tables();
             // SAFETY: Nobody uses the tables yet.
             unsafe {
-                (*state.file.get()).owner = module;
-                (*state.runs.get()).owner = module;
+                (*tables.state.file.get()).owner = module;
+                (*tables.state.runs.get()).owner = module;
             }
+            IN_USE.store(ptr::from_ref(tables).cast_mut(), Ordering::Release);
             // SAFETY: By the contract of this function.
-            unsafe { superblock::mount(T::tables()) }?;
+            unsafe { superblock::mount(tables) }?;
             Ok(0)
         })
     }
@@ -430,9 +447,11 @@ pub mod entry {
     /// # Safety
     ///
     /// After all VMs and files are gone.
-    pub unsafe fn exit<T: GuestMemfd>() {
-        // SAFETY: By the contract of this function.
-        unsafe { superblock::unmount(T::tables()) }
+    pub unsafe fn exit() {
+        if let Ok(tables) = tables() {
+            // SAFETY: By the contract of this function.
+            unsafe { superblock::unmount(tables) }
+        }
     }
 
     /// # Safety
@@ -464,7 +483,7 @@ pub mod entry {
             if slot.flags & (GMEM_ONLY | IN_PLACE) != 0 {
                 return Err(EINVAL);
             }
-            let file = ActiveFile::from_fd::<T>(fd)?;
+            let file = ActiveFile::from_fd(fd)?;
             let geometry = file.inode().geometry();
             let size = (slot.npages as u64)
                 .checked_mul(geometry.page_size().bytes())
@@ -696,7 +715,7 @@ macro_rules! register_entry_points {
             #[no_mangle]
             pub unsafe extern "C" fn kvm_gmem_exit() {
                 // SAFETY: The contract is the same.
-                unsafe { entry::exit::<Implementation>() }
+                unsafe { entry::exit() }
             }
 
             #[no_mangle]

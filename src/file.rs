@@ -39,7 +39,7 @@ pub(crate) fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32> {
     let mappable = flags & MMAP != 0;
     let init_shared = flags & INIT_SHARED != 0;
 
-    file_ops::create::<crate::Gmem>(
+    file_ops::create(
         vm,
         Traits {
             size,

@@ -10,7 +10,10 @@
 
 use crate::{
     bindings,
-    export::GuestMemfd,
+    export::{
+        tables,
+        GuestMemfd, //
+    },
     fs::inode::GmemInode,
     kvm::vm::Vm, //
 };
@@ -39,7 +42,8 @@ impl RunsFile {
     /// # Safety
     ///
     /// `vm` and `inode` must outlive it.
-    pub(crate) unsafe fn new<T: GuestMemfd>(vm: &Vm, inode: &GmemInode) -> Option<Self> {
+    pub(crate) unsafe fn new(vm: &Vm, inode: &GmemInode) -> Option<Self> {
+        let tables = tables().ok()?;
         let name = CString::try_from_fmt(fmt!("guest_memfd-{}", inode.number())).ok()?;
 
         // SAFETY: The directory is the VM's, or an error, which is returned. Operations and data
@@ -50,7 +54,7 @@ impl RunsFile {
                 vm.as_raw(),
                 name.as_char_ptr(),
                 core::ptr::from_ref(inode).cast_mut().cast(),
-                T::tables().runs_operations(),
+                tables.runs_operations(),
             )
         }))
     }
@@ -65,9 +69,9 @@ impl Drop for RunsFile {
 }
 
 /// The operations of the file.
-pub(crate) const fn operations<T: GuestMemfd>() -> bindings::file_operations {
+pub(crate) const fn operations() -> bindings::file_operations {
     bindings::file_operations {
-        open: Some(open::<T>),
+        open: Some(open),
         read: Some(bindings::seq_read),
         llseek: Some(bindings::seq_lseek),
         release: Some(bindings::seq_release),
@@ -88,12 +92,12 @@ pub(crate) const fn sequence<T: GuestMemfd>() -> bindings::seq_operations {
 /// # Safety
 ///
 /// To be called by the VFS only.
-unsafe extern "C" fn open<T: GuestMemfd>(
-    _inode: *mut bindings::inode,
-    file: *mut bindings::file,
-) -> c_int {
-    // SAFETY: The file is being opened, and the operations are static.
-    unsafe { bindings::seq_open(file, T::tables().runs_sequence()) }
+unsafe extern "C" fn open(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+    match tables() {
+        // SAFETY: The file is being opened, and the operations are static.
+        Ok(tables) => unsafe { bindings::seq_open(file, tables.runs_sequence()) },
+        Err(error) => error.to_errno(),
+    }
 }
 
 /// The inode whose runs are read.

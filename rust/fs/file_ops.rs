@@ -6,7 +6,10 @@
 
 use crate::{
     bindings,
-    export::GuestMemfd,
+    export::{
+        tables,
+        GuestMemfd, //
+    },
     fs::{
         debugfs::RunsFile,
         inode::{
@@ -129,11 +132,12 @@ impl ActiveFile {
     /// # Errors
     ///
     /// `EBADF` if there is none, `EINVAL` if it is another kind of file.
-    pub(crate) fn from_fd<T: GuestMemfd>(fd: u32) -> Result<Self> {
+    pub(crate) fn from_fd(fd: u32) -> Result<Self> {
+        let tables = tables()?;
         // SAFETY: Any number can be asked for.
         let file = NonNull::new(unsafe { bindings::fget(fd) }).ok_or(EBADF)?;
         // SAFETY: The file is valid and has a reference.
-        if !ptr::eq(unsafe { file.as_ref() }.f_op, T::tables().file_operations()) {
+        if !ptr::eq(unsafe { file.as_ref() }.f_op, tables.file_operations()) {
             // SAFETY: fget() took it.
             unsafe { bindings::fput(file.as_ptr()) };
             return Err(EINVAL);
@@ -171,10 +175,10 @@ impl Drop for ActiveFile {
 /// # Errors
 ///
 /// `EMFILE`, `ENOMEM`, and what else the VFS returns; nothing is left behind then.
-pub fn create<T: GuestMemfd>(vm: &Vm, traits: Traits) -> Result<i32> {
+pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
     const NAME: &CStr = c"[kvm-gmem]";
 
-    let tables = T::tables();
+    let tables = tables()?;
     // Each of the guards below undoes one step; they are disarmed by forgetting them at the end.
     let fd = Descriptor::reserve()?;
     let data = FileData::new(vm)?;
@@ -217,7 +221,7 @@ pub fn create<T: GuestMemfd>(vm: &Vm, traits: Traits) -> Result<i32> {
 
     // SAFETY: The data goes in release(), when the file still has the inode, and has a reference
     // to the VM.
-    if let Some(runs) = unsafe { RunsFile::new::<T>(vm, inode) } {
+    if let Some(runs) = unsafe { RunsFile::new(vm, inode) } {
         data.keep(runs);
     }
     // SAFETY: The file is not visible to anybody yet. The data lives until release().
@@ -386,7 +390,7 @@ pub(crate) unsafe extern "C" fn show_fdinfo<T: GuestMemfd>(
 /// # Safety
 ///
 /// To be called by the VFS only.
-pub(crate) unsafe extern "C" fn mmap<T: GuestMemfd>(
+pub(crate) unsafe extern "C" fn mmap(
     file: *mut bindings::file,
     vma: *mut bindings::vm_area_struct,
 ) -> c_int {
@@ -396,12 +400,13 @@ pub(crate) unsafe extern "C" fn mmap<T: GuestMemfd>(
         if !file.inode().is_mappable() {
             return Err(ENODEV);
         }
+        let tables = tables()?;
         // SAFETY: The mapping is being made, so `vma` is valid and nobody else uses it.
         unsafe {
             if !bindings::gmem_vma_is_shared(vma) {
                 return Err(EINVAL);
             }
-            (*vma).vm_ops = T::tables().vm_operations();
+            (*vma).vm_ops = tables.vm_operations();
         }
         Ok(0)
     })

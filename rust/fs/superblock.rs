@@ -8,7 +8,7 @@
 use crate::{
     bindings,
     export::{
-        GuestMemfd,
+        tables,
         Tables, //
     },
     fs::inode::GmemInode, //
@@ -37,12 +37,12 @@ unsafe extern "C" fn init_once(this: *mut c_void) {
 /// # Safety
 ///
 /// To be called by the VFS only.
-pub(crate) unsafe extern "C" fn alloc<T: GuestMemfd>(
-    sb: *mut bindings::super_block,
-) -> *mut bindings::inode {
+pub(crate) unsafe extern "C" fn alloc(sb: *mut bindings::super_block) -> *mut bindings::inode {
+    let Ok(tables) = tables() else {
+        return ptr::null_mut();
+    };
     // SAFETY: The cache exists while the file system is mounted; its constructor has run.
-    let this: *mut GmemInode =
-        unsafe { bindings::gmem_alloc_inode(sb, T::tables().cache()) }.cast();
+    let this: *mut GmemInode = unsafe { bindings::gmem_alloc_inode(sb, tables.cache()) }.cast();
     if this.is_null() {
         return ptr::null_mut();
     }
@@ -66,9 +66,12 @@ pub(crate) unsafe extern "C" fn destroy(inode: *mut bindings::inode) {
 /// # Safety
 ///
 /// To be called by the VFS only.
-pub(crate) unsafe extern "C" fn free<T: GuestMemfd>(inode: *mut bindings::inode) {
-    // SAFETY: The object came from this cache, and kvm_gmem_exit() waits for RCU before it goes.
-    unsafe { bindings::kmem_cache_free(T::tables().cache(), GmemInode::from_vfs(inode).cast()) }
+pub(crate) unsafe extern "C" fn free(inode: *mut bindings::inode) {
+    // There are no inodes before there are tables.
+    if let Ok(tables) = tables() {
+        // SAFETY: The object came from this cache, and kvm_gmem_exit() waits for RCU before it goes.
+        unsafe { bindings::kmem_cache_free(tables.cache(), GmemInode::from_vfs(inode).cast()) }
+    }
 }
 
 /// The `init_fs_context` operation.
@@ -76,16 +79,15 @@ pub(crate) unsafe extern "C" fn free<T: GuestMemfd>(inode: *mut bindings::inode)
 /// # Safety
 ///
 /// To be called by the VFS only.
-pub(crate) unsafe extern "C" fn init_fs_context<T: GuestMemfd>(
-    fc: *mut bindings::fs_context,
-) -> c_int {
+pub(crate) unsafe extern "C" fn init_fs_context(fc: *mut bindings::fs_context) -> c_int {
     from_result(|| {
+        let tables = tables()?;
         // SAFETY: `fc` is valid; the super operations are static.
         let done = unsafe {
             bindings::gmem_init_pseudo(
                 fc,
                 bindings::GUEST_MEMFD_MAGIC as usize,
-                T::tables().super_operations(),
+                tables.super_operations(),
             )
         };
         if done {
