@@ -795,8 +795,13 @@ EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_populate);
 #endif
 
 /* Its mutex is held. */
+/* -ENOEXEC, and nothing loaded, for a vCPU that has no state yet: VHE would load what is no state. */
 int gmem_vcpu_load(struct kvm_vcpu *vcpu)
 {
+#ifdef CONFIG_ARM64
+	if (!kvm_vcpu_initialized(vcpu))
+		return -ENOEXEC;
+#endif
 	vcpu_load(vcpu);
 	return srcu_read_lock(&vcpu->kvm->srcu);
 }

@@ -393,8 +393,13 @@ impl<'g> InvalidateSpan<'g> {
 
     /// Whether something is so of the VM of one of the inode's files.
     pub(crate) fn any_vm(&self, is: impl Fn(&Vm) -> bool) -> bool {
-        let mut files = self.stable.inode().files(self.stable);
-        files.any(|file| is(file.vm()))
+        // Not any(): the names of functions over nested adapters are too long for kallsyms.
+        for file in self.stable.inode().files(self.stable) {
+            if is(file.vm()) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Looks whether a platform still has the folio, after it should have given it up.

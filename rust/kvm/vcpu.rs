@@ -42,26 +42,32 @@ impl Vcpu<'_> {
         }
     }
 
-    /// Calls `f` with the vCPU's state on this CPU, and its memslots under SRCU.
+    /// Calls `f` with the vCPU's state on this CPU, and its memslots under SRCU. A vCPU that was not
+    /// initialised (arm64) is not loaded, and maps nothing.
     pub fn loaded<R>(&mut self, f: impl FnOnce(&mut Loaded<'_>) -> R) -> R {
         // SAFETY: By the type's invariants. As `self` is borrowed, nobody loads it once more before
         // it is put.
         let slots = unsafe { bindings::gmem_vcpu_load(self.vcpu.as_ptr()) };
         let mut loaded = Loaded {
             vcpu: self.vcpu,
+            is_loaded: slots >= 0,
             _vcpu: PhantomData,
         };
         let result = f(&mut loaded);
 
-        // SAFETY: It was loaded above, in this task. The caller had but a reference to what says so.
-        unsafe { bindings::gmem_vcpu_put(self.vcpu.as_ptr(), slots) };
+        if slots >= 0 {
+            // SAFETY: It was loaded above, in this task. The caller had but a reference to what
+            // says so.
+            unsafe { bindings::gmem_vcpu_put(self.vcpu.as_ptr(), slots) };
+        }
         result
     }
 }
 
-/// A vCPU that is loaded.
+/// A vCPU that is loaded, unless it was not initialised.
 pub struct Loaded<'a> {
     vcpu: NonNull<bindings::kvm_vcpu>,
+    is_loaded: bool,
     _vcpu: PhantomData<&'a ()>,
 }
 
@@ -71,8 +77,12 @@ impl Loaded<'_> {
     ///
     /// # Errors
     ///
-    /// `EAGAIN` if somebody was in the way; what the architecture returns otherwise.
+    /// `ENOEXEC` if the vCPU was not initialised, `EAGAIN` if somebody was in the way; what the
+    /// architecture returns otherwise.
     pub fn map(&mut self, gpa: u64, size: u64) -> Result<u64> {
+        if !self.is_loaded {
+            return Err(ENOEXEC);
+        }
         // SAFETY: The vCPU is loaded, within SRCU. Any address can be asked for.
         let mapped = unsafe { bindings::kvm_arch_vcpu_map_memory(self.vcpu.as_ptr(), gpa, size) };
         // CAST: An error is small.
