@@ -23,7 +23,7 @@ help:
 	@echo 'make kunit         the KUnit suites                               FLAVOUR='
 	@echo 'make selftests     build the KVM selftests, ours and the kernel'"'"'s  ARCH='
 	@echo 'make model         the cargo tests of the policy crate'
-	@echo 'make misuse        mutants of src/: they must not compile, or must do no harm'
+	@echo 'make misuse        mutants of src/: they must not compile, or have a KUnit test'
 	@echo 'make series        compile KVM after each patch of the series, both architectures'
 	@echo 'make bench         instructions per operation, C against Rust           PAGES= REPS= RUNS='
 	@echo 'make clippy, rustdoc, fmt     lints, documentation, formatting of the Rust sources'

@@ -5,7 +5,8 @@
 //! Every `unsafe` and every binding of the project is in this crate; the crates above it
 //! (`gmem_core`, `gmem_policy`) forbid both. It assumes that they are wrong but safe: whatever they
 //! answer or in whichever order they call, nothing here is undefined behaviour, and no byte of a
-//! page whose attribute is private becomes reachable for the host.
+//! page whose attribute is private becomes reachable for the host. Where that is not so yet is
+//! listed in soundness.rst, section 8.
 //!
 //! The files are shaped like those of the kernel crate, one C header each.
 
