@@ -39,10 +39,10 @@
 static void h37_create(struct hz *h)
 {
 	hz_create(h, 3, GMEM_MMAP_SHARED, 1);
-	hz_host_fill(h, 0, 1, GMEM_SEED(1));
-	hz_host_fill(h, 2, 1, GMEM_SEED(2));
-	hz_convert(h, 1, 1, GMEM_PRIVATE, GMEM_ZERO);
-	hz_guest_fill(h, 1, 1, GMEM_SEED(37));
+	host_fill(h, 0, 1, GMEM_SEED(1));
+	host_fill(h, 2, 1, GMEM_SEED(2));
+	convert(h, 1, 1, GMEM_PRIVATE, GMEM_ZERO);
+	guest_fill(h, 1, 1, GMEM_SEED(37));
 }
 
 HAZARD(h37_touch_and_mremap)
@@ -318,8 +318,8 @@ HAZARD(h37_io_uring)
 	close(ring);
 
 	/* The failed registration of all three has left no pin behind. */
-	hz_convert(&h, 0, 1, GMEM_PRIVATE, GMEM_PRESERVE);
-	hz_convert(&h, 0, 1, GMEM_SHARED, GMEM_PRESERVE);
+	convert(&h, 0, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+	convert(&h, 0, 1, GMEM_SHARED, GMEM_PRESERVE);
 
 	fd = open("/dev/zero", O_RDWR);
 	HZ_REQUIRE(fd >= 0, "needs /dev/zero");
@@ -408,8 +408,8 @@ HAZARD(h37_madvise)
 	 */
 	r = madvise((void *)hz_hva(&h, 1), PG, MADV_REMOVE) ? errno : 0;
 	if (!r) {
-		hz_guest_sees(&h, 1, 1, GMEM_ZEROES);
-		hz_guest_fill(&h, 1, 1, GMEM_SEED(37));
+		guest_sees(&h, 1, 1, GMEM_ZEROES);
+		guest_fill(&h, 1, 1, GMEM_SEED(37));
 	}
 	h37_unharmed(&h);
 }

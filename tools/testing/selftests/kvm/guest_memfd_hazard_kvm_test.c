@@ -93,7 +93,7 @@ static void h38_no_write_to_private(struct hz *h)
 	struct kvm_clock_data clock = {};
 	int i, cpu;
 
-	hz_convert(h, 0, 6, GMEM_PRIVATE, GMEM_ZERO);
+	convert(h, 0, 6, GMEM_PRIVATE, GMEM_ZERO);
 	for (i = 0; i < 20; i++) {
 		/* Another CPU: clock and steal time are written anew. */
 		cpu = i % sysconf(_SC_NPROCESSORS_ONLN);
@@ -104,10 +104,10 @@ static void h38_no_write_to_private(struct hz *h)
 		__vcpu_ioctl(h->vcpus[0], KVM_KVMCLOCK_CTRL, NULL);
 		msr_do(h->vcpus[0], MSR_OP_NOP, 0, 0);
 	}
-	hz_attrs_are(h, 0, 6, GMEM_PRIVATE);
+	attributes_are(h, 0, 6, GMEM_PRIVATE);
 	/* Back with the vCPU out of the guest, so that nobody writes now. */
-	hz_convert(h, 0, 6, GMEM_SHARED, GMEM_PRESERVE);
-	hz_host_sees(h, 0, 6, GMEM_ZEROES);
+	convert(h, 0, 6, GMEM_SHARED, GMEM_PRESERVE);
+	host_sees(h, 0, 6, GMEM_ZEROES);
 }
 
 HAZARD(h38_kvm_clock)
@@ -116,14 +116,14 @@ HAZARD(h38_kvm_clock)
 
 	h38_create(&h, false);
 	TEST_ASSERT_EQ(msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_SYSTEM_TIME_NEW,
-			      hz_gpa(&h, 0) | 1), 0ULL);
+			      page_gpa(&h, 0) | 1), 0ULL);
 	msr_do(h.vcpus[0], MSR_OP_NOP, 0, 0);
 	TEST_ASSERT(gmem_check(hz_hva(&h, 0), 32, GMEM_ZEROES, 0) != GMEM_ALL_GOOD,
 		    "KVM does not write the clock even to a shared page");
 	h38_no_write_to_private(&h);
 
 	/* It comes back by itself. */
-	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_SYSTEM_TIME_NEW, hz_gpa(&h, 0) | 1);
+	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_SYSTEM_TIME_NEW, page_gpa(&h, 0) | 1);
 	msr_do(h.vcpus[0], MSR_OP_NOP, 0, 0);
 	TEST_ASSERT(gmem_check(hz_hva(&h, 0), 32, GMEM_ZEROES, 0) != GMEM_ALL_GOOD,
 		    "KVM does not write the clock to a page that is shared again");
@@ -134,15 +134,15 @@ HAZARD(h38_clock_enabled_on_a_private_page)
 	struct hz h;
 
 	h38_create(&h, false);
-	hz_convert(&h, 0, 6, GMEM_PRIVATE, GMEM_ZERO);
-	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_SYSTEM_TIME_NEW, hz_gpa(&h, 0) | 1);
-	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_STEAL_TIME, hz_gpa(&h, 1) | 1);
-	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_PV_EOI_EN, hz_gpa(&h, 2) | 1);
+	convert(&h, 0, 6, GMEM_PRIVATE, GMEM_ZERO);
+	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_SYSTEM_TIME_NEW, page_gpa(&h, 0) | 1);
+	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_STEAL_TIME, page_gpa(&h, 1) | 1);
+	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_PV_EOI_EN, page_gpa(&h, 2) | 1);
 	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_ASYNC_PF_INT, 0xf0);
-	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_ASYNC_PF_EN, hz_gpa(&h, 3) | 9);
+	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_ASYNC_PF_EN, page_gpa(&h, 3) | 9);
 	/* Nothing enabled when its page is shared again writes to it then. */
-	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_WALL_CLOCK_NEW, hz_gpa(&h, 4));
-	msr_do(h.vcpus[0], MSR_OP_CLOCK_PAIRING, 0, hz_gpa(&h, 5));
+	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_WALL_CLOCK_NEW, page_gpa(&h, 4));
+	msr_do(h.vcpus[0], MSR_OP_CLOCK_PAIRING, 0, page_gpa(&h, 5));
 	h38_no_write_to_private(&h);
 }
 
@@ -151,10 +151,10 @@ HAZARD(h38_steal_time_pv_eoi_async_pf)
 	struct hz h;
 
 	h38_create(&h, false);
-	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_STEAL_TIME, hz_gpa(&h, 1) | 1);
-	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_PV_EOI_EN, hz_gpa(&h, 2) | 1);
+	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_STEAL_TIME, page_gpa(&h, 1) | 1);
+	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_PV_EOI_EN, page_gpa(&h, 2) | 1);
 	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_ASYNC_PF_INT, 0xf0);
-	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_ASYNC_PF_EN, hz_gpa(&h, 3) | 9);
+	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_ASYNC_PF_EN, page_gpa(&h, 3) | 9);
 	msr_do(h.vcpus[0], MSR_OP_NOP, 0, 0);
 	h38_no_write_to_private(&h);
 }
@@ -164,15 +164,15 @@ HAZARD(h38_wall_clock_and_clock_pairing)
 	struct hz h;
 
 	h38_create(&h, false);
-	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_WALL_CLOCK_NEW, hz_gpa(&h, 4));
+	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_WALL_CLOCK_NEW, page_gpa(&h, 4));
 	TEST_ASSERT(gmem_check(hz_hva(&h, 4), 16, GMEM_ZEROES, 0) != GMEM_ALL_GOOD,
 		    "KVM does not write the wall clock even to a shared page");
 
-	hz_convert(&h, 0, 6, GMEM_PRIVATE, GMEM_ZERO);
-	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_WALL_CLOCK_NEW, hz_gpa(&h, 4));
-	msr_do(h.vcpus[0], MSR_OP_CLOCK_PAIRING, 0, hz_gpa(&h, 5));
-	hz_convert(&h, 0, 6, GMEM_SHARED, GMEM_PRESERVE);
-	hz_host_sees(&h, 0, 6, GMEM_ZEROES);
+	convert(&h, 0, 6, GMEM_PRIVATE, GMEM_ZERO);
+	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_WALL_CLOCK_NEW, page_gpa(&h, 4));
+	msr_do(h.vcpus[0], MSR_OP_CLOCK_PAIRING, 0, page_gpa(&h, 5));
+	convert(&h, 0, 6, GMEM_SHARED, GMEM_PRESERVE);
+	host_sees(&h, 0, 6, GMEM_ZEROES);
 }
 
 HAZARD(h38_hyperv_pages)
@@ -184,27 +184,27 @@ HAZARD(h38_hyperv_pages)
 	h38_create(&h, true);
 	msr_do(h.vcpus[0], MSR_OP_WRMSR, HV_X64_MSR_GUEST_OS_ID, 1);
 	vector = msr_do(h.vcpus[0], MSR_OP_WRMSR, HV_X64_MSR_HYPERCALL,
-			hz_gpa(&h, 0) | 1);
+			page_gpa(&h, 0) | 1);
 	TEST_ASSERT(!vector && gmem_check(hz_hva(&h, 0), 16, GMEM_ZEROES, 0) != GMEM_ALL_GOOD,
 		    "No hypercall page even on a shared one, vector %lu", vector);
 	msr_do(h.vcpus[0], MSR_OP_WRMSR, HV_X64_MSR_HYPERCALL, 0);
 
-	hz_convert(&h, 0, 6, GMEM_PRIVATE, GMEM_ZERO);
+	convert(&h, 0, 6, GMEM_PRIVATE, GMEM_ZERO);
 	vector = msr_do(h.vcpus[0], MSR_OP_WRMSR, HV_X64_MSR_HYPERCALL,
-			hz_gpa(&h, 0) | 1);
+			page_gpa(&h, 0) | 1);
 	TEST_ASSERT(vector == GP_VECTOR, "Hypercall page on a private one: vector %lu",
 		    vector);
 	vector = msr_do(h.vcpus[0], MSR_OP_WRMSR, HV_X64_MSR_VP_ASSIST_PAGE,
-			hz_gpa(&h, 1) | 1);
+			page_gpa(&h, 1) | 1);
 	TEST_ASSERT(vector == GP_VECTOR, "Assist page on a private one: vector %lu",
 		    vector);
-	msr_do(h.vcpus[0], MSR_OP_WRMSR, HV_X64_MSR_REFERENCE_TSC, hz_gpa(&h, 2) | 1);
+	msr_do(h.vcpus[0], MSR_OP_WRMSR, HV_X64_MSR_REFERENCE_TSC, page_gpa(&h, 2) | 1);
 	msr_do(h.vcpus[0], MSR_OP_NOP, 0, 0);
-	hz_attrs_are(&h, 0, 6, GMEM_PRIVATE);
+	attributes_are(&h, 0, 6, GMEM_PRIVATE);
 	/* The TSC page may be written when its page is a shared one again. */
 	msr_do(h.vcpus[0], MSR_OP_WRMSR, HV_X64_MSR_REFERENCE_TSC, 0);
-	hz_convert(&h, 0, 6, GMEM_SHARED, GMEM_PRESERVE);
-	hz_host_sees(&h, 0, 6, GMEM_ZEROES);
+	convert(&h, 0, 6, GMEM_SHARED, GMEM_PRESERVE);
+	host_sees(&h, 0, 6, GMEM_ZEROES);
 }
 
 /* Nested state: KVM maps the page itself to write to it. */
@@ -216,14 +216,14 @@ HAZARD(h38_nested_vmsave)
 
 	HZ_REQUIRE(kvm_cpu_has(X86_FEATURE_SVM), "needs nested SVM");
 	h38_create(&h, false);
-	vector = msr_do(h.vcpus[0], MSR_OP_VMSAVE, 0, hz_gpa(&h, 0));
+	vector = msr_do(h.vcpus[0], MSR_OP_VMSAVE, 0, page_gpa(&h, 0));
 	TEST_ASSERT(!vector, "VMSAVE to a shared page: vector %lu", vector);
 	TEST_ASSERT(gmem_check(hz_hva(&h, 0), PG, GMEM_ZEROES, 0) != GMEM_ALL_GOOD,
 		    "VMSAVE does not write even to a shared page");
 
-	hz_convert(&h, 0, 6, GMEM_PRIVATE, GMEM_ZERO);
-	r = msr_try(h.vcpus[0], MSR_OP_VMSAVE, 0, hz_gpa(&h, 0));
-	hz_convert(&h, 0, 6, GMEM_SHARED, GMEM_PRESERVE);
+	convert(&h, 0, 6, GMEM_PRIVATE, GMEM_ZERO);
+	r = msr_try(h.vcpus[0], MSR_OP_VMSAVE, 0, page_gpa(&h, 0));
+	convert(&h, 0, 6, GMEM_SHARED, GMEM_PRESERVE);
 	if (!r && !msr_cmd.vector) {
 		/* Where the CPU does it without KVM it is the guest's write. */
 		SKIP(return, "the CPU executes VMSAVE without KVM");
@@ -231,7 +231,7 @@ HAZARD(h38_nested_vmsave)
 	/* KVM either tells the guest or gives up on the instruction. */
 	TEST_ASSERT(r == KVM_EXIT_INTERNAL_ERROR || (!r && msr_cmd.vector == GP_VECTOR),
 		    "VMSAVE to a private page: %d, vector %lu", r, msr_cmd.vector);
-	hz_host_sees(&h, 0, 6, GMEM_ZEROES);
+	host_sees(&h, 0, 6, GMEM_ZEROES);
 }
 
 int main(int argc, char *argv[])

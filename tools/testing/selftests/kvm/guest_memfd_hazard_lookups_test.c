@@ -123,24 +123,24 @@ HAZARD(h01_mixed_range_to_private_keeps_private_bytes)
 	hz_create(&h, 8, GMEM_MMAP_SHARED, 1);
 
 	for (i = 0; i < 8; i += 2) {
-		hz_convert(&h, i, 1, GMEM_PRIVATE, GMEM_PRESERVE);
-		hz_guest_fill(&h, i, 1, GMEM_SEED(1));
-		hz_host_fill(&h, i + 1, 1, GMEM_SEED(2));
+		convert(&h, i, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+		guest_fill(&h, i, 1, GMEM_SEED(1));
+		host_fill(&h, i + 1, 1, GMEM_SEED(2));
 	}
 
 	for (i = 0; i < 8; i += 2)
-		hz_guest_sees(&h, i + 1, 1, GMEM_SEED(2));
+		guest_sees(&h, i + 1, 1, GMEM_SEED(2));
 
 	mapped = vm_get_stat(h.vm, pages_4k);
-	hz_convert(&h, 0, 8, GMEM_PRIVATE, GMEM_PRESERVE);
+	convert(&h, 0, 8, GMEM_PRIVATE, GMEM_PRESERVE);
 	TEST_ASSERT_EQ(vm_get_stat(h.vm, pages_4k), mapped - 4);
 
-	hz_attrs_are(&h, 0, 8, GMEM_PRIVATE);
+	attributes_are(&h, 0, 8, GMEM_PRIVATE);
 	for (i = 0; i < 8; i += 2) {
-		hz_guest_sees(&h, i, 1, GMEM_SEED(1));
-		hz_guest_sees(&h, i + 1, 1, GMEM_SEED(2));
+		guest_sees(&h, i, 1, GMEM_SEED(1));
+		guest_sees(&h, i + 1, 1, GMEM_SEED(2));
 	}
-	hz_host_refused(&h, 0, 8);
+	host_refused(&h, 0, 8);
 }
 
 struct h02_reader {
@@ -190,9 +190,9 @@ HAZARD(h02_lookup_while_the_map_is_rewritten)
 	gmem_area_create(&h.a, h.vm, GMEM_SLOT, GMEM_GPA, OFF(32), GMEM_MMAP_SHARED);
 
 	gmem_fill(hz_hva(&h, 15), PG, 0x5a, 0);
-	hz_convert(&h, 16, 1, GMEM_PRIVATE, GMEM_ZERO);
+	convert(&h, 16, 1, GMEM_PRIVATE, GMEM_ZERO);
 	spin_prepare(h.vcpus[0]);
-	spin_start(&t, h.vcpus[0], hz_gpa(&h, 15), 2, 0, false);
+	spin_start(&t, h.vcpus[0], page_gpa(&h, 15), 2, 0, false);
 	reader.h = &h;
 	kvm_pthread_create(&thread, NULL, h02_reader, &reader);
 	spin_wait_round(&t);
@@ -202,8 +202,8 @@ HAZARD(h02_lookup_while_the_map_is_rewritten)
 		u64 first = hz_rand(&seed) % 15;
 		u64 n = 1 + hz_rand(&seed) % (15 - first);
 
-		hz_convert(&h, first + (high ? 17 : 0), n,
-			   hz_rand(&seed) & 1 ? GMEM_PRIVATE : GMEM_SHARED,
+		convert(&h, first + (high ? 17 : 0), n,
+			hz_rand(&seed) & 1 ? GMEM_PRIVATE : GMEM_SHARED,
 			   GMEM_PRESERVE);
 	}
 	spin_wait_round(&t);
@@ -241,8 +241,8 @@ HAZARD(h03_no_page_without_an_entry)
 		bool private = hz_rand(&seed) & 1;
 		u64 p, end;
 
-		hz_convert(&h, first, len, private ? GMEM_PRIVATE : GMEM_SHARED,
-			   GMEM_PRESERVE);
+		convert(&h, first, len, private ? GMEM_PRIVATE : GMEM_SHARED,
+			GMEM_PRESERVE);
 		for (p = first; p < first + len; p++)
 			model[p] = private;
 
@@ -301,9 +301,9 @@ HAZARD(h08_host_fault_races_conversion)
 	for (i = 0; i < 1000; i++) {
 		/* The readers' references are transient, but there are many. */
 		hz_convert_racing(&h, 0, 2, GMEM_PRIVATE, GMEM_ZERO);
-		gmem_guest_write(h.vcpus[0], hz_gpa(&h, 0) + 8, SECRET);
-		gmem_guest_write(h.vcpus[0], hz_gpa(&h, 1) + 8, SECRET);
-		hz_convert(&h, 0, 2, GMEM_SHARED, GMEM_ZERO);
+		gmem_guest_write(h.vcpus[0], page_gpa(&h, 0) + 8, SECRET);
+		gmem_guest_write(h.vcpus[0], page_gpa(&h, 1) + 8, SECRET);
+		convert(&h, 0, 2, GMEM_SHARED, GMEM_ZERO);
 	}
 
 	atomic_store(&reader.stop, true);
@@ -331,7 +331,7 @@ HAZARD(h09_guest_fault_races_conversion)
 	h.vm = gmem_vm_create(1, 4, h.vcpus);
 	gmem_area_create(&h.a, h.vm, GMEM_SLOT, GMEM_GPA, OFF(4), GMEM_MMAP_SHARED);
 	spin_prepare(h.vcpus[0]);
-	spin_start(&t, h.vcpus[0], hz_gpa(&h, 0), 4, 0, true);
+	spin_start(&t, h.vcpus[0], page_gpa(&h, 0), 4, 0, true);
 
 	for (i = 0; i < 1000; i++) {
 		hz_convert_racing(&h, i & 3, 1, i & 4 ? GMEM_PRIVATE : GMEM_SHARED,
@@ -346,7 +346,7 @@ HAZARD(h09_guest_fault_races_conversion)
 	TEST_ASSERT(!spin_shared(h.vm)->lost, "%lu counts were lost",
 		    spin_shared(h.vm)->lost);
 
-	hz_convert(&h, 0, 4, GMEM_SHARED, GMEM_PRESERVE);
+	convert(&h, 0, 4, GMEM_SHARED, GMEM_PRESERVE);
 	for (i = 0; i < 4; i++)
 		TEST_ASSERT_EQ(*(volatile u64 *)hz_hva(&h, i),
 			       spin_shared(h.vm)->rounds);
@@ -362,20 +362,20 @@ HAZARD(h18_punch_invalidates_both_kinds)
 		h18_create(&h, flags[i]);
 		TEST_ASSERT(!gmem_punch(h.a.fd, OFF(2), OFF(4)), "punch failed");
 
-		hz_attrs_are(&h, 0, 4, GMEM_SHARED);
-		hz_attrs_are(&h, 4, 4, GMEM_PRIVATE);
-		hz_guest_sees(&h, 0, 2, GMEM_SEED(18));
-		hz_guest_sees(&h, 2, 4, GMEM_ZEROES);
-		hz_guest_sees(&h, 6, 2, GMEM_SEED(18));
-		hz_host_sees(&h, 0, 2, GMEM_SEED(18));
-		hz_host_sees(&h, 2, 2, GMEM_ZEROES);
-		hz_host_refused(&h, 4, 4);
+		attributes_are(&h, 0, 4, GMEM_SHARED);
+		attributes_are(&h, 4, 4, GMEM_PRIVATE);
+		guest_sees(&h, 0, 2, GMEM_SEED(18));
+		guest_sees(&h, 2, 4, GMEM_ZEROES);
+		guest_sees(&h, 6, 2, GMEM_SEED(18));
+		host_sees(&h, 0, 2, GMEM_SEED(18));
+		host_sees(&h, 2, 2, GMEM_ZEROES);
+		host_refused(&h, 4, 4);
 
 		/* Both see the new page, none the old one. */
-		hz_guest_fill(&h, 2, 4, GMEM_SEED(19));
-		hz_host_sees(&h, 2, 2, GMEM_SEED(19));
-		hz_convert(&h, 4, 2, GMEM_SHARED, GMEM_PRESERVE);
-		hz_host_sees(&h, 4, 2, GMEM_SEED(19));
+		guest_fill(&h, 2, 4, GMEM_SEED(19));
+		host_sees(&h, 2, 2, GMEM_SEED(19));
+		convert(&h, 4, 2, GMEM_SHARED, GMEM_PRESERVE);
+		host_sees(&h, 4, 2, GMEM_SEED(19));
 		kvm_vm_free(h.vm);
 	}
 }
@@ -394,7 +394,7 @@ HAZARD(h18_release_invalidates_both_kinds)
 
 		for (j = 0; j < 2; j++) {
 			r = __gmem_guest_do(h.vcpus[j], GMEM_OP_READ,
-					    hz_gpa(&h, j ? 6 : 1), 1, 0, 0, 0);
+					    page_gpa(&h, j ? 6 : 1), 1, 0, 0, 0);
 			TEST_ASSERT(r == -EFAULT &&
 				    h.vcpus[j]->run->exit_reason == KVM_EXIT_MEMORY_FAULT,
 				    "%s page after release: %d, exit reason %u",
@@ -455,25 +455,25 @@ HAZARD(h25_state_survives_the_slot)
 	int i;
 
 	hz_create(&h, 8, GMEM_MMAP_SHARED, 1);
-	hz_host_fill(&h, 0, 8, GMEM_SEED(25));
-	hz_convert(&h, 2, 3, GMEM_PRIVATE, GMEM_PRESERVE);
+	host_fill(&h, 0, 8, GMEM_SEED(25));
+	convert(&h, 2, 3, GMEM_PRIVATE, GMEM_PRESERVE);
 
 	for (i = 0; i < 20; i++) {
 		gmem_area_unbind(&h.a);
-		hz_attrs_are(&h, 0, 2, GMEM_SHARED);
-		hz_attrs_are(&h, 2, 3, GMEM_PRIVATE);
-		hz_attrs_are(&h, 5, 3, GMEM_SHARED);
-		hz_host_refused(&h, 2, 3);
-		hz_host_sees(&h, 5, 3, GMEM_SEED(25));
+		attributes_are(&h, 0, 2, GMEM_SHARED);
+		attributes_are(&h, 2, 3, GMEM_PRIVATE);
+		attributes_are(&h, 5, 3, GMEM_SHARED);
+		host_refused(&h, 2, 3);
+		host_sees(&h, 5, 3, GMEM_SEED(25));
 
 		/* Converting without a slot works like with one. */
-		hz_convert(&h, 6, 1, GMEM_PRIVATE, GMEM_PRESERVE);
-		hz_host_refused(&h, 6, 1);
+		convert(&h, 6, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+		host_refused(&h, 6, 1);
 
 		gmem_area_bind(&h.a);
-		hz_attrs_are(&h, 6, 1, GMEM_PRIVATE);
-		hz_guest_sees(&h, 0, 8, GMEM_SEED(25));
-		hz_convert(&h, 6, 1, GMEM_SHARED, GMEM_PRESERVE);
+		attributes_are(&h, 6, 1, GMEM_PRIVATE);
+		guest_sees(&h, 0, 8, GMEM_SEED(25));
+		convert(&h, 6, 1, GMEM_SHARED, GMEM_PRESERVE);
 	}
 }
 
@@ -593,22 +593,22 @@ HAZARD(h32_shared_and_private_are_the_same_page)
 	struct hz h;
 
 	hz_create(&h, 2, GMEM_MMAP_SHARED, 1);
-	hz_host_fill(&h, 0, 2, GMEM_SEED(32));
+	host_fill(&h, 0, 2, GMEM_SEED(32));
 	pfn = hz_pfn(hz_hva(&h, 1));
 
-	hz_convert(&h, 0, 2, GMEM_PRIVATE, GMEM_PRESERVE);
-	hz_guest_sees(&h, 0, 2, GMEM_SEED(32));
-	hz_guest_fill(&h, 0, 2, GMEM_SEED(33));
-	hz_host_refused(&h, 0, 2);
+	convert(&h, 0, 2, GMEM_PRIVATE, GMEM_PRESERVE);
+	guest_sees(&h, 0, 2, GMEM_SEED(32));
+	guest_fill(&h, 0, 2, GMEM_SEED(33));
+	host_refused(&h, 0, 2);
 
-	hz_convert(&h, 0, 2, GMEM_SHARED, GMEM_PRESERVE);
-	hz_host_sees(&h, 0, 2, GMEM_SEED(33));
-	hz_guest_sees(&h, 0, 2, GMEM_SEED(33));
+	convert(&h, 0, 2, GMEM_SHARED, GMEM_PRESERVE);
+	host_sees(&h, 0, 2, GMEM_SEED(33));
+	guest_sees(&h, 0, 2, GMEM_SEED(33));
 	again = hz_pfn(hz_hva(&h, 1));
 	TEST_ASSERT(pfn == again, "Frame %#lx became %#lx", pfn, again);
 
-	hz_host_fill(&h, 0, 2, GMEM_SEED(34));
-	hz_guest_sees(&h, 0, 2, GMEM_SEED(34));
+	host_fill(&h, 0, 2, GMEM_SEED(34));
+	guest_sees(&h, 0, 2, GMEM_SEED(34));
 }
 
 HAZARD(h41_vm_attributes_leave_in_place_slots_alone)
@@ -617,8 +617,8 @@ HAZARD(h41_vm_attributes_leave_in_place_slots_alone)
 	struct hz h;
 
 	hz_create(&h, 8, GMEM_MMAP_SHARED, 1);
-	hz_convert(&h, 2, 4, GMEM_PRIVATE, GMEM_ZERO);
-	hz_guest_fill(&h, 0, 8, GMEM_SEED(41));
+	convert(&h, 2, 4, GMEM_PRIVATE, GMEM_ZERO);
+	guest_fill(&h, 0, 8, GMEM_SEED(41));
 
 	/* Clear, over the slot, a part of it, and more than it. */
 	vm_ioctl(h.vm, KVM_SET_MEMORY_ATTRIBUTES, &attrs);
@@ -628,11 +628,11 @@ HAZARD(h41_vm_attributes_leave_in_place_slots_alone)
 	attrs.address = GMEM_GPA - OFF(8);
 	attrs.size = OFF(32);
 	vm_ioctl(h.vm, KVM_SET_MEMORY_ATTRIBUTES, &attrs);
-	hz_attrs_are(&h, 0, 2, GMEM_SHARED);
-	hz_attrs_are(&h, 2, 4, GMEM_PRIVATE);
-	hz_attrs_are(&h, 6, 2, GMEM_SHARED);
-	hz_guest_sees(&h, 0, 8, GMEM_SEED(41));
-	hz_host_refused(&h, 2, 4);
+	attributes_are(&h, 0, 2, GMEM_SHARED);
+	attributes_are(&h, 2, 4, GMEM_PRIVATE);
+	attributes_are(&h, 6, 2, GMEM_SHARED);
+	guest_sees(&h, 0, 8, GMEM_SEED(41));
+	host_refused(&h, 2, 4);
 
 	/* Set is refused wherever an in-place slot is touched. */
 	attrs.attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE;
@@ -643,8 +643,8 @@ HAZARD(h41_vm_attributes_leave_in_place_slots_alone)
 	attrs.address = GMEM_GPA + OFF(7);
 	attrs.size = OFF(9);
 	refused(__vm_ioctl(h.vm, KVM_SET_MEMORY_ATTRIBUTES, &attrs), EINVAL);
-	hz_attrs_are(&h, 0, 2, GMEM_SHARED);
-	hz_guest_sees(&h, 0, 8, GMEM_SEED(41));
+	attributes_are(&h, 0, 2, GMEM_SHARED);
+	guest_sees(&h, 0, 8, GMEM_SEED(41));
 
 	/* Stored before the slot was: ignored while it is there. */
 	gmem_area_unbind(&h.a);
@@ -653,9 +653,9 @@ HAZARD(h41_vm_attributes_leave_in_place_slots_alone)
 	if (!get_kvm_param_bool("gmem_in_place_conversion"))
 		vm_ioctl(h.vm, KVM_SET_MEMORY_ATTRIBUTES, &attrs);
 	gmem_area_bind(&h.a);
-	hz_attrs_are(&h, 0, 2, GMEM_SHARED);
-	hz_guest_sees(&h, 0, 8, GMEM_SEED(41));
-	hz_host_sees(&h, 0, 2, GMEM_SEED(41));
+	attributes_are(&h, 0, 2, GMEM_SHARED);
+	guest_sees(&h, 0, 8, GMEM_SEED(41));
+	host_sees(&h, 0, 2, GMEM_SEED(41));
 }
 
 /* --- The module that knows the platform --------------------------------- */

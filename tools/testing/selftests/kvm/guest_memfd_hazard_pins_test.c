@@ -86,7 +86,7 @@ HAZARD(h05_no_false_eagain_from_lru_batches)
 		kvm_pthread_join(thread, NULL);
 		for (j = 3; j < 6; j++)
 			*hz_hva(&h, i + j) = 1;
-		gmem_guest_write(h.vcpus[0], hz_gpa(&h, i + 6), 1);
+		gmem_guest_write(h.vcpus[0], page_gpa(&h, i + 6), 1);
 
 		r = gmem_set_once(h.a.fd, OFF(i), OFF(7), GMEM_PRIVATE,
 				  i & 1 ? GMEM_PRESERVE : GMEM_ZERO, &eo);
@@ -153,7 +153,7 @@ HAZARD(h06_drain_all_at_most_once_a_request)
 		   "needs the trace event workqueue_queue_work");
 
 	hz_create(&h, 64, GMEM_MMAP_SHARED, 1);
-	hz_host_fill(&h, 0, 64, 1);
+	host_fill(&h, 0, 64, 1);
 	for (i = 0; i < 16; i++)
 		TEST_ASSERT(!pin_page(&pins[i], PIN_VMSPLICE, hz_hva(&h, 32 + i)),
 			    "vmsplice() failed");
@@ -186,7 +186,7 @@ HAZARD(h06_drains_are_limited_in_rate)
 	int r;
 
 	hz_create(&h, 16, GMEM_MMAP_SHARED, 1);
-	hz_host_fill(&h, 0, 16, 1);
+	host_fill(&h, 0, 16, 1);
 	r = pin_page(&pin, PIN_VMSPLICE, hz_hva(&h, 8));
 	TEST_ASSERT(!r, "vmsplice(): errno %d", r);
 
@@ -210,7 +210,7 @@ HAZARD(h07_folios_are_on_the_lru)
 
 	hz_create(&h, 128, GMEM_MMAP_SHARED, 1);
 	pin_self_to_any_cpu();
-	hz_host_fill(&h, 0, 128, 1);
+	host_fill(&h, 0, 128, 1);
 
 	pfn = hz_pfn(hz_hva(&h, 0));
 	HZ_REQUIRE(pfn, "needs /proc/self/pagemap with frame numbers");
@@ -234,7 +234,7 @@ static bool h10_one_kind(enum pin_kind kind)
 	int i, r;
 
 	hz_create(&h, 16, GMEM_MMAP_SHARED, 1);
-	hz_host_fill(&h, 0, 16, GMEM_SEED(10));
+	host_fill(&h, 0, 16, GMEM_SEED(10));
 
 	r = pin_page(&pins[0], kind, hz_hva(&h, 5));
 	if (r == ENODEV)
@@ -249,30 +249,30 @@ static bool h10_one_kind(enum pin_kind kind)
 		TEST_ASSERT(r == EAGAIN && eo == OFF(5),
 			    "%s, policy %#lx: wanted EAGAIN at page 5, got %d (%s) at %#lx",
 			    pin_names[kind], policies[i], r, strerror(r), eo);
-		hz_attrs_are(&h, 0, 16, GMEM_SHARED);
-		hz_host_sees(&h, 0, 16, GMEM_SEED(10));
-		hz_guest_sees(&h, 0, 16, GMEM_SEED(10));
+		attributes_are(&h, 0, 16, GMEM_SHARED);
+		host_sees(&h, 0, 16, GMEM_SEED(10));
+		guest_sees(&h, 0, 16, GMEM_SEED(10));
 	}
 
 	/* To shared nobody minds. */
-	hz_convert(&h, 2, 12, GMEM_SHARED, GMEM_PRESERVE);
+	convert(&h, 2, 12, GMEM_SHARED, GMEM_PRESERVE);
 
 	/* The parts without pinned pages convert. */
-	hz_convert(&h, 2, 3, GMEM_PRIVATE, GMEM_PRESERVE);
-	hz_convert(&h, 6, 3, GMEM_PRIVATE, GMEM_PRESERVE);
+	convert(&h, 2, 3, GMEM_PRIVATE, GMEM_PRESERVE);
+	convert(&h, 6, 3, GMEM_PRIVATE, GMEM_PRESERVE);
 
 	unpin_page(&pins[0]);
 	r = hz_set_until(&h, 2, 12, GMEM_PRIVATE, GMEM_PRESERVE, 9, &eo);
 	TEST_ASSERT(r == EAGAIN && eo == OFF(9),
 		    "%s, one released: wanted EAGAIN at page 9, got %d (%s) at %#lx",
 		    pin_names[kind], r, strerror(r), eo);
-	hz_attrs_are(&h, 5, 1, GMEM_SHARED);
+	attributes_are(&h, 5, 1, GMEM_SHARED);
 
 	unpin_page(&pins[1]);
-	hz_convert(&h, 2, 12, GMEM_PRIVATE, GMEM_PRESERVE);
-	hz_attrs_are(&h, 2, 12, GMEM_PRIVATE);
-	hz_guest_sees(&h, 0, 16, GMEM_SEED(10));
-	hz_host_refused(&h, 2, 12);
+	convert(&h, 2, 12, GMEM_PRIVATE, GMEM_PRESERVE);
+	attributes_are(&h, 2, 12, GMEM_PRIVATE);
+	guest_sees(&h, 0, 16, GMEM_SEED(10));
+	host_refused(&h, 2, 12);
 	kvm_vm_free(h.vm);
 	return true;
 }
@@ -363,8 +363,8 @@ HAZARD(h11_speculative_reference_before_commit)
 
 	for (i = 0; i < 500; i++) {
 		hz_convert_racing(&h, 0, 1, GMEM_PRIVATE, GMEM_ZERO);
-		gmem_guest_write(h.vcpus[0], hz_gpa(&h, 0) + 8, SECRET);
-		hz_convert(&h, 0, 1, GMEM_SHARED, GMEM_ZERO);
+		gmem_guest_write(h.vcpus[0], page_gpa(&h, 0) + 8, SECRET);
+		convert(&h, 0, 1, GMEM_SHARED, GMEM_ZERO);
 	}
 
 	atomic_store(&pinner.stop, true);
@@ -383,7 +383,7 @@ HAZARD(h36_fork_childs_mapping)
 	pid_t pid;
 
 	hz_create(&h, 4, GMEM_MMAP_SHARED, 1);
-	hz_host_fill(&h, 0, 3, GMEM_SEED(36));
+	host_fill(&h, 0, 3, GMEM_SEED(36));
 	TEST_ASSERT(!pipe(to_child) && !pipe(from_child), "pipe() failed");
 
 	pid = fork();
@@ -416,10 +416,10 @@ HAZARD(h36_fork_childs_mapping)
 
 	for (i = 0; i < 3; i++) {
 		if (i == 1) {
-			hz_convert(&h, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
-			hz_guest_fill(&h, 0, 4, GMEM_SEED(37));
+			convert(&h, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
+			guest_fill(&h, 0, 4, GMEM_SEED(37));
 		} else if (i == 2) {
-			hz_convert(&h, 0, 4, GMEM_SHARED, GMEM_PRESERVE);
+			convert(&h, 0, 4, GMEM_SHARED, GMEM_PRESERVE);
 		}
 		TEST_ASSERT(write(to_child[1], &cmd, 1) == 1 &&
 			    read(from_child[0], &ok, 1) == 1, "The child died");
@@ -427,7 +427,7 @@ HAZARD(h36_fork_childs_mapping)
 	}
 	close(to_child[1]);
 	waitpid(pid, NULL, 0);
-	hz_host_sees(&h, 0, 4, GMEM_SEED(37));
+	host_sees(&h, 0, 4, GMEM_SEED(37));
 }
 
 int main(int argc, char *argv[])

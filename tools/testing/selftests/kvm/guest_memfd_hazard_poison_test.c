@@ -47,25 +47,25 @@ HAZARD(h18_memory_failure_invalidates_both_kinds)
 
 	for (i = 0; i < ARRAY_SIZE(flags); i++) {
 		h18_create(&h, flags[i]);
-		hz_convert(&h, 6, 1, GMEM_SHARED, GMEM_PRESERVE);
-		hz_host_sees(&h, 6, 1, GMEM_SEED(18));
+		convert(&h, 6, 1, GMEM_SHARED, GMEM_PRESERVE);
+		host_sees(&h, 6, 1, GMEM_SEED(18));
 		pfn = hz_pfn(hz_hva(&h, 6));
 		TEST_ASSERT(pfn, "No frame number of a mapped page");
-		hz_convert(&h, 6, 1, GMEM_PRIVATE, GMEM_PRESERVE);
-		hz_guest_sees(&h, 6, 1, GMEM_SEED(18));
+		convert(&h, 6, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+		guest_sees(&h, 6, 1, GMEM_SEED(18));
 
 		r = poison_mapped(hz_hva(&h, 1));
 		TEST_ASSERT(!r, "MADV_HWPOISON: errno %d (%s)", r, strerror(r));
 		r = poison_pfn(pfn);
 		TEST_ASSERT(!r, "corrupt-pfn: errno %d (%s)", r, strerror(r));
 
-		hz_host_refused(&h, 1, 1);
-		hz_host_refused(&h, 6, 1);
+		host_refused(&h, 1, 1);
+		host_refused(&h, 6, 1);
 		for (j = 0; j < 2; j++) {
 			u64 page = j ? 6 : 1;
 
 			r = __gmem_guest_do(h.vcpus[j], GMEM_OP_READ,
-					    hz_gpa(&h, page), 1, 0, 0, 0);
+					    page_gpa(&h, page), 1, 0, 0, 0);
 			TEST_ASSERT(r == -EHWPOISON,
 				    "%s poisoned page: %d, exit reason %u",
 				    j ? "Private" : "Shared", r,
@@ -77,7 +77,7 @@ HAZARD(h18_memory_failure_invalidates_both_kinds)
 			TEST_ASSERT(!r, "After the punch: %d", r);
 			TEST_ASSERT_EQ((u8)gmem_cmd_of(h.vcpus[j])->value, 0);
 		}
-		hz_guest_sees(&h, 2, 4, GMEM_SEED(18));
+		guest_sees(&h, 2, 4, GMEM_SEED(18));
 		kvm_vm_free(h.vm);
 	}
 }
@@ -92,10 +92,10 @@ HAZARD(h42_poison_and_policies)
 
 	HZ_REQUIRE(can_poison_mapped(), "needs MEMORY_FAILURE and root");
 	hz_create(&h, 8, GMEM_MMAP_SHARED, 2);
-	hz_host_fill(&h, 0, 8, GMEM_SEED(42));
+	host_fill(&h, 0, 8, GMEM_SEED(42));
 	r = poison_mapped(hz_hva(&h, 5));
 	TEST_ASSERT(!r, "MADV_HWPOISON: errno %d (%s)", r, strerror(r));
-	hz_host_refused(&h, 5, 1);
+	host_refused(&h, 5, 1);
 
 	for (i = 0; i < ARRAY_SIZE(policies); i++) {
 		if (policies[i] == GMEM_NONE && !gmem_scrambles())
@@ -108,15 +108,15 @@ HAZARD(h42_poison_and_policies)
 		TEST_ASSERT(r == EHWPOISON && eo == OFF(5),
 			    "Shared to shared, policy %#lx: %d (%s) at %#lx",
 			    policies[i], r, strerror(r), eo);
-		hz_attrs_are(&h, 0, 8, GMEM_SHARED);
-		hz_guest_sees(&h, 0, 5, GMEM_SEED(42));
-		hz_guest_sees(&h, 6, 2, GMEM_SEED(42));
+		attributes_are(&h, 0, 8, GMEM_SHARED);
+		guest_sees(&h, 0, 5, GMEM_SEED(42));
+		guest_sees(&h, 6, 2, GMEM_SEED(42));
 	}
 
-	hz_convert(&h, 2, 6, GMEM_PRIVATE, GMEM_PRESERVE);
-	hz_attrs_are(&h, 2, 6, GMEM_PRIVATE);
-	hz_guest_sees(&h, 0, 5, GMEM_SEED(42));
-	hz_guest_sees(&h, 6, 2, GMEM_SEED(42));
+	convert(&h, 2, 6, GMEM_PRIVATE, GMEM_PRESERVE);
+	attributes_are(&h, 2, 6, GMEM_PRIVATE);
+	guest_sees(&h, 0, 5, GMEM_SEED(42));
+	guest_sees(&h, 6, 2, GMEM_SEED(42));
 	for (i = 0; i < ARRAY_SIZE(policies); i++) {
 		if (policies[i] == GMEM_NONE && !gmem_scrambles())
 			continue;
@@ -124,21 +124,21 @@ HAZARD(h42_poison_and_policies)
 		TEST_ASSERT(r == EHWPOISON && eo == OFF(5),
 			    "To shared, policy %#lx: %d (%s) at %#lx", policies[i],
 			    r, strerror(r), eo);
-		hz_attrs_are(&h, 2, 6, GMEM_PRIVATE);
+		attributes_are(&h, 2, 6, GMEM_PRIVATE);
 	}
-	hz_convert(&h, 2, 6, GMEM_SHARED, GMEM_PRESERVE);
-	hz_host_sees(&h, 0, 5, GMEM_SEED(42));
-	hz_host_sees(&h, 6, 2, GMEM_SEED(42));
-	hz_host_refused(&h, 5, 1);
+	convert(&h, 2, 6, GMEM_SHARED, GMEM_PRESERVE);
+	host_sees(&h, 0, 5, GMEM_SEED(42));
+	host_sees(&h, 6, 2, GMEM_SEED(42));
+	host_refused(&h, 5, 1);
 
 	/* The guest gets to know, too; a hole heals it. */
-	r = __gmem_guest_do(h.vcpus[1], GMEM_OP_READ, hz_gpa(&h, 5), 1, 0, 0, 0);
+	r = __gmem_guest_do(h.vcpus[1], GMEM_OP_READ, page_gpa(&h, 5), 1, 0, 0, 0);
 	TEST_ASSERT(r == -EHWPOISON, "The guest's read: %d", r);
 	TEST_ASSERT(!gmem_punch(h.a.fd, OFF(5), PG), "punch failed");
 	r = gmem_guest_resume(h.vcpus[1]);
 	TEST_ASSERT(!r, "After the punch: %d", r);
-	hz_guest_sees(&h, 5, 1, GMEM_ZEROES);
-	hz_convert(&h, 2, 6, GMEM_PRIVATE, GMEM_ZERO);
+	guest_sees(&h, 5, 1, GMEM_ZEROES);
+	convert(&h, 2, 6, GMEM_PRIVATE, GMEM_ZERO);
 }
 
 #define STORM_PAGES	64
@@ -295,10 +295,10 @@ static void h42_storm(bool by_pfn)
 	 */
 	TEST_ASSERT(!gmem_punch(s.h.a.fd, 0, OFF(STORM_PAGES)), "punch failed");
 	kvm_madvise(s.h.a.hva, OFF(STORM_PAGES), MADV_DONTNEED);
-	hz_convert(&s.h, 0, STORM_PAGES, GMEM_PRIVATE, GMEM_ZERO);
-	hz_guest_sees(&s.h, 0, STORM_PAGES, GMEM_ZEROES);
-	hz_convert(&s.h, 0, STORM_PAGES, GMEM_SHARED, GMEM_ZERO);
-	hz_host_sees(&s.h, 0, STORM_PAGES, GMEM_ZEROES);
+	convert(&s.h, 0, STORM_PAGES, GMEM_PRIVATE, GMEM_ZERO);
+	guest_sees(&s.h, 0, STORM_PAGES, GMEM_ZEROES);
+	convert(&s.h, 0, STORM_PAGES, GMEM_SHARED, GMEM_ZERO);
+	host_sees(&s.h, 0, STORM_PAGES, GMEM_ZEROES);
 }
 
 HAZARD(h42_poison_storm_madvise)

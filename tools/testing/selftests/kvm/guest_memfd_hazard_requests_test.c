@@ -55,8 +55,8 @@ HAZARD(h12_refused_late_nothing_changed_early)
 	int i, r;
 
 	hz_create(&h, 32, GMEM_MMAP_SHARED, 1);
-	hz_host_fill(&h, 0, 32, GMEM_SEED(12));
-	hz_convert(&h, 8, 8, GMEM_PRIVATE, GMEM_PRESERVE);
+	host_fill(&h, 0, 32, GMEM_SEED(12));
+	convert(&h, 8, 8, GMEM_PRIVATE, GMEM_PRESERVE);
 	r = pin_page(&pin, PIN_VMSPLICE, hz_hva(&h, 31));
 	TEST_ASSERT(!r, "vmsplice(): errno %d", r);
 
@@ -65,13 +65,13 @@ HAZARD(h12_refused_late_nothing_changed_early)
 		TEST_ASSERT(r == EAGAIN && eo == OFF(31),
 			    "Policy %#lx: %d (%s) at %#lx", policies[i], r,
 			    strerror(r), eo);
-		hz_attrs_are(&h, 0, 8, GMEM_SHARED);
-		hz_attrs_are(&h, 8, 8, GMEM_PRIVATE);
-		hz_attrs_are(&h, 16, 16, GMEM_SHARED);
-		hz_guest_sees(&h, 0, 32, GMEM_SEED(12));
-		hz_host_sees(&h, 0, 8, GMEM_SEED(12));
-		hz_host_sees(&h, 16, 16, GMEM_SEED(12));
-		hz_host_refused(&h, 8, 8);
+		attributes_are(&h, 0, 8, GMEM_SHARED);
+		attributes_are(&h, 8, 8, GMEM_PRIVATE);
+		attributes_are(&h, 16, 16, GMEM_SHARED);
+		guest_sees(&h, 0, 32, GMEM_SEED(12));
+		host_sees(&h, 0, 8, GMEM_SEED(12));
+		host_sees(&h, 16, 16, GMEM_SEED(12));
+		host_refused(&h, 8, 8);
 	}
 	unpin_page(&pin);
 }
@@ -113,7 +113,7 @@ HAZARD(h12_out_of_memory_changes_nothing)
 	hz_write_file(DEBUGFS "/fail_page_alloc/verbose", "0", 0);
 
 	hz_create(&h, 16, GMEM_MMAP_SHARED, 1);
-	hz_host_fill(&h, 0, 16, GMEM_SEED(12));
+	host_fill(&h, 0, 16, GMEM_SEED(12));
 
 	for (i = 0; i < ARRAY_SIZE(policies) * 2; i++) {
 		u64 attrs, before;
@@ -122,8 +122,8 @@ HAZARD(h12_out_of_memory_changes_nothing)
 		attrs = to_private ? GMEM_PRIVATE : GMEM_SHARED;
 		before = to_private ? GMEM_SHARED : GMEM_PRIVATE;
 		/* Holes on both sides, so that the store needs nodes. */
-		hz_convert(&h, 0, 16, GMEM_SHARED, GMEM_PRESERVE);
-		hz_convert(&h, 3, 10, before, GMEM_PRESERVE);
+		convert(&h, 0, 16, GMEM_SHARED, GMEM_PRESERVE);
+		convert(&h, 3, 10, before, GMEM_PRESERVE);
 
 		for (nth = 1; nth < 200; nth++) {
 			r = h12_fail_nth(&h, nth, attrs, policies[i / 2], &eo,
@@ -136,15 +136,15 @@ HAZARD(h12_out_of_memory_changes_nothing)
 			TEST_ASSERT(r != ENOMEM || eo == OFF(3),
 				    "ENOMEM with error_offset %#lx", eo);
 			failures++;
-			hz_attrs_are(&h, 0, 3, GMEM_SHARED);
-			hz_attrs_are(&h, 3, 10, before);
-			hz_attrs_are(&h, 13, 3, GMEM_SHARED);
-			hz_guest_sees(&h, 0, 16, GMEM_SEED(12));
+			attributes_are(&h, 0, 3, GMEM_SHARED);
+			attributes_are(&h, 3, 10, before);
+			attributes_are(&h, 13, 3, GMEM_SHARED);
+			guest_sees(&h, 0, 16, GMEM_SEED(12));
 		}
 		TEST_ASSERT(!r, "Still failing after %d allocations", nth);
-		hz_attrs_are(&h, 3, 10, attrs);
-		hz_convert(&h, 0, 16, GMEM_SHARED, GMEM_PRESERVE);
-		hz_host_fill(&h, 0, 16, GMEM_SEED(12));
+		attributes_are(&h, 3, 10, attrs);
+		convert(&h, 0, 16, GMEM_SHARED, GMEM_PRESERVE);
+		host_fill(&h, 0, 16, GMEM_SEED(12));
 	}
 	pr_info("# %d requests failed for want of memory\n", failures);
 }
@@ -174,7 +174,7 @@ HAZARD(h13_failed_requests_leak_no_nodes)
 	HZ_REQUIRE(h13_slab_kib() > 0, "needs SUnreclaim in /proc/meminfo");
 
 	hz_create(&h, 1024, GMEM_MMAP_SHARED, 1);
-	hz_host_fill(&h, 0, 16, 1);
+	host_fill(&h, 0, 16, 1);
 	r = pin_page(&pin, PIN_VMSPLICE, hz_hva(&h, 8));
 	TEST_ASSERT(!r, "vmsplice(): errno %d", r);
 
@@ -265,8 +265,8 @@ HAZARD(h20_error_offset_inside_the_request)
 	for (i = 0; i < 512; i++)
 		*hz_hva(&h, i) = 1;
 	/* Batched references off, so that only the pin is left. */
-	hz_convert(&h, 0, 512, GMEM_PRIVATE, GMEM_PRESERVE);
-	hz_convert(&h, 0, 512, GMEM_SHARED, GMEM_PRESERVE);
+	convert(&h, 0, 512, GMEM_PRIVATE, GMEM_PRESERVE);
+	convert(&h, 0, 512, GMEM_SHARED, GMEM_PRESERVE);
 	*hz_hva(&h, 100) = 1;
 	r = pin_page(&pin, PIN_VMSPLICE, hz_hva(&h, 100));
 	TEST_ASSERT(!r, "vmsplice(): errno %d", r);
@@ -275,8 +275,8 @@ HAZARD(h20_error_offset_inside_the_request)
 	hz_refused(&h, 100, 412, GMEM_PRIVATE, GMEM_PRESERVE, EAGAIN, 100);
 	hz_refused(&h, 0, 101, GMEM_PRIVATE, GMEM_PRESERVE, EAGAIN, 100);
 	hz_refused(&h, 0, 512, GMEM_PRIVATE, GMEM_PRESERVE, EAGAIN, 100);
-	hz_convert(&h, 101, 411, GMEM_PRIVATE, GMEM_PRESERVE);
-	hz_convert(&h, 0, 100, GMEM_PRIVATE, GMEM_PRESERVE);
+	convert(&h, 101, 411, GMEM_PRIVATE, GMEM_PRESERVE);
+	convert(&h, 0, 100, GMEM_PRIVATE, GMEM_PRESERVE);
 	unpin_page(&pin);
 }
 
@@ -287,19 +287,19 @@ HAZARD(h21_neighbours_keep_their_state)
 	int r;
 
 	hz_create(&h, 512, GUEST_MEMFD_FLAG_MMAP, 1);
-	gmem_guest_fill(h.vcpus[0], hz_gpa(&h, page - 1), 3 * PG, GMEM_SEED(21), 0);
+	gmem_guest_fill(h.vcpus[0], page_gpa(&h, page - 1), 3 * PG, GMEM_SEED(21), 0);
 
-	hz_convert(&h, page, 1, GMEM_SHARED, GMEM_ZERO);
+	convert(&h, page, 1, GMEM_SHARED, GMEM_ZERO);
 	r = gmem_get(h.a.fd, OFF(page), &attr, &len);
 	TEST_ASSERT(!r && !attr && len == PG, "errno %d, attributes %#lx, run %#lx",
 		    r, attr, len);
-	hz_attrs_are(&h, 0, page, GMEM_PRIVATE);
-	hz_attrs_are(&h, page + 1, 512 - page - 1, GMEM_PRIVATE);
-	hz_host_refused(&h, 0, page);
-	hz_host_refused(&h, page + 1, 512 - page - 1);
-	hz_host_sees(&h, page, 1, GMEM_ZEROES);
-	gmem_guest_assert(h.vcpus[0], hz_gpa(&h, page - 1), PG, GMEM_SEED(21), 0);
-	gmem_guest_assert(h.vcpus[0], hz_gpa(&h, page + 1), PG, GMEM_SEED(21), 2 * PG);
+	attributes_are(&h, 0, page, GMEM_PRIVATE);
+	attributes_are(&h, page + 1, 512 - page - 1, GMEM_PRIVATE);
+	host_refused(&h, 0, page);
+	host_refused(&h, page + 1, 512 - page - 1);
+	host_sees(&h, page, 1, GMEM_ZEROES);
+	gmem_guest_assert(h.vcpus[0], page_gpa(&h, page - 1), PG, GMEM_SEED(21), 0);
+	gmem_guest_assert(h.vcpus[0], page_gpa(&h, page + 1), PG, GMEM_SEED(21), 2 * PG);
 }
 
 /* EFAULT for the write of the result: nothing was converted, as documented. */
@@ -311,7 +311,7 @@ HAZARD(h22_efault_on_the_way_back)
 	int i, r;
 
 	hz_create(&h, 4, GMEM_MMAP_SHARED, 1);
-	hz_host_fill(&h, 0, 4, GMEM_SEED(22));
+	host_fill(&h, 0, 4, GMEM_SEED(22));
 	attrs = kvm_mmap(PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	attrs->size = OFF(4);
 	attrs->attributes = GMEM_PRIVATE;
@@ -321,8 +321,8 @@ HAZARD(h22_efault_on_the_way_back)
 	r = pin_page(&pin, PIN_VMSPLICE, hz_hva(&h, 2));
 	TEST_ASSERT(!r, "vmsplice(): errno %d", r);
 	TEST_ASSERT_EQ(gmem_ioctl(h.a.fd, KVM_SET_MEMORY_ATTRIBUTES2, attrs), EFAULT);
-	hz_attrs_are(&h, 0, 4, GMEM_SHARED);
-	hz_host_sees(&h, 0, 4, GMEM_SEED(22));
+	attributes_are(&h, 0, 4, GMEM_SHARED);
+	host_sees(&h, 0, 4, GMEM_SEED(22));
 	unpin_page(&pin);
 
 	/*
@@ -332,7 +332,7 @@ HAZARD(h22_efault_on_the_way_back)
 	for (i = 0, r = EFAULT; i < GMEM_MAX_RETRIES && r == EFAULT; i++)
 		r = gmem_ioctl(h.a.fd, KVM_SET_MEMORY_ATTRIBUTES2, attrs);
 	TEST_ASSERT(!r, "errno %d (%s)", r, strerror(r));
-	hz_attrs_are(&h, 0, 4, GMEM_PRIVATE);
+	attributes_are(&h, 0, 4, GMEM_PRIVATE);
 }
 
 /* What is announced works, in both phases, for pages in either state. */
@@ -357,13 +357,13 @@ HAZARD(h23_capabilities_are_honoured)
 
 	for (j = 0; j < 2; j++) {
 		for (i = 0; i < ARRAY_SIZE(policies); i++) {
-			hz_convert(&h, 0, 2, GMEM_SHARED, policies[i]);
-			hz_host_fill(&h, 0, 1, GMEM_SEED(23));
-			hz_convert(&h, 0, 2, GMEM_PRIVATE, policies[i]);
-			hz_convert(&h, 0, 2, GMEM_PRIVATE, policies[i]);
-			hz_convert(&h, 0, 2, GMEM_SHARED, policies[i]);
-			hz_host_sees(&h, 0, 1, policies[i] == GMEM_ZERO ?
-				     GMEM_ZEROES : GMEM_SEED(23));
+			convert(&h, 0, 2, GMEM_SHARED, policies[i]);
+			host_fill(&h, 0, 1, GMEM_SEED(23));
+			convert(&h, 0, 2, GMEM_PRIVATE, policies[i]);
+			convert(&h, 0, 2, GMEM_PRIVATE, policies[i]);
+			convert(&h, 0, 2, GMEM_SHARED, policies[i]);
+			host_sees(&h, 0, 1, policies[i] == GMEM_ZERO ?
+				  GMEM_ZEROES : GMEM_SEED(23));
 		}
 		if (!j)
 			gmem_guest_start(h.vcpus[0]);
@@ -433,8 +433,8 @@ HAZARD(h33_faults_get_in_between_chunks)
 	/* Convert until the guest is through; a starved one never is. */
 	for (rounds = 0; rounds < max_rounds && shared->done < faults; rounds++) {
 		for (first = chunk; first + chunk <= h.npages; first += chunk)
-			hz_convert(&h, first, chunk,
-				   rounds & 1 ? GMEM_SHARED : GMEM_PRIVATE,
+			convert(&h, first, chunk,
+				rounds & 1 ? GMEM_SHARED : GMEM_PRIVATE,
 				   GMEM_PRESERVE);
 	}
 	TEST_ASSERT(shared->done > at_start, "No fault got in between");
@@ -586,8 +586,8 @@ HAZARD(h35_memory_cgroup_charge)
 		for (i = 0; i < ARRAY_SIZE(threads); i++)
 			kvm_pthread_join(threads[i], NULL);
 
-		hz_convert(&h, 0, npages, GMEM_PRIVATE, GMEM_ZERO);
-		hz_convert(&h, 0, npages / 2, GMEM_SHARED, GMEM_PRESERVE);
+		convert(&h, 0, npages, GMEM_PRIVATE, GMEM_ZERO);
+		convert(&h, 0, npages / 2, GMEM_SHARED, GMEM_PRESERVE);
 		full = h35_current();
 		TEST_ASSERT(full - before > (long)OFF(npages) - slack &&
 			    full - before < (long)OFF(npages) + slack,
@@ -595,7 +595,7 @@ HAZARD(h35_memory_cgroup_charge)
 			    OFF(npages), full - before);
 
 		TEST_ASSERT(!gmem_punch(h.a.fd, 0, OFF(npages)), "punch failed");
-		hz_convert(&h, 0, npages, GMEM_SHARED, GMEM_PRESERVE);
+		convert(&h, 0, npages, GMEM_SHARED, GMEM_PRESERVE);
 		vals = h35_current() - before;
 		TEST_ASSERT((long)vals < slack, "Cycle %d: %ld bytes left charged",
 			    j, (long)vals);
@@ -604,7 +604,7 @@ HAZARD(h35_memory_cgroup_charge)
 	/* The same for what is there when the file goes. */
 	for (vals = 0; vals < npages; vals++)
 		*hz_hva(&h, vals) = 1;
-	hz_convert(&h, 0, npages / 2, GMEM_PRIVATE, GMEM_PRESERVE);
+	convert(&h, 0, npages / 2, GMEM_PRIVATE, GMEM_PRESERVE);
 	gmem_area_destroy(&h.a);
 	full = h35_current() - before;
 	TEST_ASSERT(full < slack, "%ld bytes left charged by a closed file", full);
@@ -670,13 +670,13 @@ HAZARD(h43_fallocated_untouched_pages_read_zero)
 
 	for (s = 0; s < ARRAY_SIZE(steps); s++) {
 		TEST_ASSERT(!gmem_punch(h.a.fd, 0, OFF(npages)), "punch failed");
-		hz_convert(&h, 0, npages, steps[s].attrs ? GMEM_SHARED : GMEM_PRIVATE,
-			   GMEM_PRESERVE);
+		convert(&h, 0, npages, steps[s].attrs ? GMEM_SHARED : GMEM_PRIVATE,
+			GMEM_PRESERVE);
 		h43_dirty_free_memory();
 		TEST_ASSERT(!gmem_allocate(h.a.fd, 0, OFF(npages)), "fallocate failed");
-		hz_convert(&h, 0, npages, steps[s].attrs, steps[s].policy);
+		convert(&h, 0, npages, steps[s].attrs, steps[s].policy);
 		/* There and back, and over pages in the state already. */
-		hz_convert(&h, 0, npages / 2, steps[s].attrs, steps[s].policy);
+		convert(&h, 0, npages / 2, steps[s].attrs, steps[s].policy);
 
 		scan.gpa = h.a.gpa;
 		scan.size = OFF(npages);
@@ -688,7 +688,7 @@ HAZARD(h43_fallocated_untouched_pages_read_zero)
 			TEST_ASSERT(scan.first_bad == ~0ULL,
 				    "Step %d: the guest finds a stale byte at %#lx",
 				    s, scan.first_bad);
-			hz_convert(&h, 0, npages, GMEM_SHARED, GMEM_PRESERVE);
+			convert(&h, 0, npages, GMEM_SHARED, GMEM_PRESERVE);
 		}
 		for (i = 0; i < OFF(npages); i += sizeof(bytes)) {
 			bytes = *(volatile u64 *)(h.a.hva + i);

@@ -180,7 +180,7 @@ static void *read_pages(void *arg)
 	int r;
 
 	while (!atomic_load(&reader->stop) && !reader->error) {
-		r = __gmem_guest_do(x->vcpus[1], GMEM_OP_READ, ctx_gpa(x, page), 1, 0, 0, 0);
+		r = __gmem_guest_do(x->vcpus[1], GMEM_OP_READ, page_gpa(x, page), 1, 0, 0, 0);
 		/* The guest means what the page was when it faulted, and the next time what it is. */
 		while (r == -EFAULT && x->vcpus[1]->run->exit_reason == KVM_EXIT_MEMORY_FAULT)
 			r = gmem_guest_resume(x->vcpus[1]);
@@ -256,7 +256,7 @@ static void *read_held(void *arg)
 	struct held *held = arg;
 	struct ctx *x = held->x;
 
-	held->r = __gmem_guest_do(x->vcpus[1], GMEM_OP_READ, ctx_gpa(x, 1), 1, 0, 0, 0);
+	held->r = __gmem_guest_do(x->vcpus[1], GMEM_OP_READ, page_gpa(x, 1), 1, 0, 0, 0);
 	return NULL;
 }
 
@@ -269,9 +269,9 @@ static void hold_reader(struct held *guest)
 	host_fill(x, 0, 4, GMEM_SEED(1));
 	convert(x, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
 
-	gmem_hold(x->vm, ctx_gpa(x, 1), KVM_GMEM_EMULATE_HOLD_FAULT, true);
+	gmem_hold(x->vm, page_gpa(x, 1), KVM_GMEM_EMULATE_HOLD_FAULT, true);
 	kvm_pthread_create(&guest->thread, NULL, read_held, guest);
-	gmem_wait_held(x->vm, ctx_gpa(x, 1), KVM_GMEM_EMULATE_HOLD_FAULT);
+	gmem_wait_held(x->vm, page_gpa(x, 1), KVM_GMEM_EMULATE_HOLD_FAULT);
 }
 
 static void *convert_held(void *arg)
@@ -291,7 +291,7 @@ TDX_TEST(h40_page_is_mapped_just_before_the_invalidation)
 {
 	struct held guest = { .x = &self->x }, host = { .x = &self->x };
 	struct ctx *x = &self->x;
-	const gpa_t gpa = ctx_gpa(x, 1);
+	const gpa_t gpa = page_gpa(x, 1);
 
 	hold_reader(&guest);
 
@@ -321,7 +321,7 @@ TDX_TEST(h40_page_is_not_mapped_after_the_invalidation)
 {
 	struct held guest = { .x = &self->x };
 	struct ctx *x = &self->x;
-	const gpa_t gpa = ctx_gpa(x, 1);
+	const gpa_t gpa = page_gpa(x, 1);
 
 	hold_reader(&guest);
 
@@ -374,7 +374,7 @@ static void fail_at(enum platform platform, u64 bad, u64 which, u64 error, u64 p
 	convert(&x, 1, npages + 2, GMEM_PRIVATE, GMEM_PRESERVE);
 	guest_fill(&x, 1, npages + 2, GMEM_SEED(2));
 
-	gmem_inject(x.vm, ctx_gpa(&x, first + bad), which, error, 1000);
+	gmem_inject(x.vm, page_gpa(&x, first + bad), which, error, 1000);
 	assert_errno(gmem_set_once(x.a.fd, OFF(first), OFF(npages), GMEM_SHARED, policy, &eo),
 		     EIO);
 	TEST_ASSERT(eo == OFF(first + bad), "Page %lu failed, error_offset is %#lx", bad, eo);
@@ -455,7 +455,7 @@ EMULATED_TEST(h30_adding_fails_at_each_page)
 		host_fill(&x, 0, 16, GMEM_SEED(i));
 		convert(&x, 0, 16, GMEM_PRIVATE, GMEM_PRESERVE);
 		/* The first time the pages before it hide the error, unless there are none. */
-		gmem_inject(x.vm, ctx_gpa(&x, i), which, KVM_GMEM_EMULATE_ERROR_INPUT,
+		gmem_inject(x.vm, page_gpa(&x, i), which, KVM_GMEM_EMULATE_ERROR_INPUT,
 			    i ? 2 : 1);
 		r = add(&x, 0, 16, NULL, &done);
 		TEST_ASSERT(r == EIO && done == i, "Page %lu failed: errno %d, %lu pages added", i,

@@ -314,8 +314,8 @@ EMULATED_TEST(h17_the_source_is_the_file_itself)
 	ownership_is(x, 5, 1, false);
 
 	ctx_launch(x);
-	gmem_guest_assert(x->vcpus[0], ctx_gpa(x, 8), OFF(2), GMEM_SEED(1), 0);
-	gmem_guest_assert(x->vcpus[0], ctx_gpa(x, 4), PG, GMEM_SEED(1), OFF(3));
+	gmem_guest_assert(x->vcpus[0], page_gpa(x, 8), OFF(2), GMEM_SEED(1), 0);
+	gmem_guest_assert(x->vcpus[0], page_gpa(x, 4), PG, GMEM_SEED(1), OFF(3));
 	host_refused(x, 4, 8);
 
 	/* The source may go its own way. */
@@ -378,9 +378,9 @@ static void guest_sees_cpuid(struct ctx *x, u64 page, u32 functions)
 	u32 i, seen = 0;
 
 	for (i = 0; i < 4; i++)
-		seen |= (u32)gmem_guest_read(x->vcpus[0], ctx_gpa(x, page) + i) << i * 8;
+		seen |= (u32)gmem_guest_read(x->vcpus[0], page_gpa(x, page) + i) << i * 8;
 	TEST_ASSERT_EQ(seen, functions);
-	gmem_guest_assert(x->vcpus[0], ctx_gpa(x, page) + 4, PG - 4, GMEM_SEED(15),
+	gmem_guest_assert(x->vcpus[0], page_gpa(x, page) + 4, PG - 4, GMEM_SEED(15),
 			  OFF(page) + 4);
 }
 
@@ -403,24 +403,24 @@ SNP_TEST(h15_cpuid_page_without_a_source)
 	convert(x, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
 
 	/* In place. */
-	assert_errno(gmem_launch_update(x->vm, type, ctx_gpa(x, 0), PG, NULL, NULL), 0);
-	assert_errno(gmem_launch_update(x->vm, type, ctx_gpa(x, 1), PG, NULL, &done), EIO);
+	assert_errno(gmem_launch_update(x->vm, type, page_gpa(x, 0), PG, NULL, NULL), 0);
+	assert_errno(gmem_launch_update(x->vm, type, page_gpa(x, 1), PG, NULL, &done), EIO);
 	TEST_ASSERT_EQ(done, 0);
 	ownership_is(x, 1, 1, false);
-	assert_errno(gmem_launch_update(x->vm, type, ctx_gpa(x, 1), PG, NULL, NULL), 0);
+	assert_errno(gmem_launch_update(x->vm, type, page_gpa(x, 1), PG, NULL, NULL), 0);
 
 	/* With a source, which is corrected and nothing behind it. */
 	fill_cpuid(source, 1000, OFF(2));
 	gmem_fill(source + PG, PG, GMEM_SEED(2), 0);
-	assert_errno(gmem_launch_update(x->vm, type, ctx_gpa(x, 2), PG, source, &done), EIO);
+	assert_errno(gmem_launch_update(x->vm, type, page_gpa(x, 2), PG, source, &done), EIO);
 	TEST_ASSERT_EQ(done, 0);
 	TEST_ASSERT_EQ(*(u32 *)source, 64);
 	gmem_host_assert(source + 4, PG - 4, GMEM_SEED(15), OFF(2) + 4);
 	gmem_host_assert(source + PG, PG, GMEM_SEED(2), 0);
 	ownership_is(x, 2, 1, false);
-	assert_errno(gmem_launch_update(x->vm, type, ctx_gpa(x, 2), PG, source, NULL), 0);
+	assert_errno(gmem_launch_update(x->vm, type, page_gpa(x, 2), PG, source, NULL), 0);
 	fill_cpuid(source, 7, OFF(3));
-	assert_errno(gmem_launch_update(x->vm, type, ctx_gpa(x, 3), PG, source, NULL), 0);
+	assert_errno(gmem_launch_update(x->vm, type, page_gpa(x, 3), PG, source, NULL), 0);
 	TEST_ASSERT_EQ(*(u32 *)source, 7);
 
 	host_refused(x, 0, 4);
@@ -467,7 +467,7 @@ static void asks_for(struct ctx *x, int r, u64 page, u64 flags)
 
 	assert_errno(-r, EFAULT);
 	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_MEMORY_FAULT);
-	TEST_ASSERT_EQ(run->memory_fault.gpa, ctx_gpa(x, page));
+	TEST_ASSERT_EQ(run->memory_fault.gpa, page_gpa(x, page));
 	TEST_ASSERT_EQ(run->memory_fault.size, PG);
 	TEST_ASSERT_EQ(run->memory_fault.flags, flags);
 }
@@ -488,16 +488,16 @@ EMULATED_TEST(h50_guest_means_the_other_kind)
 	guest_sees(x, 0, 1, GMEM_SEED(1));
 
 	/* The page that is mapped as shared it now uses as private, and the other way round. */
-	gmem_access(x->vm, ctx_gpa(x, 0), KVM_GMEM_EMULATE_ACCESS_PRIVATE);
-	r = __gmem_guest_do(x->vcpus[0], GMEM_OP_READ, ctx_gpa(x, 0), 1, 0, 0, 0);
+	gmem_access(x->vm, page_gpa(x, 0), KVM_GMEM_EMULATE_ACCESS_PRIVATE);
+	r = __gmem_guest_do(x->vcpus[0], GMEM_OP_READ, page_gpa(x, 0), 1, 0, 0, 0);
 	asks_for(x, r, 0, KVM_MEMORY_EXIT_FLAG_PRIVATE);
 	asks_for(x, gmem_guest_resume(x->vcpus[0]), 0, KVM_MEMORY_EXIT_FLAG_PRIVATE);
 	convert(x, 0, 1, GMEM_PRIVATE, GMEM_ZERO);
 	gmem_guest_ok(x->vcpus[0], gmem_guest_resume(x->vcpus[0]));
 	ownership_is(x, 0, 1, true);
 
-	gmem_access(x->vm, ctx_gpa(x, 1), KVM_GMEM_EMULATE_ACCESS_SHARED);
-	r = __gmem_guest_do(x->vcpus[0], GMEM_OP_READ, ctx_gpa(x, 1), 1, 0, 0, 0);
+	gmem_access(x->vm, page_gpa(x, 1), KVM_GMEM_EMULATE_ACCESS_SHARED);
+	r = __gmem_guest_do(x->vcpus[0], GMEM_OP_READ, page_gpa(x, 1), 1, 0, 0, 0);
 	asks_for(x, r, 1, 0);
 	/* What it had there is as it was. */
 	ownership_is(x, 1, 1, true);
@@ -508,7 +508,7 @@ EMULATED_TEST(h50_guest_means_the_other_kind)
 	host_sees(x, 1, 1, GMEM_ZEROES);
 
 	/* From here on what the file says. */
-	gmem_access(x->vm, ctx_gpa(x, 1), KVM_GMEM_EMULATE_ACCESS_ANY);
+	gmem_access(x->vm, page_gpa(x, 1), KVM_GMEM_EMULATE_ACCESS_ANY);
 	convert(x, 1, 1, GMEM_PRIVATE, GMEM_ZERO);
 	guest_sees(x, 1, 1, x->platform == SNP ? GMEM_KEYED(GMEM_ZEROES) : GMEM_ZEROES);
 }
@@ -528,10 +528,10 @@ EMULATED_TEST(h48_platform_fails_in_a_guest_fault)
 	ctx_launch(x);
 	host_fill(x, 0, 2, GMEM_SEED(1));
 	convert(x, 0, 2, GMEM_PRIVATE, GMEM_PRESERVE);
-	gmem_inject(x->vm, ctx_gpa(x, 0),
+	gmem_inject(x->vm, page_gpa(x, 0),
 		    snp ? KVM_GMEM_EMULATE_FAIL_ASSIGN : KVM_GMEM_EMULATE_FAIL_ADD,
 		    snp ? KVM_GMEM_EMULATE_ERROR_PERMISSION : KVM_GMEM_EMULATE_ERROR_INPUT, 1);
-	r = __gmem_guest_do(x->vcpus[0], GMEM_OP_READ, ctx_gpa(x, 0), 1, 0, 0, 0);
+	r = __gmem_guest_do(x->vcpus[0], GMEM_OP_READ, page_gpa(x, 0), 1, 0, 0, 0);
 	assert_errno(-r, EIO);
 	TEST_ASSERT(run->exit_reason != KVM_EXIT_MEMORY_FAULT, "The page is to be converted");
 	ownership_is(x, 0, 2, false);

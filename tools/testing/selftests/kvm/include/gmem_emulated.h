@@ -14,28 +14,6 @@ static inline u8 *ctx_hva(struct ctx *x, u64 page)
 	return x->a.hva + OFF(page);
 }
 
-static inline void host_fill(struct ctx *x, u64 page, u64 n, u32 pattern)
-{
-	gmem_fill(ctx_hva(x, page), OFF(n), pattern, OFF(page));
-}
-
-static inline void guest_fill(struct ctx *x, u64 page, u64 n, u32 pattern)
-{
-	gmem_guest_fill(x->vcpus[0], ctx_gpa(x, page), OFF(n), pattern, OFF(page));
-}
-
-/* Macros, so that a failure names the line of the test. */
-#define host_sees(x, page, n, pattern)						\
-	gmem_host_assert(ctx_hva(x, page), OFF(n), pattern, OFF(page))
-#define guest_sees(x, page, n, pattern)						\
-	gmem_guest_assert((x)->vcpus[0], ctx_gpa(x, page), OFF(n), pattern, OFF(page))
-#define host_refused(x, page, n)						\
-	gmem_host_assert_refused(ctx_hva(x, page), OFF(n))
-#define convert(x, page, n, to, policy)						\
-	gmem_convert((x)->a.fd, OFF(page), OFF(n), to, policy)
-#define attributes_are(x, page, n, want)					\
-	gmem_assert_attributes((x)->a.fd, OFF(page), OFF(n), want)
-
 /* What LAUNCH_UPDATE wants as the type of a page with contents. */
 static inline u32 normal_type(struct ctx *x)
 {
@@ -47,7 +25,7 @@ static inline int add(struct ctx *x, u64 page, u64 n, const void *source, u64 *d
 	u64 bytes;
 	int r;
 
-	r = gmem_launch_update(x->vm, normal_type(x), ctx_gpa(x, page), OFF(n), source,
+	r = gmem_launch_update(x->vm, normal_type(x), page_gpa(x, page), OFF(n), source,
 			       &bytes);
 	if (done)
 		*done = bytes / PG;

@@ -30,11 +30,8 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
-#include "gmem_test.h"
+#include "gmem_one_file.h"
 #include "kvm_test_harness.h"
-
-#define PG		((u64)PAGE_SIZE)
-#define OFF(page)	((u64)(page) * PG)
 
 /* Enough for software emulation of a sanitised kernel; a hang takes longer. */
 #define HANG_SECONDS	600
@@ -82,37 +79,10 @@ static inline void hz_create(struct hz *h, u64 npages, u64 flags, u32 nr_vcpus)
 		gmem_guest_start(h->vcpus[i]);
 }
 
-static inline gpa_t hz_gpa(struct hz *h, u64 page)
-{
-	return h->a.gpa + OFF(page);
-}
-
 static inline volatile u8 *hz_hva(struct hz *h, u64 page)
 {
 	return h->a.hva + OFF(page);
 }
-
-static inline void hz_host_fill(struct hz *h, u64 page, u64 n, u32 pattern)
-{
-	gmem_fill(hz_hva(h, page), OFF(n), pattern, OFF(page));
-}
-
-static inline void hz_guest_fill(struct hz *h, u64 page, u64 n, u32 pattern)
-{
-	gmem_guest_fill(h->vcpus[0], hz_gpa(h, page), OFF(n), pattern, OFF(page));
-}
-
-/* Macros, so that a failure names the line of the test. */
-#define hz_host_sees(h, page, n, pattern)					\
-	gmem_host_assert(hz_hva(h, page), OFF(n), pattern, OFF(page))
-#define hz_guest_sees(h, page, n, pattern)					\
-	gmem_guest_assert((h)->vcpus[0], hz_gpa(h, page), OFF(n), pattern, OFF(page))
-#define hz_convert(h, page, n, attrs, policy)					\
-	gmem_convert((h)->a.fd, OFF(page), OFF(n), attrs, policy)
-#define hz_attrs_are(h, page, n, attrs)						\
-	gmem_assert_attributes((h)->a.fd, OFF(page), OFF(n), attrs)
-#define hz_host_refused(h, page, n)						\
-	gmem_host_assert_refused(hz_hva(h, page), OFF(n))
 
 /* One request, no retry: the wanted errno, and error_offset where given. */
 #define hz_refused(h, page, n, attrs, policy, want, want_page)			\
@@ -363,11 +333,11 @@ static inline void h18_create(struct hz *h, u64 flags)
 {
 	hz_create(h, 8, flags, 2);
 	if (flags & GUEST_MEMFD_FLAG_INIT_SHARED)
-		hz_convert(h, 4, 4, GMEM_PRIVATE, GMEM_PRESERVE);
+		convert(h, 4, 4, GMEM_PRIVATE, GMEM_PRESERVE);
 	else
-		hz_convert(h, 0, 4, GMEM_SHARED, GMEM_PRESERVE);
-	hz_guest_fill(h, 0, 8, GMEM_SEED(18));
-	hz_host_sees(h, 0, 4, GMEM_SEED(18));
+		convert(h, 0, 4, GMEM_SHARED, GMEM_PRESERVE);
+	guest_fill(h, 0, 8, GMEM_SEED(18));
+	host_sees(h, 0, 4, GMEM_SEED(18));
 }
 
 /*
@@ -401,13 +371,13 @@ static inline bool can_poison_mapped(void)
 
 #define h37_unharmed(h)								\
 do {										\
-	hz_attrs_are(h, 0, 1, GMEM_SHARED);					\
-	hz_attrs_are(h, 1, 1, GMEM_PRIVATE);					\
-	hz_attrs_are(h, 2, 1, GMEM_SHARED);					\
-	hz_host_sees(h, 0, 1, GMEM_SEED(1));					\
-	hz_guest_sees(h, 1, 1, GMEM_SEED(37));					\
-	hz_host_sees(h, 2, 1, GMEM_SEED(2));					\
-	hz_host_refused(h, 1, 1);						\
+	attributes_are(h, 0, 1, GMEM_SHARED);					\
+	attributes_are(h, 1, 1, GMEM_PRIVATE);					\
+	attributes_are(h, 2, 1, GMEM_SHARED);					\
+	host_sees(h, 0, 1, GMEM_SEED(1));					\
+	guest_sees(h, 1, 1, GMEM_SEED(37));					\
+	host_sees(h, 2, 1, GMEM_SEED(2));					\
+	host_refused(h, 1, 1);						\
 	TEST_ASSERT(!(hz_pagemap(hz_hva(h, 1)) >> 63),				\
 		    "A private page is mapped by the host");			\
 } while (0)

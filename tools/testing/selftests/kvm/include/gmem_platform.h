@@ -10,14 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gmem_test.h"
+#include "gmem_one_file.h"
 #include "kvm_test_harness.h"
 
 /* Emulated CPUs under sanitisers are slow; this only bounds a hang. */
 #define TIMEOUT		600
-
-#define PG		((u64)PAGE_SIZE)
-#define OFF(page)	((u64)(page) * PG)
 
 /* --- Platforms and phases ------------------------------------------------ */
 
@@ -109,11 +106,6 @@ static inline void ctx_launch(struct ctx *x)
 	launch(x->platform, x->vm, x->vcpus, ARRAY_SIZE(x->vcpus));
 }
 
-static inline gpa_t ctx_gpa(struct ctx *x, u64 page)
-{
-	return x->a.gpa + OFF(page);
-}
-
 #define assert_errno(r, want)							\
 do {										\
 	int __r = (r), __want = (want);						\
@@ -138,7 +130,7 @@ do {										\
 	u64 __p;								\
 										\
 	for (__p = (page); __p < (page) + (n); __p++) {				\
-		u64 __state = gmem_state((x)->vm, ctx_gpa(x, __p));		\
+		u64 __state = gmem_state((x)->vm, page_gpa(x, __p));		\
 										\
 		TEST_ASSERT((__state != KVM_GMEM_EMULATE_STATE_NONE) == (want),	\
 			    "Page %lu is in state %lu of the model", __p, __state); \
