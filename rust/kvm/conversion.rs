@@ -351,7 +351,8 @@ impl<'s> Conversion<'s, Asked<'s>> {
             guard.populated_parts(&self.work.range(), old),
         );
         if zapped.is_dead() {
-            let at = span.first_kept(guard).unwrap_or(self.work.range().start());
+            let first = span.first_kept(guard, self.work.to());
+            let at = first.unwrap_or(self.work.range().start());
             return Err(Refused { error: EIO, at });
         }
         Ok(self.then(zapped))
@@ -385,7 +386,7 @@ impl<'s> Conversion<'s, Zapped<'s>> {
                 make_shared(folio)?;
             }
             // Whatever the vendor says: the host writes no page that a platform has.
-            let page = span.given_up(folio)?;
+            let page = span.given_up(folio, change.to())?;
             match action(changes) {
                 Action::Leave => Ok(()),
                 action if write(page, action)?.is(action) => Ok(()),

@@ -402,12 +402,17 @@ impl<'g> InvalidateSpan<'g> {
         false
     }
 
-    /// Looks whether a platform still has the folio, after it should have given it up.
+    /// Looks whether a platform still has the folio, after it should have given it up. It is going
+    /// to be `to`.
     ///
     /// # Errors
     ///
     /// [`Fatal`] if it has, or if that cannot be told.
-    pub(crate) fn given_up<'f>(&self, folio: &'f FolioRef<'f>) -> Result<GivenUp<'f>, Fatal> {
+    pub(crate) fn given_up<'f>(
+        &self,
+        folio: &'f FolioRef<'f>,
+        to: Visibility,
+    ) -> Result<GivenUp<'f>, Fatal> {
         let frame = folio.frame();
         let was_in_sept = self.asked.get() && frame.was_in_sept();
         let (mut owned, mut zeroed, mut stays) = (false, was_in_sept, true);
@@ -427,7 +432,7 @@ impl<'g> InvalidateSpan<'g> {
         if owned {
             return Err(Fatal);
         }
-        Ok(GivenUp::new(folio, zeroed, stays))
+        Ok(GivenUp::new(folio, to, zeroed, stays))
     }
 
     /// Takes back what guests have of the range in page tables that the host does not see. What
@@ -465,7 +470,11 @@ impl<'g> InvalidateSpan<'g> {
     ///
     /// TDX's page table does not have it any more then, but kvm-intel has taken a reference to the
     /// page that could not be removed.
-    pub(crate) fn first_kept(&self, guard: &InvalidateGuard<'_, Exclusive>) -> Option<PageIndex> {
+    pub(crate) fn first_kept(
+        &self,
+        guard: &InvalidateGuard<'_, Exclusive>,
+        to: Visibility,
+    ) -> Option<PageIndex> {
         let has_sept = self
             .stable
             .inode()
@@ -476,7 +485,7 @@ impl<'g> InvalidateSpan<'g> {
         while let Some(batch) = folios.next_batch() {
             for folio in batch.filter(|folio| folio.is_allocated()) {
                 let is_held = has_sept && folio.is_held(&mut drained);
-                if is_held || self.given_up(&folio).is_err() {
+                if is_held || self.given_up(&folio, to).is_err() {
                     return Some(folio.pages().start());
                 }
             }

@@ -28,7 +28,10 @@ use crate::{
     }, //
 };
 use core::marker::PhantomData;
-use gmem_policy::content::Action;
+use gmem_policy::{
+    content::Action,
+    request::Visibility, //
+};
 use kernel::prelude::*;
 
 #[cfg(CONFIG_KVM_GMEM_EMULATION)]
@@ -411,6 +414,7 @@ impl<'f> Written<'f> {
 /// host if no guest can take it by itself.
 pub struct GivenUp<'f> {
     folio: &'f FolioRef<'f>,
+    to: Visibility,
     zeroed: Option<Zeroed>,
     host_writes: bool,
 }
@@ -420,10 +424,16 @@ impl<'f> GivenUp<'f> {
     /// [`InvalidateSpan::given_up`](crate::kvm::mmu::InvalidateSpan::given_up): for whether a
     /// platform has the folio, for whether one has zeroed it when it gave it up, and for whether
     /// the answers stay true.
-    pub(super) fn new(folio: &'f FolioRef<'f>, zeroed: bool, host_writes: bool) -> Self {
+    pub(super) fn new(
+        folio: &'f FolioRef<'f>,
+        to: Visibility,
+        zeroed: bool,
+        host_writes: bool,
+    ) -> Self {
         folio.frame().mark_in_sept(false);
         Self {
             folio,
+            to,
             zeroed: zeroed.then_some(Zeroed),
             host_writes,
         }
@@ -444,8 +454,10 @@ impl<'f> GivenUp<'f> {
     }
 
     /// Has the hypervisor make all bytes of it zero, which makes sure that it is not a guest's in
-    /// the same step, and once more when it gives the page to a guest, unless the host has mapped
-    /// it in between.
+    /// the same step. A page that is going to be private is zeroed once more when the hypervisor
+    /// gives it to a guest, unless the host has mapped it in between: nobody on the host has a
+    /// mapping of it or a reference to it, or gets one without mapping it. What is going to be
+    /// shared may be written at once, by whoever has it mapped or pinned already.
     ///
     /// # Errors
     ///
@@ -455,7 +467,7 @@ impl<'f> GivenUp<'f> {
         // SAFETY: The folio is one page, and the hypervisor writes none that anybody else has.
         outcome(unsafe { bindings::gmem_zero_by_hypervisor(frame.pfn().get()) })
             .map_err(|_| Fatal)?;
-        frame.mark_zero(true);
+        frame.mark_zero(self.to == Visibility::Private);
         Ok(Written::new(Action::Zero))
     }
 

@@ -206,7 +206,8 @@ impl Frame<'_> {
         }
     }
 
-    /// Remembers whether the page is zero and out of the host's reach.
+    /// Remembers whether the page is zero and out of the host's reach, which it is not while
+    /// somebody has it mapped or pinned.
     #[inline]
     pub(crate) fn mark_zero(&self, is: bool) {
         if (self.word() & ZERO != 0) != is {

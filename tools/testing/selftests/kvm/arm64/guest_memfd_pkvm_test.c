@@ -52,6 +52,11 @@ FIXTURE_TEARDOWN(pvm)
 
 #define PVM_TEST(name)	TEST_F_TIMEOUT(pvm, name, TIMEOUT)
 
+static struct iovec iov(void *base, u64 len)
+{
+	return (struct iovec){ base, len };
+}
+
 /* For what only VMs can do whose user space is told. */
 FIXTURE(told) {
 	struct pvm p;
@@ -390,6 +395,35 @@ TEST_F_TIMEOUT(pvm, contract, 2 * TIMEOUT)
 		}
 	}
 	TH_LOG("%d cells", cells);
+}
+
+/*
+ * ZERO over what is shared leaves the host its mapping. What it writes there then is
+ * as good as anything else: PRESERVE keeps it, up to the guest's first touch.
+ */
+PVM_TEST(zero_while_mapped)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	struct iovec theirs = iov(p->mem + 3 * PG, PG);
+	int ends[2];
+
+	/* Mapped and written; mapped only; unmapped again; unmapped, and held. */
+	gmem_convert(p->fd, 0, 4 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	gmem_fill(p->mem, PG, GMEM_SEED(1), 0);
+	host_check(p, PG, 3 * PG, GMEM_ZEROES);
+	TEST_ASSERT(!pipe(ends), "pipe: %d", errno);
+	TEST_ASSERT_EQ(vmsplice(ends[1], &theirs, 1, 0), PG);
+	kvm_madvise(p->mem + 2 * PG, 2 * PG, MADV_DONTNEED);
+
+	gmem_convert(p->fd, 0, 4 * PG, GMEM_SHARED, GMEM_ZERO);
+	host_check(p, 0, 2 * PG, GMEM_ZEROES);
+	gmem_fill(p->mem, 4 * PG, GMEM_SEED(2), 0);
+	close(ends[0]);
+	close(ends[1]);
+	gmem_convert(p->fd, 0, 4 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	cpu_start(c);
+	cpu_check(c, 0, 4 * PG, GMEM_SEED(2));
 }
 
 /* All or nothing, with the first page that is in the way. */
@@ -784,11 +818,6 @@ TEST_F_TIMEOUT(pvm, teardown_scrubs, 2 * TIMEOUT)
 }
 
 /* --- Ways to a private page ----------------------------------------------- */
-
-static struct iovec iov(void *base, u64 len)
-{
-	return (struct iovec){ base, len };
-}
 
 /* Reads a page of another process' memory word by word, as a debugger does. */
 static bool peek(pid_t child, u8 *mem)
