@@ -72,6 +72,9 @@ pub const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 1 << 1;
 pub const KVM_HC_MAP_GPA_RANGE: u64 = 12;
 /// Attribute of [`KVM_HC_MAP_GPA_RANGE`]: to private. Without it: to shared.
 pub const KVM_MAP_GPA_RANGE_ENCRYPTED: u64 = 1 << 4;
+/// Attribute of [`KVM_HC_MAP_GPA_RANGE`] on arm64, next to [`KVM_MAP_GPA_RANGE_ENCRYPTED`]: the guest
+/// has given the memory back.
+pub const KVM_MAP_GPA_RANGE_RELINQUISHED: u64 = 1 << 5;
 /// Attributes of [`KVM_HC_MAP_GPA_RANGE`] that are a hint about the size of pages.
 pub const KVM_MAP_GPA_RANGE_PAGE_SIZE: u64 = 0xf;
 /// Which hypercalls can be handed to the VMM, as a mask of `1 << KVM_HC_*`.

@@ -7,7 +7,8 @@ use crate::{
         KVM_CAP_EXIT_HYPERCALL,
         KVM_HC_MAP_GPA_RANGE,
         KVM_MAP_GPA_RANGE_ENCRYPTED,
-        KVM_MAP_GPA_RANGE_PAGE_SIZE, //
+        KVM_MAP_GPA_RANGE_PAGE_SIZE,
+        KVM_MAP_GPA_RANGE_RELINQUISHED, //
     },
     attributes::{
         Content,
@@ -54,7 +55,13 @@ pub struct MapGpaRange {
     pub range: Range<u64>,
     /// What the range is to be.
     pub to: Visibility,
+    /// Whether the guest has no use for the memory any more, and none of its bytes is there: a guest
+    /// of pKVM has made MEM_RELINQUISH. It is private, and stays so.
+    pub given_back: bool,
 }
+
+/// Guests of pKVM can give memory back, and nobody else.
+const CAN_GIVE_BACK: bool = cfg!(target_arch = "aarch64");
 
 impl MapGpaRange {
     /// Takes the `args` of the hypercall apart (`Documentation/virt/kvm/x86/hypercalls.rst`; those of
@@ -69,19 +76,31 @@ impl MapGpaRange {
     /// let expected = MapGpaRange {
     ///     range: 0x10_0000..0x10_2000,
     ///     to: Visibility::Private,
+    ///     given_back: false,
     /// };
     /// assert_eq!(request, Some(expected));
     /// ```
     pub fn from_args(args: &[u64; 6]) -> Option<Self> {
+        Self::parse(args, CAN_GIVE_BACK)
+    }
+
+    fn parse(args: &[u64; 6], can_give_back: bool) -> Option<Self> {
+        const GIVEN_BACK: u64 = KVM_MAP_GPA_RANGE_ENCRYPTED | KVM_MAP_GPA_RANGE_RELINQUISHED;
+
         let [address, pages, attributes, ..] = *args;
         let size = pages.checked_mul(HYPERCALL_PAGE).filter(|&size| size > 0)?;
         let range = address..address.checked_add(size)?;
-        let to = match attributes & !KVM_MAP_GPA_RANGE_PAGE_SIZE {
-            0 => Visibility::Shared,
-            KVM_MAP_GPA_RANGE_ENCRYPTED => Visibility::Private,
+        let (to, given_back) = match attributes & !KVM_MAP_GPA_RANGE_PAGE_SIZE {
+            0 => (Visibility::Shared, false),
+            KVM_MAP_GPA_RANGE_ENCRYPTED => (Visibility::Private, false),
+            GIVEN_BACK if can_give_back => (Visibility::Private, true),
             _ => return None,
         };
-        Some(Self { range, to })
+        Some(Self {
+            range,
+            to,
+            given_back,
+        })
     }
 }
 
@@ -107,7 +126,7 @@ pub struct Service<'a> {
 pub struct Served {
     /// What it was; [`None`] if it made no sense.
     pub request: Option<MapGpaRange>,
-    /// Why it was refused. `EIO` with an address means that the VM is dead: the VMM has to end it.
+    /// Why it was refused, or memory that was given back not freed. `EIO` with an address means that the VM is dead: the VMM has to end it.
     pub converted: Result<(), RangeError>,
     /// Whether the range is mapped now, if that was to be done. The guest does not need to know: what
     /// is not mapped takes a fault.
@@ -136,8 +155,8 @@ fn hypercall_ret(errno: i32) -> u64 {
 }
 
 impl Regions {
-    /// Serves a `KVM_EXIT_HYPERCALL`: converts what the guest asks for, and says what to answer.
-    /// [`None`] for a hypercall other than `KVM_HC_MAP_GPA_RANGE`.
+    /// Serves a `KVM_EXIT_HYPERCALL`: converts what the guest asks for, or frees what it has given
+    /// back, and says what to answer. [`None`] for a hypercall other than `KVM_HC_MAP_GPA_RANGE`.
     ///
     /// `nr` and `args` are the exit's. They come from the guest, and nothing is taken for granted
     /// about them.
@@ -183,7 +202,22 @@ impl Regions {
                 populated: None,
             });
         };
-        let MapGpaRange { range, to } = request.clone();
+        Some(self.serve_request(request, service))
+    }
+
+    fn serve_request(&self, request: MapGpaRange, service: &Service<'_>) -> Served {
+        let MapGpaRange {
+            range,
+            to,
+            given_back,
+        } = request.clone();
+        if given_back {
+            return Served {
+                request: Some(request),
+                converted: self.free(range, service.outside),
+                populated: None,
+            };
+        }
         let converted = self.convert(
             range.clone(),
             to,
@@ -198,11 +232,11 @@ impl Regions {
                 .try_for_each(|(part, _)| populator.populate(part, service.attempts))
         };
         let populated = service.populate.filter(|_| converted.is_ok()).map(populate);
-        Some(Served {
+        Served {
             request: Some(request),
             converted,
             populated,
-        })
+        }
     }
 }
 
@@ -234,10 +268,48 @@ mod tests {
             assert_eq!(from(0x3000, 2, 1 << 4 | hint), private);
         }
         assert_eq!(from(0x3000, 2, 1 << 5), None);
+        assert_eq!(from(0x3000, 2, 1 << 4 | 1 << 6), None);
         assert_eq!(from(0x3000, 2, 1 << 63), None);
         assert_eq!(from(0x3000, 0, 0), None);
         assert_eq!(from(0x3000, 1 << 52, 0), None);
         assert_eq!(from(u64::MAX - 0xfff, 2, 0), None);
+    }
+
+    #[test]
+    fn memory_is_given_back_by_guests_that_can() {
+        let from = |attributes, can| MapGpaRange::parse(&[0x3000, 2, attributes, 0, 0, 0], can);
+        let given_back = MapGpaRange {
+            range: 0x3000..0x5000,
+            to: Visibility::Private,
+            given_back: true,
+        };
+        assert_eq!(from(1 << 4 | 1 << 5, true), Some(given_back.clone()));
+        assert_eq!(from(1 << 4 | 1 << 5, false), None);
+        for alone in [1 << 5, 1 << 5 | 1 << 6] {
+            assert_eq!(from(alone, true), None);
+        }
+        assert_eq!(from(1 << 4, true).map(|it| it.given_back), Some(false));
+
+        // It is freed, and not converted: this file would refuse that.
+        let region = region(0..0x4000, 0x3000);
+        let mapping = region.mapping().unwrap().clone();
+        for offset in [0, 0x1fff, 0x2000, 0x3fff] {
+            mapping.store(offset, 0x5a);
+        }
+        let regions = Regions::new(vec![region]).unwrap();
+        let served = regions.serve_request(given_back, &SERVICE);
+        assert_eq!((served.ret(), served.populated), (0, None));
+        let bytes = [0, 0x1fff, 0x2000, 0x3fff].map(|offset| mapping.load(offset));
+        assert_eq!(bytes, [0, 0, 0x5a, 0x5a]);
+
+        let stray = from(1 << 4 | 1 << 5, true).unwrap();
+        let stray = MapGpaRange {
+            range: 0..0x4000,
+            ..stray
+        };
+        let served = regions.serve_request(stray, &SERVICE);
+        assert_eq!(served.ret(), libc::EINVAL as u64);
+        assert_eq!(served.converted.unwrap_err().address, Some(0));
     }
 
     #[test]

@@ -287,6 +287,44 @@ impl Regions {
         attempts: u32,
         outside: Outside,
     ) -> Result<(), RangeError> {
+        self.for_each_part(range, outside, |region, in_file| {
+            let converted = region
+                .memory
+                .convert_retrying(in_file, to, content, attempts);
+            match converted {
+                Ok(_) => Ok(()),
+                Err(ConvertError { errno, offset }) => Err((
+                    errno,
+                    offset.and_then(|offset| region.guest_address(offset)),
+                )),
+            }
+        })
+    }
+
+    /// Frees the memory of a range of guest physical addresses (bytes), as
+    /// [`GuestMemfd::punch_hole`] does in each region that it touches, in order.
+    ///
+    /// What belongs to no region is left out if `outside` says so. The guest finds new memory there,
+    /// or none at all if it has not agreed.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GuestMemfd::punch_hole`], and `EINVAL` as of [`convert`](Self::convert).
+    pub fn free(&self, range: Range<u64>, outside: Outside) -> Result<(), RangeError> {
+        self.for_each_part(range, outside, |region, in_file| {
+            let freed = region.memory.punch_hole(in_file);
+            freed.map_err(|error| (error.raw_os_error().unwrap_or(libc::EIO), None))
+        })
+    }
+
+    /// Calls `f` with each region that `range` touches, and the part of its file. It returns an error
+    /// number, and the address that it is about.
+    fn for_each_part(
+        &self,
+        range: Range<u64>,
+        outside: Outside,
+        mut f: impl FnMut(&Region, Range<u64>) -> Result<(), (i32, Option<u64>)>,
+    ) -> Result<(), RangeError> {
         let parts = self.parts(&range);
         let stray = parts.iter().find(|(_, region)| region.is_none());
         let refused = match outside {
@@ -302,25 +340,15 @@ impl Regions {
         }
         for (part, region) in parts {
             let Some(region) = region else { continue };
-            let fail = |errno, address| {
-                Err(RangeError {
-                    errno,
-                    address,
-                    converted: range.start..part.start,
-                })
+            let done = match region.file_range_of(&part) {
+                Some(in_file) => f(region, in_file),
+                None => Err((libc::EINVAL, None)),
             };
-            let Some(in_file) = region.file_range_of(&part) else {
-                return fail(libc::EINVAL, None);
-            };
-            if let Err(ConvertError { errno, offset }) = region
-                .memory
-                .convert_retrying(in_file, to, content, attempts)
-            {
-                return fail(
-                    errno,
-                    offset.and_then(|offset| region.guest_address(offset)),
-                );
-            }
+            done.map_err(|(errno, address)| RangeError {
+                errno,
+                address,
+                converted: range.start..part.start,
+            })?;
         }
         Ok(())
     }

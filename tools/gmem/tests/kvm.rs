@@ -406,6 +406,16 @@ fn a_guests_request_is_served_across_slots() {
     assert_eq!(serve(base, 32, private, Outside::Refuse).ret(), 0);
     assert_eq!(state(&high, 0), (Visibility::Private, 16));
 
+    // Only guests of pKVM give memory back. What it is stays.
+    let given_back = private | abi::KVM_MAP_GPA_RANGE_RELINQUISHED;
+    let served = serve(base + 15 * PAGE, 2, given_back, Outside::Refuse);
+    let expected = match cfg!(target_arch = "aarch64") {
+        true => 0,
+        false => libc::EINVAL as u64,
+    };
+    assert_eq!((served.ret(), served.populated), (expected, None));
+    assert_eq!(state(&low, 0), (Visibility::Private, 16));
+
     // Beyond the regions there is nothing to convert, and nothing is.
     let served = serve(base, 33, 0, Outside::Refuse);
     assert_eq!(served.ret(), libc::EINVAL as u64);
