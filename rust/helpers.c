@@ -523,12 +523,19 @@ bool kvm_gmem_page_is_zero(struct page *page)
 	return gmem_folio_record(page_folio(page)) & GMEM_RECORD_ZERO;
 }
 
-/* What cannot be told counts as kept. */
-bool gmem_vm_keeps_from_host(struct kvm *kvm, gfn_t gfn, u64 nr, u64 *same)
+/*
+ * What cannot be told counts as kept. What the guest waits to share becomes shared
+ * if it is @for_host.
+ */
+bool gmem_vm_keeps_from_host(struct kvm *kvm, gfn_t gfn, u64 nr, bool for_host, u64 *same)
 {
 #ifdef CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK
 	int state = kvm_arch_gmem_page_state(kvm, gfn, nr, same);
 
+	if (state == PKVM_GUEST_PAGE_OWNED && for_host && !kvm_arch_gmem_share_page(kvm, gfn)) {
+		*same = 1;
+		return false;
+	}
 	return state < 0 || state == PKVM_GUEST_PAGE_OWNED;
 #else
 	*same = nr;

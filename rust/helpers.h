@@ -116,7 +116,7 @@ void gmem_vm_flush_remote_tlbs(struct kvm *kvm);
 bool gmem_vm_zap(struct kvm *kvm, struct kvm_gfn_range *range);
 void gmem_vm_take_back(struct kvm *kvm, gfn_t start, gfn_t end);
 bool gmem_vm_retire(struct kvm *kvm, gfn_t start, gfn_t end);
-bool gmem_vm_keeps_from_host(struct kvm *kvm, gfn_t gfn, u64 nr, u64 *same);
+bool gmem_vm_keeps_from_host(struct kvm *kvm, gfn_t gfn, u64 nr, bool for_host, u64 *same);
 int gmem_zero_by_hypervisor(u64 pfn);
 bool gmem_vm_dead(struct kvm *kvm);
 bool gmem_vm_has_private_mem(struct kvm *kvm);

@@ -139,6 +139,8 @@ pub struct Mapped<'a> {
     mmu: &'a MmuGuard<'a>,
     gfn: Gfn,
     folio: &'a FolioRef<'a>,
+    /// It becomes the host's, if nobody objects.
+    for_host: bool,
     kept: &'a Cell<Option<Kept>>,
 }
 
@@ -187,7 +189,7 @@ impl Mapped<'_> {
         if let Some(run) = known {
             return run.kept;
         }
-        let (kept, same) = platform::keeps_from_host(self.vm(), self.gfn, AT_ONCE);
+        let (kept, same) = platform::keeps_from_host(self.mmu, self.gfn, AT_ONCE, self.for_host);
         self.kept.set(Some(Kept {
             vm,
             start: gfn,
@@ -354,7 +356,7 @@ impl<'g> InvalidateSpan<'g> {
         while let Some(batch) = folios.next_batch() {
             for folio in batch.filter(|folio| folio.is_allocated()) {
                 folio.frame().mark_in_sept(false);
-                self.ask_about(&folio, &kept, &mut ask)
+                self.ask_about(&folio, for_host, &kept, &mut ask)
                     .map_err(|error| Refused {
                         error,
                         at: folio.pages().start(),
@@ -368,6 +370,7 @@ impl<'g> InvalidateSpan<'g> {
     fn ask_about(
         &self,
         folio: &FolioRef<'_>,
+        for_host: bool,
         kept: &Cell<Option<Kept>>,
         mut f: impl FnMut(&Mapped<'_>) -> Result,
     ) -> Result {
@@ -382,6 +385,7 @@ impl<'g> InvalidateSpan<'g> {
                             mmu,
                             gfn,
                             folio,
+                            for_host,
                             kept,
                         });
                     }

@@ -375,15 +375,23 @@ pub(crate) fn takes_by_itself(vm: &Vm) -> bool {
     kind(vm).is_some_and(Kind::takes_by_itself)
 }
 
-/// Whether `vm`'s guest keeps the page at `gfn` from the host, and for how many of the `nr` pages
-/// from there on the answer is the same (1 at least).
-pub(crate) fn keeps_from_host(vm: &Vm, gfn: Gfn, nr: u64) -> (bool, u64) {
+/// Whether the VM's guest keeps the page at `gfn` from the host, and for how many of the `nr` pages
+/// from there on the answer is the same (1 at least). A page that becomes the host's, `for_host`, is
+/// not kept by a guest that has asked to share it: the hypervisor shares it with this question.
+pub(crate) fn keeps_from_host(
+    mmu: &MmuGuard<'_>,
+    gfn: Gfn,
+    nr: u64,
+    for_host: bool,
+) -> (bool, u64) {
+    let (vm, gfn) = (mmu.vm(), gfn.get());
     if kind(vm) != Some(Kind::Pkvm) {
         return (false, nr);
     }
     let mut same = 0;
-    // SAFETY: The VM is valid, and `same` has room.
-    let keeps = unsafe { bindings::gmem_vm_keeps_from_host(vm.as_raw(), gfn.get(), nr, &mut same) };
+    // SAFETY: The VM is valid, its `mmu_lock` held, and `same` has room.
+    let keeps =
+        unsafe { bindings::gmem_vm_keeps_from_host(vm.as_raw(), gfn, nr, for_host, &mut same) };
     (keeps, same.clamp(1, nr.max(1)))
 }
 

@@ -65,6 +65,11 @@ static void set_x(struct cpu *c, int n, u64 value)
 	vcpu_set_reg(c->vcpu, ARM64_CORE_REG(regs.regs[0]) + n * 2, value);
 }
 
+static s64 get_x(struct cpu *c, int n)
+{
+	return vcpu_get_reg(c->vcpu, ARM64_CORE_REG(regs.regs[0]) + n * 2);
+}
+
 static void write_bytes(struct cpu *c, u64 offset, const void *bytes, u64 n)
 {
 	u64 i;
@@ -229,13 +234,160 @@ TOLD_ATTACK(h47_share_is_what_el2_did)
 	TEST_ASSERT_EQ(answer(c, EPERM, 0), INVALID_PARAMETER);
 	assert_errno(gmem_set_once(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
 
-	/* Taken away meanwhile: what comes next at the address is not shared. */
+	/* Taken away when it was shared: what comes next at the address is not. */
 	until_told(c, GMEM_OP_SHARE, 3 * PG);
+	gmem_convert(p->fd, 3 * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 3 * PG, PG, GMEM_SEED(1));
+	gmem_convert(p->fd, 3 * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
 	assert_errno(gmem_punch(p->fd, 3 * PG, PG), 0);
-	TEST_ASSERT_EQ(answer(c, 0, 0), INVALID_PARAMETER);
+	TEST_ASSERT_EQ(answer(c, 0, INVALID_PARAMETER), 0);
 	cpu_check(c, 3 * PG, PG, GMEM_ZEROES);
 	cpu_fill(c, 3 * PG, PG, GMEM_SEED(9));
 	assert_errno(gmem_set_once(p->fd, 3 * PG, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+}
+
+/*
+ * A page whose sharing is refused was not shared for a moment: the hole that comes
+ * while user space is asked finds it to be the guest's own. So does a request for
+ * more than what the guest has asked to share.
+ */
+TOLD_ATTACK(h47_refused_share_shares_nothing)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	u64 eo;
+
+	cpu_start(c);
+	cpu_fill(c, 0, 4 * PG, GMEM_SEED(1));
+
+	until_told(c, GMEM_OP_SHARE, 0);
+	assert_errno(gmem_punch(p->fd, 0, PG), 0);
+	TEST_ASSERT_EQ(answer(c, EPERM, 0), INVALID_PARAMETER);
+	cpu_assert_lost(c, 0);
+
+	/* Nobody has it shared in the name of this one. */
+	until_told(c, GMEM_OP_SHARE, PG);
+	assert_errno(gmem_set_once(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE, &eo), EPERM);
+	assert_errno(gmem_set_once(p->fd, PG, 2 * PG, GMEM_PRIVATE, GMEM_ZERO, &eo), EOPNOTSUPP);
+	TEST_ASSERT_EQ(eo, PG);
+	TEST_ASSERT_EQ(answer(c, EPERM, 0), INVALID_PARAMETER);
+	assert_errno(gmem_set_once(p->fd, PG, PG, GMEM_SHARED, GMEM_PRESERVE, &eo), EPERM);
+	assert_errno(gmem_punch(p->fd, PG, PG), 0);
+	cpu_assert_lost(c, PG);
+	cpu_check(c, 2 * PG, 2 * PG, GMEM_SEED(1));
+
+	/* Agreed to without a conversion: shared, and the file is to follow. */
+	until_told(c, GMEM_OP_SHARE, 2 * PG);
+	TEST_ASSERT_EQ(answer(c, 0, INVALID_PARAMETER), 0);
+	gmem_convert(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 2 * PG, PG, GMEM_SEED(1));
+}
+
+/* mov x<d>, #<value>, in four instructions */
+static u32 *put_mov(u32 *code, int d, u64 value)
+{
+	int hw;
+
+	for (hw = 0; hw < 4; hw++)
+		*code++ = (hw ? 0xf2800000 : 0xd2800000) | hw << 21 |
+			  (value >> (16 * hw) & 0xffff) << 5 | d;
+	return code;
+}
+
+/*
+ * The guest is entered, and stops before its first instruction: its code, which it
+ * shares, has been cut out. What it has heard is not for the VMM to change then.
+ */
+TOLD_ATTACK(h47_answer_stays_until_the_guest_goes_on)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	struct kvm_run *run = c->vcpu->run;
+	u32 code[20], *next = code;
+	int i;
+
+	next = put_mov(next, 0, MEM_SHARE);
+	next = put_mov(next, 1, GMEM_GPA + PG);
+	next = put_mov(next, 2, 0);
+	next = put_mov(next, 3, 0);
+	*next++ = 0xd4000002;	/* hvc #0 */
+	*next++ = 0xd65f03c0;	/* ret */
+
+	cpu_start(c);
+	cpu_fill(c, PG, PG, GMEM_SEED(1));
+	write_bytes(c, 0, code, (next - code) * sizeof(*code));
+	cpu_share(c, 0, PG);
+
+	c->cmd->op = GMEM_OP_CALL;
+	c->cmd->gpa = GMEM_GPA;
+	TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
+	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
+	TEST_ASSERT_EQ(run->hypercall.args[0], GMEM_GPA + PG);
+	assert_errno(gmem_punch(p->fd, 0, PG), 0);
+	run->hypercall.ret = EPERM;
+	for (i = 0; i < 4; i++) {
+		TEST_ASSERT(__vcpu_run(c->vcpu) && errno == EFAULT, "No fault: errno %d", errno);
+		TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_MEMORY_FAULT);
+		TEST_ASSERT_EQ(run->memory_fault.gpa, GMEM_GPA);
+		TEST_ASSERT_EQ(get_x(c, 0), INVALID_PARAMETER);
+		TEST_ASSERT_EQ(get_x(c, 1), 0);
+		set_x(c, 0, 0);
+		set_x(c, 1, 0x5a5a5a5a);
+	}
+	/* Elsewhere it does not wait for an answer. */
+	set_x(c, 0, 77);
+	vcpu_set_reg(c->vcpu, ARM64_CORE_REG(regs.pc), get_x(c, 30));
+	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT_EQ(c->cmd->value, 77);
+	assert_errno(gmem_set_once(p->fd, PG, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+	cpu_check(c, PG, PG, GMEM_SEED(1));
+}
+
+/* A vCPU that is reset in an exit is not the one that waits for an answer. */
+TOLD_ATTACK(reset_vcpu_hears_no_answer)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0], *gone = &p->cpu[1];
+	const u64 mail = get_x(gone, 0), mail_gpa = get_x(gone, 1);
+	const u64 sp = vcpu_get_reg(gone->vcpu, ARM64_CORE_REG(sp_el1));
+	struct kvm_run *run = gone->vcpu->run;
+	struct kvm_vcpu_init init;
+	int round, i;
+
+	cpu_start(c);
+	cpu_start(gone);
+	cpu_fill(c, 0, PG, GMEM_SEED(1));
+	kvm_get_default_vcpu_target(p->vm, &init);
+
+	for (round = 0; round < 2; round++) {
+		gone->cmd->op = round ? GMEM_OP_UNSHARE : GMEM_OP_SHARE;
+		gone->cmd->gpa = GMEM_GPA;
+		gone->cmd->size = PG;
+		TEST_ASSERT(!__vcpu_run(gone->vcpu), "KVM_RUN: errno %d", errno);
+		TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
+
+		aarch64_vcpu_setup(gone->vcpu, &init);
+		vcpu_set_reg(gone->vcpu, ARM64_CORE_REG(sp_el1), sp);
+		vcpu_set_reg(gone->vcpu, ARM64_CORE_REG(regs.pc), (u64)guest_code);
+		set_x(gone, 0, mail);
+		set_x(gone, 1, mail_gpa);
+		gone->cmd->op = GMEM_OP_HVC;
+		gone->cmd->pattern = VENDOR_HYP_FEATURES;
+		for (i = 0; i < 2; i++) {
+			TEST_ASSERT(!__vcpu_run(gone->vcpu), "KVM_RUN: errno %d", errno);
+			TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_MMIO);
+			/* It shares its mailbox once more. */
+			TEST_ASSERT_EQ(*(s64 *)run->mmio.data, INVALID_PARAMETER);
+		}
+		TEST_ASSERT(gone->cmd->value & BIT(9), "%#lx", (u64)gone->cmd->value);
+
+		/* What it had asked for nobody has done, or can do any more. */
+		assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL),
+			     round ? 0 : EPERM);
+		if (!round)
+			cpu_share(c, 0, PG);
+	}
+	host_check(p, 0, PG, GMEM_SEED(1));
 }
 
 TOLD_ATTACK(h47_unshare_is_what_el2_did)
@@ -275,10 +427,15 @@ TOLD_ATTACK(h47_unshare_is_what_el2_did)
 	cpu_check(c, 0, PG, GMEM_ZEROES);
 }
 
-/* EL2 knows nothing of an SMC with the number of MEM_SHARE, so nobody is told of it. */
+/*
+ * An SMC with the number of one of EL2's calls does nothing, and is not for the host to
+ * answer. Its KVM would have an answer to FEATURES.
+ */
 TOLD_ATTACK(smc_shares_nothing)
 {
-	static const u32 functions[] = { MEM_SHARE, MEM_UNSHARE, MEM_RELINQUISH };
+	static const u32 functions[] = {
+		MEM_SHARE, MEM_UNSHARE, MEM_RELINQUISH, VENDOR_HYP_FEATURES, HYP_MEMINFO,
+	};
 	struct pvm *p = &self->p;
 	struct cpu *c = &p->cpu[0];
 	int i;

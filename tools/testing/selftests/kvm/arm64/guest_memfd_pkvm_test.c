@@ -611,10 +611,21 @@ PVM_TEST(relinquish)
 	TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_RELINQUISH, 8, PG, 0), INVALID_PARAMETER);
 	TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_RELINQUISH, 7 * PG, PG, 0), INVALID_PARAMETER);
 	TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_HVC, PG, PG, MEM_RELINQUISH), INVALID_PARAMETER);
-	/* Nothing to give back, and nobody to tell. */
-	cpu_relinquish(c, 16 * PG, PG);
 	cpu_check(c, 0, 8 * PG, GMEM_SEED(1));
 	TEST_ASSERT_EQ(c->relinquishes, 0);
+
+	/* Never used: there are zeroes all the same, whatever the host has put there. */
+	gmem_convert(p->fd, 16 * PG, 2 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	gmem_fill(p->mem + 16 * PG, 2 * PG, GMEM_SEED(2), 16 * PG);
+	gmem_convert(p->fd, 16 * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	cpu_relinquish(c, 16 * PG, 3 * PG);
+	exits += 3;
+	TEST_ASSERT_EQ(c->relinquishes, variant->exits ? exits : 0);
+	gmem_convert(p->fd, 16 * PG, 3 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	host_check(p, 16 * PG, 3 * PG, GMEM_ZEROES);
+	gmem_fill(p->mem + 16 * PG, 3 * PG, GMEM_SEED(2), 16 * PG);
+	gmem_convert(p->fd, 16 * PG, 3 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	cpu_check(c, 16 * PG, 3 * PG, GMEM_ZEROES);
 
 	/* The host can have it. What the guest finds there later is not the host's. */
 	cpu_relinquish(c, 0, 4 * PG);

@@ -18,6 +18,7 @@
 #include "gmem_test.h"
 
 #define KVM_VM_TYPE_ARM_PROTECTED	(1UL << 31)
+#define HYP_MEMINFO			0xc6000002u
 #define MEM_SHARE			0xc6000003u
 #define MEM_UNSHARE			0xc6000004u
 #define MEM_RELINQUISH			0xc6000009u
