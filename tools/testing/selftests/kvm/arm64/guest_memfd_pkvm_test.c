@@ -217,6 +217,100 @@ PVM_TEST(share_and_unshare)
 	TEST_ASSERT(cpu_do(c, GMEM_OP_UNSHARE, 8, PG, 0), "Unshared at 8");
 }
 
+/* Several pages by one hypercall, as far as they are in the same state. */
+PVM_TEST(share_several_pages)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	u64 n;
+
+	cpu_start(c);
+	c->shares = 0;
+	cpu_fill(c, 0, 48 * PG, GMEM_SEED(1));
+
+	TEST_ASSERT_EQ(cpu_hvc(c, MEM_SHARE, 0, 3, &n), 0);
+	TEST_ASSERT_EQ(n, 3);
+	/* What is shared already is in the way, and what was never touched. */
+	TEST_ASSERT_EQ(cpu_hvc(c, MEM_SHARE, 2 * PG, 4, &n), INVALID_PARAMETER);
+	TEST_ASSERT_EQ(cpu_hvc(c, MEM_SHARE, 46 * PG, 4, &n), 0);
+	TEST_ASSERT_EQ(n, 2);
+	TEST_ASSERT_EQ(cpu_hvc(c, MEM_SHARE, 48 * PG, 4, &n), 0);
+	TEST_ASSERT_EQ(n, 1);
+	/* 0 is 1. There is a limit, and no limit to what is asked. */
+	TEST_ASSERT_EQ(cpu_hvc(c, MEM_SHARE, 3 * PG, 0, &n), 0);
+	TEST_ASSERT_EQ(n, 1);
+	TEST_ASSERT_EQ(cpu_hvc(c, MEM_SHARE, 4 * PG, -1ul, &n), 0);
+	TEST_ASSERT_EQ(n, 32);
+	if (variant->exits) {
+		TEST_ASSERT_EQ(c->shares, 5);
+		TEST_ASSERT_EQ(c->pages, 32);
+	} else {
+		gmem_convert(p->fd, 0, 36 * PG, GMEM_SHARED, GMEM_PRESERVE);
+		gmem_convert(p->fd, 46 * PG, 3 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	}
+	host_check(p, 0, 36 * PG, GMEM_SEED(1));
+	host_check(p, 46 * PG, 2 * PG, GMEM_SEED(1));
+	host_check(p, 48 * PG, PG, GMEM_ZEROES);
+	assert_errno(gmem_set_once(p->fd, 36 * PG, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+	assert_errno(gmem_set_once(p->fd, 45 * PG, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+
+	gmem_fill(p->mem, 36 * PG, GMEM_SEED(2), 0);
+	if (!variant->exits)
+		gmem_convert(p->fd, 0, 36 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	TEST_ASSERT_EQ(cpu_hvc(c, MEM_UNSHARE, 32 * PG, 8, &n), 0);
+	TEST_ASSERT_EQ(n, 4);
+	TEST_ASSERT_EQ(cpu_hvc(c, MEM_UNSHARE, 0, 32, &n), 0);
+	TEST_ASSERT_EQ(n, 32);
+	TEST_ASSERT_EQ(cpu_hvc(c, MEM_UNSHARE, 0, 2, &n), INVALID_PARAMETER);
+	if (variant->exits)
+		TEST_ASSERT_EQ(c->unshares, 2);
+	TEST_ASSERT(gmem_host_refused(p->mem), "The host has a private page");
+	cpu_check(c, 0, 36 * PG, GMEM_SEED(2));
+	cpu_check(c, 36 * PG, 12 * PG, GMEM_SEED(1));
+	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
+}
+
+/* User space goes along with the first pages only: the guest hears with how many. */
+TEST_F_TIMEOUT(told, some_of_several_pages, TIMEOUT)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	struct kvm_run *run = c->vcpu->run;
+	u64 eo;
+
+	cpu_start(c);
+	cpu_fill(c, 0, 8 * PG, GMEM_SEED(1));
+	c->cmd->op = GMEM_OP_HVC;
+	c->cmd->pattern = MEM_SHARE;
+	c->cmd->gpa = GMEM_GPA;
+	c->cmd->pos = 8;
+	TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
+	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
+	TEST_ASSERT_EQ(run->hypercall.args[1], 8);
+	/* In order: this would be the second. */
+	assert_errno(gmem_set_once(p->fd, PG, PG, GMEM_SHARED, GMEM_PRESERVE, &eo), EPERM);
+	gmem_convert(p->fd, 0, 3 * PG, GMEM_SHARED, GMEM_PRESERVE);
+	run->hypercall.ret = EPERM;
+	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT_EQ(c->cmd->value, 0);
+	TEST_ASSERT_EQ(c->cmd->bad, 3);
+	host_check(p, 0, 3 * PG, GMEM_SEED(1));
+	assert_errno(gmem_set_once(p->fd, 3 * PG, PG, GMEM_SHARED, GMEM_PRESERVE, &eo), EPERM);
+
+	c->cmd->pattern = MEM_UNSHARE;
+	TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
+	TEST_ASSERT_EQ(run->hypercall.args[1], 3);
+	gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	gmem_convert(p->fd, 2 * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	run->hypercall.ret = 0;
+	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT_EQ(c->cmd->value, 0);
+	TEST_ASSERT_EQ(c->cmd->bad, 1);
+	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, &eo), EPERM);
+	gmem_convert(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
+	cpu_check(c, 0, 8 * PG, GMEM_SEED(1));
+}
+
 /* User space says yes, and does not convert: it is not believed. */
 TEST_F_TIMEOUT(told, yes_without_conversion, TIMEOUT)
 {

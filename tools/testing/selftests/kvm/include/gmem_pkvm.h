@@ -169,6 +169,7 @@ static inline void guest_code(volatile struct gmem_cmd *cmd, u64 cmd_gpa)
 		case GMEM_OP_HVC:
 			smccc_hvc(cmd->pattern, cmd->gpa, cmd->pos, 0, 0, 0, 0, 0, &res);
 			cmd->value = res.a0;
+			cmd->bad = res.a1;
 			break;
 		case GMEM_OP_SMC:
 			smccc_smc(cmd->pattern, cmd->gpa, cmd->pos, 0, 0, 0, 0, 0, &res);
@@ -207,6 +208,7 @@ struct cpu {
 	u64 wanted_private;	/* memory faults */
 	u64 lost;		/* memory faults that no conversion helps */
 	u64 shares, unshares, relinquishes;	/* hypercalls */
+	u64 pages;		/* of the last of these */
 	u64 again;		/* EAGAIN of conversions */
 };
 
@@ -289,13 +291,15 @@ static inline void map_gpa_range(struct cpu *c)
 
 	TEST_ASSERT(c->p->exits, "An exit that nobody has asked for");
 	TEST_ASSERT_EQ(run->hypercall.nr, KVM_HC_MAP_GPA_RANGE);
-	TEST_ASSERT_EQ(run->hypercall.args[1], 1);
+	c->pages = run->hypercall.args[1];
+	TEST_ASSERT(c->pages >= 1 && c->pages <= 32, "%lu pages", c->pages);
 	if (run->hypercall.args[2] & KVM_MAP_GPA_RANGE_RELINQUISHED) {
 		TEST_ASSERT_EQ(run->hypercall.args[2],
 			       KVM_MAP_GPA_RANGE_RELINQUISHED | KVM_MAP_GPA_RANGE_ENCRYPTED);
 		c->relinquishes++;
 		if (c->p->punch && in_gmem(gpa))
 			TEST_ASSERT(!gmem_punch(c->p->fd, offset_of(gpa), PG), "punch: %d", errno);
+		TEST_ASSERT_EQ(c->pages, 1);
 		/* The guest does not care: it has happened. */
 		run->hypercall.ret = EPERM;
 		return;
@@ -315,7 +319,8 @@ static inline void map_gpa_range(struct cpu *c)
 		return;
 	}
 	do {
-		r = gmem_set_once(c->p->fd, offset_of(gpa), PG, attributes, GMEM_PRESERVE, &eo);
+		r = gmem_set_once(c->p->fd, offset_of(gpa), c->pages * PG, attributes,
+				  GMEM_PRESERVE, &eo);
 		if (r == EAGAIN)
 			c->again++;
 	} while (r == EAGAIN && c->again < 100000);
@@ -440,6 +445,18 @@ do {										\
 	TEST_ASSERT_EQ(__c->vcpu->run->memory_fault.gpa, GMEM_GPA + __off);	\
 	cpu_skip(__c);								\
 } while (0)
+
+/* A hypercall of @n pages. Returns what the guest hears, and with how many it was done. */
+static inline s64 cpu_hvc(struct cpu *c, u32 function, u64 offset, u64 n, u64 *done)
+{
+	c->cmd->op = GMEM_OP_HVC;
+	c->cmd->pattern = function;
+	c->cmd->gpa = GMEM_GPA + offset;
+	c->cmd->pos = n;
+	TEST_ASSERT(cpu_run(c), "A fault");
+	*done = c->cmd->bad;
+	return c->cmd->value;
+}
 
 #define cpu_relinquish(c, offset, size)						\
 	TEST_ASSERT_EQ(cpu_do(c, GMEM_OP_RELINQUISH, offset, size, 0), 0)
