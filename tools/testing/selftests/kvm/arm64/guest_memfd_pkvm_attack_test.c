@@ -343,6 +343,95 @@ TOLD_ATTACK(h47_answer_stays_until_the_guest_goes_on)
 	cpu_check(c, PG, PG, GMEM_SEED(1));
 }
 
+/*
+ * The same for what EL2 answers at once: the call is at the end of a page, and the guest
+ * has not got the next one yet.
+ */
+ATTACK(h47_answer_stays_at_the_end_of_a_page)
+{
+	/* hvc #0, smc #0 */
+	static const u32 calls[] = { 0xd4000002, 0xd4000003 };
+	static const s64 answers[] = { INVALID_PARAMETER, -1 };
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	struct kvm_run *run = c->vcpu->run;
+	u32 code[20], *next;
+	u64 size;
+	int i, j;
+
+	cpu_start(c);
+	gmem_convert(p->fd, PG, PG, GMEM_SHARED, GMEM_PRESERVE);
+	cpu_fill(c, 2 * PG, PG, GMEM_SEED(1));
+	for (i = 0; i < ARRAY_SIZE(calls); i++) {
+		/* It is the guest's own, and not shared. */
+		next = put_mov(code, 0, MEM_UNSHARE);
+		next = put_mov(next, 1, GMEM_GPA + 2 * PG);
+		next = put_mov(next, 2, 0);
+		next = put_mov(next, 3, 0);
+		*next++ = calls[i];
+		size = (next - code) * sizeof(*code);
+		write_bytes(c, PG - size, code, size);
+
+		c->cmd->op = GMEM_OP_CALL;
+		c->cmd->gpa = GMEM_GPA + PG - size;
+		for (j = 0; j < 4; j++) {
+			TEST_ASSERT(__vcpu_run(c->vcpu) && errno == EFAULT, "No fault: errno %d",
+				    errno);
+			TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_MEMORY_FAULT);
+			TEST_ASSERT_EQ(run->memory_fault.gpa, GMEM_GPA + PG);
+			TEST_ASSERT_EQ(get_x(c, 0), answers[i]);
+			TEST_ASSERT_EQ(get_x(c, 1), 0);
+			set_x(c, 0, 0);
+			set_x(c, 1, 1);
+		}
+		set_x(c, 0, 77);
+		vcpu_set_reg(c->vcpu, ARM64_CORE_REG(regs.pc), get_x(c, 30));
+		TEST_ASSERT(cpu_run(c), "The guest does not go on");
+		TEST_ASSERT_EQ(c->cmd->value, 77);
+	}
+}
+
+/* The first instruction after a call is for the host to emulate: EL2 leaves its result. */
+ATTACK(load_from_a_device_after_an_answer)
+{
+	static const u32 functions[] = { VENDOR_HYP_FEATURES, MEM_SHARE, MEM_SHARE };
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	struct kvm_run *run = c->vcpu->run;
+	const u64 device = *(u64 *)addr_gva2hva(p->vm, (gva_t)&ucall_exit_mmio_addr);
+	u32 code[24], *next;
+	int i;
+
+	cpu_start(c);
+	cpu_fill(c, PG, PG, GMEM_SEED(1));
+	for (i = 0; i < ARRAY_SIZE(functions); i++) {
+		next = put_mov(code, 0, functions[i]);
+		next = put_mov(next, 1, GMEM_GPA + PG);
+		next = put_mov(next, 2, 0);
+		next = put_mov(next, 3, 0);
+		next = put_mov(next, 4, device);
+		*next++ = 0xd4000002;	/* hvc #0 */
+		*next++ = 0xf9400080;	/* ldr x0, [x4] */
+		*next++ = 0xd65f03c0;	/* ret */
+		write_bytes(c, 0, code, (next - code) * sizeof(*code));
+
+		c->cmd->op = GMEM_OP_CALL;
+		c->cmd->gpa = GMEM_GPA;
+		TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
+		/* The second SHARE fails at once. */
+		if (variant->exits && i == 1) {
+			TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
+			run->hypercall.ret = 0;
+			TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
+		}
+		TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_MMIO);
+		TEST_ASSERT(!run->mmio.is_write && run->mmio.len == 8, "No load");
+		*(u64 *)run->mmio.data = 0x1234 + i;
+		TEST_ASSERT(cpu_run(c), "A fault");
+		TEST_ASSERT_EQ(c->cmd->value, 0x1234 + i);
+	}
+}
+
 /* A vCPU that is reset in an exit is not the one that waits for an answer. */
 TOLD_ATTACK(reset_vcpu_hears_no_answer)
 {
