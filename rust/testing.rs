@@ -372,7 +372,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
     ///
     /// # Errors
     ///
-    /// `EFAULT` for a SIGBUS, `ENOMEM`, `EAGAIN`.
+    /// `ENOMEM`, `EAGAIN` where the access is made again, and `EFAULT` for anything else.
     pub fn host_fault(&self, at: u64) -> Result<HostPage> {
         // SAFETY: The fault is complete, as far as it is used.
         let (result, page) =
@@ -384,7 +384,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
                 Ok(HostPage(page))
             }
             bindings::vm_fault_reason_VM_FAULT_OOM => Err(ENOMEM),
-            bindings::vm_fault_reason_VM_FAULT_RETRY => Err(EAGAIN),
+            bindings::vm_fault_reason_VM_FAULT_NOPAGE => Err(EAGAIN),
             _ => Err(EFAULT),
         }
     }

@@ -492,6 +492,8 @@ mod caller {
 
     const PAGES: u64 = 16;
     const BASE: u64 = 0x1000;
+    /// A page that the implementation below cannot serve at this moment.
+    const BUSY: u64 = 3;
 
     /// An implementation that asks for more than there is.
     struct Greedy;
@@ -545,6 +547,9 @@ mod caller {
         fn show_run(_run: &Run, _out: &SeqFile) {}
 
         fn fault<'a>(fault: HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>> {
+            if fault.at().get() == BUSY {
+                return Err(EAGAIN);
+            }
             fault.serve(stable)
         }
 
@@ -618,6 +623,19 @@ mod caller {
         assert_eq!(TestRmp::entry(&file, 5)?, None);
         assert_eq!(file.host_fault(5).err(), Some(EFAULT));
         assert!(file.visibility(5) == PRIVATE);
+        Ok(())
+    }
+
+    /// The lock of the mapping is held all the time, and the core must not think that it was dropped.
+    #[test]
+    fn host_fault_that_cannot_be_served_yet() -> Result {
+        let vm = TestVm::new()?;
+        let Some(file) = File::new(&vm, PAGES, SHARED, BASE)? else {
+            return Ok(());
+        };
+        assert_eq!(file.host_fault(BUSY).err(), Some(EAGAIN));
+        assert!(file.host_fault(BUSY + 1).is_ok());
+        assert_eq!(file.allocated(), 1);
         Ok(())
     }
 

@@ -53,6 +53,14 @@ impl<'a> HostFault<'a> {
         self.inode
     }
 
+    /// The page that is asked for.
+    #[inline]
+    pub(crate) fn at(&self) -> PageIndex {
+        // SAFETY: The fault is being handled, so `vmf` is valid.
+        // CAST: unsigned long has 64 bits here.
+        PageIndex::new(unsafe { (*self.vmf).__bindgen_anon_1.pgoff as u64 })
+    }
+
     /// Maps the faulting page for the host, if it is shared.
     ///
     /// The attribute is held until the folio is locked, and that stays locked until the page table
@@ -69,9 +77,7 @@ impl<'a> HostFault<'a> {
         if !ptr::eq(stable.inode(), inode) {
             return Err(EINVAL);
         }
-        // SAFETY: The fault is being handled, so `vmf` is valid.
-        // CAST: unsigned long has 64 bits here.
-        let at = PageIndex::new(unsafe { (*self.vmf).__bindgen_anon_1.pgoff as u64 });
+        let at = self.at();
         if at.get() >= inode.geometry().pages() {
             return Err(EFAULT);
         }
