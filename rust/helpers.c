@@ -601,15 +601,13 @@ bool gmem_vm_type_available(u32 type)
 #endif
 }
 
+#ifdef CONFIG_KVM_GMEM_EMULATION
 /* Whether the guest's initial memory has been measured, and the guest may run. */
 bool gmem_vm_launched(struct kvm *kvm)
 {
-#ifdef CONFIG_X86
 	return READ_ONCE(kvm->arch.pre_fault_allowed);
-#else
-	return gmem_vm_has_run(kvm);
-#endif
 }
+#endif
 
 /*
  * Statistics are not atomic, here as anywhere in KVM: of two files that are
@@ -672,22 +670,6 @@ void gmem_debugfs_remove(struct dentry *dentry)
 void gmem_vm_kill(struct kvm *kvm)
 {
 	kvm_vm_dead(kvm);
-}
-
-bool gmem_vm_has_run(struct kvm *kvm)
-{
-#ifdef CONFIG_X86
-	struct kvm_vcpu *vcpu;
-	unsigned long i;
-
-	kvm_for_each_vcpu(i, vcpu, kvm) {
-		if (READ_ONCE(vcpu->arch.last_vmentry_cpu) != -1)
-			return true;
-	}
-	return false;
-#else
-	return kvm_vm_has_ran_once(kvm);
-#endif
 }
 
 bool gmem_vm_mem_is_private(struct kvm *kvm, gfn_t gfn)

@@ -138,7 +138,6 @@ void gmem_vm_note_locked(struct kvm *kvm, u64 ns);
 struct dentry *gmem_vm_debugfs_file(struct kvm *kvm, const char *name, void *data,
 				    const struct file_operations *fops);
 void gmem_debugfs_remove(struct dentry *dentry);
-bool gmem_vm_has_run(struct kvm *kvm);
 bool gmem_vm_mem_is_private(struct kvm *kvm, gfn_t gfn);
 bool gmem_host_wide(void);
 bool gmem_scramble(void);

@@ -477,7 +477,6 @@ mod caller {
             Action,
             Content, //
         },
-        contract::Terms,
         plan::{
             Plan,
             Run, //
@@ -730,10 +729,6 @@ mod caller {
             2 * PAGES * geometry.page_size().bytes(),
         )
         .ok_or(EINVAL)?;
-        let terms = Terms {
-            changing: Action::Zero,
-            settled: Action::Zero,
-        };
         let plan = |start, geometry: &Geometry, claims: &Claims| {
             let page = geometry.page_size().bytes();
             let raw = RawRequest {
@@ -744,7 +739,7 @@ mod caller {
                 ..RawRequest::default()
             };
             let request = Request::parse(&raw, geometry, true).map_err(|_| EINVAL)?;
-            match Plan::new(&request, &terms, claims) {
+            match Plan::new(&request, Action::Zero, claims) {
                 Plan::Change(change) => Ok(change),
                 Plan::Nothing => Err(EINVAL),
             }

@@ -15,7 +15,7 @@ use gmem_policy::{
         SCRAMBLE_BYTE, //
     },
     contract::{
-        page,
+        self,
         Refusal, //
     },
     request::{
@@ -37,10 +37,10 @@ use gmem_sys::{
 };
 use kernel::prelude::*;
 
-/// How the platform is in the way of the promise for a page that it owns: only if it is, is it
-/// worth asking about each.
+/// Why the request is refused if the platform owns a page of it. If it is not, nobody needs to ask
+/// about each page.
 fn minds_owned<V: Vendor>(request: &Request) -> Option<Refusal> {
-    page(V::PLATFORM, request.to(), request.content(), true).err()
+    contract::action(V::PLATFORM, true, request.to(), request.content()).err()
 }
 
 /// Step 6 for each page: refuses a promise that the platform does not keep for one that it owns.

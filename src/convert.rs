@@ -123,12 +123,12 @@ fn convert_locked<V: Vendor>(
         return Err(EIO.into());
     }
 
-    // 5. What is there to do, on which terms?
-    let terms = V::terms(file.vm(), request).map_err(|refusal| Refused {
+    // 5. What is there to do?
+    let action = V::action(request).map_err(|refusal| Refused {
         error: errno(refusal),
         at: request.range().start(),
     })?;
-    let Some(planned) = guard.plan(request, &terms)? else {
+    let Some(planned) = guard.plan(request, action)? else {
         return Ok(Outcome::default());
     };
     let mut outcome = Outcome::of(planned.count());

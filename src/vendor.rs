@@ -3,8 +3,8 @@
 //! What differs between platforms, and which one a VM is on.
 //!
 //! One file per vendor. Adding one means that file, its rows in the contract
-//! (`policy/contract.rs`), and an arm in [`select`]. What a promise comes to is for the contract to
-//! say; vendors state facts, and do what only they can.
+//! (`policy/contract.rs`), and an arm in [`select`]. The contract says what a promise means; vendors
+//! state facts, and do what only they can.
 
 use crate::convert::{
     self,
@@ -12,14 +12,12 @@ use crate::convert::{
     Outcome, //
 };
 use gmem_policy::{
+    content::Action,
     contract::{
-        capability as flags,
+        self,
         capability_any,
-        terms,
-        Phase,
         Platform,
-        Refusal,
-        Terms, //
+        Refusal, //
     },
     range::PageIndex,
     request::{
@@ -92,26 +90,17 @@ use self::{
 /// [`make_shared`](Self::make_shared). All pages are small ones.
 #[vtable]
 pub(crate) trait Vendor {
-    /// The rows of the contract that are its.
+    /// Its rows of the contract.
     const PLATFORM: Platform;
 
-    /// Whether the VM is launched.
-    fn phase(vm: &Vm) -> Phase;
-
-    /// Step 6: on which terms the platform does what is asked for. Called with the invalidate lock
-    /// held exclusively.
+    /// Step 5: what is done to the bytes of pages that the platform does not own, or has given back.
     ///
     /// # Errors
     ///
     /// [`Refusal`], for the whole request.
-    fn terms(vm: &Vm, request: &Request) -> Result<Terms, Refusal> {
-        terms(
-            Self::PLATFORM,
-            Self::phase(vm),
-            request.to(),
-            request.content(),
-            scramble(),
-        )
+    fn action(request: &Request) -> Result<Action, Refusal> {
+        contract::action(Self::PLATFORM, false, request.to(), request.content())
+            .map(|action| action.with_scrambling(scramble()))
     }
 
     /// Step 6: whether the platform owns an allocated page, where the invalidate lock keeps that as
@@ -386,15 +375,13 @@ pub(crate) fn capability(vm: Option<&Vm>, cap: u64) -> Option<i32> {
         Some(vm) => platform(vm).is_some(),
         None => Platform::ALL.iter().copied().any(is_available),
     };
-    let policies = |phase| match vm.and_then(platform) {
-        Some(platform) => flags(platform, phase),
-        None => capability_any(phase, is_available),
-    };
     let value = match cap {
         // CAST: One bit, far below the sign.
         CAP_ATTRIBUTES => Visibility::Private.attributes() as u32,
-        CAP_FLAGS => policies(Phase::PostLaunch),
-        CAP_PRE_LAUNCH_FLAGS => policies(Phase::PreLaunch),
+        CAP_FLAGS | CAP_PRE_LAUNCH_FLAGS => match vm.and_then(platform) {
+            Some(platform) => contract::capability(platform),
+            None => capability_any(is_available),
+        },
         CAP_GET => 1,
         _ => return None,
     };

@@ -3,13 +3,13 @@
 //! The steps of a conversion, each a value that only the step before makes, and that the next one
 //! consumes: none can be left out, come twice, or come early.
 //!
-//! The code above decides what is to change and on which terms, and answers for its vendor. Which
-//! pages a step is about is looked up here, and what must be so for all of them is seen to here: an
-//! answer that is wrong costs the guest's data, or ends in an error.
+//! The code above decides what is to change and what is done to bytes, and answers for its vendor.
+//! Which pages a step is about is looked up here, and what must be so for all of them is seen to
+//! here: an answer that is wrong costs the guest's data, or ends in an error.
 //!
 //! | step | makes | is evidence that |
 //! |---|---|---|
-//! | [`plan`](InvalidateGuard::plan) | [`Planned`] | the terms keep the promise |
+//! | [`plan`](InvalidateGuard::plan) | [`Planned`] | the action keeps the promise |
 //! | [`accept`](Conversion::accept) | [`Accepted`] | the vendor was asked about each page |
 //! | [`reserve`](Conversion::reserve) | [`Reserved`] | storing the attributes cannot fail |
 //! | [`quiesce`](Conversion::quiesce) | [`Quiesced`] | the host has none of the pages that become private |
@@ -49,7 +49,6 @@ use gmem_policy::{
         Action,
         Content, //
     },
-    contract::Terms,
     plan::{
         Change,
         Plan, //
@@ -155,15 +154,13 @@ impl Work<'_> {
     }
 }
 
-/// Whether the terms keep what was asked for: ZERO zeroes, and PRESERVE leaves alone what it
-/// changes.
-fn keep_promise(terms: &Terms, content: Content) -> bool {
-    let kept = |action| match content {
+/// Whether the action keeps what was asked for: ZERO zeroes, and PRESERVE leaves pages alone.
+fn keeps_promise(action: Action, content: Content) -> bool {
+    match content {
         Content::Zero => action == Action::Zero,
         Content::Preserve => action == Action::Leave,
         Content::None => true,
-    };
-    kept(terms.changing) && kept(terms.settled)
+    }
 }
 
 impl InvalidateGuard<'_, Exclusive> {
@@ -171,20 +168,20 @@ impl InvalidateGuard<'_, Exclusive> {
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` if the terms, which come from the contract or from a vendor that knows more, give
-    /// less than was asked for. `EINVAL` for a request that is not one for this file.
+    /// `EOPNOTSUPP` if `action` gives less than was asked for. `EINVAL` for a request that is not one
+    /// for this file.
     pub fn plan<'c>(
         &'c self,
         request: &Request,
-        terms: &Terms,
+        action: Action,
     ) -> Result<Option<Conversion<'c, Planned>>, Refused> {
         let at = request.range().start();
 
-        if !keep_promise(terms, request.content()) {
+        if !keeps_promise(action, request.content()) {
             let error = EOPNOTSUPP;
             return Err(Refused { error, at });
         }
-        match Plan::new(request, terms, self) {
+        match Plan::new(request, action, self) {
             Plan::Nothing => Ok(None),
             Plan::Change(change) => self.begin(change).map(Some),
         }
@@ -289,7 +286,7 @@ impl<'c> Conversion<'c, Quiesced> {
     pub fn check(self) -> Result<Conversion<'c, Checked>, Refused> {
         let change = self.work.change;
         self.work.for_each_folio(
-            |changes| change.action_for(changes) != Action::Leave,
+            |_| change.action() != Action::Leave,
             |folio, _| {
                 if folio.is_poisoned() {
                     let (error, at) = (EHWPOISON, folio.pages().start());
@@ -364,7 +361,7 @@ impl<'s> Conversion<'s, Zapped<'s>> {
     /// was promised. There is no way back, and no page is left half way.
     ///
     /// `make_shared` makes the platform give a page up, which is looked up afterwards. `write` does
-    /// what the terms say; that it has is seen from what it returns.
+    /// what the plan says; that it has is seen from what it returns.
     ///
     /// # Errors
     ///
@@ -379,7 +376,6 @@ impl<'s> Conversion<'s, Zapped<'s>> {
         let span = self.step.span();
         let owns_pages = span.any_vm(|vm| platform::kind(vm).is_some_and(Kind::owns_pages));
         let leaves = |changes| changes && owns_pages && change.to() == Visibility::Shared;
-        let action = |changes| change.action_for(changes);
 
         let mut convert = |folio: &FolioRef<'_>, changes| {
             if leaves(changes) {
@@ -387,14 +383,14 @@ impl<'s> Conversion<'s, Zapped<'s>> {
             }
             // Whatever the vendor says: the host writes no page that a platform has.
             let page = span.given_up(folio, change.to())?;
-            match action(changes) {
+            match change.action() {
                 Action::Leave => Ok(()),
                 action if write(page, action)?.is(action) => Ok(()),
                 _ => Err(Fatal),
             }
         };
         self.work.for_each_folio(
-            |changes| leaves(changes) || action(changes) != Action::Leave,
+            |changes| leaves(changes) || change.action() != Action::Leave,
             |folio, changes| {
                 convert(folio, changes).map_err(|Fatal| {
                     span.lose(folio);

@@ -137,9 +137,10 @@ impl Vm {
         }
     }
 
-    /// Whether the launch is over, on platforms that have one: the guest may run.
+    /// Whether the launch is over: the guest may run.
+    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
     #[inline]
-    pub fn is_launched(&self) -> bool {
+    pub(crate) fn is_launched(&self) -> bool {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_vm_launched(self.as_raw()) }
     }
@@ -179,13 +180,6 @@ impl Vm {
     pub(crate) fn kill(&self) {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_vm_kill(self.as_raw()) }
-    }
-
-    /// Whether one of its vCPUs has entered the guest.
-    #[inline]
-    pub fn has_run(&self) -> bool {
-        // SAFETY: By the type's invariants.
-        unsafe { bindings::gmem_vm_has_run(self.as_raw()) }
     }
 
     /// The `GUEST_MEMFD_FLAG_*` that KVM_CREATE_GUEST_MEMFD takes for this VM.

@@ -11,14 +11,11 @@ use crate::{
         Content, //
     },
     contract::{
+        action,
         capability,
         capability_any,
-        page,
-        terms,
-        Phase,
         Platform,
-        Refusal,
-        Terms, //
+        Refusal, //
     },
     mapping::Mapping,
     plan::{
@@ -96,10 +93,9 @@ macro_rules! for_each_check {
             request_order_of_checks,
             request_ignores_error_offset,
             query_order_of_checks,
-            terms_of_sw_protected,
-            terms_of_owning_platforms,
+            pages_that_nobody_owns,
             owned_pages,
-            capabilities_follow_the_terms,
+            capabilities_follow_the_contract,
             plan_nothing_to_do,
             plan_policy_without_a_change,
             plan_skips_what_is_settled,
@@ -120,10 +116,7 @@ const PAGE: u64 = 4096;
 const SHARED: Visibility = Visibility::Shared;
 const PRIVATE: Visibility = Visibility::Private;
 
-const LEAVE: Terms = Terms {
-    changing: Action::Leave,
-    settled: Action::Leave,
-};
+const LEAVE: Action = Action::Leave;
 
 /// The entries of a map: each by the page at which it ends and what its pages are.
 struct Map {
@@ -193,13 +186,13 @@ fn plan(
     start: u64,
     end: u64,
     to: Visibility,
-    terms: &Terms,
+    action: Action,
     map: &Map,
 ) -> Result<Plan, &'static str> {
     let geometry = file(map.whole.len())?;
     let request = Request::parse(&raw(start, end, to), &geometry, true)
         .map_err(|_| "the request is not legal")?;
-    Ok(Plan::new(&request, terms, map))
+    Ok(Plan::new(&request, action, map))
 }
 
 /// As [`plan`], where something is to be done.
@@ -207,10 +200,10 @@ fn change(
     start: u64,
     end: u64,
     to: Visibility,
-    terms: &Terms,
+    action: Action,
     map: &Map,
 ) -> Result<Change, &'static str> {
-    match plan(start, end, to, terms, map)? {
+    match plan(start, end, to, action, map)? {
         Plan::Change(change) => Ok(change),
         Plan::Nothing => Err("nothing is planned"),
     }
@@ -492,110 +485,83 @@ pub fn query_order_of_checks() -> Check {
     Ok(())
 }
 
-/// SW_PROTECTED keeps all promises everywhere, and scrambles only where there is none.
-pub fn terms_of_sw_protected() -> Check {
-    for phase in [Phase::PreLaunch, Phase::PostLaunch] {
+/// A page that no platform owns is preserved or zeroed as asked for. Where nothing is promised,
+/// SW_PROTECTED alone destroys contents on purpose, and only while scrambling is on.
+pub fn pages_that_nobody_owns() -> Check {
+    for &platform in Platform::ALL {
+        let none = match platform {
+            Platform::SwProtected => Action::Scramble,
+            Platform::Snp | Platform::Tdx | Platform::Pkvm => Action::Leave,
+        };
         for to in [SHARED, PRIVATE] {
-            for (content, scramble, action) in [
-                (Content::Preserve, false, Action::Leave),
-                (Content::Preserve, true, Action::Leave),
-                (Content::Zero, false, Action::Zero),
-                (Content::Zero, true, Action::Zero),
-                (Content::None, false, Action::Leave),
-                (Content::None, true, Action::Scramble),
+            for (content, expected) in [
+                (Content::Preserve, Action::Leave),
+                (Content::Zero, Action::Zero),
+                (Content::None, none),
             ] {
-                let expected = Terms {
-                    changing: action,
-                    settled: action,
-                };
-                check!(terms(Platform::SwProtected, phase, to, content, scramble) == Ok(expected));
+                check!(action(platform, false, to, content) == Ok(expected));
             }
         }
     }
-    Ok(())
-}
-
-/// Platforms that own pages destroy no contents on purpose: what is not promised happens as it
-/// happens.
-pub fn terms_of_owning_platforms() -> Check {
-    for platform in [Platform::Snp, Platform::Tdx, Platform::Pkvm] {
-        for phase in [Phase::PreLaunch, Phase::PostLaunch] {
-            for to in [SHARED, PRIVATE] {
-                for scramble in [false, true] {
-                    for (content, action) in [
-                        (Content::Preserve, Action::Leave),
-                        (Content::Zero, Action::Zero),
-                        (Content::None, Action::Leave),
-                    ] {
-                        let expected = Terms {
-                            changing: action,
-                            settled: action,
-                        };
-                        check!(terms(platform, phase, to, content, scramble) == Ok(expected));
-                    }
-                }
-            }
-        }
+    for done in [Action::Leave, Action::Zero, Action::Scramble] {
+        check!(done.with_scrambling(true) == done);
     }
+    check!(Action::Leave.with_scrambling(false) == Action::Leave);
+    check!(Action::Zero.with_scrambling(false) == Action::Zero);
+    check!(Action::Scramble.with_scrambling(false) == Action::Leave);
     Ok(())
 }
 
 /// What the host cannot write is not zeroed, what removal destroys is not preserved, and what the
-/// guest has not shared is not converted.
+/// guest has not shared is not converted. All else is done as if the page had never been owned.
 pub fn owned_pages() -> Check {
     for &platform in Platform::ALL {
         for to in [SHARED, PRIVATE] {
             for content in [Content::None, Content::Zero, Content::Preserve] {
                 let expected = match (platform, to, content) {
-                    (Platform::SwProtected, _, _) => Ok(()),
-                    (_, PRIVATE, Content::Zero) => Err(Refusal::NotSupported),
-                    (Platform::Tdx, SHARED, Content::Preserve) => Err(Refusal::NotSupported),
-                    (Platform::Pkvm, SHARED, _) => Err(Refusal::NotShared),
-                    _ => Ok(()),
+                    (Platform::SwProtected, _, _) => None,
+                    (_, PRIVATE, Content::Zero) => Some(Refusal::NotSupported),
+                    (Platform::Tdx, SHARED, Content::Preserve) => Some(Refusal::NotSupported),
+                    (Platform::Pkvm, SHARED, _) => Some(Refusal::NotShared),
+                    _ => None,
                 };
-                check!(page(platform, to, content, true) == expected);
-                // A page that nobody owns is no obstacle anywhere.
-                check!(page(platform, to, content, false) == Ok(()));
+                let owned = action(platform, true, to, content);
+                check!(owned.err() == expected);
+                check!(owned.is_err() || owned == action(platform, false, to, content));
             }
         }
     }
     Ok(())
 }
 
-/// What is announced is what is accepted, for each platform, direction and phase.
-pub fn capabilities_follow_the_terms() -> Check {
-    for phase in [Phase::PreLaunch, Phase::PostLaunch] {
-        check!(capability(Platform::SwProtected, phase) == 0x03_03_03);
-        check!(capability(Platform::Snp, phase) == 0x03_03_03);
-        check!(capability(Platform::Tdx, phase) == 0x03_01_01);
-        check!(capability(Platform::Pkvm, phase) == 0x03_03_03);
+/// What is announced is what is accepted, for each platform and direction.
+pub fn capabilities_follow_the_contract() -> Check {
+    check!(capability(Platform::SwProtected) == 0x03_03_03);
+    check!(capability(Platform::Snp) == 0x03_03_03);
+    check!(capability(Platform::Tdx) == 0x03_01_01);
+    check!(capability(Platform::Pkvm) == 0x03_03_03);
 
-        let mut any = 0;
-        for &platform in Platform::ALL {
-            let flags = capability(platform, phase);
-            check!(flags >> 24 == 0);
-            check!(flags & 0xff == flags >> 8 & flags >> 16 & 0xff);
-            for (to, shift) in [(SHARED, 8), (PRIVATE, 16)] {
-                for content in [Content::Zero, Content::Preserve] {
-                    let announced = u64::from(flags >> shift) & content.flags() != 0;
-                    // Only a page that is to be shared can be owned and still have to change.
-                    let kept =
-                        page(platform, to, content, to == SHARED) != Err(Refusal::NotSupported);
-                    for scramble in [false, true] {
-                        let accepted = terms(platform, phase, to, content, scramble).is_ok();
-                        check!(announced == (accepted && kept));
-                    }
-                }
-                // What promises nothing is always supported, and is no bit.
-                check!(terms(platform, phase, to, Content::None, true).is_ok());
-                check!(flags >> shift & 0xff & !3 == 0);
+    let mut any = 0;
+    for &platform in Platform::ALL {
+        let flags = capability(platform);
+        check!(flags >> 24 == 0);
+        check!(flags & 0xff == flags >> 8 & flags >> 16 & 0xff);
+        for (to, shift) in [(SHARED, 8), (PRIVATE, 16)] {
+            for content in [Content::Zero, Content::Preserve] {
+                let announced = u64::from(flags >> shift) & content.flags() != 0;
+                // Only a page that is to be shared can be owned and still have to change.
+                let kept = action(platform, to == SHARED, to, content);
+                check!(announced == (kept != Err(Refusal::NotSupported)));
             }
-            any |= flags;
+            // What promises nothing is always supported, and is no bit.
+            check!(action(platform, false, to, Content::None).is_ok());
+            check!(flags >> shift & 0xff & !3 == 0);
         }
-        check!(capability_any(phase, |_| true) == any);
-        check!(capability_any(phase, |_| false) == 0);
-        check!(capability_any(phase, |platform| platform == Platform::Tdx) == 0x03_01_01);
+        any |= flags;
     }
+    check!(capability_any(|_| true) == any);
+    check!(capability_any(|_| false) == 0);
+    check!(capability_any(|platform| platform == Platform::Tdx) == 0x03_01_01);
     Ok(())
 }
 
@@ -603,20 +569,13 @@ pub fn capabilities_follow_the_terms() -> Check {
 pub fn plan_nothing_to_do() -> Check {
     let map = map(8, &[(3, SHARED), (6, PRIVATE), (8, SHARED)])?;
 
-    check!(plan(3, 6, PRIVATE, &LEAVE, &map)? == Plan::Nothing);
-    check!(plan(4, 5, PRIVATE, &LEAVE, &map)? == Plan::Nothing);
-    check!(plan(0, 3, SHARED, &LEAVE, &map)? == Plan::Nothing);
-    check!(plan(6, 8, SHARED, &LEAVE, &map)? == Plan::Nothing);
+    check!(plan(3, 6, PRIVATE, LEAVE, &map)? == Plan::Nothing);
+    check!(plan(4, 5, PRIVATE, LEAVE, &map)? == Plan::Nothing);
+    check!(plan(0, 3, SHARED, LEAVE, &map)? == Plan::Nothing);
+    check!(plan(6, 8, SHARED, LEAVE, &map)? == Plan::Nothing);
     // One page more, on either side, is a page that changes.
-    check!(plan(2, 6, PRIVATE, &LEAVE, &map)? != Plan::Nothing);
-    check!(plan(3, 7, PRIVATE, &LEAVE, &map)? != Plan::Nothing);
-
-    // Work for pages that change is no work if none does.
-    let terms = Terms {
-        changing: Action::Zero,
-        settled: Action::Leave,
-    };
-    check!(plan(3, 6, PRIVATE, &terms, &map)? == Plan::Nothing);
+    check!(plan(2, 6, PRIVATE, LEAVE, &map)? != Plan::Nothing);
+    check!(plan(3, 7, PRIVATE, LEAVE, &map)? != Plan::Nothing);
     Ok(())
 }
 
@@ -624,19 +583,13 @@ pub fn plan_nothing_to_do() -> Check {
 pub fn plan_policy_without_a_change() -> Check {
     let map = map(8, &[(8, PRIVATE)])?;
 
-    for settled in [Action::Zero, Action::Scramble] {
-        let terms = Terms {
-            changing: Action::Leave,
-            settled,
-        };
-        let change = change(2, 4, PRIVATE, &terms, &map)?;
+    for action in [Action::Zero, Action::Scramble] {
+        let change = change(2, 4, PRIVATE, action, &map)?;
         check!(!change.changes_attributes());
         check!(change.store().is_none());
         check!(change.range() == pages(2, 4)?);
         check!(change.to() == PRIVATE);
-        check!(change.terms() == terms);
-        check!(change.action_for(false) == settled);
-        check!(change.action_for(true) == Action::Leave);
+        check!(change.action() == action);
         check!(change.differing(&map).next().is_none());
         check!(change.count(&map) == (0, 0));
     }
@@ -657,7 +610,7 @@ pub fn plan_skips_what_is_settled() -> Check {
             (16, SHARED),
         ],
     )?;
-    let change = change(1, 12, PRIVATE, &LEAVE, &map)?;
+    let change = change(1, 12, PRIVATE, LEAVE, &map)?;
     let mut parts = change.differing(&map);
 
     check!(parts.next() == Some(pages(1, 2)?));
@@ -683,12 +636,12 @@ pub fn plan_stores_what_is_asked_for() -> Check {
         ],
     )?;
 
-    check!(change(5, 8, PRIVATE, &LEAVE, &map)?.store() == Some(pages(5, 8)?));
-    check!(change(5, 8, PRIVATE, &LEAVE, &map)?.count(&map) == (3, 1));
-    check!(change(6, 7, PRIVATE, &LEAVE, &map)?.store() == Some(pages(6, 7)?));
+    check!(change(5, 8, PRIVATE, LEAVE, &map)?.store() == Some(pages(5, 8)?));
+    check!(change(5, 8, PRIVATE, LEAVE, &map)?.count(&map) == (3, 1));
+    check!(change(6, 7, PRIVATE, LEAVE, &map)?.store() == Some(pages(6, 7)?));
     // The ends of the range lie inside entries that already are what is asked for.
-    check!(change(4, 9, PRIVATE, &LEAVE, &map)?.store() == Some(pages(4, 9)?));
-    check!(change(2, 5, SHARED, &LEAVE, &map)?.store() == Some(pages(2, 5)?));
+    check!(change(4, 9, PRIVATE, LEAVE, &map)?.store() == Some(pages(4, 9)?));
+    check!(change(2, 5, SHARED, LEAVE, &map)?.store() == Some(pages(2, 5)?));
     Ok(())
 }
 
@@ -696,9 +649,9 @@ pub fn plan_stores_what_is_asked_for() -> Check {
 pub fn plan_at_both_ends_of_the_file() -> Check {
     let map = map(8, &[(8, SHARED)])?;
 
-    check!(change(0, 8, PRIVATE, &LEAVE, &map)?.store() == Some(pages(0, 8)?));
-    check!(change(0, 1, PRIVATE, &LEAVE, &map)?.store() == Some(pages(0, 1)?));
-    check!(change(7, 8, PRIVATE, &LEAVE, &map)?.store() == Some(pages(7, 8)?));
+    check!(change(0, 8, PRIVATE, LEAVE, &map)?.store() == Some(pages(0, 8)?));
+    check!(change(0, 1, PRIVATE, LEAVE, &map)?.store() == Some(pages(0, 1)?));
+    check!(change(7, 8, PRIVATE, LEAVE, &map)?.store() == Some(pages(7, 8)?));
     Ok(())
 }
 
@@ -733,7 +686,7 @@ pub fn senseless_map_ends_every_walk() -> Check {
             for to in [SHARED, PRIVATE] {
                 let request = Request::parse(&raw(2, 6, to), &file, true)
                     .map_err(|_| "the request is not legal")?;
-                let Plan::Change(change) = Plan::new(&request, &LEAVE, &map) else {
+                let Plan::Change(change) = Plan::new(&request, LEAVE, &map) else {
                     return Err("a map without sense has pages that are settled");
                 };
                 check!(change.store() == Some(pages(2, 6)?));

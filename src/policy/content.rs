@@ -66,3 +66,15 @@ pub enum Action {
     /// The bytes are overwritten by [`SCRAMBLE_BYTE`].
     Scramble,
 }
+
+impl Action {
+    /// Returns the action where pages are scrambled only if `enabled`.
+    ///
+    /// Pages are scrambled where nothing is promised, so that no promise depends on it.
+    pub const fn with_scrambling(self, enabled: bool) -> Self {
+        match self {
+            Self::Scramble if !enabled => Self::Leave,
+            action => action,
+        }
+    }
+}

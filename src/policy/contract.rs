@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What each platform promises about the bytes of converted pages.
+//! What each platform promises about the bytes of converted pages: one table, in [`action`].
 //!
-//! One function for each platform, which has a row for each phase, direction and content policy.
-//! A new platform is a new variant of [`Platform`], its row in [`Platform::ALL`], and its function;
-//! the compiler and the tests ask for all three. What the platforms announce to user space is
-//! computed from the rows, so that no capability promises what a request would be refused.
+//! A row says what a request does to an allocated page, by platform, by whether the platform owns
+//! the page, by direction and by policy. Whether the guest has been launched decides nothing: it
+//! decides which pages there can be, and the platforms that own pages own some before launch.
+//!
+//! A new platform is a new variant of [`Platform`], its entry in [`Platform::ALL`], and its rows in
+//! the table, for which the compiler asks. What the platforms announce to user space is computed
+//! from the table, so that no capability promises what a request is refused.
 
 use crate::{
     content::{
@@ -44,261 +47,119 @@ impl Platform {
     }
 }
 
-/// Whether the guest runs.
-///
-/// Platforms that measure a guest's initial memory allow more before that has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// The VM is being put together. On SNP: LAUNCH_FINISH is still to come; on TDX:
-    /// FINALIZE_VM; on SW_PROTECTED and pKVM: no vCPU has run.
-    PreLaunch,
-    /// The guest has been started.
-    PostLaunch,
-}
-
-/// On what terms a platform accepts a request: what happens to the bytes of allocated pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
-    /// What is done to the pages that change between shared and private.
-    pub changing: Action,
-    /// What is done to the pages that already are what the request asks for.
-    pub settled: Action,
-}
-
 /// Why a platform does not accept a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The platform cannot do this in this phase: `EOPNOTSUPP`.
+    /// The platform cannot keep the promise: `EOPNOTSUPP`.
     NotSupported,
-    /// It is the guest's to allow, which it has not: `EPERM`.
+    /// The guest has to share the page first: `EPERM`.
     NotShared,
 }
 
-/// Returns on what terms a platform makes pages shared or private.
-///
-/// `scramble` is whether contents about which nothing is promised are destroyed on purpose, where
-/// the platform itself would leave them alone. No promise depends on it.
-///
-/// # Errors
-///
-/// [`Refusal::NotSupported`] if the platform cannot give the promise that `content` asks for.
-pub const fn terms(
-    platform: Platform,
-    phase: Phase,
-    to: Visibility,
-    content: Content,
-    scramble: bool,
-) -> Result<Terms, Refusal> {
-    match platform {
-        Platform::SwProtected => sw_protected(phase, to, content, scramble),
-        Platform::Snp => snp(phase, to, content),
-        Platform::Tdx => tdx(phase, to, content),
-        Platform::Pkvm => pkvm(phase, to, content),
-    }
-}
-
-/// Returns whether a platform keeps a promise about a page, given whether it owns it now.
+/// Returns what a request does to the bytes of an allocated page, given whether the platform owns
+/// the page now.
 ///
 /// A page is owned while it is assigned to the guest (SNP), in its S-EPT (TDX), or mapped by it and
-/// not shared (pKVM): the host can neither read nor write its contents. It is private then, so that
-/// a request that makes pages private finds it to be what it asks for already. Only a pKVM guest
-/// can make a page its own on its own account, and so have one that is to become private from
-/// shared.
+/// not shared (pKVM): the host can neither read nor write its contents. An owned page that is to
+/// become private is private already, with one exception: a pKVM guest can take back a page that
+/// the file has as shared.
+///
+/// An owned page that becomes shared is given back by the platform before anything is done to its
+/// bytes. So the action is the same for all pages of a request; ownership only decides whether the
+/// request is refused.
 ///
 /// # Errors
 ///
-/// [`Refusal::NotSupported`] if it cannot be kept for such a page, [`Refusal::NotShared`] if that
-/// is the guest's to allow.
-pub const fn page(
+/// [`Refusal::NotSupported`] if the platform cannot keep the promise for such a page,
+/// [`Refusal::NotShared`] if the guest has to share the page first.
+pub const fn action(
     platform: Platform,
-    to: Visibility,
-    content: Content,
     owned: bool,
-) -> Result<(), Refusal> {
-    if !owned {
-        return Ok(());
-    }
-    match (platform, to, content) {
-        // There are none.
-        (Platform::SwProtected, _, _) => Ok(()),
-        // The host would have to write a page that stays the guest's.
-        (Platform::Snp | Platform::Tdx | Platform::Pkvm, Visibility::Private, Content::Zero) => {
-            Err(Refusal::NotSupported)
-        }
-        (
-            Platform::Snp | Platform::Tdx | Platform::Pkvm,
-            Visibility::Private,
-            Content::Preserve | Content::None,
-        ) => Ok(()),
-        // Taking a page out of the S-EPT destroys its contents.
-        (Platform::Tdx, Visibility::Shared, Content::Preserve) => Err(Refusal::NotSupported),
-        (Platform::Snp, Visibility::Shared, Content::Preserve) => Ok(()),
-        // Given back first, zeroed then.
-        (Platform::Snp | Platform::Tdx, Visibility::Shared, Content::Zero | Content::None) => {
-            Ok(())
-        }
-        (Platform::Pkvm, Visibility::Shared, _) => Err(Refusal::NotShared),
-    }
-}
-
-/// The rows of [`Platform::SwProtected`].
-///
-/// The platform owns no page: the host can write each of them while nobody else has it mapped. So
-/// all promises are kept in all phases and both directions, and nothing depends on what a page was
-/// before.
-const fn sw_protected(
-    phase: Phase,
     to: Visibility,
     content: Content,
-    scramble: bool,
-) -> Result<Terms, Refusal> {
-    let action = match (phase, to, content) {
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Preserve) => {
-            Action::Leave
-        }
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Preserve) => {
-            Action::Leave
-        }
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Zero) => Action::Zero,
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Zero) => Action::Zero,
-        (_, _, Content::None) if scramble => Action::Scramble,
-        (_, _, Content::None) => Action::Leave,
-    };
-    Ok(Terms {
-        changing: action,
-        settled: action,
-    })
-}
+) -> Result<Action, Refusal> {
+    use Action::*;
+    use Platform::*;
+    use Refusal::*;
+    use Visibility::*;
 
-/// The rows of [`Platform::Snp`].
-///
-/// Nothing becomes the guest's at conversion to private, but later, when the guest first uses the
-/// page: so there is nothing between a memset, where one is asked for, and the page being private.
-/// Conversion to shared takes the page back first. What is in it then is ciphertext after launch,
-/// and what the platform has left of it before; the bytes are the same as before in both cases.
-const fn snp(phase: Phase, to: Visibility, content: Content) -> Result<Terms, Refusal> {
-    let action = match (phase, to, content) {
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Preserve) => {
-            Action::Leave
-        }
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Preserve) => {
-            Action::Leave
-        }
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Zero) => Action::Zero,
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Zero) => Action::Zero,
-        (Phase::PreLaunch | Phase::PostLaunch, _, Content::None) => Action::Leave,
-    };
-    Ok(Terms {
-        changing: action,
-        settled: action,
-    })
-}
+    #[rustfmt::skip]
+    let row = match (platform, owned, to, content) {
+        // It owns no page: the host can write each of them.
+        (SwProtected,      _,     _,       Content::Preserve)                 => Ok(Leave),
+        (SwProtected,      _,     _,       Content::Zero)                     => Ok(Zero),
+        (SwProtected,      _,     _,       Content::None)                     => Ok(Scramble),
 
-/// The rows of [`Platform::Tdx`].
-///
-/// Pages are added to the S-EPT when the guest first uses them, or when its initial memory is put
-/// together. What was never there keeps its bytes in both directions; what was loses them when it
-/// is taken out, which [`page`] knows.
-const fn tdx(phase: Phase, to: Visibility, content: Content) -> Result<Terms, Refusal> {
-    let action = match (phase, to, content) {
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Preserve) => {
-            Action::Leave
-        }
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Preserve) => {
-            Action::Leave
-        }
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Zero) => Action::Zero,
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Zero) => Action::Zero,
-        (Phase::PreLaunch | Phase::PostLaunch, _, Content::None) => Action::Leave,
-    };
-    Ok(Terms {
-        changing: action,
-        settled: action,
-    })
-}
+        // A page becomes owned when the guest first uses it, not when it is converted. Until then
+        // the host can write it. On pKVM, EL2 zeroes it for the host.
+        (Snp | Tdx | Pkvm, false, _,       Content::Preserve | Content::None) => Ok(Leave),
+        (Snp | Tdx | Pkvm, false, _,       Content::Zero)                     => Ok(Zero),
 
-/// The rows of [`Platform::Pkvm`].
-///
-/// Nothing is encrypted, and nothing moves at conversion: the guest owns a page from its first use
-/// on, shares it by itself, and takes it back by itself. What may be done to a page that it owns,
-/// [`page`] knows; all others the host can read, and EL2 zeroes them for it.
-const fn pkvm(phase: Phase, to: Visibility, content: Content) -> Result<Terms, Refusal> {
-    let action = match (phase, to, content) {
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Preserve) => {
-            Action::Leave
-        }
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Preserve) => {
-            Action::Leave
-        }
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Private, Content::Zero) => Action::Zero,
-        (Phase::PreLaunch | Phase::PostLaunch, Visibility::Shared, Content::Zero) => Action::Zero,
-        (Phase::PreLaunch | Phase::PostLaunch, _, Content::None) => Action::Leave,
+        // The page stays owned, and nobody but the guest can write it.
+        (Snp | Tdx | Pkvm, true,  Private, Content::Preserve | Content::None) => Ok(Leave),
+        (Snp | Tdx | Pkvm, true,  Private, Content::Zero)                     => Err(NotSupported),
+
+        // The RMP has no part in the bytes: the host finds the ciphertext.
+        (Snp,              true,  Shared,  Content::Preserve | Content::None) => Ok(Leave),
+        (Snp,              true,  Shared,  Content::Zero)                     => Ok(Zero),
+
+        // Taking a page out of the S-EPT destroys its contents.
+        (Tdx,              true,  Shared,  Content::Preserve)                 => Err(NotSupported),
+        (Tdx,              true,  Shared,  Content::Zero)                     => Ok(Zero),
+        (Tdx,              true,  Shared,  Content::None)                     => Ok(Leave),
+
+        // The guest shares its pages by itself.
+        (Pkvm,             true,  Shared,  _)                                 => Err(NotShared),
     };
-    Ok(Terms {
-        changing: action,
-        settled: action,
-    })
+    row
 }
 
 /// Returns the policies that a platform accepts for one direction, as the `flags` of a request.
 ///
 /// [`Content::None`] is no bit, because it is no promise. A promise is announced if it is kept for
-/// every page that is not yet what is asked for, also for those that the platform owns: such a page
-/// is one to be made shared. What the guest has to allow is announced all the same.
-const fn supported(platform: Platform, phase: Phase, to: Visibility) -> u8 {
-    let owned = matches!(to, Visibility::Shared);
-    let zero = bit(platform, phase, to, Content::Zero, owned);
-    let preserve = bit(platform, phase, to, Content::Preserve, owned);
-    zero | preserve
+/// every page that is not yet what is asked for. Such a page can be owned if it is to become
+/// shared. What the guest has to allow is announced all the same.
+const fn supported(platform: Platform, to: Visibility) -> u8 {
+    bit(platform, to, Content::Zero) | bit(platform, to, Content::Preserve)
 }
 
-const fn bit(
-    platform: Platform,
-    phase: Phase,
-    to: Visibility,
-    content: Content,
-    owned: bool,
-) -> u8 {
+const fn bit(platform: Platform, to: Visibility, content: Content) -> u8 {
+    let can_be_owned = matches!(to, Visibility::Shared);
+
     match (
-        terms(platform, phase, to, content, true),
-        page(platform, to, content, owned),
+        action(platform, false, to, content),
+        action(platform, can_be_owned, to, content),
     ) {
         (Err(Refusal::NotSupported), _) | (_, Err(Refusal::NotSupported)) => 0,
         // CAST: The policies are the two lowest bits.
-        (Ok(_) | Err(Refusal::NotShared), Ok(()) | Err(Refusal::NotShared)) => {
-            content.flags() as u8
-        }
+        _ => content.flags() as u8,
     }
 }
 
-/// Returns the policies that a platform accepts in one phase.
+/// Returns the policies that a platform accepts.
 ///
-/// This is the value of `KVM_CAP_MEMORY_ATTRIBUTES2_PRE_LAUNCH_FLAGS` and
+/// This is the value of `KVM_CAP_MEMORY_ATTRIBUTES2_PRE_LAUNCH_FLAGS` and of
 /// `KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS`, asked on a VM. Its bytes hold, from the lowest, the policies
 /// for both directions, for the one to shared, and for the one to private.
-pub const fn capability(platform: Platform, phase: Phase) -> u32 {
-    let to_shared = supported(platform, phase, Visibility::Shared);
-    let to_private = supported(platform, phase, Visibility::Private);
+pub const fn capability(platform: Platform) -> u32 {
+    let to_shared = supported(platform, Visibility::Shared);
+    let to_private = supported(platform, Visibility::Private);
     u32::from_le_bytes([to_shared & to_private, to_shared, to_private, 0])
 }
 
-/// Returns the policies that at least one of the platforms accepts in one phase.
+/// Returns the policies that at least one of the platforms accepts.
 ///
 /// This is what [`capability`] is for `/dev/kvm`, where no VM has been chosen yet: `available`
 /// tells on which platforms there can be VMs.
-pub fn capability_any(phase: Phase, available: impl Fn(Platform) -> bool) -> u32 {
+pub fn capability_any(available: impl Fn(Platform) -> bool) -> u32 {
     Platform::ALL
         .iter()
         .filter(|&&platform| available(platform))
-        .fold(0, |flags, &platform| flags | capability(platform, phase))
+        .fold(0, |flags, &platform| flags | capability(platform))
 }
 
-// What the user-space interface says about each platform.
-const _: () = assert!(capability(Platform::SwProtected, Phase::PreLaunch) == 0x03_03_03);
-const _: () = assert!(capability(Platform::SwProtected, Phase::PostLaunch) == 0x03_03_03);
-const _: () = assert!(capability(Platform::Snp, Phase::PreLaunch) == 0x03_03_03);
-const _: () = assert!(capability(Platform::Snp, Phase::PostLaunch) == 0x03_03_03);
-const _: () = assert!(capability(Platform::Tdx, Phase::PreLaunch) == 0x03_01_01);
-const _: () = assert!(capability(Platform::Tdx, Phase::PostLaunch) == 0x03_01_01);
-const _: () = assert!(capability(Platform::Pkvm, Phase::PreLaunch) == 0x03_03_03);
-const _: () = assert!(capability(Platform::Pkvm, Phase::PostLaunch) == 0x03_03_03);
+// What the user-space interface says about each platform, before launch and after it.
+const _: () = assert!(capability(Platform::SwProtected) == 0x03_03_03);
+const _: () = assert!(capability(Platform::Snp) == 0x03_03_03);
+const _: () = assert!(capability(Platform::Tdx) == 0x03_01_01);
+const _: () = assert!(capability(Platform::Pkvm) == 0x03_03_03);

@@ -40,10 +40,8 @@ pub use content::{
     Content, //
 };
 pub use contract::{
-    Phase,
     Platform,
-    Refusal,
-    Terms, //
+    Refusal, //
 };
 pub use plan::{
     Attributes,

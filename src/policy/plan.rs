@@ -17,7 +17,6 @@ use core::iter::FusedIterator;
 
 use crate::{
     content::Action,
-    contract::Terms,
     range::{
         Geometry,
         PageIndex,
@@ -68,17 +67,17 @@ pub enum Plan {
 impl Plan {
     /// Plans a request.
     ///
-    /// `terms` are those on which the platform has accepted it. The plan holds for as long as the
-    /// map does not change.
-    pub fn new(request: &Request, terms: &Terms, attributes: &impl Attributes) -> Self {
+    /// `action` is what is done to the bytes of all allocated pages of the range, whether their
+    /// attribute changes or not. The plan holds for as long as the map does not change.
+    pub fn new(request: &Request, action: Action, attributes: &impl Attributes) -> Self {
         let first = Differing::new(request, attributes).next();
 
-        if first.is_none() && terms.settled == Action::Leave {
+        if first.is_none() && action == Action::Leave {
             return Self::Nothing;
         }
         Self::Change(Change {
             request: *request,
-            terms: *terms,
+            action,
             first,
         })
     }
@@ -88,7 +87,7 @@ impl Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
     request: Request,
-    terms: Terms,
+    action: Action,
     /// The first pages that are not yet what the request asks for.
     first: Option<PageRange>,
 }
@@ -109,9 +108,9 @@ impl Change {
         self.request.to()
     }
 
-    /// Returns on what terms the platform has accepted the request.
-    pub const fn terms(&self) -> Terms {
-        self.terms
+    /// Returns what is done to the bytes of the allocated pages of the range.
+    pub const fn action(&self) -> Action {
+        self.action
     }
 
     /// Tells whether at least one page is not yet what the request asks for.
@@ -150,17 +149,6 @@ impl Change {
                 .fold((0, 0), |(pages, parts), part| {
                     (pages + part.len(), parts + 1)
                 }),
-        }
-    }
-
-    /// Returns what is done to the bytes of an allocated page of the range.
-    ///
-    /// `is_changing` tells whether the page is not yet what the request asks for.
-    pub const fn action_for(&self, is_changing: bool) -> Action {
-        if is_changing {
-            self.terms.changing
-        } else {
-            self.terms.settled
         }
     }
 }

@@ -14,10 +14,7 @@
 
 use super::Vendor;
 use gmem_policy::{
-    contract::{
-        Phase,
-        Platform, //
-    },
+    contract::Platform,
     request::Visibility, //
 };
 use gmem_sys::kvm::{
@@ -26,8 +23,7 @@ use gmem_sys::kvm::{
         Fatal,
         GivenUp,
         Written, //
-    },
-    vm::Vm, //
+    }, //
 };
 use kernel::prelude::*;
 
@@ -37,14 +33,6 @@ pub(super) struct Pkvm;
 #[vtable]
 impl Vendor for Pkvm {
     const PLATFORM: Platform = Platform::Pkvm;
-
-    fn phase(vm: &Vm) -> Phase {
-        if vm.has_run() {
-            Phase::PostLaunch
-        } else {
-            Phase::PreLaunch
-        }
-    }
 
     fn owns_mapped(mapped: &Mapped<'_>) -> bool {
         mapped.is_kept_from_host()

@@ -16,10 +16,7 @@
 use super::Vendor;
 use core::marker::PhantomData;
 use gmem_policy::{
-    contract::{
-        Phase,
-        Platform, //
-    },
+    contract::Platform,
     request::Visibility, //
 };
 use gmem_sys::{
@@ -50,14 +47,6 @@ pub(super) struct Snp<R: Rmp>(PhantomData<R>);
 #[vtable]
 impl<R: Rmp> Vendor for Snp<R> {
     const PLATFORM: Platform = Platform::Snp;
-
-    fn phase(vm: &Vm) -> Phase {
-        if vm.is_launched() {
-            Phase::PostLaunch
-        } else {
-            Phase::PreLaunch
-        }
-    }
 
     fn owns(_vm: &Vm, folio: &FolioRef<'_>) -> Result<bool> {
         Ok(R::lookup(&folio.frame())?.assigned)

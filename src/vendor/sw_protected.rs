@@ -6,11 +6,7 @@
 //! There is nothing to give up or to take; only contents have to be what was promised.
 
 use super::Vendor;
-use gmem_policy::contract::{
-    Phase,
-    Platform, //
-};
-use gmem_sys::kvm::vm::Vm;
+use gmem_policy::contract::Platform;
 use kernel::prelude::*;
 
 /// The vendor.
@@ -19,12 +15,4 @@ pub(super) struct SwProtected;
 #[vtable]
 impl Vendor for SwProtected {
     const PLATFORM: Platform = Platform::SwProtected;
-
-    fn phase(vm: &Vm) -> Phase {
-        if vm.has_run() {
-            Phase::PostLaunch
-        } else {
-            Phase::PreLaunch
-        }
-    }
 }

@@ -9,10 +9,7 @@
 use super::Vendor;
 use core::marker::PhantomData;
 use gmem_policy::{
-    contract::{
-        Phase,
-        Platform, //
-    },
+    contract::Platform,
     request::Visibility, //
 };
 use gmem_sys::{
@@ -34,14 +31,6 @@ pub(super) struct Tdx<S: Sept>(PhantomData<S>);
 #[vtable]
 impl<S: Sept> Vendor for Tdx<S> {
     const PLATFORM: Platform = Platform::Tdx;
-
-    fn phase(vm: &Vm) -> Phase {
-        if vm.is_launched() {
-            Phase::PostLaunch
-        } else {
-            Phase::PreLaunch
-        }
-    }
 
     fn owns_mapped(mapped: &Mapped<'_>) -> bool {
         mapped.is_in_sept()

@@ -29,10 +29,8 @@ use gmem_policy::{
         Content, //
     },
     contract::{
-        Phase,
         Platform,
-        Refusal,
-        Terms, //
+        Refusal, //
     },
     range::PageIndex,
     request::{
@@ -687,10 +685,6 @@ struct Ignorant;
 #[vtable]
 impl Vendor for Ignorant {
     const PLATFORM: Platform = Platform::SwProtected;
-
-    fn phase(_vm: &Vm) -> Phase {
-        Phase::PostLaunch
-    }
 }
 
 /// What a vendor does wrong.
@@ -698,8 +692,8 @@ impl Vendor for Ignorant {
 enum Lie {
     /// Nothing.
     None,
-    /// It offers terms of its own.
-    Terms(Action, Action),
+    /// It does something else to the bytes.
+    Does(Action),
     /// It says that it owns all pages, or none.
     Owns(bool),
     /// It cannot tell whether it owns a page.
@@ -722,17 +716,11 @@ enum Lie {
 static LIE: AtomicU32 = AtomicU32::new(0);
 
 impl Lie {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 13] = [
         Self::None,
-        Self::Terms(Action::Leave, Action::Leave),
-        Self::Terms(Action::Leave, Action::Zero),
-        Self::Terms(Action::Leave, Action::Scramble),
-        Self::Terms(Action::Zero, Action::Leave),
-        Self::Terms(Action::Zero, Action::Zero),
-        Self::Terms(Action::Zero, Action::Scramble),
-        Self::Terms(Action::Scramble, Action::Leave),
-        Self::Terms(Action::Scramble, Action::Zero),
-        Self::Terms(Action::Scramble, Action::Scramble),
+        Self::Does(Action::Leave),
+        Self::Does(Action::Zero),
+        Self::Does(Action::Scramble),
         Self::Owns(false),
         Self::Owns(true),
         Self::CannotTell,
@@ -762,20 +750,12 @@ struct Liar;
 impl Vendor for Liar {
     const PLATFORM: Platform = Platform::Snp;
 
-    fn phase(_vm: &Vm) -> Phase {
-        Phase::PreLaunch
-    }
-
-    fn terms(_vm: &Vm, request: &Request) -> Result<Terms, Refusal> {
-        let honest = match request.content() {
-            Content::Zero => Action::Zero,
-            Content::Preserve | Content::None => Action::Leave,
-        };
-        let (changing, settled) = match Lie::told() {
-            Lie::Terms(changing, settled) => (changing, settled),
-            _ => (honest, honest),
-        };
-        Ok(Terms { changing, settled })
+    fn action(request: &Request) -> Result<Action, Refusal> {
+        match (Lie::told(), request.content()) {
+            (Lie::Does(action), _) => Ok(action),
+            (_, Content::Zero) => Ok(Action::Zero),
+            (_, Content::Preserve | Content::None) => Ok(Action::Leave),
+        }
     }
 
     fn owns(_vm: &Vm, folio: &FolioRef<'_>) -> Result<bool> {

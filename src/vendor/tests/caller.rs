@@ -19,12 +19,8 @@ fn go(file: &File<'_>, request: &Request, steps: u32) -> Result<(), Failure> {
         Content::Zero => Action::Zero,
         Content::Preserve | Content::None => Action::Leave,
     };
-    let terms = Terms {
-        changing: action,
-        settled: action,
-    };
     file.file().inode().locked(|guard| {
-        let Some(planned) = guard.plan(request, &terms)? else {
+        let Some(planned) = guard.plan(request, action)? else {
             return Ok(());
         };
         if steps == 0 {
@@ -106,14 +102,10 @@ mod hostile_caller {
         let file = file_or_return!(&vm, SHARED);
         // No attribute changes, so that there is no memory to be lost.
         let request = request(&file, SHARED, Content::Zero)?;
-        let terms = Terms {
-            changing: Action::Zero,
-            settled: Action::Zero,
-        };
 
         file.file().inode().locked(|guard| {
             let planned: Option<Conversion<'_, Planned>> =
-                guard.plan(&request, &terms).map_err(|_| EINVAL)?;
+                guard.plan(&request, Action::Zero).map_err(|_| EINVAL)?;
             let accepted = planned
                 .ok_or(EINVAL)?
                 .accept(content::owned::<Liar>(vm.vm(), &request));
@@ -176,10 +168,6 @@ struct Scrambler;
 #[vtable]
 impl Vendor for Scrambler {
     const PLATFORM: Platform = Platform::SwProtected;
-
-    fn phase(_vm: &Vm) -> Phase {
-        Phase::PostLaunch
-    }
 
     fn zero(page: GivenUp<'_>) -> Result<Written<'_>, Fatal> {
         page.scramble(0xff)

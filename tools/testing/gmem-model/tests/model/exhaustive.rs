@@ -3,20 +3,18 @@
 //! Everything that can happen to a file of eight pages.
 
 use gmem_policy::{
-    contract::terms,
+    contract::action,
     plan::query,
     Action,
     Content,
     Geometry,
     PageIndex,
     PageSize,
-    Phase,
     Plan,
     Platform,
     Query,
     RawRequest,
     Request,
-    Terms,
     Visibility, //
 };
 
@@ -89,11 +87,6 @@ fn raw(start: usize, end: usize, to: Visibility, content: Content) -> RawRequest
 #[test]
 fn conversions_follow_the_contract() {
     let geometry = geometry();
-    let platforms_and_phases: Vec<_> = Platform::ALL
-        .iter()
-        .flat_map(|&platform| [(platform, Phase::PreLaunch), (platform, Phase::PostLaunch)])
-        .collect();
-
     for_each_map(|pages, cuts| {
         for_each_range(|start, end| {
             for to in VISIBILITIES {
@@ -105,16 +98,18 @@ fn conversions_follow_the_contract() {
                     (Content::Preserve, false),
                     (Content::Preserve, true),
                 ] {
-                    for &(platform, phase) in &platforms_and_phases {
+                    for &platform in Platform::ALL {
                         let request =
                             Request::parse(&raw(start, end, to, content), &geometry, true).unwrap();
-                        let terms = terms(platform, phase, to, content, scramble).unwrap();
+                        let action = action(platform, false, to, content)
+                            .unwrap()
+                            .with_scrambling(scramble);
                         // The others do to bytes what they do, and nothing on purpose.
                         let scramble = scramble && platform == Platform::SwProtected;
 
                         let mut map = Map::split(pages, cuts);
                         let mut bytes = File::new(pages.to_vec()).bytes;
-                        if let Plan::Change(change) = Plan::new(&request, &terms, &map) {
+                        if let Plan::Change(change) = Plan::new(&request, action, &map) {
                             carry_out(&change, &mut map, &mut bytes);
                         }
 
@@ -133,7 +128,7 @@ fn conversions_follow_the_contract() {
     });
 }
 
-/// Whether there is work, which, where, and what the map is afterwards, for any terms.
+/// Whether there is work, which, where, and what the map is afterwards, for any action.
 #[test]
 fn plans_agree_with_the_bitmap() {
     const ACTIONS: [Action; 3] = [Action::Leave, Action::Zero, Action::Scramble];
@@ -149,53 +144,48 @@ fn plans_agree_with_the_bitmap() {
                 let mut after = before.clone();
                 after.convert(start..end, to, Content::Preserve, false);
 
-                for changing in ACTIONS {
-                    for settled in ACTIONS {
-                        let terms = Terms { changing, settled };
-                        let mut map = Map::split(pages, cuts);
-                        let context = || format!("{pages:?} {cuts:b} {request:?} {terms:?}");
-                        let plan = Plan::new(&request, &terms, &map);
+                for action in ACTIONS {
+                    let mut map = Map::split(pages, cuts);
+                    let context = || format!("{pages:?} {cuts:b} {request:?} {action:?}");
+                    let plan = Plan::new(&request, action, &map);
 
-                        let Plan::Change(change) = plan else {
-                            assert!(parts.is_empty(), "{}", context());
-                            assert_eq!(settled, Action::Leave, "{}", context());
-                            continue;
-                        };
-                        assert!(
-                            !parts.is_empty() || settled != Action::Leave,
-                            "{}",
-                            context()
-                        );
-                        assert_eq!(change.request(), request);
-                        assert_eq!(change.range(), request.range());
-                        assert_eq!(change.to(), to);
-                        assert_eq!(change.terms(), terms);
-                        assert_eq!(change.action_for(true), changing);
-                        assert_eq!(change.action_for(false), settled);
-                        assert_eq!(
-                            change.changes_attributes(),
-                            !parts.is_empty(),
-                            "{}",
-                            context()
-                        );
-                        assert_eq!(change.store().is_some(), !parts.is_empty(), "{}", context());
+                    let Plan::Change(change) = plan else {
+                        assert!(parts.is_empty(), "{}", context());
+                        assert_eq!(action, Action::Leave, "{}", context());
+                        continue;
+                    };
+                    assert!(
+                        !parts.is_empty() || action != Action::Leave,
+                        "{}",
+                        context()
+                    );
+                    assert_eq!(change.request(), request);
+                    assert_eq!(change.range(), request.range());
+                    assert_eq!(change.to(), to);
+                    assert_eq!(change.action(), action);
+                    assert_eq!(
+                        change.changes_attributes(),
+                        !parts.is_empty(),
+                        "{}",
+                        context()
+                    );
+                    assert_eq!(change.store().is_some(), !parts.is_empty(), "{}", context());
 
-                        let found: Vec<_> = change
-                            .differing(&map)
-                            .map(|part| part.start().get()..part.end().get())
-                            .collect();
-                        assert_eq!(found, parts, "{}", context());
+                    let found: Vec<_> = change
+                        .differing(&map)
+                        .map(|part| part.start().get()..part.end().get())
+                        .collect();
+                    assert_eq!(found, parts, "{}", context());
 
-                        if let Some(store) = change.store() {
-                            assert_eq!(store, request.range(), "{}", context());
+                    if let Some(store) = change.store() {
+                        assert_eq!(store, request.range(), "{}", context());
 
-                            let was_canonical = map.is_canonical();
-                            map.store(store, to);
-                            assert_eq!(map.pages(), after.pages, "{}", context());
-                            if was_canonical {
-                                let canonical = Map::canonical(&after.pages);
-                                assert_eq!(map.entries(), canonical.entries(), "{}", context());
-                            }
+                        let was_canonical = map.is_canonical();
+                        map.store(store, to);
+                        assert_eq!(map.pages(), after.pages, "{}", context());
+                        if was_canonical {
+                            let canonical = Map::canonical(&after.pages);
+                            assert_eq!(map.entries(), canonical.entries(), "{}", context());
                         }
                     }
                 }

@@ -19,7 +19,6 @@ use gmem_policy::{
     RawRequest,
     Request,
     Run,
-    Terms,
     Visibility, //
 };
 use proptest::prelude::*;
@@ -27,11 +26,6 @@ use proptest::prelude::*;
 use crate::map::range;
 
 const PAGE: u64 = 4096;
-
-const LEAVE: Terms = Terms {
-    changing: Action::Leave,
-    settled: Action::Leave,
-};
 
 /// Gives the answers of a script over and over, whatever it is asked.
 struct Script<'a> {
@@ -75,7 +69,7 @@ fn survive(answers: &[Run], pages: u64, start: u64, end: u64, to: Visibility, li
     let request = Request::parse(&raw, &geometry, true).unwrap();
     let script = || Script::new(answers, pages, limit);
 
-    if let Plan::Change(change) = Plan::new(&request, &LEAVE, &script()) {
+    if let Plan::Change(change) = Plan::new(&request, Action::Leave, &script()) {
         let store = change.store().expect("nothing else is to be done");
         assert_eq!(store, request.range());
 

@@ -82,12 +82,8 @@ impl File {
 
 /// Carries a change out on a file the way the kernel does: contents by page, then one store.
 pub(crate) fn carry_out(change: &Change, map: &mut Map, bytes: &mut [u8]) {
-    let differing: Vec<_> = change.differing(map).collect();
     for page in change.range().start().get()..change.range().end().get() {
-        let changes = differing
-            .iter()
-            .any(|part| part.start().get() <= page && page < part.end().get());
-        match change.action_for(changes) {
+        match change.action() {
             Action::Leave => (),
             Action::Zero => bytes[page as usize] = 0,
             Action::Scramble => bytes[page as usize] = gmem_policy::content::SCRAMBLE_BYTE,

@@ -17,7 +17,6 @@ use gmem_policy::{
     RawRequest,
     Request,
     Run,
-    Terms,
     Visibility, //
 };
 use proptest::prelude::*;
@@ -33,11 +32,6 @@ use crate::{
         invalid_set,
         File, //
     }, //
-};
-
-const LEAVE: Terms = Terms {
-    changing: Action::Leave,
-    settled: Action::Leave,
 };
 
 /// A number of any magnitude, or one next to a power of two.
@@ -347,7 +341,7 @@ proptest! {
         let request = request(&file, pages, to);
 
         map.take_looks();
-        let plan = Plan::new(&request, &LEAVE, &map);
+        let plan = Plan::new(&request, Action::Leave, &map);
         let looks = map.take_looks();
         // Up to three until the first run that differs has ended.
         prop_assert!(looks <= 3, "{} looks", looks);
@@ -388,7 +382,7 @@ proptest! {
         let request = request(&file, pages, to);
         let before: Vec<_> = map.entries().to_vec();
 
-        let Plan::Change(change) = Plan::new(&request, &LEAVE, &map) else {
+        let Plan::Change(change) = Plan::new(&request, Action::Leave, &map) else {
             let settled = |entry: &Run| {
                 entry.visibility == to || entry.range.intersect(&pages).is_none()
             };
@@ -449,14 +443,13 @@ proptest! {
                 ..RawRequest::default()
             };
             let request = Request::parse(&raw, &file, true).unwrap();
-            let terms = gmem_policy::contract::terms(
+            let action = gmem_policy::contract::action(
                 gmem_policy::Platform::SwProtected,
-                gmem_policy::Phase::PostLaunch,
+                false,
                 to,
                 request.content(),
-                scramble,
-            ).unwrap();
-            if let Plan::Change(change) = Plan::new(&request, &terms, &map) {
+            ).unwrap().with_scrambling(scramble);
+            if let Plan::Change(change) = Plan::new(&request, action, &map) {
                 carry_out(&change, &mut map, &mut bytes);
             }
             expected.convert(
