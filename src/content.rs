@@ -53,7 +53,7 @@ pub(crate) fn owned<'v, V: Vendor>(
     let refusal = minds_owned::<V>(request).filter(|_| V::HAS_OWNS)?;
 
     Some(move |folio: &FolioRef<'_>| {
-        // What cannot be told is no ground to promise anything on.
+        // A page whose owner is not known counts as owned.
         if V::HAS_OWNS && V::owns(vm, folio) != Ok(false) {
             return Err(errno(refusal));
         }
@@ -63,8 +63,8 @@ pub(crate) fn owned<'v, V: Vendor>(
 
 /// Step 9b: the same for platforms where only an invalidation keeps the answer true.
 ///
-/// Asked also where all is well with owned pages: of one that is given up it matters later that it
-/// was owned.
+/// Asked also where owned pages are accepted: later it matters whether a page that was given up was
+/// owned.
 pub(crate) fn mapped<V: Vendor>(request: &Request) -> Option<impl FnMut(&Mapped<'_>) -> Result> {
     let minds = minds_owned::<V>(request);
 
@@ -116,7 +116,7 @@ pub(crate) fn write<'f, V: Vendor>(
             outcome.scrambled += 1;
             page.scramble(SCRAMBLE_BYTE)
         }
-        // Nobody asks for it.
+        // Not called for it.
         Action::Leave => Err(Fatal),
     }
 }

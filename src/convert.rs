@@ -3,9 +3,8 @@
 //! Converting a range of a file between private and shared, in place.
 //!
 //! Each step makes the value that the next one consumes, so that none can be left out or come too
-//! early. Up to step 9b every one of them can fail, and has changed nothing then but that host
-//! mappings were dropped, which fault back. From 9c on nothing fails but the platform, and that
-//! kills the VM.
+//! early. Up to step 9b each can fail. Nothing has changed then, except that host mappings were
+//! dropped, which fault back. From 9c on only the platform can fail, and that kills the VM.
 //!
 //! # Lock order
 //!
@@ -67,7 +66,7 @@ impl From<Refused> for Failure {
     }
 }
 
-/// The platform does not do what is asked for.
+/// The errno of a refusal.
 pub(crate) fn errno(refusal: Refusal) -> Error {
     match refusal {
         Refusal::NotSupported => EOPNOTSUPP,
@@ -80,7 +79,7 @@ pub(crate) fn errno(refusal: Refusal) -> Error {
 pub(crate) struct Outcome {
     /// Pages that have changed between private and shared.
     pub(crate) converted: u64,
-    /// In how many stretches they lie.
+    /// The number of runs that they form.
     pub(crate) runs: u64,
     /// Pages that were made zero.
     pub(crate) zeroed: u64,
@@ -98,7 +97,7 @@ impl Outcome {
     }
 }
 
-/// Steps 4 to 12 of one KVM_SET_MEMORY_ATTRIBUTES2; `src/ioctl.rs` has those around.
+/// Steps 4 to 12 of one KVM_SET_MEMORY_ATTRIBUTES2; `src/ioctl.rs` has the others.
 ///
 /// # Errors
 ///
@@ -136,12 +135,12 @@ fn convert_locked<V: Vendor>(
     let accepted = planned.accept(content::owned::<V>(file.vm(), request))?;
     // 7. Room for the result.
     let reserved = accepted.reserve()?;
-    // 8. Nobody else holds the pages, and all that will be written can be.
+    // 8. Nobody else holds the pages, and the memory that will be written has not failed.
     let checked = reserved.quiesce()?.check()?;
 
     // 9a. No guest gets a page of the range any more.
     checked.invalidate(|invalidating| {
-        // 9b and 9c. What only mmu_lock makes stable; then the old mappings go.
+        // 9b and 9c. Ask what only mmu_lock keeps stable; then remove the old mappings.
         let asked = invalidating.ask(content::mapped::<V>(request))?;
         let zapped = asked.zap()?;
         // 10. The platform gives up what becomes shared; contents.

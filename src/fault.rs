@@ -13,8 +13,8 @@ use kernel::prelude::*;
 
 /// Gives the host a shared page.
 ///
-/// The attributes are held from the check until the folio is locked. A conversion that comes then
-/// finds the folio locked, and waits for the page table entry that it is going to take away.
+/// The attributes are held from the check until the folio is locked. A conversion that
+/// comes then waits for the folio lock, and so for the page table entry that it has to remove.
 ///
 /// # Errors
 ///

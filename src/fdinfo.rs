@@ -38,9 +38,9 @@ struct Totals {
 impl Totals {
     /// Counts the pages of a file, run by run.
     ///
-    /// No lock is taken: whoever looks must not hold up the guest. A conversion meanwhile may be
-    /// counted in part, but each page is counted once. [`None`] if a signal came first, as a file
-    /// can have more runs than anybody wants to wait for.
+    /// No lock is taken, so that a reader does not delay the guest. A concurrent conversion may be
+    /// counted in part, but each page is counted once. Returns [`None`] if there is a signal, as a
+    /// file can have very many runs.
     fn count(inode: &GmemInode) -> Option<Self> {
         let mut totals = Self {
             private: 0,

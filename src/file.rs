@@ -24,8 +24,8 @@ const INIT_SHARED: u64 = 1 << 1;
 
 /// KVM_CREATE_GUEST_MEMFD.
 ///
-/// The file converts in place if it has a use for it, which its flags say: one that the host can
-/// neither map nor find shared is private for ever, and works as it always did.
+/// The flags decide whether the file converts in place. A file that the host can neither map nor
+/// find shared is private for ever, and works as before.
 ///
 /// # Errors
 ///

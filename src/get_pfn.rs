@@ -15,9 +15,9 @@ use kernel::prelude::*;
 
 /// Gives a guest a page.
 ///
-/// The attributes are held from the question whether the page is private through zeroing and
-/// handing it to the platform, so that no page becomes the platform's that a conversion has just
-/// made shared. What happens between here and the mapping is checked by `mmu_invalidate_seq`.
+/// The attributes do not change from the check whether the page is private until it is zeroed and
+/// given to the platform. So the platform gets no page that a conversion has just made shared.
+/// `mmu_invalidate_seq` detects a conversion between here and the mapping.
 ///
 /// # Errors
 ///

@@ -12,7 +12,7 @@
 //!    the invalidate lock is held, as `mmap_lock` is outer to it.
 //! 4. **Fallible first, then one commit that cannot fail.** The point of no return is the first
 //!    byte or translation destroyed. A platform that fails after it kills the VM.
-//! 5. **Soundness does not depend on policy or vendor code.** A wrong answer of theirs may lose a
+//! 5. **Soundness does not depend on policy or vendor code.** A wrong answer of that code can lose a
 //!    guest's data or return an error, no more. Exceptions that remain: soundness.rst, section 8.
 //!
 //! Start reading at [`convert`].

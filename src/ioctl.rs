@@ -39,8 +39,8 @@ pub(crate) fn ioctl(file: &GmemFile, cmd: u32, arg: UserPointer) -> Result {
         GET_MEMORY_ATTRIBUTES2 => get_memory_attributes,
         _ => return Err(ENOTTY),
     };
-    // The VM's own ioctl decides for such a file. On a VM that has no private memory nobody
-    // decides, which is the VM's fault and not the file's.
+    // The VM's own ioctl decides for such a file. On a VM without private memory no ioctl does, and
+    // the request is EINVAL.
     if !file.inode().converts_in_place() && file.vm().has_private_mem() {
         return Err(ENOTTY);
     }
@@ -67,7 +67,7 @@ fn set_memory_attributes(file: &GmemFile, raw: &mut RawRequest, arg: UserPointer
         // Not below what was asked for, should a larger folio begin there.
         let at = request.range().clamp(at);
         raw.error_offset = geometry.page_size().offset_of(at).get();
-        // EFAULT hides the error then; either way nothing was converted.
+        // EFAULT hides the error then. Nothing was converted in either case.
         arg.write(&raw.to_words())?;
     }
     Err(error)
@@ -123,7 +123,7 @@ fn get_memory_attributes(file: &GmemFile, raw: &mut RawRequest, arg: UserPointer
     arg.write(&raw.to_words())
 }
 
-/// All that is wrong with a request is the same to user space.
+/// User space gets one errno for all that can be wrong with a request.
 fn errno(_: Invalid) -> Error {
     EINVAL
 }

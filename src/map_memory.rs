@@ -2,8 +2,8 @@
 
 //! KVM_MAP_MEMORY: populating a VM's second-level page tables ahead of its faults.
 //!
-//! Whatever the memory is, private or shared, of a guest_memfd or not: it is mapped as a guest's
-//! read would have it mapped, and nothing else is done to it.
+//! Any memory will do, private or shared, of a guest_memfd or not. It is mapped as by a read of the
+//! guest, and nothing else is done to it.
 
 use gmem_policy::mapping::{
     Mapping,
@@ -26,15 +26,15 @@ use gmem_sys::{
 };
 use kernel::prelude::*;
 
-/// How often a page is tried again that others are just changing. Each attempt takes longer than
-/// the change of one page; who converts more than that is waited for by the caller.
+/// How often a page is tried again that others are changing. Each attempt takes longer than the
+/// change of one page. If others change more, the caller has to wait for them.
 const TRIES: u32 = 16;
 
 /// An ioctl on a vCPU. Its struct says what is left to do when it returns, after an error too.
 ///
 /// # Errors
 ///
-/// `ENOTTY` for any but KVM_MAP_MEMORY. `EINVAL` for a struct that says nothing sensible. `EFAULT`
+/// `ENOTTY` for any but KVM_MAP_MEMORY. `EINVAL` for a struct that is not valid. `EFAULT`
 /// if the struct cannot be read or written: what was mapped stays. Otherwise those of [`populate`],
 /// if not a single page was mapped.
 pub(crate) fn ioctl(vcpu: &mut Vcpu<'_>, cmd: u32, arg: UserPointer) -> Result {
@@ -57,12 +57,12 @@ pub(crate) fn ioctl(vcpu: &mut Vcpu<'_>, cmd: u32, arg: UserPointer) -> Result {
     }
 }
 
-/// Maps page after page, or whatever is larger, until all is mapped or something is in the way.
+/// Maps page after page, or a larger mapping at once, until all is mapped or one fails.
 ///
 /// # Errors
 ///
-/// `EINTR` for a signal, `EAGAIN` for a page that others change all the time, and what the
-/// architecture says of a page: `EOPNOTSUPP`, `ENOENT`, `EHWPOISON`, `ENOMEM`, `EFAULT`.
+/// `EINTR` for a signal, `EAGAIN` for a page that others keep changing, and what the
+/// architecture returns for a page: `EOPNOTSUPP`, `ENOENT`, `EHWPOISON`, `ENOMEM`, `EFAULT`.
 fn populate(vcpu: &mut Loaded<'_>, left: &mut Mapping) -> Result {
     while left.size() != 0 {
         let mapped = map_one(vcpu, left)?;

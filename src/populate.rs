@@ -14,7 +14,7 @@ use kernel::prelude::*;
 ///
 /// # Errors
 ///
-/// That of the first page, if not even that one was filled.
+/// That of the first page, if no page was filled.
 pub(crate) fn populate(populate: &Populate<'_>) -> Result<u64> {
     let result = fill(populate);
     trace::populate(|| {

@@ -103,18 +103,18 @@ pub(crate) trait Vendor {
             .map(|action| action.with_scrambling(scramble()))
     }
 
-    /// Step 6: whether the platform owns an allocated page, where the invalidate lock keeps that as
-    /// it is. It is held exclusively.
+    /// Step 6: whether the platform owns an allocated page, on platforms where the invalidate lock
+    /// keeps the answer true. Called with the lock held exclusively.
     ///
     /// # Errors
     ///
-    /// If that cannot be told.
+    /// If the platform cannot tell.
     fn owns(_vm: &Vm, _folio: &FolioRef<'_>) -> Result<bool> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Step 9b: whether the platform owns an allocated page where only an invalidation keeps that
-    /// as it is. Called with `mmu_lock` held, once for each guest frame.
+    /// Step 9b: the same on platforms where only an invalidation keeps the answer true. Called with
+    /// `mmu_lock` held, once for each guest frame.
     fn owns_mapped(_mapped: &Mapped<'_>) -> bool {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
@@ -124,18 +124,18 @@ pub(crate) trait Vendor {
     ///
     /// # Errors
     ///
-    /// What the platform returns. The page is as it was then.
+    /// What the platform returns. The page has not changed then.
     fn make_private(_vm: &Vm, _gfn: Gfn, _page: &PrivatePage<'_>) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// Guest fault: how large a mapping of pages of this kind may be, as a power of two in pages.
-    /// What KVM and the folio allow comes on top.
+    /// KVM and the folio may allow less.
     fn max_mapping_order(_of: Visibility) -> u8 {
         u8::MAX
     }
 
-    /// Launch: whom the page is given to by the vendor's own populate callback, to be remembered.
+    /// Launch: to whom the vendor's own populate callback gives the page, to be recorded.
     ///
     /// # Errors
     ///
@@ -144,8 +144,8 @@ pub(crate) trait Vendor {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Step 10: takes a page back that is being made shared, without a look at its contents. What
-    /// comes of it is looked up afterwards, and not for the vendor to say.
+    /// Step 10: takes a page back that is being made shared, and does not touch its contents. The
+    /// caller looks the result up, and does not rely on the vendor.
     ///
     /// # Errors
     ///
@@ -173,7 +173,7 @@ pub(crate) trait Vendor {
     }
 }
 
-/// A vendor, for those who do not know at compile time which one.
+/// A vendor that is selected at run time.
 struct Operations {
     platform: Platform,
     convert: fn(&GmemFile, &Request) -> Result<Outcome, Failure>,
@@ -244,17 +244,17 @@ pub(crate) fn platform(vm: &Vm) -> Option<Platform> {
     select(vm).map(|vendor| vendor.platform)
 }
 
-/// Whether whom the pages of `inode` are given to is remembered with them.
+/// Whether the owner of a page of `inode` is recorded with the page.
 ///
-/// Memory that is not converted in place is the architecture's on hardware, as ever; a model has
-/// nobody else.
+/// On hardware, the architecture's code handles memory that is not converted in place, as before.
+/// The models have no such code.
 fn remembers(vm: &Vm, inode: &GmemInode) -> bool {
     inode.converts_in_place() || vm.emulated().is_some()
 }
 
 /// Gives the page of a guest fault, which shows as `gfn`, to the platform if it is private.
 ///
-/// Every guest fault comes here: what has no platform does not get behind the first question.
+/// Every guest fault comes here. VMs without a platform leave at the first check (hot path).
 ///
 /// # Errors
 ///
@@ -282,7 +282,7 @@ pub(crate) fn make_private(
 
 /// How large a mapping of the page at `at` may be, in a folio of 2 to the power of `order` pages.
 ///
-/// Nobody looks at the attributes for a folio of one page, as all of them are.
+/// A folio of one page needs no look at the attributes. All folios have one page today.
 #[inline]
 pub(crate) fn max_mapping_order(vm: &Vm, at: PageIndex, stable: &Stable<'_>, order: u8) -> u8 {
     if order == 0 {
@@ -294,7 +294,7 @@ pub(crate) fn max_mapping_order(vm: &Vm, at: PageIndex, stable: &Stable<'_>, ord
     }
 }
 
-/// Whom a page is given to when it is populated, if that is to be remembered.
+/// To whom a page is given when it is populated, if that is to be recorded.
 ///
 /// # Errors
 ///
@@ -306,8 +306,8 @@ pub(crate) fn populate(vm: &Vm, inode: &GmemInode, gfn: Gfn) -> Result<Option<As
     }
 }
 
-/// Takes back what was given to a platform, as the page is freed. A page that does not come back is
-/// nobody's any more.
+/// Takes a page back from its platform when the page is freed. A page that cannot be taken back is
+/// leaked.
 pub(crate) fn reclaim(frame: &Frame<'_>) {
     if frame.assignment().is_none() {
         return;
@@ -363,11 +363,11 @@ const CAP_PRE_LAUNCH_FLAGS: u64 = 0x10001;
 const CAP_GET: u64 = 0x10002;
 const CAP_MAP_MEMORY: u64 = 0x10003;
 
-/// The value of a capability; [`None`] for one that is not ours.
+/// Returns the value of a capability; [`None`] for one that is not of guest_memfd.
 ///
-/// Asked without a VM, what some VM here supports.
+/// Without a VM, returns what some VM supports here.
 pub(crate) fn capability(vm: Option<&Vm>, cap: u64) -> Option<i32> {
-    // Of any memory, and whatever the VM is.
+    // For any memory, on any VM.
     if cap == CAP_MAP_MEMORY {
         return Some(can_map_memory().into());
     }

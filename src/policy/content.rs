@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a caller may ask about the bytes of a range, and what is done to make it so.
+//! What a caller can ask for the bytes of a range, and what is done to them.
 
 /// The byte that every byte of a scrambled page has.
 ///
 /// Where nothing is promised about contents and the hardware would not destroy them, they are
-/// destroyed on purpose, so that nobody comes to rely on finding them again.
+/// destroyed on purpose, so that no one relies on finding them.
 pub const SCRAMBLE_BYTE: u8 = 0xab;
 
 /// What the caller wants to be promised about the bytes of the requested range.
 ///
-/// The promise covers the pages of the whole range, also those that already have the requested
-/// attributes. It is about what the process of setting attributes does to the bytes; what a guest
-/// reads through keys of its own later is between it and its platform.
+/// The promise covers all pages of the range, also those that already have the requested
+/// attributes. It is about what setting the attributes does to the bytes. What a guest reads later
+/// through its own key depends on the platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     /// Nothing is promised.

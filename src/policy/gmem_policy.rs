@@ -26,7 +26,7 @@
 pub mod checks;
 pub mod content;
 pub mod contract;
-// Not policy, but as free of the kernel: here it is compiled for cargo as well.
+// Not policy, but free of kernel types, too: in this crate it is compiled for cargo as well.
 #[cfg(any(not(CONFIG_RUST), CONFIG_KVM_GMEM_EMULATION))]
 #[path = "../vendor/emulation.rs"]
 pub mod emulation;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is left to do of a `KVM_MAP_MEMORY`.
+//! The rest of the range of a `KVM_MAP_MEMORY`.
 
 use crate::{
     range::PageSize,
@@ -37,7 +37,7 @@ impl Mapping {
     /// # Errors
     ///
     /// [`Invalid::Flags`], then [`Invalid::Range`] for what is not whole pages, for no page at all,
-    /// and for a range that wraps, be it to 0.
+    /// and for a range that wraps, even to 0.
     pub const fn parse(words: [u64; Self::WORDS], page: PageSize) -> Result<Self, Invalid> {
         let [base, size, flags] = words;
 

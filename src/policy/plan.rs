@@ -33,7 +33,7 @@ use crate::{
 pub struct Run {
     /// The pages.
     pub range: PageRange,
-    /// What they are.
+    /// Whether they are shared or private.
     pub visibility: Visibility,
 }
 
@@ -207,7 +207,7 @@ impl<A: Attributes> FusedIterator for Differing<'_, A> {}
 /// or the file ends.
 ///
 /// An `at` behind the end of the file is taken to be its last page. Where the map makes no sense at
-/// `at`, the rest of the file is said to be private, which is what nobody is let in by.
+/// `at`, the rest of the file counts as private, so that the host gets no access.
 pub fn query(at: PageIndex, geometry: &Geometry, attributes: &impl Attributes) -> Run {
     let rest = geometry.whole().tail(at);
     let Some(mut run) = look(attributes, rest.start(), &rest) else {

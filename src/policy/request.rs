@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! From the words that a caller wrote to what it wants.
+//! Checks the struct of an ioctl and makes a request of it.
 //!
-//! A raw struct is looked at once, here. What comes out has been checked in full, cannot be changed
-//! any more, and speaks in pages.
+//! A raw struct is checked once, here. The result has been checked in full, cannot be changed any
+//! more, and counts in pages.
 //!
 //! C header: `include/uapi/linux/kvm_gmem.h`
 
@@ -21,7 +21,7 @@ use crate::{
     }, //
 };
 
-/// Who may touch a page.
+/// Who can access a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Visibility {
     /// The host and the guest.
@@ -51,7 +51,7 @@ impl Visibility {
         }
     }
 
-    /// Returns the one that this is not.
+    /// Returns the other one.
     pub const fn opposite(self) -> Self {
         match self {
             Self::Shared => Self::Private,

@@ -4,13 +4,13 @@
 //!
 //! A page becomes the guest's when it is mapped for it, which `mmu_invalidate_seq` guards, so there
 //! is nothing to do when the file hands it out. The guest shares it with the host, and takes it
-//! back, by hypercalls to EL2. Conversion moves nothing: it makes the file say what EL2 says, and
-//! is refused while that is something else. Contents are the host's to read and EL2's to zero: only
-//! there are the question whose a page is, and the writing, one step.
+//! back, by hypercalls to EL2. Conversion moves nothing: it makes the file agree with EL2, and is
+//! refused if EL2 says something else. The host reads contents and EL2 zeroes them: only EL2 can
+//! check the owner of a page and write it in one step.
 //!
-//! A guest that shares and unshares in exits to user space (`KVM_CAP_EXIT_HYPERCALL`) unshares
-//! what the file says is private, and nothing else. Any other can take a page back between the
-//! question and the use; what that costs it is in the documentation.
+//! A guest whose hypercalls are exits to user space (`KVM_CAP_EXIT_HYPERCALL`) can unshare only
+//! pages that are private in the file. Any other guest can take a page back between the check and
+//! the use; vendors.rst says what follows.
 
 use super::Vendor;
 use gmem_policy::{

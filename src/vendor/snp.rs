@@ -2,16 +2,16 @@
 
 //! SEV-SNP: pages of the guest are encrypted, and assigned to it in the RMP.
 //!
-//! RMPUPDATE does not look at what an entry was before: assigning a page that another guest has
-//! would take it away from that guest without a word. So each transition starts with a look, and
-//! this file remembers with the page for whom it assigned it: found assigned to the same guest at
-//! the same place is what each guest fault after a zap is like; found assigned otherwise is a bug
-//! or an attack, and refused.
+//! RMPUPDATE does not check the previous state of an entry: assigning a page of another guest takes
+//! it away from that guest without an error. So each transition looks the entry up first, and this
+//! file records with the page to whom it was assigned. If the page is assigned to the same guest at
+//! the same place, this is a guest fault after a zap, and there is nothing to do. If it is assigned
+//! otherwise, this is a bug or an attack, and refused.
 //!
 //! A page is assigned when the guest first uses it as private, not when it is converted. It is
-//! taken back when it is converted to shared, or freed. The guest's having accepted it is lost then
-//! and cannot be restored, so that there is no way back behind the first page that was taken: one
-//! that does not come back is lost, together with the VM.
+//! taken back when it is converted to shared, or freed. That the guest had accepted it is lost then
+//! and cannot be restored, so a request cannot be undone after its first page. A page that cannot
+//! be taken back is lost, together with the VM.
 
 use super::Vendor;
 use core::marker::PhantomData;
@@ -97,7 +97,7 @@ impl<R: Rmp> Vendor for Snp<R> {
 }
 
 /// A page that has just been assigned. Dropping it takes it back: this page and no other, as the
-/// neighbours may be somebody else's. A larger folio has one for each of its pages that changed.
+/// neighbours may be another guest's. A larger folio has one for each page that changed.
 struct Undo<'p, R: Rmp> {
     frame: Frame<'p>,
     to: Assignment,
@@ -114,7 +114,7 @@ impl<'p, R: Rmp> Undo<'p, R> {
         })
     }
 
-    /// Remembers whose the page is, which ends the chance to undo it.
+    /// Records to whom the page was assigned. It cannot be undone after that.
     fn keep(self) -> Result {
         self.frame.record(self.to)?;
         core::mem::forget(self);
@@ -145,7 +145,7 @@ fn take_back<R: Rmp>(frame: &Frame<'_>) -> Result<(), Fatal> {
 }
 
 /// Splits the entry for 2M that a page is in. An update of the page alone overlaps with an entry
-/// that was not split, and the kernel would try it for ever.
+/// that was not split, and the kernel would repeat it for ever.
 fn split<R: Rmp>(frame: &Frame<'_>) -> Result<(), Fatal> {
     /// Far more than any change of an entry takes.
     const TRIES: u32 = 1000;
@@ -157,7 +157,7 @@ fn split<R: Rmp>(frame: &Frame<'_>) -> Result<(), Fatal> {
             Err(Unsplit::Failed) => break,
         }
     }
-    // Somebody else may have split it meanwhile, which is as good.
+    // Another CPU may have split it meanwhile.
     match R::lookup(frame) {
         Ok(entry) if !entry.large => Ok(()),
         _ => Err(Fatal),

@@ -2,8 +2,8 @@
 
 //! SW_PROTECTED: private memory without hardware behind it, for tests.
 //!
-//! It owns no page, so that the host could write all of them. That it does not is up to the file.
-//! There is nothing to give up or to take; only contents have to be what was promised.
+//! It owns no page: the host's kernel could write all of them, and guest_memfd sees to it that it
+//! does not. No page has to be given up or taken back; only the contract has to be kept.
 
 use super::Vendor;
 use gmem_policy::contract::Platform;

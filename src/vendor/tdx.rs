@@ -3,8 +3,8 @@
 //! TDX: pages of the guest are encrypted, and in its S-EPT, which the TDX module keeps.
 //!
 //! The page tables of KVM are mirrored into the S-EPT, so that a page becomes the guest's when it
-//! is mapped and the host's when it is zapped. What is left to do here is to know which pages are
-//! in it: taking such a page out destroys its contents.
+//! is mapped and the host's when it is zapped. This file only has to know which pages are in it:
+//! taking such a page out destroys its contents.
 
 use super::Vendor;
 use core::marker::PhantomData;

@@ -48,9 +48,9 @@ impl Motion {
 /// What happened to the pages of a range before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum History {
-    /// Somebody wrote to all of them: the guest if they are private and it runs, else the host.
+    /// All were written: by the guest if they are private and it runs, else by the host.
     Written,
-    /// Nobody ever touched them; one has no memory, the other was only fallocated.
+    /// They were never used; one has no memory, the other was only fallocated.
     Untouched,
 }
 
@@ -85,7 +85,7 @@ impl Promise {
     }
 }
 
-/// How those who can look at the bytes get to see them.
+/// How a reader sees the bytes.
 ///
 /// A content policy is about what the request does. What a guest reads through its own key, or
 /// after it has accepted a page, is between it and its platform.

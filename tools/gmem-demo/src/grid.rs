@@ -165,7 +165,7 @@ mod tests {
         // Two lines of heading, and four directions before the phase that comes second.
         assert_eq!(lines[7], "after launch");
         assert_eq!(lines[8].find("-/0"), Some(17 + 39));
-        // A request that nobody made is no promise kept.
+        // A request that was not made shows nothing.
         assert_eq!(text.matches('?').count(), 47);
     }
 

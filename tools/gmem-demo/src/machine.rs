@@ -202,7 +202,7 @@ impl Machine {
         Ok(whole == (0..self.memory.size(), Visibility::Shared))
     }
 
-    /// Pages that nobody has used yet, and that nobody else will be given.
+    /// Pages that were never used, and that are handed out once.
     pub fn fresh(&mut self, pages: u64) -> Result<Range<u64>> {
         let range = self.free..self.free + pages * PAGE;
         if range.end > SLOT.end {

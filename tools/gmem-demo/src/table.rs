@@ -32,7 +32,7 @@ impl Phase {
     }
 }
 
-/// What somebody got to see.
+/// What was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// Nothing: the access was refused.

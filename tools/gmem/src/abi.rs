@@ -43,9 +43,9 @@ pub const KVM_GET_MEMORY_ATTRIBUTES2: c_ulong = iowr::<MemoryAttributes2>(0xd3);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryMapping {
-    /// First guest physical address, in bytes. Coming out: what is left.
+    /// First guest physical address, in bytes. Out: that of the rest.
     pub base_address: u64,
-    /// Bytes. Coming out: what is left.
+    /// Bytes. Out: those of the rest.
     pub size: u64,
     /// Has to be 0.
     pub flags: u64,
@@ -86,7 +86,7 @@ pub const KVM_X86_SW_PROTECTED_VM: u64 = 1;
 pub const KVM_CAP_VM_TYPES: c_ulong = 235;
 /// Which creation flags a guest_memfd may have.
 pub const KVM_CAP_GUEST_MEMFD_FLAGS: c_ulong = 244;
-/// Which attributes a guest_memfd itself keeps.
+/// Which attributes a guest_memfd records by itself.
 pub const KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES: c_ulong = 252;
 /// Content policies that work after launch.
 pub const KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS: c_ulong = 0x10000;

@@ -18,7 +18,7 @@ use std::{
     ops::Range, //
 };
 
-/// Who may touch a page.
+/// Who can access a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Visibility {
     /// Host and guest.

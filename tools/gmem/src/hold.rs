@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Keeping pages shared while somebody in this process uses them.
+//! Keeping pages shared while this process uses them.
 //!
-//! A load or store at a private page is `SIGBUS`, and to ask first does not help: the page can
-//! become private between the question and the access. So each page has a count of those who use
-//! it, and [`GuestMemfd::convert`] refuses to make a page private whose count is not 0, with the
-//! `EAGAIN` that the kernel has for its own references.
+//! A load or store at a private page is `SIGBUS`. Asking first does not help: the page can become
+//! private between the question and the access. So each page has a count of its users.
+//! [`GuestMemfd::convert`] refuses to make a page private whose count is not 0, with `EAGAIN`, as
+//! the kernel does for its own references.
 
 use crate::{
     abi::MemoryAttributes2,

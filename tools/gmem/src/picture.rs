@@ -19,7 +19,7 @@ use std::{
 const PAGE: u64 = 0x1000;
 /// Files up to this many pages are asked page by page what was used.
 const USED_LIMIT: u64 = 1 << 18;
-/// More runs than this nobody looks at, and asking for them takes long.
+/// No one looks at more runs than this, and reading them takes long.
 const RUN_LIMIT: usize = 1 << 20;
 
 /// What a file looks like at a moment.
@@ -29,9 +29,9 @@ pub struct Picture {
     pub title: String,
     /// Size of the file in bytes.
     pub size: u64,
-    /// What is private and what is shared, in order.
+    /// The runs of private and of shared pages, in order.
     pub runs: Vec<Run>,
-    /// Which pages somebody has used; [`None`] for a file that the host cannot map, or that is too
+    /// Which pages were used; [`None`] for a file that the host cannot map, or that is too
     /// large to ask.
     pub used: Option<Vec<bool>>,
 }

@@ -43,9 +43,10 @@ impl std::error::Error for PopulateError {}
 
 /// Maps guest memory ahead of faults, by `KVM_MAP_MEMORY` on a vCPU (`guest_memfd/api.rst`, section 6).
 ///
-/// It has a descriptor of its own, so that it can be used while somebody looks at an exit of the
-/// vCPU. The mappings are the VM's: any vCPU does that is not running. While it runs, a call waits.
-/// Where it works [`Capabilities::maps_memory`](crate::Capabilities::maps_memory) says.
+/// It has a descriptor of its own, so that it can be used while another thread handles an exit of
+/// the vCPU. The mappings are the VM's: any vCPU will do that is not running. A call waits while
+/// the vCPU runs. [`Capabilities::maps_memory`](crate::Capabilities::maps_memory) says whether it
+/// works.
 #[derive(Debug)]
 pub struct Populator {
     vcpu: OwnedFd,
@@ -56,16 +57,16 @@ impl Populator {
     ///
     /// # Errors
     ///
-    /// `EMFILE` if the process has too many descriptors. What is no vCPU only shows when it is used:
-    /// `ENOTTY`.
+    /// `EMFILE` if the process has too many descriptors. A descriptor that is not a vCPU is found
+    /// out when it is used: `ENOTTY`.
     pub fn new(vcpu: &impl AsRawFd) -> io::Result<Self> {
         let vcpu = kvm::duplicate(vcpu)?;
         Ok(Self { vcpu })
     }
 
-    /// One call: maps from the front of `range` (guest physical addresses in bytes, whole pages) as
-    /// much as goes, and returns what is left. A range that is left needs another call, which says
-    /// what is in the way if nothing goes any more.
+    /// Makes one call: maps as much as possible from the front of `range` (guest physical addresses
+    /// in bytes, whole pages), and returns the rest. Call it again for the rest. A call that cannot
+    /// map anything returns the error.
     ///
     /// # Errors
     ///
@@ -91,8 +92,8 @@ impl Populator {
         }
     }
 
-    /// Maps all of `range`. Each time that the kernel is interrupted, or finds somebody else at
-    /// work, it is called again, but at most `attempts` times in a row without any progress.
+    /// Maps all of `range`. A call that was interrupted, or that met another change of the page, is
+    /// repeated, at most `attempts` times in a row without progress.
     ///
     /// # Errors
     ///

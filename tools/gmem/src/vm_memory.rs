@@ -14,8 +14,8 @@
 //!   from the slice. While one of them lives, [`GuestMemfd::convert`] to private is `EAGAIN`, and the
 //!   access cannot become `SIGBUS`.
 //!   (A raw pointer from `ptr_guard()` is good as long as the slice lives.)
-//! - Nobody gets the address of a page that is not held: there is no host address and no file for
-//!   `vhost` or a device in another process. They share memory by means of their own
+//! - The address of a page is available only while the page is held: there is no host address and
+//!   no file for `vhost` or a device in another process. They share memory by means of their own
 //!   ([`Mapping::address`](crate::Mapping::address)), and a conversion does not wait for them.
 //!
 //! A thread that keeps a slice keeps its pages from becoming private. Devices keep them for a request;
@@ -160,8 +160,8 @@ impl Bitmap for Hold {
 
 /// The bitmap of a region. There is none, only [`Hold`]s in slices.
 ///
-/// Nobody can make one either, and that keeps out `IommuMemory`, which needs one to put a part of it
-/// into the slice in the place of the hold.
+/// It cannot be made, which excludes `IommuMemory`: that would put a part of it into the slice in
+/// the place of the hold.
 #[derive(Debug)]
 pub enum NoBitmap {}
 

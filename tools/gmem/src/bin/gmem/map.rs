@@ -35,7 +35,7 @@ use std::{
     time::Duration, //
 };
 
-/// Somebody else's guest_memfd, as a descriptor of ours.
+/// The guest_memfd of another process, as a descriptor of ours.
 fn borrow(pid: u32, fd: u32) -> Result<(FdInfo, GuestMemfd), Failure> {
     let info = FdInfo::read(pid, fd).map_err(|error| Failure::Descriptor(pid, fd, error))?;
     if !info.converts_in_place {
@@ -160,7 +160,7 @@ pub fn watch(out: &mut Output, pid: u32, fd: u32, interval: Duration) -> Result<
                     last = Some(look);
                 }
             }
-            // It was there: somebody has closed it, or has ended.
+            // It was there: the process has closed it, or has ended.
             Err(Failure::Descriptor(_, _, FdInfoError::Io(_) | FdInfoError::NotGuestMemfd))
                 if last.is_some() =>
             {

@@ -39,7 +39,7 @@ const TRACING: &str = "/sys/kernel/tracing";
 /// The events that are listened to.
 const EVENTS: [&str; 2] = ["kvm_gmem_convert_end", "kvm_gmem_busy"];
 
-/// A tracing instance of our own, so that nobody else's is disturbed.
+/// A tracing instance of our own, which disturbs no other.
 struct Instance(PathBuf);
 
 impl Instance {
