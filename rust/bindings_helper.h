@@ -7,8 +7,18 @@
  */
 #include <linux/swap.h>
 #include <trace/events/kvm_gmem.h>
+#include <uapi/linux/kvm_gmem.h>
 
 #include "emulation.h"
 #include "helpers.h"
 #include "testing.h"
 #include "guest_memfd.h"
+
+/* bindgen does not evaluate macros that use sizeof. */
+enum {
+	GMEM_IOCTL_SET_MEMORY_ATTRIBUTES = KVM_SET_MEMORY_ATTRIBUTES,
+	GMEM_IOCTL_SET_MEMORY_ATTRIBUTES2 = KVM_SET_MEMORY_ATTRIBUTES2,
+	GMEM_IOCTL_GET_MEMORY_ATTRIBUTES2 = KVM_GET_MEMORY_ATTRIBUTES2,
+	GMEM_IOCTL_MAP_MEMORY = KVM_MAP_MEMORY,
+	GMEM_IOCTL_EMULATE = KVM_GMEM_EMULATE,
+};

@@ -45,8 +45,7 @@ use core::{
 use gate::Gate;
 use gmem_policy::emulation::{
     rmp,
-    sept,
-    Fault, //
+    sept, //
 };
 use kernel::{
     error::{
@@ -64,12 +63,17 @@ use tdx::{
     Answer,
     Sept, //
 };
+use uapi::{
+    Op,
+    Place, //
+};
 
 mod access;
 mod gate;
 mod page;
 mod snp;
 mod tdx;
+mod uapi;
 
 pub use snp::ModelRmp;
 pub use tdx::ModelSept;
@@ -197,10 +201,11 @@ pub(crate) fn settle(vm: &Vm, inode: &GmemInode, slot: &Memslot, start: u64, end
 }
 
 /// `KVM_CAP_GMEM_EMULATION`.
-pub(crate) const CAP: u64 = 0x10004;
-const EMULATE_SNP: u64 = 1;
-const EMULATE_TDX: u64 = 2;
-const REMOVE_ZEROES: u64 = 1 << 0;
+// CAST, here and below: bindgen gives a constant the smallest type that it fits into.
+pub(crate) const CAP: u64 = bindings::KVM_CAP_GMEM_EMULATION as u64;
+const EMULATE_SNP: u64 = bindings::KVM_GMEM_EMULATE_SNP as u64;
+const EMULATE_TDX: u64 = bindings::KVM_GMEM_EMULATE_TDX as u64;
+const REMOVE_ZEROES: u64 = bindings::KVM_GMEM_EMULATE_REMOVE_ZEROES as u64;
 
 /// The capability's value on a VM, or on /dev/kvm.
 pub(crate) fn capability(vm: Option<&Vm>) -> i32 {
@@ -236,9 +241,6 @@ fn enable(vm: &Vm, cap: &bindings::kvm_enable_cap) -> Result {
             drop(unsafe { <Pin<KBox<Emulation>> as ForeignOwnable>::from_foreign(emulation) });
         })
 }
-
-/// `KVM_GMEM_EMULATE`: `_IOWR(0xae, 0xd6, 64 bytes)`.
-const EMULATE: u32 = 0xc040_aed6;
 
 /// `struct kvm_gmem_emulate`.
 struct Operation {
@@ -289,22 +291,21 @@ impl Operation {
 
 /// The VM's ioctl.
 fn ioctl(vm: &Vm, cmd: u32, arg: UserPointer) -> Result {
-    let emulation = of(vm).filter(|_| cmd == EMULATE).ok_or(ENOTTY)?;
+    let emulation = of(vm)
+        .filter(|_| cmd == bindings::GMEM_IOCTL_EMULATE)
+        .ok_or(ENOTTY)?;
     let mut operation = Operation::from_words(arg.read()?);
+    let op = Op::new(operation.op)?;
+    // HOLD comes without: who has slots_lock may be waiting for the task that is held.
+    let _slots = (op != Op::Hold).then(|| vm.lock_slots());
 
-    if operation.op == 5 {
-        // Not under slots_lock: who has that may be waiting for the task that is held.
-        hold(emulation, &mut operation)?;
-    } else {
-        let _slots = vm.lock_slots();
-        match operation.op {
-            1 => launch_update(vm, emulation, &mut operation)?,
-            2 => launch_finish(vm, emulation, &operation)?,
-            3 => inject(vm, emulation, &operation)?,
-            4 => query(vm, emulation, &mut operation)?,
-            6 => access(vm, emulation, &operation)?,
-            _ => return Err(EINVAL),
-        }
+    match op {
+        Op::LaunchUpdate => launch_update(vm, emulation, &mut operation)?,
+        Op::LaunchFinish => launch_finish(vm, emulation, &operation)?,
+        Op::Inject => inject(vm, emulation, &operation)?,
+        Op::Query => query(vm, emulation, &mut operation)?,
+        Op::Hold => hold(emulation, &mut operation)?,
+        Op::Access => access(vm, emulation, &operation)?,
     }
     arg.write(&operation.to_words())
 }
@@ -321,12 +322,7 @@ fn launch_update(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> R
 
     let gfn = operation.gfn()?;
     let pages = operation.size / PAGE;
-    let kind = match (emulation.platform, operation.kind) {
-        (Emulated::Snp, 1) | (Emulated::Tdx, 0) => PageType::Normal,
-        (Emulated::Snp, 3) => PageType::Zero,
-        (Emulated::Snp, 6) => PageType::Cpuid,
-        _ => return Err(EINVAL),
-    };
+    let kind = uapi::page_type(emulation.platform, operation.kind)?;
     if vm.is_launched()
         || pages == 0
         || operation.size % PAGE != 0
@@ -443,40 +439,14 @@ fn launch_finish(vm: &Vm, emulation: &Emulation, operation: &Operation) -> Resul
 fn inject(vm: &Vm, emulation: &Emulation, operation: &Operation) -> Result {
     operation.no_range()?;
     let gfn = operation.gfn()?;
-    let [what, code, times, 0] = operation.value else {
-        return Err(EINVAL);
-    };
     match emulation.platform {
         Emulated::Snp => {
-            let what = match what {
-                1 => rmp::Operation::Assign,
-                2 => rmp::Operation::Unassign,
-                3 => rmp::Operation::Smash,
-                _ => return Err(EINVAL),
-            };
-            let code = match code {
-                1 => rmp::Code::Input,
-                2 => rmp::Code::Permission,
-                3 => rmp::Code::InUse,
-                4 => rmp::Code::Overlap,
-                _ => return Err(EINVAL),
-            };
-            snp::inject(make_page(vm, gfn)?, Fault::new(what, code, times))
+            let fault = uapi::rmp_fault(operation.value)?;
+            snp::inject(make_page(vm, gfn)?, fault)
         }
         Emulated::Tdx => {
-            let what = match what {
-                4 => sept::Operation::Add,
-                5 => sept::Operation::Block,
-                6 => sept::Operation::Track,
-                7 => sept::Operation::Remove,
-                _ => return Err(EINVAL),
-            };
-            let code = match code {
-                1 => sept::Failure::Input,
-                5 => sept::Failure::Busy,
-                _ => return Err(EINVAL),
-            };
-            Sept::inject(&emulation.sept, gfn, Fault::new(what, code, times))
+            let fault = uapi::sept_fault(operation.value)?;
+            Sept::inject(&emulation.sept, gfn, fault)
         }
     }
 }
@@ -491,29 +461,19 @@ fn query(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> Result {
                 Some(pfn) => snp::lookup(pfn),
                 None => rmp::Entry::HYPERVISOR,
             };
-            let state = match entry {
-                rmp::Entry {
-                    assigned: false, ..
-                } => 0,
-                rmp::Entry {
-                    immutable: true, ..
-                } => 3,
-                rmp::Entry {
-                    validated: true, ..
-                } => 2,
-                _ => 1,
-            };
-            (state, entry.gpa / PAGE, entry.asid)
+            (uapi::rmp_state(&entry), entry.gpa / PAGE, entry.asid)
         }
-        Emulated::Tdx => match emulation.sept.lock().look(gfn) {
-            (sept::Entry::Absent, _) => (0, 0, 0),
-            (sept::Entry::Present { .. }, _) => (16, gfn.get(), emulation.id),
-            (sept::Entry::Blocked { .. }, false) => (17, gfn.get(), emulation.id),
-            (sept::Entry::Blocked { .. }, true) => (18, gfn.get(), emulation.id),
-        },
+        Emulated::Tdx => {
+            let (entry, tracked) = emulation.sept.lock().look(gfn);
+            let state = uapi::sept_state(&entry, tracked);
+            match entry {
+                sept::Entry::Absent => (state, 0, 0),
+                _ => (state, gfn.get(), emulation.id),
+            }
+        }
     };
     let destroyed = emulation.destroyed.load(Ordering::Relaxed);
-    operation.value = [state, at, owner.into(), destroyed];
+    operation.value = [state.into(), at, owner.into(), destroyed];
     Ok(())
 }
 
@@ -521,12 +481,7 @@ fn query(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> Result {
 fn access(vm: &Vm, emulation: &Emulation, operation: &Operation) -> Result {
     operation.no_range()?;
     let gfn = operation.gfn()?;
-    let private = match operation.value {
-        [0, 0, 0, 0] => None,
-        [1, 0, 0, 0] => Some(false),
-        [2, 0, 0, 0] => Some(true),
-        _ => return Err(EINVAL),
-    };
+    let private = uapi::access(operation.value)?;
     emulation.access.lock().set(gfn.get(), private)?;
     // SAFETY: The VM is valid, and its mmu_lock, which is taken inside, is not held.
     unsafe { bindings::gmem_vm_fault_again(vm.as_raw(), gfn.get()) };
@@ -540,10 +495,9 @@ fn hold(emulation: &Emulation, operation: &mut Operation) -> Result {
     let [place, close, 0, 0] = operation.value else {
         return Err(EINVAL);
     };
-    let gate = match place {
-        1 => &emulation.fault,
-        2 => &emulation.invalidation,
-        _ => return Err(EINVAL),
+    let gate = match Place::new(place)? {
+        Place::Fault => &emulation.fault,
+        Place::Invalidation => &emulation.invalidation,
     };
     let closed = match close {
         0 => None,

@@ -26,6 +26,7 @@ pub mod testing;
 mod tests;
 pub mod time;
 pub mod trace;
+pub mod uapi;
 
 /// The page cache and memory management.
 pub mod mm {

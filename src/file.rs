@@ -13,14 +13,13 @@ use gmem_sys::{
             Traits, //
         }, //
     },
-    kvm::vm::Vm, //
+    kvm::vm::Vm,
+    uapi::{
+        FLAG_INIT_SHARED,
+        FLAG_MMAP, //
+    }, //
 };
 use kernel::prelude::*;
-
-/// `GUEST_MEMFD_FLAG_MMAP`: the host may map the file.
-const MMAP: u64 = 1 << 0;
-/// `GUEST_MEMFD_FLAG_INIT_SHARED`: all pages start shared.
-const INIT_SHARED: u64 = 1 << 1;
 
 /// KVM_CREATE_GUEST_MEMFD.
 ///
@@ -36,8 +35,8 @@ pub(crate) fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32> {
         return Err(EINVAL);
     }
     let size = Size::new(size).ok_or(EINVAL)?;
-    let mappable = flags & MMAP != 0;
-    let init_shared = flags & INIT_SHARED != 0;
+    let mappable = flags & FLAG_MMAP != 0;
+    let init_shared = flags & FLAG_INIT_SHARED != 0;
 
     file_ops::create(
         vm,

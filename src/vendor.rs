@@ -56,6 +56,13 @@ use gmem_sys::{
         Frame,
         PreparedFolio,
         PrivatePage, //
+    },
+    uapi::{
+        CAP_ATTRIBUTES,
+        CAP_FLAGS,
+        CAP_GET,
+        CAP_MAP_MEMORY,
+        CAP_PRE_LAUNCH_FLAGS, //
     }, //
 };
 use kernel::{
@@ -352,16 +359,6 @@ fn is_available(platform: Platform) -> bool {
     };
     platform::is_available(kind)
 }
-
-/// `KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES`.
-const CAP_ATTRIBUTES: u64 = 252;
-/// `KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS`.
-const CAP_FLAGS: u64 = 0x10000;
-/// `KVM_CAP_MEMORY_ATTRIBUTES2_PRE_LAUNCH_FLAGS`.
-const CAP_PRE_LAUNCH_FLAGS: u64 = 0x10001;
-/// `KVM_CAP_GET_MEMORY_ATTRIBUTES2`.
-const CAP_GET: u64 = 0x10002;
-const CAP_MAP_MEMORY: u64 = 0x10003;
 
 /// Returns the value of a capability; [`None`] for one that is not of guest_memfd.
 ///

@@ -21,7 +21,7 @@ use core::marker::PhantomData;
 use kernel::prelude::*;
 
 /// `KVM_GMEM_EMULATION_KEY`.
-const KEY: u64 = 0x6b76_6d5f_676d_656d;
+const KEY: u64 = bindings::KVM_GMEM_EMULATION_KEY;
 
 /// A page of a guest_memfd, on its way from one owner to another.
 ///
