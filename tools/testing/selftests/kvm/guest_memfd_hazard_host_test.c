@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Hazard 37 of in-place conversion: every way that the host has to a page, tried
- * on a private one.
+ * Hazards 37 and 62 of in-place conversion: every way that the host has to a
+ * page, tried on a private one. With 62 it is the kernel that reads the page
+ * cache, and does not ask the file.
  */
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -18,6 +20,7 @@
 #include <linux/stddef.h>
 #include <linux/io_uring.h>
 #include <linux/mempolicy.h>
+#include <linux/perf_event.h>
 #include <linux/userfaultfd.h>
 
 #include <sys/ioctl.h>
@@ -25,6 +28,7 @@
 #include <sys/ptrace.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -479,6 +483,178 @@ HAZARD(h37_file_operations)
 	fails(fallocate(h.a.fd, FALLOC_FL_ZERO_RANGE, PG, PG));
 	fails(fallocate(h.a.fd, FALLOC_FL_COLLAPSE_RANGE, PG, PG));
 	h37_unharmed(&h);
+}
+
+#define BUILD_ID_SIZE	20
+
+/* An image of which nothing is good but that it has a build ID. */
+struct h62_image {
+	Elf64_Ehdr file;
+	Elf64_Phdr segment;
+	Elf64_Nhdr note;
+	char name[4];
+	u8 id[BUILD_ID_SIZE];
+};
+
+static void h62_write_image(volatile u8 *page)
+{
+	struct h62_image image = {
+		.file = {
+			.e_ident = { ELFMAG0, ELFMAG1, ELFMAG2, ELFMAG3, ELFCLASS64,
+				     ELFDATA2LSB, EV_CURRENT },
+			.e_type = ET_DYN,
+			.e_version = EV_CURRENT,
+			.e_phoff = offsetof(struct h62_image, segment),
+			.e_phentsize = sizeof(Elf64_Phdr),
+			.e_phnum = 1,
+		},
+		.segment = {
+			.p_type = PT_NOTE,
+			.p_offset = offsetof(struct h62_image, note),
+			.p_filesz = sizeof(image) - offsetof(struct h62_image, note),
+			.p_align = 4,
+		},
+		.note = { .n_namesz = 4, .n_descsz = BUILD_ID_SIZE, .n_type = NT_GNU_BUILD_ID },
+		.name = "GNU",
+	};
+	int i;
+
+	memset(image.id, SECRET, sizeof(image.id));
+	for (i = 0; i < sizeof(image); i++)
+		page[i] = ((u8 *)&image)[i];
+}
+
+/* Whether the image is what the page holds, as the guest sees it. */
+static void h62_guest_has_image(struct hz *h)
+{
+	u64 at = h->a.gpa + offsetof(struct h62_image, id);
+
+	TEST_ASSERT_EQ(gmem_guest_read(h->vcpus[0], at), SECRET);
+}
+
+#define PERF_BUFFER	OFF(9)
+
+/* A recorder of this task's mappings, executable or not, with build IDs. */
+static int h62_record(struct perf_event_mmap_page **buffer)
+{
+	struct perf_event_attr attr = {
+		.type = PERF_TYPE_SOFTWARE,
+		.size = sizeof(attr),
+		.config = PERF_COUNT_SW_DUMMY,
+		.mmap = 1,
+		.mmap_data = 1,
+		.mmap2 = 1,
+		.build_id = 1,
+		.exclude_kernel = 1,
+	};
+	int fd = syscall(__NR_perf_event_open, &attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
+
+	if (fd >= 0)
+		*buffer = kvm_mmap(PERF_BUFFER, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	return fd;
+}
+
+/* From linux/perf_event.h, where it is a comment. */
+struct h62_mmap2 {
+	struct perf_event_header header;
+	u32 pid, tid;
+	u64 addr, len, pgoff;
+	u8 id_size, reserved[3];
+	u8 id[BUILD_ID_SIZE];
+};
+
+/* The record of the mapping at @addr, with its build ID or without. */
+static struct h62_mmap2 h62_recorded(struct perf_event_mmap_page *buffer, const void *addr)
+{
+	struct h62_mmap2 record = { };
+	u8 *data = (u8 *)buffer + buffer->data_offset;
+	u64 at, head = __atomic_load_n(&buffer->data_head, __ATOMIC_ACQUIRE);
+	struct perf_event_header *header;
+
+	TEST_ASSERT(head < buffer->data_size, "The buffer is too small");
+	for (at = 0; at < head; at += header->size) {
+		header = (void *)(data + at);
+		if (header->type != PERF_RECORD_MMAP2)
+			continue;
+		memcpy(&record, header, sizeof(record));
+		if (record.addr == (unsigned long)addr)
+			return record;
+	}
+	TEST_FAIL("The mapping was not recorded");
+	return record;
+}
+
+/* perf reads the build ID from the page cache of what is mapped, whoever maps it. */
+HAZARD(h62_build_id_of_a_mapping)
+{
+	struct perf_event_mmap_page *buffer;
+	struct h62_mmap2 record;
+	struct hz h;
+	int fd, tmp;
+	u8 *mem;
+
+	fd = h62_record(&buffer);
+	HZ_REQUIRE(fd >= 0, "needs PERF_EVENTS");
+
+	/* That it finds the one of an ordinary file shows that the image is good. */
+	tmp = memfd_create("gmem-hazard", 0);
+	TEST_ASSERT(tmp >= 0 && !ftruncate(tmp, PG), "memfd failed");
+	mem = kvm_mmap(PG, PROT_READ | PROT_WRITE, MAP_SHARED, tmp);
+	h62_write_image(mem);
+	mem = kvm_mmap(PG, PROT_READ, MAP_SHARED, tmp);
+	record = h62_recorded(buffer, mem);
+	TEST_ASSERT(record.header.misc & PERF_RECORD_MISC_MMAP_BUILD_ID,
+		    "No build ID of an ordinary file");
+	TEST_ASSERT(record.id_size == BUILD_ID_SIZE && record.id[0] == SECRET,
+		    "Another build ID than the file's");
+
+	hz_create(&h, 3, GMEM_MMAP_SHARED, 1);
+	h62_write_image(hz_hva(&h, 0));
+	convert(&h, 0, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+	mem = kvm_mmap(OFF(3), PROT_READ, MAP_SHARED, h.a.fd);
+	record = h62_recorded(buffer, mem);
+	TEST_ASSERT(!(record.header.misc & PERF_RECORD_MISC_MMAP_BUILD_ID),
+		    "perf has the build ID of a private page, %#x", record.id[0]);
+
+	/* The mapping is recorded again when its protection changes. */
+	TEST_ASSERT(!mprotect(mem, PG, PROT_READ | PROT_WRITE), "mprotect() failed");
+	TEST_ASSERT(gmem_host_refused(mem), "Reached");
+	h62_guest_has_image(&h);
+	close(fd);
+}
+
+/* The others that read a file's pages for somebody. */
+HAZARD(h62_other_readers_of_the_page_cache)
+{
+	static char * const args[] = { "gmem", NULL };
+	char path[64];
+	struct hz h;
+	u8 *mem;
+
+	hz_create(&h, 3, GMEM_MMAP_SHARED, 1);
+	h62_write_image(hz_hva(&h, 0));
+	convert(&h, 0, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", h.a.fd);
+
+	fails(execveat(h.a.fd, "", args, args, AT_EMPTY_PATH));
+	fails(syscall(__NR_finit_module, h.a.fd, "", 0));
+	fails(syscall(__NR_kexec_file_load, h.a.fd, -1, 1UL, "", 4UL));
+	fails(swapon(path, 0));
+	fails(open(path, O_RDONLY));
+	fails(mmap(NULL, PG, PROT_READ | PROT_EXEC, MAP_SHARED, h.a.fd, 0));
+	mem = kvm_mmap(PG, PROT_READ | PROT_WRITE, MAP_SHARED, h.a.fd);
+	fails(mprotect(mem, PG, PROT_READ | PROT_WRITE | PROT_EXEC));
+
+	/* Those that bring pages in or drop them have nothing to bring, and drop nothing in use. */
+	fails(readahead(h.a.fd, 0, PG));
+	posix_fadvise(h.a.fd, 0, OFF(3), POSIX_FADV_WILLNEED);
+	posix_fadvise(h.a.fd, 0, OFF(3), POSIX_FADV_DONTNEED);
+	hz_write_file("/proc/sys/vm/drop_caches", "1", 0);
+	sync_file_range(h.a.fd, 0, OFF(3), SYNC_FILE_RANGE_WRITE);
+
+	TEST_ASSERT(gmem_host_refused(mem), "Reached");
+	h62_guest_has_image(&h);
+	attributes_are(&h, 0, 1, GMEM_PRIVATE);
 }
 
 int main(int argc, char *argv[])
