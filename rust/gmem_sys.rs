@@ -30,6 +30,7 @@ pub mod uapi;
 
 /// The page cache and memory management.
 pub mod mm {
+    pub(crate) mod drain;
     pub mod fault;
     pub mod folio;
     pub(crate) mod mempolicy;

@@ -118,17 +118,41 @@ void gmem_folio_fill(struct folio *folio, unsigned long page, u8 byte)
 }
 
 /*
- * References beyond those of the page cache, of page tables, the caller's own,
- * and those that are kept for ever to a page that has failed: by memory failure,
+ * References that are kept for ever to a page that has failed: by memory failure,
  * and by us if a platform may still have it.
  */
+static unsigned int gmem_folio_kept_refs(struct folio *folio)
+{
+	return !!folio_test_hwpoison(folio) +
+	       !!(gmem_folio_record(folio) & GMEM_RECORD_RETIRED);
+}
+
+/* References beyond those of the page cache, of page tables, kept ones, and the caller's own. */
 unsigned int gmem_folio_excess_refs(struct folio *folio, unsigned int own)
 {
-	int excess = folio_ref_count(folio) - folio_expected_ref_count(folio) - (int)own -
-		     (int)folio_test_hwpoison(folio) -
-		     !!(gmem_folio_record(folio) & GMEM_RECORD_RETIRED);
+	int excess = folio_ref_count(folio) - folio_expected_ref_count(folio) -
+		     (int)(own + gmem_folio_kept_refs(folio));
 
 	return max(excess, 0);
+}
+
+/* Drains for what gmem_folio_excess_refs() counts, and for nothing else. */
+void gmem_folio_drain(struct folio *folio, unsigned int own, enum lru_cache_drained *drained)
+{
+	lru_cache_drain_for_folio(folio, own + gmem_folio_kept_refs(folio), drained);
+}
+
+/* One for the module: it is all CPUs that are drained, whichever file it is for. */
+static DEFINE_MUTEX(gmem_drains_mutex);
+
+void gmem_drains_lock(void)
+{
+	mutex_lock(&gmem_drains_mutex);
+}
+
+void gmem_drains_unlock(void)
+{
+	mutex_unlock(&gmem_drains_mutex);
 }
 
 pgoff_t gmem_folio_index(struct folio *folio)

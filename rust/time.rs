@@ -5,7 +5,6 @@
 //! C header: [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
 
 use crate::bindings;
-use core::cell::Cell;
 use kernel::time::{
     delay::fsleep,
     Delta, //
@@ -33,10 +32,10 @@ impl Nanoseconds {
 /// How often something is done: [`BURST`](Self::BURST) times at once, then one time for each
 /// [`INTERVAL`](Self::INTERVAL).
 ///
-/// Not for several tasks at the same time; the holder of a lock has it.
+/// Whoever has the lock that it is behind takes turns.
 pub(crate) struct RateLimit {
     /// Up to when all turns are taken.
-    taken: Cell<u64>,
+    taken: u64,
 }
 
 impl RateLimit {
@@ -48,21 +47,23 @@ impl RateLimit {
 
     /// All turns are free.
     pub(crate) const fn new() -> Self {
-        Self {
-            taken: Cell::new(0),
-        }
+        Self { taken: 0 }
     }
 
     /// Waits for a turn, for [`INTERVAL`](Self::INTERVAL) at most, and takes it; sleeps.
-    pub(crate) fn wait(&self) {
+    pub(crate) fn wait(&mut self) {
         let now = Nanoseconds::now().0;
-        let taken = self.taken.get().max(now).saturating_add(Self::INTERVAL);
-        let ahead = taken - now;
+        self.taken = self.taken.max(now).saturating_add(Self::INTERVAL);
+        let ahead = self.taken - now;
 
-        self.taken.set(taken);
         if let Some(wait) = ahead.checked_sub(Self::BURST * Self::INTERVAL) {
             // CAST: At most one interval.
             fsleep(Delta::from_nanos(wait as i64));
         }
+    }
+
+    /// Gives back a turn that was not needed.
+    pub(crate) fn give_back(&mut self) {
+        self.taken = self.taken.saturating_sub(Self::INTERVAL);
     }
 }

@@ -20,7 +20,10 @@ use crate::{
     },
     bindings,
     fs::inode::GmemInode,
-    mm::folio::Batches,
+    mm::{
+        drain::Drains,
+        folio::Batches, //
+    },
     sync::mutex::RawMutexGuard, //
 };
 use core::{
@@ -284,9 +287,9 @@ impl InvalidateGuard<'_, Exclusive> {
     /// Takes the shared pages of `range` away from the host. It has none then, and nobody else holds
     /// a reference to one, for as long as the lock is held: host faults take it shared.
     ///
-    /// Page tables first, then the LRU batches (all CPUs at most once, and at a limited rate for the
-    /// file), then the count: what it has beyond the page cache's reference and ours is somebody who
-    /// may still write. A host fault that was served before the lock was taken holds the folio lock
+    /// Page tables first, then the LRU batches (all CPUs at most once, and at a limited rate), then
+    /// the count: what it has beyond the page cache's reference and ours is somebody who may still
+    /// write. A host fault that was served before the lock was taken holds the folio lock
     /// until its page table entry is in place, so the mapping is looked for again with the folio
     /// locked.
     ///
@@ -300,18 +303,12 @@ impl InvalidateGuard<'_, Exclusive> {
             self.unmap(&pages);
         }
 
-        let mut drained = bindings::lru_cache_drained_LRU_CACHE_NOT_DRAINED;
+        let mut drains = Drains::new();
         for pages in shared {
             let mut folios = self.folios(&pages);
             while let Some(batch) = folios.next_batch() {
                 for folio in batch {
-                    if drained != bindings::lru_cache_drained_LRU_CACHE_DRAINED_ALL
-                        && folio.has_unexplained_refs()
-                    {
-                        // Draining interrupts all CPUs, so that nobody may have it done in a loop.
-                        self.inode.drains(self).wait();
-                    }
-                    if !folio.settle(&mut drained, |pages| self.unmap(pages)) {
+                    if !folio.settle(&mut drains, |pages| self.unmap(pages)) {
                         return Err(Busy(folio.pages().start()));
                     }
                 }

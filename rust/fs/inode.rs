@@ -26,8 +26,7 @@ use crate::{
         folio::LockedFolio,
         mempolicy::SharedPolicy, //
     },
-    sync::mutex::RawMutex,
-    time::RateLimit, //
+    sync::mutex::RawMutex, //
 };
 use core::{
     cell::UnsafeCell,
@@ -106,8 +105,8 @@ pub struct Traits {
 ///
 /// # Invariants
 ///
-/// - `vfs`, `policy`, `map`, `drains` and `bindings_lock` are initialised from
-///   [`alloc`](crate::fs::superblock) on.
+/// - `vfs`, `policy`, `map` and `bindings_lock` are initialised from [`alloc`](crate::fs::superblock)
+///   on.
 /// - `traits` is [`Some`] from [`GmemInode::set_up`] on, before which no reference to the inode
 ///   exists, and does not change.
 /// - `files` is changed with the invalidate lock held exclusively and `bindings_lock` held, and
@@ -118,8 +117,6 @@ pub struct GmemInode {
     vfs: Opaque<bindings::inode>,
     map: AttributeMap,
     bindings_lock: RawMutex,
-    /// Of the LRU batches of all CPUs; for the exclusive holder of the invalidate lock.
-    drains: RateLimit,
     files: UnsafeCell<KVec<NonNull<FileData>>>,
     traits: Option<Traits>,
 }
@@ -169,7 +166,6 @@ impl GmemInode {
             SharedPolicy::init(&raw mut (*this).policy);
             (&raw mut (*this).map).write(AttributeMap::new(ONE_PAGE.0, Visibility::Private));
             RawMutex::init(&raw mut (*this).bindings_lock);
-            (&raw mut (*this).drains).write(RateLimit::new());
             (&raw mut (*this).files).write(UnsafeCell::new(KVec::new()));
             (&raw mut (*this).traits).write(None);
         }
@@ -274,12 +270,6 @@ impl GmemInode {
     #[inline]
     pub fn converts_in_place(&self) -> bool {
         self.traits().in_place
-    }
-
-    /// How often the LRU batches of all CPUs are drained for the file.
-    #[inline]
-    pub(crate) fn drains(&self, _guard: &InvalidateGuard<'_, Exclusive>) -> &RateLimit {
-        &self.drains
     }
 
     /// The attribute map of a file that converts in place.

@@ -35,7 +35,10 @@ use crate::{
             Vm, //
         }, //
     },
-    mm::folio::FolioRef,
+    mm::{
+        drain::Drains,
+        folio::FolioRef, //
+    },
     trace, //
 };
 use core::{
@@ -484,11 +487,11 @@ impl<'g> InvalidateSpan<'g> {
             .inode()
             .files(self.stable)
             .any(|file| platform::has_sept(file.vm()));
-        let mut drained = bindings::lru_cache_drained_LRU_CACHE_NOT_DRAINED;
+        let mut drains = Drains::new();
         let mut folios = guard.folios(&self.range);
         while let Some(batch) = folios.next_batch() {
             for folio in batch.filter(|folio| folio.is_allocated()) {
-                let is_held = has_sept && folio.is_held(&mut drained);
+                let is_held = has_sept && folio.is_held(&mut drains);
                 if is_held || self.given_up(&folio, to).is_err() {
                     return Some(folio.pages().start());
                 }

@@ -23,6 +23,7 @@ use crate::{
         Pfn,
         Vm, //
     },
+    mm::drain::Drains,
     trace, //
 };
 use core::{
@@ -640,11 +641,17 @@ impl FolioRef<'_> {
     }
 
     /// Whether the folio has references that neither the page cache nor this walk explains, once the
-    /// LRU caches are drained.
-    pub(crate) fn is_held(&self, drained: &mut bindings::lru_cache_drained) -> bool {
-        // SAFETY: The batch holds a reference; `drained` starts as the function wants it.
-        unsafe { bindings::lru_cache_drain_for_folio(self.as_ptr(), Self::OWN_REFS, drained) };
+    /// LRU batches are drained.
+    pub(crate) fn is_held(&self, drains: &mut Drains) -> bool {
+        drains.drain_for(self);
         self.has_unexplained_refs()
+    }
+
+    /// Drains LRU batches as far as that is what it takes to explain the folio's references.
+    #[inline]
+    pub(crate) fn drain(&self, level: &mut bindings::lru_cache_drained) {
+        // SAFETY: The batch holds a reference; `level` starts as the function wants it.
+        unsafe { bindings::gmem_folio_drain(self.as_ptr(), Self::OWN_REFS, level) }
     }
 
     /// Whether there are references that neither the page cache, nor page tables, nor this walk
@@ -657,19 +664,21 @@ impl FolioRef<'_> {
 
     /// Whether nobody but the page cache (and this walk) holds the folio, after trying to make it
     /// so. `unmap` takes pages out of the host's page tables.
-    pub(crate) fn settle(
-        &self,
-        drained: &mut bindings::lru_cache_drained,
-        unmap: impl Fn(&PageRange),
-    ) -> bool {
+    pub(crate) fn settle(&self, drains: &mut Drains, unmap: impl Fn(&PageRange)) -> bool {
+        // Draining may have to wait, which nobody does with a folio locked.
+        self.is_quiet(&unmap, None)
+            || drains.drain_for(self) && self.is_quiet(&unmap, None)
+            || self.is_quiet(&unmap, Some(drains))
+    }
+
+    /// The same without waiting for batches; the last look says in the trace what it has seen.
+    fn is_quiet(&self, unmap: impl Fn(&PageRange), last: Option<&Drains>) -> bool {
         // SAFETY: The batch holds a reference; the lock is given back below.
         unsafe { bindings::gmem_folio_lock(self.as_ptr()) };
         // SAFETY: As above.
         if unsafe { bindings::gmem_folio_mapped(self.as_ptr()) } {
             unmap(&self.pages);
         }
-        // SAFETY: As above; `drained` starts as the function wants it.
-        unsafe { bindings::lru_cache_drain_for_folio(self.as_ptr(), Self::OWN_REFS, drained) };
         // SAFETY: As above.
         let (mapped, unexplained) = unsafe {
             (
@@ -678,9 +687,8 @@ impl FolioRef<'_> {
             )
         };
         let quiet = !mapped && unexplained == 0;
-        if !quiet {
-            // CAST: A small enumeration.
-            trace::busy(|| (self.as_ptr(), unexplained, *drained as i32));
+        if let (false, Some(drains)) = (quiet, last) {
+            trace::busy(|| (self.as_ptr(), unexplained, drains.level()));
         }
         // SAFETY: Locked above.
         unsafe { bindings::folio_unlock(self.as_ptr()) };

@@ -201,6 +201,78 @@ HAZARD(h06_drains_are_limited_in_rate)
 	TEST_ASSERT(ms + burst + 10 >= requests, "%lu requests drained within %lu ms", requests, ms);
 }
 
+/* So is who has many files, or many VMs: what is drained is the machine. */
+HAZARD(h06_drains_of_many_files_are_limited_in_rate)
+{
+	const u64 burst = 256, requests = 2000;
+	struct timespec begin, end;
+	struct hz files[10];
+	struct pin pins[10];
+	u64 ms, i;
+	int r;
+
+	for (i = 0; i < ARRAY_SIZE(files); i++) {
+		hz_create(&files[i], 16, GMEM_MMAP_SHARED, 1);
+		host_fill(&files[i], 0, 16, 1);
+		r = pin_page(&pins[i], PIN_VMSPLICE, hz_hva(&files[i], 8));
+		TEST_ASSERT(!r, "vmsplice(): errno %d", r);
+	}
+
+	clock_gettime(CLOCK_MONOTONIC, &begin);
+	for (i = 0; i < requests; i++) {
+		r = gmem_set_once(files[i % ARRAY_SIZE(files)].a.fd, 0, OFF(16), GMEM_PRIVATE,
+				  GMEM_ZERO, NULL);
+		TEST_ASSERT(r == EAGAIN, "Request %lu: errno %d (%s)", i, r, strerror(r));
+	}
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	for (i = 0; i < ARRAY_SIZE(files); i++)
+		unpin_page(&pins[i]);
+	ms = (end.tv_sec - begin.tv_sec) * 1000 + (end.tv_nsec - begin.tv_nsec) / 1000000;
+	TEST_ASSERT(ms + burst + 10 >= requests, "%lu requests drained within %lu ms", requests, ms);
+}
+
+/*
+ * A page that has failed keeps a reference for ever, which is not one that batches
+ * could hold. That there is something to drain is seen to by another CPU.
+ */
+HAZARD(h06_failed_pages_are_no_reason_to_drain)
+{
+	struct h05_toucher toucher = { };
+	pthread_t thread;
+	struct hz h;
+	int n;
+
+	HZ_REQUIRE(sysconf(_SC_NPROCESSORS_ONLN) > 1, "needs two CPUs");
+	HZ_REQUIRE(can_poison_mapped(), "needs MEMORY_FAILURE and root");
+	mount("tracefs", "/sys/kernel/tracing", "tracefs", 0, NULL);
+	HZ_REQUIRE(hz_have_debugfs(), "needs debugfs");
+	HZ_REQUIRE(h06_trace("events/workqueue/workqueue_queue_work/enable", "1"),
+		   "needs the trace event workqueue_queue_work");
+
+	hz_create(&h, 16, GMEM_MMAP_SHARED, 1);
+	pin_to_cpu(0);
+	host_fill(&h, 0, 1, 1);
+	TEST_ASSERT(!gmem_host_poison((u8 *)hz_hva(&h, 0)), "A page cannot be made to fail");
+	/* It is not in a batch itself: this drains them all. */
+	convert(&h, 0, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+	convert(&h, 0, 1, GMEM_SHARED, GMEM_PRESERVE);
+
+	toucher.h = &h;
+	toucher.first = 8;
+	toucher.n = 3;
+	kvm_pthread_create(&thread, NULL, h05_toucher, &toucher);
+	kvm_pthread_join(thread, NULL);
+
+	n = h06_drains_of(&h, 0, 1, 0);
+	TEST_ASSERT(!n, "%d drains for a page that has failed", n);
+	/* What there was to drain is there still, and is drained for who needs it. */
+	n = h06_drains_of(&h, 8, 3, 0);
+	TEST_ASSERT(n > 0, "Nothing was drained");
+
+	h06_trace("events/workqueue/workqueue_queue_work/enable", "0");
+	h06_trace("tracing_on", "1");
+}
+
 /* The batch holds 31 folios, so that the first of 128 has left it. */
 HAZARD(h07_folios_are_on_the_lru)
 {

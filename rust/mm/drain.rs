@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Draining the batches in which CPUs hold folios on their way to the LRU lists.
+//!
+//! To drain those of all CPUs interrupts them, and user space decides how often there is a reason:
+//! it has as many files, and as many pages held in them, as it likes. So the rate is limited for the
+//! module, not for a file.
+//!
+//! C header: [`include/linux/swap.h`](srctree/include/linux/swap.h)
+
+use crate::{
+    bindings,
+    mm::folio::FolioRef,
+    time::RateLimit, //
+};
+use core::{
+    cell::UnsafeCell,
+    sync::atomic::{
+        AtomicU64,
+        Ordering, //
+    }, //
+};
+use kernel::{
+    sync::barrier::{
+        smp_mb,
+        Full, //
+    },
+    types::NotThreadSafe, //
+};
+
+/// How far the batches were drained for one request: those of all CPUs at most once.
+pub(crate) struct Drains(bindings::lru_cache_drained);
+
+impl Drains {
+    /// Nothing was drained.
+    #[inline]
+    pub(crate) const fn new() -> Self {
+        Self(bindings::lru_cache_drained_LRU_CACHE_NOT_DRAINED)
+    }
+
+    /// How far it has come, as the trace says it.
+    #[inline]
+    pub(crate) fn level(&self) -> i32 {
+        // CAST: A small enumeration.
+        self.0 as i32
+    }
+
+    /// Drains for a folio that has references which nothing explains: the batches of this CPU, then
+    /// those of all if need be. Returns whether that was done, so that another look is worth it.
+    ///
+    /// Waits for its turn for about two intervals of the limit at most, however many others do. No
+    /// folio may be locked.
+    pub(crate) fn drain_for(&mut self, folio: &FolioRef<'_>) -> bool {
+        let before = self.0;
+        if before == bindings::lru_cache_drained_LRU_CACHE_DRAINED_ALL
+            || !folio.has_unexplained_refs()
+        {
+            return false;
+        }
+        ALL_CPUS.drain(folio, &mut self.0);
+        self.0 != before
+    }
+}
+
+/// What all that drain have in common.
+struct AllCpus {
+    /// The number of the last drain that has begun.
+    begun: AtomicU64,
+    /// Behind the lock of [`Turn`].
+    clock: UnsafeCell<Clock>,
+}
+
+struct Clock {
+    limit: RateLimit,
+    /// The number of the last drain that went as far as all CPUs.
+    done: u64,
+}
+
+// SAFETY: The cell is used with the lock held only.
+unsafe impl Sync for AllCpus {}
+
+static ALL_CPUS: AllCpus = AllCpus {
+    begun: AtomicU64::new(0),
+    clock: UnsafeCell::new(Clock {
+        limit: RateLimit::new(),
+        done: 0,
+    }),
+};
+
+impl AllCpus {
+    fn drain(&self, folio: &FolioRef<'_>, level: &mut bindings::lru_cache_drained) {
+        // The caller has seen the folio's references before it sees this number. With the barrier
+        // below, a drain with a higher one finds them in the batches.
+        smp_mb(Full);
+        let seen = self.begun.load(Ordering::Relaxed);
+
+        let _turn = Turn::take();
+        // SAFETY: The lock is held.
+        let clock = unsafe { &mut *self.clock.get() };
+        if clock.done > seen {
+            // Somebody else's has begun and ended meanwhile. Who waits thus does not wait for a turn
+            // of each who came before.
+            *level = bindings::lru_cache_drained_LRU_CACHE_DRAINED_ALL;
+            return;
+        }
+
+        clock.limit.wait();
+        let this = self.begun.load(Ordering::Relaxed) + 1;
+        self.begun.store(this, Ordering::Relaxed);
+        smp_mb(Full);
+        folio.drain(level);
+        if *level == bindings::lru_cache_drained_LRU_CACHE_DRAINED_ALL {
+            clock.done = this;
+        } else {
+            // What this CPU had was all, which costs nobody else anything.
+            clock.limit.give_back();
+        }
+    }
+}
+
+/// The lock of those that drain; dropping it unlocks.
+struct Turn(NotThreadSafe);
+
+impl Turn {
+    #[inline]
+    fn take() -> Self {
+        // SAFETY: The mutex is static, and whoever has it comes to an end soon.
+        unsafe { bindings::gmem_drains_lock() };
+        Self(NotThreadSafe)
+    }
+}
+
+impl Drop for Turn {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: This task holds the mutex.
+        unsafe { bindings::gmem_drains_unlock() }
+    }
+}
