@@ -308,15 +308,20 @@ pub(crate) unsafe extern "C" fn release(
         // No new binding can be made, as this was the last reference. Existing ones must not be
         // undone meanwhile: unbind() is called with slots_lock held and frees the slot.
         let _slots = data.vm().lock_slots();
-        let (invalidate, bindings) = file.inode().lock_to_bind();
+        let invalidate = file.inode().lock();
         let whole = file.inode().geometry().whole();
 
-        data.for_each_slot(&bindings, &whole, |slot| {
-            // SAFETY: The slot is bound to this file, with slots_lock held.
-            unsafe { bindings::gmem_slot_set_file(slot.as_raw(), ptr::null_mut()) };
-        });
-        // The slots are still bound, but nobody finds the file through them any more.
+        {
+            let bindings = file.inode().lock_bindings();
+            data.for_each_slot(&bindings, &whole, |slot| {
+                // SAFETY: The slot is bound to this file, with slots_lock held.
+                unsafe { bindings::gmem_slot_set_file(slot.as_raw(), ptr::null_mut()) };
+            });
+        }
+        // The slots are still bound, but nobody finds the file through them any more. This takes as
+        // long as there are pages, which memory failure does not wait for: the mutex is not held.
         invalidate.take_from_guest(data);
+        let bindings = file.inode().lock_bindings();
         file.inode().remove_file(&invalidate, &bindings, data);
     }
 

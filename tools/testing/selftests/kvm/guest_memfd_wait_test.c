@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What waits for a conversion, and how.
+ * What waits for a conversion or for the end of a file, and how.
  *
- * The conversion is held at a gate of the emulated platform, with the lock of
- * its file. So each test has all the time that it wants, and needs no clock. A
+ * It is held at a gate of the emulated platform, with the lock of its file. So
+ * each test has all the time that it wants, and needs no clock. A
  * kernel in which something waits that must not has the test hang, which its
  * timeout ends.
  */
@@ -237,6 +237,64 @@ WAIT(guest_faults_can_be_killed)
 		    "The VMM ended with %#x", status);
 	/* A signal lets it through the gate. */
 	TEST_ASSERT(!kill(converter, SIGKILL), "The conversion has ended: errno %d", errno);
+}
+
+#define CORRUPT_PFN	"/sys/kernel/debug/hwpoison/corrupt-pfn"
+
+static u64 frame_of(const void *mem)
+{
+	u64 entry = 0;
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+
+	if (fd < 0)
+		return 0;
+	if (pread(fd, &entry, sizeof(entry), (u64)mem / PS * sizeof(entry)) != sizeof(entry))
+		entry = 0;
+	close(fd);
+	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+}
+
+static void *close_file(void *arg)
+{
+	struct machine *m = arg;
+
+	close(m->a.fd);
+	return NULL;
+}
+
+/*
+ * Memory failure has the machine's other failures wait for it. So it does not wait
+ * for a file that is being closed, which takes as long as there are pages.
+ */
+WAIT(memory_failure_does_not_wait_for_a_close)
+{
+	struct machine *m = &self->m;
+	pthread_t closer;
+	char frame[32];
+	int fd, len;
+	u64 pfn;
+
+	fd = open(CORRUPT_PFN, O_WRONLY);
+	if (fd < 0)
+		SKIP(return, "needs HWPOISON_INJECT");
+	machine_create(m);
+	m->a.hva[0] = 7;
+	pfn = frame_of(m->a.hva);
+	TEST_ASSERT(pfn, "The frame is not known");
+	len = snprintf(frame, sizeof(frame), "%#lx", pfn);
+
+	/* No mapping keeps the file. */
+	kvm_munmap(m->a.hva, m->a.size);
+	gmem_hold(m->vm, held_gpa(m), PLACE, true);
+	kvm_pthread_create(&closer, NULL, close_file, m);
+	gmem_wait_held(m->vm, held_gpa(m), PLACE);
+
+	/* EBUSY is that somebody has a reference in passing. */
+	TEST_ASSERT(write(fd, frame, len) == len || errno == EBUSY, "corrupt-pfn: errno %d", errno);
+	close(fd);
+
+	gmem_hold(m->vm, held_gpa(m), PLACE, false);
+	kvm_pthread_join(closer, NULL);
 }
 
 int main(int argc, char *argv[])
