@@ -248,9 +248,10 @@ int gmem_invalidate_lock_shared_killable(struct address_space *mapping)
  * Whoever has the lock may keep it for as long as converting many GiB takes.
  * So the fault does not wait with mmap_lock or the VMA lock held, which others
  * wait for, but drops it, waits, and is tried again.  Then it can have lost the
- * next race, too, and waits with mmap_lock held, so that it comes to an end.
- * These are the rules of lock_folio_maybe_drop_mmap(): where the fault core lets
- * the task be killed, VM_FAULT_RETRY without the lock is how to say that it was.
+ * next race, too: it is tried as often as it takes, as with handle_userfault(),
+ * and the fault core looks for signals in between.  Only if the caller cannot do
+ * without the lock is it held.  Where the fault core lets the task be killed,
+ * VM_FAULT_RETRY without the lock is how to say that it was.
  */
 vm_fault_t gmem_fault_lock(struct vm_fault *vmf, struct address_space *mapping)
 {
@@ -263,7 +264,7 @@ vm_fault_t gmem_fault_lock(struct vm_fault *vmf, struct address_space *mapping)
 	if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
 		return VM_FAULT_RETRY;
 
-	if (fault_flag_allow_retry_first(vmf->flags)) {
+	if (vmf->flags & FAULT_FLAG_ALLOW_RETRY) {
 		/* Keeps the lock's memory: the VMA may be gone. */
 		file = get_file(vmf->vma->vm_file);
 		release_fault_lock(vmf);

@@ -16,6 +16,7 @@
 
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #include "gmem_test.h"
@@ -53,6 +54,19 @@ static void *convert_held(void *arg)
 
 	gmem_convert(m->a.fd, HELD * PS, PS, GMEM_PRIVATE, GMEM_PRESERVE);
 	return NULL;
+}
+
+static void on_signal(int sig)
+{
+}
+
+/* Lets a task through the gate, which stays closed for others. */
+static void let_through(pthread_t thread)
+{
+	struct sigaction sa = { .sa_handler = on_signal };
+
+	TEST_ASSERT(!sigaction(SIGUSR1, &sa, NULL), "sigaction(): errno %d", errno);
+	TEST_ASSERT(!pthread_kill(thread, SIGUSR1), "pthread_kill() failed");
 }
 
 /* Until the task waits in the kernel, and not for something that could be a signal. */
@@ -109,6 +123,8 @@ static void let_go(struct machine *m, pthread_t converter)
 
 struct toucher {
 	u8 *mem;
+	/* How, if not by writing a byte. */
+	void (*use)(u8 *mem);
 	_Atomic pid_t tid;
 };
 
@@ -117,7 +133,10 @@ static void *touch(void *arg)
 	struct toucher *t = arg;
 
 	t->tid = syscall(SYS_gettid);
-	*(volatile u8 *)t->mem = 7;
+	if (t->use)
+		t->use(t->mem);
+	else
+		*(volatile u8 *)t->mem = 7;
 	return NULL;
 }
 
@@ -145,6 +164,91 @@ WAIT(host_faults_hold_no_lock_of_the_process)
 	let_go(m, self->converter);
 	kvm_pthread_join(toucher, NULL);
 	TEST_ASSERT_EQ(m->a.hva[0], 7);
+}
+
+struct converter {
+	struct machine *m;
+	_Atomic pid_t tid;
+};
+
+static void *convert_back(void *arg)
+{
+	struct converter *c = arg;
+
+	c->tid = syscall(SYS_gettid);
+	gmem_convert(c->m->a.fd, HELD * PS, PS, GMEM_SHARED, GMEM_PRESERVE);
+	return NULL;
+}
+
+/*
+ * A second conversion has queued up behind a fault that waits for a first one: the
+ * fault, when it is tried again, finds the lock taken again, and is still not to
+ * wait for it with a lock of the process held.
+ */
+static void lose_twice(struct machine *m, pthread_t *first, void (*use)(u8 *mem))
+{
+	struct converter back = { .m = m };
+	struct toucher t = { .use = use };
+	pthread_t toucher, second;
+
+	hold(m, first);
+	t.mem = m->a.hva;
+	kvm_pthread_create(&toucher, NULL, touch, &t);
+	while (!t.tid)
+		sched_yield();
+	wait_until_stuck(getpid(), t.tid);
+	kvm_pthread_create(&second, NULL, convert_back, &back);
+	while (!back.tid)
+		sched_yield();
+	wait_until_stuck(getpid(), back.tid);
+
+	let_through(*first);
+	kvm_pthread_join(*first, NULL);
+	gmem_wait_held(m->vm, held_gpa(m), PLACE);
+	wait_until_stuck(getpid(), t.tid);
+
+	TEST_ASSERT(!mprotect(m->a.hva + (NPAGES - 1) * PS, PS, PROT_READ),
+		    "mprotect(): errno %d", errno);
+	TEST_ASSERT(!munmap(m->a.hva + (NPAGES - 2) * PS, PS), "munmap(): errno %d", errno);
+
+	gmem_hold(m->vm, held_gpa(m), PLACE, false);
+	kvm_pthread_join(second, NULL);
+	kvm_pthread_join(toucher, NULL);
+	TEST_ASSERT(!gmem_is_private(m->a.fd, HELD * PS), "The conversion is not done");
+}
+
+WAIT(retried_host_faults_hold_no_lock_of_the_process)
+{
+	lose_twice(&self->m, &self->converter, NULL);
+	TEST_ASSERT_EQ(self->m.a.hva[0], 7);
+}
+
+/* The kernel's own access. */
+static void use_as_buffer(u8 *mem)
+{
+	int p[2];
+
+	TEST_ASSERT(!pipe(p), "pipe(): errno %d", errno);
+	TEST_ASSERT_EQ(write(p[1], mem, 1), 1);
+}
+
+WAIT(retried_accesses_of_the_kernel_hold_no_lock_of_the_process)
+{
+	lose_twice(&self->m, &self->converter, use_as_buffer);
+}
+
+static void use_as_page(u8 *mem)
+{
+	struct iovec iov = { .iov_base = mem, .iov_len = PS };
+	int p[2];
+
+	TEST_ASSERT(!pipe(p), "pipe(): errno %d", errno);
+	TEST_ASSERT_EQ(vmsplice(p[1], &iov, 1, 0), (ssize_t)PS);
+}
+
+WAIT(retried_pins_hold_no_lock_of_the_process)
+{
+	lose_twice(&self->m, &self->converter, use_as_page);
 }
 
 /* The mapping that a fault waits for goes away meanwhile; the fault finds none then. */
