@@ -526,7 +526,7 @@ pub mod entry {
                     GmemFile::from_raw(bindings::gmem_slot_file(slot)),
                 )
             };
-            let (_invalidate, bindings) = file.inode().lock_to_bind();
+            let (_invalidate, bindings) = file.inode().lock_to_bind_killable()?;
             file.data().bind(&bindings, slot)?;
             Ok(0)
         })

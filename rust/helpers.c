@@ -381,6 +381,15 @@ bool gmem_signal_pending(void)
 	return signal_pending(current);
 }
 
+/* Whether the task is being killed, or a test says that it is. */
+bool gmem_killed(void)
+{
+#ifdef CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST
+	KUNIT_STATIC_STUB_REDIRECT(gmem_killed);
+#endif
+	return fatal_signal_pending(current);
+}
+
 void gmem_cond_resched(void)
 {
 	cond_resched();

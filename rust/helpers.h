@@ -77,6 +77,7 @@ void gmem_vcpu_put(struct kvm_vcpu *vcpu, int slots);
 /* Nodes of attribute maps: a bitmap, or a table, which is a page. */
 #define GMEM_BITMAP_WORDS 8
 bool gmem_node_denied(void);
+bool gmem_killed(void);
 void *gmem_node_alloc(bool table);
 void gmem_node_free(void *node, bool table);
 void gmem_node_free_rcu(void *node, bool table);

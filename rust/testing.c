@@ -191,3 +191,31 @@ void gmem_test_unlimit_nodes(void)
 {
 	kunit_deactivate_static_stub(kunit_get_current_test(), gmem_node_denied);
 }
+
+static unsigned int gmem_test_looks_left;
+static bool gmem_test_was_killed;
+
+static bool gmem_test_killed(void)
+{
+	if (gmem_test_looks_left) {
+		gmem_test_looks_left--;
+		return false;
+	}
+	gmem_test_was_killed = true;
+	return true;
+}
+
+/* This test's task is being killed, as is seen after so many looks. */
+void gmem_test_kill(unsigned int looks)
+{
+	gmem_test_looks_left = looks;
+	gmem_test_was_killed = false;
+	kunit_activate_static_stub(kunit_get_current_test(), gmem_killed, gmem_test_killed);
+}
+
+/* It is not any more.  Returns whether that was seen. */
+bool gmem_test_unkill(void)
+{
+	kunit_deactivate_static_stub(kunit_get_current_test(), gmem_killed);
+	return gmem_test_was_killed;
+}

@@ -27,6 +27,8 @@ unsigned long gmem_test_drop_clean(struct address_space *mapping, pgoff_t end);
 void gmem_test_page_unlock(struct page *page);
 void gmem_test_limit_nodes(unsigned int nodes);
 void gmem_test_unlimit_nodes(void);
+void gmem_test_kill(unsigned int looks);
+bool gmem_test_unkill(void);
 #endif
 
 #endif /* _KVM_GMEM_TESTING_H */

@@ -126,6 +126,16 @@ impl Drop for NoMemory {
     }
 }
 
+/// Calls `f` in a task that is being killed, which is seen after so many looks. Returns whether it
+/// was.
+pub fn killed_after<R>(looks: u32, f: impl FnOnce() -> R) -> (R, bool) {
+    // SAFETY: Called by a test.
+    unsafe { bindings::gmem_test_kill(looks) };
+    let result = f();
+    // SAFETY: As above.
+    (result, unsafe { bindings::gmem_test_unkill() })
+}
+
 /// An inode that no file system knows.
 pub(crate) struct TestInode(NonNull<GmemInode>);
 

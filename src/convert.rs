@@ -3,8 +3,9 @@
 //! Converting a range of a file between private and shared, in place.
 //!
 //! Each step makes the value that the next one consumes, so that none can be left out or come too
-//! early. Up to step 9b each can fail. Nothing has changed then, except that host mappings were
-//! dropped, which fault back. From 9c on only the platform can fail, and that kills the VM.
+//! early. Up to step 9b each can fail, also because the task is being killed. Nothing has changed
+//! then, except that host mappings were dropped, which fault back. From 9c on only the platform can
+//! fail, and that kills the VM.
 //!
 //! # Lock order
 //!
@@ -61,7 +62,8 @@ impl From<Refused> for Failure {
     fn from(Refused { error, at }: Refused) -> Self {
         Self {
             error,
-            at: Some(at),
+            // An interrupted request is about no page.
+            at: (error != EINTR).then_some(at),
         }
     }
 }
@@ -130,7 +132,7 @@ fn convert_locked<V: Vendor>(
     let Some(planned) = guard.plan(request, action)? else {
         return Ok(Outcome::default());
     };
-    let mut outcome = Outcome::of(planned.count());
+    let mut outcome = Outcome::of(planned.count()?);
     // 6. Is the platform in the way?
     let accepted = planned.accept(content::owned::<V>(file.vm(), request))?;
     // 7. Room for the result.

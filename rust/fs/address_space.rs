@@ -198,12 +198,6 @@ impl<M: sealed::Mode> Attributes for InvalidateGuard<'_, M> {
     }
 }
 
-/// A page of the range is referenced by somebody else.
-pub(crate) struct Busy(
-    /// The first such page.
-    pub(crate) PageIndex,
-);
-
 /// Why a step of a conversion was not made, and because of which page.
 #[derive(Clone, Copy, Debug)]
 pub struct Refused {
@@ -295,11 +289,12 @@ impl InvalidateGuard<'_, Exclusive> {
     ///
     /// # Errors
     ///
-    /// [`Busy`] with the first page that is held elsewhere. Host mappings are gone
-    /// then, too; they fault back.
-    pub(crate) fn quiesce(&self, range: &PageRange) -> Result<(), Busy> {
+    /// `EAGAIN` with the first page that is held elsewhere, `EINTR` if the task is being killed. Host
+    /// mappings are gone then, too; they fault back.
+    pub(crate) fn quiesce(&self, range: &PageRange) -> Result<(), Refused> {
         let shared = self.populated_parts(range, Visibility::Shared);
         for pages in shared.clone() {
+            check_killed(pages.start())?;
             self.unmap(&pages);
         }
 
@@ -308,8 +303,11 @@ impl InvalidateGuard<'_, Exclusive> {
             let mut folios = self.folios(&pages);
             while let Some(batch) = folios.next_batch() {
                 for folio in batch {
+                    let at = folio.pages().start();
+                    check_killed(at)?;
                     if !folio.settle(&mut drains, |pages| self.unmap(pages)) {
-                        return Err(Busy(folio.pages().start()));
+                        let error = EAGAIN;
+                        return Err(Refused { error, at });
                     }
                 }
                 reschedule();
@@ -341,6 +339,27 @@ impl InvalidateGuard<'_, Exclusive> {
 pub fn reschedule() {
     // SAFETY: Callers sleep anyway: they take the invalidate lock, print, or end an inode.
     unsafe { bindings::gmem_cond_resched() }
+}
+
+/// Whether the calling task is being killed: who can still return an error stops then.
+#[inline]
+pub(crate) fn is_killed() -> bool {
+    // SAFETY: `current` is always valid.
+    unsafe { bindings::gmem_killed() }
+}
+
+/// The same for a step of a conversion that has come to the page `at`.
+///
+/// # Errors
+///
+/// `EINTR`.
+#[inline]
+pub(crate) fn check_killed(at: PageIndex) -> Result<(), Refused> {
+    if is_killed() {
+        let error = EINTR;
+        return Err(Refused { error, at });
+    }
+    Ok(())
 }
 
 /// Whether the calling task has a signal to handle.

@@ -379,6 +379,19 @@ impl GmemInode {
         (guard, self.lock_bindings())
     }
 
+    /// As [`lock_to_bind`](Self::lock_to_bind), for callers that can fail.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if a signal comes first that kills the task.
+    #[inline]
+    pub(crate) fn lock_to_bind_killable(
+        &self,
+    ) -> Result<(InvalidateGuard<'_, Exclusive>, BindingsGuard<'_>)> {
+        let guard = InvalidateGuard::new_killable(self)?;
+        Ok((guard, self.lock_bindings()))
+    }
+
     /// The locked folio of page `at`, allocated if need be; sleeps.
     ///
     /// # Errors
@@ -412,13 +425,13 @@ impl GmemInode {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`.
+    /// `ENOMEM`, `EINTR` if the task is being killed.
     ///
     /// # Safety
     ///
     /// `file` must be valid until [`remove_file`](Self::remove_file), or until the inode is gone.
     pub(crate) unsafe fn add_file(&self, file: NonNull<FileData>) -> Result {
-        let _locks = self.lock_to_bind();
+        let _locks = self.lock_to_bind_killable()?;
         // SAFETY: Both locks are held.
         unsafe { (*self.files.get()).push(file, GFP_KERNEL)? };
         Ok(())

@@ -22,7 +22,8 @@
 use crate::{
     attribute_map::Reservation,
     fs::address_space::{
-        Busy,
+        check_killed,
+        is_killed,
         Exclusive,
         InvalidateGuard,
         Refused, //
@@ -53,7 +54,10 @@ use gmem_policy::{
         Change,
         Plan, //
     },
-    range::PageRange,
+    range::{
+        PageIndex,
+        PageRange, //
+    },
     request::{
         Request,
         Visibility, //
@@ -127,8 +131,11 @@ impl Work<'_> {
     /// Calls `f` for each allocated folio that there is work with: `work` tells by whether the
     /// folio's attribute changes. Others hold stale bytes of the host, and read as zeroes at their
     /// first use: nobody touches them.
+    ///
+    /// `goes_on` is called at least before each batch of folios.
     fn for_each_folio(
         &self,
+        goes_on: impl Fn(PageIndex) -> Result<(), Refused>,
         work: impl Fn(bool) -> bool,
         mut f: impl FnMut(&FolioRef<'_>, bool) -> Result<(), Refused>,
     ) -> Result<(), Refused> {
@@ -140,11 +147,13 @@ impl Work<'_> {
         };
         for run in self.guard.runs(&populated) {
             let changes = run.visibility != self.to();
+            goes_on(run.range.start())?;
             if !work(changes) {
                 continue;
             }
             let mut folios = self.guard.folios(&run.range);
             while let Some(batch) = folios.next_batch() {
+                goes_on(run.range.start())?;
                 for folio in batch.filter(|folio| folio.is_allocated()) {
                     f(&folio, changes)?;
                 }
@@ -215,8 +224,15 @@ impl<'c, Step> Conversion<'c, Step> {
 
 impl<'c> Conversion<'c, Planned> {
     /// How many pages will change between private and shared, and in how many stretches they lie.
-    pub fn count(&self) -> (u64, u64) {
-        self.work.change.count(self.work.guard)
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the task is being killed.
+    pub fn count(&self) -> Result<(u64, u64), Refused> {
+        self.work
+            .change
+            .count(self.work.guard, || !is_killed())
+            .ok_or_else(|| self.work.refused(EINTR))
     }
 
     /// Step 6: asks `question`, if there is one, about each allocated page of the range: whether the
@@ -224,13 +240,14 @@ impl<'c> Conversion<'c, Planned> {
     ///
     /// # Errors
     ///
-    /// The first that `question` returns.
+    /// The first that `question` returns; `EINTR` if the task is being killed.
     pub fn accept(
         self,
         question: Option<impl FnMut(&FolioRef<'_>) -> Result>,
     ) -> Result<Conversion<'c, Accepted>, Refused> {
         if let Some(mut question) = question {
             self.work.for_each_folio(
+                check_killed,
                 |_| true,
                 |folio, _| {
                     let at = folio.pages().start();
@@ -263,15 +280,12 @@ impl<'c> Conversion<'c, Reserved> {
     ///
     /// # Errors
     ///
-    /// `EAGAIN` with the first page that is held elsewhere. Host mappings are gone then, too; they
-    /// fault back.
+    /// `EAGAIN` with the first page that is held elsewhere, `EINTR` if the task is being killed. Host
+    /// mappings are gone then, too; they fault back.
     pub fn quiesce(self) -> Result<Conversion<'c, Quiesced>, Refused> {
         // Only what becomes private has host mappings to lose.
         if let (Visibility::Private, Some(store)) = (self.work.to(), self.work.change.store()) {
-            self.work
-                .guard
-                .quiesce(&store)
-                .map_err(|Busy(at)| Refused { error: EAGAIN, at })?;
+            self.work.guard.quiesce(&store)?;
         }
         Ok(self.then(Quiesced(())))
     }
@@ -282,10 +296,11 @@ impl<'c> Conversion<'c, Quiesced> {
     ///
     /// # Errors
     ///
-    /// `EHWPOISON` with the first such page.
+    /// `EHWPOISON` with the first such page, `EINTR` if the task is being killed.
     pub fn check(self) -> Result<Conversion<'c, Checked>, Refused> {
         let change = self.work.change;
         self.work.for_each_folio(
+            check_killed,
             |_| change.action() != Action::Leave,
             |folio, _| {
                 if folio.is_poisoned() {
@@ -318,13 +333,14 @@ impl<'s> Conversion<'s, Invalidating<'s>> {
     /// # Errors
     ///
     /// The first that `question` returns; `EPERM` for a page that becomes shared and that a guest
-    /// keeps.
+    /// keeps; `EINTR` if the task is being killed, for the last time.
     pub fn ask(
         self,
         question: Option<impl FnMut(&Mapped<'_>) -> Result>,
     ) -> Result<Conversion<'s, Asked<'s>>, Refused> {
         let Invalidating(span) = self.step;
         span.ask(self.work.guard, self.work.to(), question)?;
+        check_killed(self.work.range().start())?;
         Ok(self.then(Asked(span)))
     }
 }
@@ -390,6 +406,8 @@ impl<'s> Conversion<'s, Zapped<'s>> {
             }
         };
         self.work.for_each_folio(
+            // Behind the point of no return.
+            |_| Ok(()),
             |changes| leaves(changes) || change.action() != Action::Leave,
             |folio, changes| {
                 convert(folio, changes).map_err(|Fatal| {

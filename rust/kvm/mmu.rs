@@ -14,6 +14,7 @@ use crate::{
     bindings,
     fs::{
         address_space::{
+            check_killed,
             Bindings,
             BindingsGuard,
             Exclusive,
@@ -334,7 +335,8 @@ impl<'g> InvalidateSpan<'g> {
     ///
     /// # Errors
     ///
-    /// The first that `question` returns; `EPERM` for a page that a guest keeps.
+    /// The first that `question` returns; `EPERM` for a page that a guest keeps; `EINTR` if the task
+    /// is being killed.
     pub(crate) fn ask(
         &self,
         guard: &InvalidateGuard<'_, Exclusive>,
@@ -358,6 +360,7 @@ impl<'g> InvalidateSpan<'g> {
         let mut folios = guard.folios(&self.range);
         while let Some(batch) = folios.next_batch() {
             for folio in batch.filter(|folio| folio.is_allocated()) {
+                check_killed(folio.pages().start())?;
                 folio.frame().mark_in_sept(false);
                 self.ask_about(&folio, for_host, &kept, &mut ask)
                     .map_err(|error| Refused {

@@ -139,15 +139,20 @@ impl Change {
     /// Returns how many pages are not yet what the request asks for, and in how many parts they
     /// lie.
     ///
-    /// The map is not looked at if they are all of the range.
-    pub fn count<A: Attributes>(&self, attributes: &A) -> (u64, u64) {
+    /// The map is not looked at if they are all of the range. `goes_on` is asked after each part;
+    /// [`None`] if it says no.
+    pub fn count<A: Attributes>(
+        &self,
+        attributes: &A,
+        goes_on: impl Fn() -> bool,
+    ) -> Option<(u64, u64)> {
         match self.first {
-            None => (0, 0),
-            Some(first) if first == self.range() => (first.len(), 1),
+            None => Some((0, 0)),
+            Some(first) if first == self.range() => Some((first.len(), 1)),
             Some(_) => self
                 .differing(attributes)
-                .fold((0, 0), |(pages, parts), part| {
-                    (pages + part.len(), parts + 1)
+                .try_fold((0, 0), |(pages, parts), part| {
+                    goes_on().then_some((pages + part.len(), parts + 1))
                 }),
         }
     }

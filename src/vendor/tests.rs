@@ -63,6 +63,7 @@ use gmem_sys::{
         PrivatePage, //
     },
     testing::{
+        killed_after,
         platform::{
             RmpEntry,
             RmpOperation,
@@ -1010,6 +1011,44 @@ mod hostile_vendor {
                 check(&file, &vm, &request, initial, &result)?;
                 let result = convert::<Liar>(file.file(), &request);
                 check(&file, &vm, &request, initial, &result)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A task that is being killed stops at each step that can fail, and has changed nothing then.
+    /// Behind the point of no return it goes on to the end.
+    #[test]
+    fn killed_task_changes_nothing() -> Result {
+        for (initial, to) in [(PRIVATE, SHARED), (SHARED, PRIVATE)] {
+            for content in POLICIES {
+                let mut looks = 0;
+
+                loop {
+                    let vm = test_vm(ON_SNP)?;
+                    let file = file_or_return!(&vm, initial);
+                    let request = request(&file, to, content)?;
+
+                    let (result, killed) =
+                        killed_after(looks, || convert::<Liar>(file.file(), &request));
+                    let refused = killed.then_some((EINTR, None));
+                    assert_eq!(refusal(&result), refused);
+                    check(&file, &vm, &request, initial, &result)?;
+                    if !killed {
+                        break;
+                    }
+                    looks += 1;
+                }
+                // For a run, and for each batch or folio, of each step that has work.
+                let (pages, walk) = ((END - FIRST) as u32, 2);
+                let (quiesce, last) = (1 + pages, 1);
+                let expected = match (to, content) {
+                    (SHARED, Content::Zero) => walk + pages + last,
+                    (SHARED, _) => pages + last,
+                    (PRIVATE, Content::Zero) => walk + quiesce + walk + pages + last,
+                    (PRIVATE, _) => quiesce + last,
+                };
+                assert_eq!(looks, expected);
             }
         }
         Ok(())

@@ -343,6 +343,77 @@ WAIT(guest_faults_can_be_killed)
 	TEST_ASSERT(!kill(converter, SIGKILL), "The conversion has ended: errno %d", errno);
 }
 
+/*
+ * A VMM that is killed while it waits to bind a memslot ends, too. The second slot
+ * shows no page that the first one does.
+ */
+WAIT(binding_can_be_killed)
+{
+	pid_t vmm, converter = 0;
+	int ready[2], status;
+
+	TEST_ASSERT(!pipe(ready), "pipe(): errno %d", errno);
+	vmm = fork();
+	if (!vmm) {
+		struct kvm_vcpu *vcpus[1];
+		struct machine m;
+		pid_t pid;
+
+		m.vm = gmem_vm_create_emulated(KVM_GMEM_EMULATE_SNP, 0, 1, NPAGES, vcpus);
+		m.a.gpa = GMEM_GPA;
+		m.a.fd = vm_create_guest_memfd(m.vm, 2 * NPAGES * PS, GMEM_MMAP_SHARED);
+		TEST_ASSERT(!__vm_set_user_memory_region2(m.vm, GMEM_SLOT, KVM_MEM_GUEST_MEMFD,
+							  GMEM_GPA, NPAGES * PS, NULL, m.a.fd, 0),
+			    "The first slot: errno %d", errno);
+		gmem_hold(m.vm, held_gpa(&m), PLACE, true);
+		pid = fork();
+		if (!pid) {
+			convert_held(&m);
+			_exit(0);
+		}
+		gmem_wait_held(m.vm, held_gpa(&m), PLACE);
+		if (write(ready[1], &pid, sizeof(pid)) != sizeof(pid))
+			_exit(1);
+		__vm_set_user_memory_region2(m.vm, GMEM_SLOT + 1, KVM_MEM_GUEST_MEMFD,
+					     GMEM_GPA + NPAGES * PS, NPAGES * PS, NULL,
+					     m.a.fd, NPAGES * PS);
+		_exit(0);
+	}
+	TEST_ASSERT_EQ(read(ready[0], &converter, sizeof(converter)), sizeof(converter));
+	wait_until_stuck(vmm, vmm);
+	TEST_ASSERT(!kill(vmm, SIGKILL), "kill(): errno %d", errno);
+	TEST_ASSERT_EQ(waitpid(vmm, &status, 0), vmm);
+	TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
+		    "The VMM ended with %#x", status);
+	/* A signal lets it through the gate. */
+	TEST_ASSERT(!kill(converter, SIGKILL), "The conversion has ended: errno %d", errno);
+}
+
+/* Who is killed before the point of no return converts nothing. */
+WAIT(conversion_of_a_killed_task_does_not_happen)
+{
+	struct machine *m = &self->m;
+	int status;
+	pid_t pid;
+
+	machine_create(m);
+	gmem_fill(m->a.hva, m->a.size, GMEM_SEED(1), 0);
+	gmem_hold(m->vm, held_gpa(m), PLACE, true);
+	pid = fork();
+	if (!pid) {
+		gmem_set_once(m->a.fd, 0, NPAGES * PS, GMEM_PRIVATE, GMEM_ZERO, NULL);
+		_exit(0);
+	}
+	gmem_wait_held(m->vm, held_gpa(m), PLACE);
+	TEST_ASSERT(!kill(pid, SIGKILL), "kill(): errno %d", errno);
+	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
+		    "The child ended with %#x", status);
+	gmem_hold(m->vm, held_gpa(m), PLACE, false);
+	gmem_assert_attributes(m->a.fd, 0, m->a.size, GMEM_SHARED);
+	gmem_host_assert(m->a.hva, m->a.size, GMEM_SEED(1), 0);
+}
+
 #define CORRUPT_PFN	"/sys/kernel/debug/hwpoison/corrupt-pfn"
 
 static u64 frame_of(const void *mem)
