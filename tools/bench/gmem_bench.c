@@ -761,6 +761,58 @@ static void bench_hold(void)
 	reps = saved_reps;
 }
 
+/* A page that somebody needs over and over, and the longest that a fault on it took. */
+struct needer {
+	pthread_t thread;
+	volatile u8 *page;
+	atomic_bool stop;
+	u64 worst;
+};
+
+static void *need(void *arg)
+{
+	struct needer *n = arg;
+
+	while (!atomic_load(&n->stop)) {
+		u64 start, took;
+
+		must(!madvise((void *)n->page, PAGE_SIZE, MADV_DONTNEED), "madvise: errno %d", errno);
+		start = now();
+		*n->page = 1;
+		took = now() - start;
+		if (took > n->worst)
+			n->worst = took;
+	}
+	return NULL;
+}
+
+/* How long a request for 1 GiB keeps the host from a page of the file that is not in it. */
+static void bench_wait(void)
+{
+	const u64 n = SZ_1G / PAGE_SIZE;
+	struct machine m;
+
+	machine_init(&m, IN_PLACE, n + 1, false);
+	host_touch(&m, 0, n);
+	guest_touch(&m, 0, n);
+	for (int private = 1; private >= 0; private--) {
+		struct needer needer = { .page = m.hva + n * PAGE_SIZE };
+		/* Once; the first is the one that is not counted. */
+		struct figure wait = { .n = 1 };
+
+		if (!private)
+			guest_touch(&m, 0, n);
+		pthread_create(&needer.thread, NULL, need, &needer);
+		timed_convert(&m, n, n, private, GMEM_PRESERVE, false);
+		atomic_store(&needer.stop, true);
+		pthread_join(needer.thread, NULL);
+		figure_add(&wait, needer.worst);
+		figure_print(&wait, 1, PER_CALL, "longest-wait/host-fault/convert-1GiB-to-%s",
+			     private ? "private" : "shared");
+	}
+	machine_destroy(&m);
+}
+
 /* --- Attributes that go ------------------------------------------------- */
 
 /* What a task that wants the CPU for itself has had to wait for it. */
@@ -1012,5 +1064,6 @@ int main(int argc, char **argv)
 	bench_empty();
 	bench_runs();
 	bench_hold();
+	bench_wait();
 	return 0;
 }
