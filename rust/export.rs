@@ -409,6 +409,8 @@ unsafe extern "C" fn getattr(
 #[doc(hidden)]
 pub mod entry {
     use super::*;
+    #[cfg(CONFIG_X86_64)]
+    use crate::kvm::emulate;
 
     pub use crate::bindings::{
         file,
@@ -568,15 +570,8 @@ pub mod entry {
             // SAFETY: By the contract of this function.
             let (vm, slot) = unsafe { (Vm::from_raw(kvm), Memslot::from_raw(slot)) };
             let gfn = Gfn::new(gfn);
-            let at = slot.index_of(gfn).ok_or(EFAULT)?;
-            let file = slot.active_file().ok_or(EFAULT)?;
-            let file = &*file;
-            // A slot that the file does not know is not invalidated when the page is converted or
-            // freed: the guest would keep it.
-            if !file.data().is_bound(at, slot) {
-                return Err(EIO);
-            }
-            let found = T::get_pfn(GuestFault { vm, file, gfn, at })?;
+            let (file, at) = slot.find(gfn)?;
+            let found = T::get_pfn(GuestFault::new(vm, &file, gfn, at))?;
             #[cfg(CONFIG_KVM_GMEM_EMULATION)]
             crate::emulation::has_pfn(vm, gfn);
             let frame = found.page.pfn();
@@ -640,6 +635,61 @@ pub mod entry {
         };
         slot.with_inode(|inode, rcu| inode.visibility_for(at, rcu.into()) == Visibility::Private)
             .unwrap_or(true)
+    }
+
+    /// # Safety
+    ///
+    /// The pointers are valid, `data` for `len` bytes; SRCU is held.
+    #[cfg(CONFIG_X86_64)]
+    pub unsafe fn emulate_access(
+        kvm: *mut kvm,
+        slot: *mut kvm_memory_slot,
+        gfn: u64,
+        data: *mut c_void,
+        offset: c_int,
+        len: c_int,
+        write: bool,
+    ) -> c_int {
+        from_result(|| {
+            let (offset, len) = (usize::try_from(offset)?, usize::try_from(len)?);
+            // SAFETY: By the contract of this function.
+            let (vm, slot) = unsafe { (Vm::from_raw(kvm), Memslot::from_raw(slot)) };
+
+            // SAFETY: By the contract of this function.
+            emulate::access(vm, slot, Gfn::new(gfn), |page| unsafe {
+                match write {
+                    true => page.write(offset, data, len),
+                    false => page.read(offset, data, len),
+                }
+            })?;
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// The pointers are valid; SRCU is held.
+    #[cfg(CONFIG_X86_64)]
+    pub unsafe fn emulate_cmpxchg(
+        kvm: *mut kvm,
+        slot: *mut kvm_memory_slot,
+        gfn: u64,
+        offset: c_int,
+        len: c_int,
+        old: *mut u64,
+        new: u64,
+    ) -> c_int {
+        from_result(|| {
+            let (offset, len) = (usize::try_from(offset)?, usize::try_from(len)?);
+            // SAFETY: By the contract of this function.
+            let (vm, slot, old) =
+                unsafe { (Vm::from_raw(kvm), Memslot::from_raw(slot), &mut *old) };
+
+            let same = emulate::access(vm, slot, Gfn::new(gfn), |page| {
+                page.compare_exchange(offset, len, old, new)
+            })?;
+            Ok((!same).into())
+        })
     }
 
     /// # Safety
@@ -798,6 +848,36 @@ macro_rules! register_entry_points {
             ) -> bool {
                 // SAFETY: The contract is the same.
                 unsafe { entry::is_private::<Implementation>(slot, gfn) }
+            }
+
+            #[no_mangle]
+            #[cfg(CONFIG_X86_64)]
+            pub unsafe extern "C" fn kvm_gmem_emulate_access(
+                kvm: *mut entry::kvm,
+                slot: *mut entry::kvm_memory_slot,
+                gfn: u64,
+                data: *mut c_void,
+                offset: c_int,
+                len: c_int,
+                write: bool,
+            ) -> c_int {
+                // SAFETY: The contract is the same.
+                unsafe { entry::emulate_access(kvm, slot, gfn, data, offset, len, write) }
+            }
+
+            #[no_mangle]
+            #[cfg(CONFIG_X86_64)]
+            pub unsafe extern "C" fn kvm_gmem_emulate_cmpxchg(
+                kvm: *mut entry::kvm,
+                slot: *mut entry::kvm_memory_slot,
+                gfn: u64,
+                offset: c_int,
+                len: c_int,
+                old: *mut u64,
+                new: u64,
+            ) -> c_int {
+                // SAFETY: The contract is the same.
+                unsafe { entry::emulate_cmpxchg(kvm, slot, gfn, offset, len, old, new) }
             }
 
             #[no_mangle]

@@ -53,6 +53,8 @@ pub mod sync {
 /// KVM's own objects.
 pub mod kvm {
     pub mod conversion;
+    #[cfg(CONFIG_X86_64)]
+    pub(crate) mod emulate;
     pub mod fault;
     pub mod memslot;
     pub mod mmu;

@@ -558,12 +558,12 @@ mod caller {
     type File<'v> = TestFile<'v, Greedy>;
 
     fn fault<'a>(file: &'a File<'_>, at: u64) -> GuestFault<'a> {
-        GuestFault {
-            vm: file.vm(),
-            file: file.file(),
-            gfn: Gfn::new(BASE + at),
-            at: PageIndex::new(at),
-        }
+        GuestFault::new(
+            file.vm(),
+            file.file(),
+            Gfn::new(BASE + at),
+            PageIndex::new(at),
+        )
     }
 
     #[test]

@@ -28,10 +28,10 @@ use kernel::prelude::*;
 
 /// A guest fault that is being handled.
 pub struct GuestFault<'a> {
-    pub(crate) vm: &'a Vm,
-    pub(crate) file: &'a GmemFile,
-    pub(crate) gfn: Gfn,
-    pub(crate) at: PageIndex,
+    vm: &'a Vm,
+    file: &'a GmemFile,
+    gfn: Gfn,
+    at: PageIndex,
 }
 
 /// A page for a guest. Only [`GuestFault::serve`] makes one, which consumes the fault; it cannot be
@@ -44,6 +44,12 @@ pub struct GuestPage<'a> {
 }
 
 impl<'a> GuestFault<'a> {
+    /// A fault of `vm` at `gfn`, where it sees the page `at` of the file.
+    #[inline]
+    pub(crate) fn new(vm: &'a Vm, file: &'a GmemFile, gfn: Gfn, at: PageIndex) -> Self {
+        Self { vm, file, gfn, at }
+    }
+
     /// The VM.
     #[inline]
     pub fn vm(&self) -> &'a Vm {

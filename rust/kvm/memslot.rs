@@ -137,6 +137,22 @@ impl Memslot {
         unsafe { ActiveFile::from_raw(file) }
     }
 
+    /// The file that the slot is bound to, with a reference, and where in it `gfn` lies.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` if the slot does not have it, or no file any more. `EIO` if the file does not know
+    /// the slot: that would not be invalidated when the page is converted or freed.
+    #[inline]
+    pub(crate) fn find(&self, gfn: Gfn) -> Result<(ActiveFile, PageIndex)> {
+        let at = self.index_of(gfn).ok_or(EFAULT)?;
+        let file = self.active_file().ok_or(EFAULT)?;
+        if !file.data().is_bound(at, self) {
+            return Err(EIO);
+        }
+        Ok((file, at))
+    }
+
     /// Calls `f` with the inode of the file that the slot is bound to; [`None`] once that is
     /// closed. Any context; `f` is called inside RCU and must not sleep.
     #[inline]

@@ -470,6 +470,73 @@ impl PrivatePage<'_> {
     }
 }
 
+/// What KVM does in the place of the guest's processor.
+#[cfg(CONFIG_X86_64)]
+impl PrivatePage<'_> {
+    /// Whether `len` bytes from `offset` are bytes of the page.
+    fn has(offset: usize, len: usize) -> bool {
+        offset
+            .checked_add(len)
+            .is_some_and(|end| end <= kernel::page::PAGE_SIZE)
+    }
+
+    /// Reads `len` bytes from `offset`. Callers know that the host may.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if that goes beyond the page.
+    ///
+    /// # Safety
+    ///
+    /// `to` must be valid for writes of `len` bytes.
+    pub(crate) unsafe fn read(&self, offset: usize, to: *mut c_void, len: usize) -> Result {
+        if !Self::has(offset, len) {
+            return Err(EINVAL);
+        }
+        // SAFETY: The bytes are the page's, which is the folio's; `to` is valid.
+        unsafe { bindings::gmem_page_read(self.0.page(), offset, to, len) };
+        Ok(())
+    }
+
+    /// Writes `len` bytes from `offset`. Callers know that the host may.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if that goes beyond the page.
+    ///
+    /// # Safety
+    ///
+    /// `from` must be valid for reads of `len` bytes.
+    pub(crate) unsafe fn write(&self, offset: usize, from: *const c_void, len: usize) -> Result {
+        if !Self::has(offset, len) {
+            return Err(EINVAL);
+        }
+        // SAFETY: As for read().
+        unsafe { bindings::gmem_page_write(self.0.page(), offset, from, len) };
+        Ok(())
+    }
+
+    /// Writes the lowest `len` bytes of `new` if those of `old` are there, atomically; returns
+    /// whether they were, and what was there in `old`. Callers know that the host may.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if `len` is not 1, 2, 4 or 8, or goes beyond the page.
+    pub(crate) fn compare_exchange(
+        &self,
+        offset: usize,
+        len: usize,
+        old: &mut u64,
+        new: u64,
+    ) -> Result<bool> {
+        if !matches!(len, 1 | 2 | 4 | 8) || !Self::has(offset, len) {
+            return Err(EINVAL);
+        }
+        // SAFETY: The page is the folio's, and the bytes are the page's.
+        Ok(unsafe { bindings::gmem_page_cmpxchg(self.0.page(), offset, len, old, new) })
+    }
+}
+
 /// A page with a reference to it, on its way to KVM.
 pub(crate) struct PageRef(*mut bindings::page);
 

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What KVM does in the place of the guest's processor: it emulates an instruction that lies in, or
+//! works on, a private page.
+//!
+//! That is for software-protected VMs only. Between the guests of all other platforms and the host
+//! there is more than KVM, which keeps their memory from KVM, too.
+//!
+//! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h),
+//! `kvm_gmem_emulate_access()`
+
+use crate::{
+    kvm::{
+        fault::GuestFault,
+        memslot::Memslot,
+        platform::{
+            self,
+            Kind, //
+        },
+        vm::{
+            Gfn,
+            Vm, //
+        }, //
+    },
+    mm::folio::PrivatePage, //
+};
+use kernel::prelude::*;
+
+/// Calls `access` with the page at `gfn`, which stays private until it returns. Called inside SRCU;
+/// sleeps.
+///
+/// # Errors
+///
+/// `EFAULT` if the platform keeps private memory from KVM, or the slot has no such page or no file
+/// any more; `EAGAIN` if the page is shared; those of [`GuestFault::folio`]; `EINTR` if the task is
+/// being killed; those of `access`.
+pub(crate) fn access<R>(
+    vm: &Vm,
+    slot: &Memslot,
+    gfn: Gfn,
+    access: impl FnOnce(&PrivatePage<'_>) -> Result<R>,
+) -> Result<R> {
+    if platform::kind(vm) != Some(Kind::Software) {
+        return Err(EFAULT);
+    }
+    let (file, at) = slot.find(gfn)?;
+    let fault = GuestFault::new(vm, &file, gfn, at);
+
+    fault.inode().stable(|stable| {
+        let folio = fault.folio(stable)?;
+        access(&folio.as_private(stable).ok_or(EAGAIN)?)
+    })
+}
