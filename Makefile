@@ -2,16 +2,18 @@
 # The commands of the project; `make help` lists them. The work is done by the scripts of tools/vm. The kernel's build
 # uses Kbuild instead of this file.
 
-SHELL := /bin/bash
+# `make vmm SHELL=1` asks for a shell in the guest. The name is make's own.
+override SHELL := /bin/bash
 export ARCH FLAVOUR KSRC LLVM O PROG ARGS APPEND ICOUNT MODE TIMEOUT TESTS JOBS ROWS PAGES REPS RUNS C_FLAVOUR RUST_FLAVOUR
 vm := tools/vm
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernel demo run shell check check-all misuse series kunit selftests gmem model bench clippy rustdoc fmt clean clean-cache
+.PHONY: help setup kernel demo vmm run shell check check-all misuse series kunit selftests gmem model bench clippy rustdoc fmt clean clean-cache
 
 help:
 	@echo 'make demo          build everything and watch a nested guest being converted in place'
+	@echo 'make vmm           a VMM boots Linux from private memory; disk, network, conversions  SHELL=1'
 	@echo 'make check         every test of the gate (x86-64 plain and sanitised, arm64); ends with a count'
 	@echo 'make check-all     also the C kernels as reference, the configuration matrix, sanitised arm64'
 	@echo ''
@@ -37,6 +39,7 @@ help:
 	@echo '                        written to; patches/ is applied to the copy unless it is in the tree already'
 	@echo '  LLVM=-19              as for the kernel'"'"'s make'
 	@echo '  O=path                the cache, instead of $${XDG_CACHE_HOME:-~/.cache}/kvm-gmem'
+	@echo '  SHELL=1               vmm gives a shell in the guest; "exit" ends it'
 	@echo '  ROWS=1                demo prints a row for each request instead of grids'
 	@echo '  NO_COLOR=1            no colours, even on a terminal'
 	@echo '  TIMEOUT=seconds       when a run counts as hung (600)'
@@ -50,6 +53,9 @@ kernel: setup
 
 demo: setup
 	@$(vm)/demo
+
+vmm: setup
+	@tools/vmm/run $(if $(filter SHELL=1,$(MAKEOVERRIDES)),shell)
 
 run: setup
 	@$(vm)/run
