@@ -6,7 +6,9 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <linux/sizes.h>
 
@@ -678,6 +680,41 @@ GMEM_TEST(closed_file_with_shared_pages_exits)
 	assert_memory_fault(vcpu, r, a->gpa);
 	ksft_print_msg("shared gfn of a closed file: exit flags %#llx\n",
 		       vcpu->run->memory_fault.flags);
+}
+
+/* --- Whose the files are --------------------------------------------------- */
+
+/* Users of the module that runs the guests; -1 if it is built in. */
+static int vendor_users(void)
+{
+	static const char * const names[] = { "kvm_amd", "kvm_intel" };
+	char path[64];
+	int i, users;
+	FILE *f;
+
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		snprintf(path, sizeof(path), "/sys/module/%s/refcnt", names[i]);
+		f = fopen(path, "r");
+		if (!f)
+			continue;
+		TEST_ASSERT_EQ(fscanf(f, "%d", &users), 1);
+		fclose(f);
+		return users;
+	}
+	return -1;
+}
+
+/* A file keeps its VM, and the VM has nobody else who keeps its code. */
+GMEM_TEST(file_keeps_the_module_of_the_vendor)
+{
+	int users = vendor_users(), fd;
+
+	if (users < 0)
+		SKIP(return, "the vendor's module is built in");
+	fd = vm_create_guest_memfd(self->vm, PS, 0);
+	TEST_ASSERT_EQ(vendor_users(), users + 1);
+	close(fd);
+	TEST_ASSERT_EQ(vendor_users(), users);
 }
 
 int main(int argc, char *argv[])
