@@ -28,6 +28,7 @@ use crate::{
     },
     ioctl::UserPointer,
     kvm::{
+        conversion::Done,
         fault::{
             GuestFault,
             GuestPage, //
@@ -97,8 +98,11 @@ pub trait GuestMemfd: Sized + 'static {
     /// fallocate(), `offset` and `len` in bytes.
     fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Result;
 
-    /// ioctl() on the file.
-    fn ioctl(file: &GmemFile, cmd: u32, arg: UserPointer) -> Result;
+    /// KVM_SET_MEMORY_ATTRIBUTES2 on the file. What it is done by says that it is.
+    fn set_memory_attributes<'f>(file: &'f GmemFile, arg: UserPointer) -> Result<Done<'f>>;
+
+    /// KVM_GET_MEMORY_ATTRIBUTES2 on the file.
+    fn get_memory_attributes(file: &GmemFile, arg: UserPointer) -> Result;
 
     /// ioctl() on a vCPU, if nobody else knows it. Called with the vCPU's mutex held.
     fn vcpu_ioctl(vcpu: &mut Vcpu<'_>, cmd: u32, arg: UserPointer) -> Result;
@@ -110,7 +114,7 @@ pub trait GuestMemfd: Sized + 'static {
     fn show_run(run: &Run, out: &SeqFile);
 
     /// A host fault, with the attributes of its file held. Called with mmap_lock or the VMA lock held.
-    fn fault<'a>(fault: HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>>;
+    fn fault<'a>(fault: &mut HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>>;
 
     /// A page that was given to a platform is freed. The VM and its file may be gone.
     fn reclaim(frame: &Frame<'_>);
@@ -145,8 +149,9 @@ pub(crate) fn tables() -> Result<&'static Tables> {
 
 /// What there is once for an implementation, and is written.
 pub struct State {
-    /// Written when a vendor's module is loaded, to which files belong from then on: it must stay for
-    /// as long as they do.
+    /// Its owner is written when a vendor's module is loaded, as in C: files belong to that from then
+    /// on, and keep it, as their VM runs its code and does not keep it by itself. So the table can be
+    /// neither constant nor read-only after this module's initialisation, which is earlier.
     file: UnsafeCell<bindings::file_operations>,
     /// As `file`.
     runs: UnsafeCell<bindings::file_operations>,

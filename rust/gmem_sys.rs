@@ -4,9 +4,10 @@
 //!
 //! Every `unsafe` and every binding of the project is in this crate; the crates above it
 //! (`gmem_core`, `gmem_policy`) forbid both. It assumes that they are wrong but safe: whatever they
-//! answer or in whichever order they call, nothing here is undefined behaviour, and no byte of a
-//! page whose attribute is private becomes reachable for the host. Where that is not so yet is
-//! listed in soundness.rst, section 8.
+//! answer, and in whichever order they call, they may lose a guest's data, return an error, kill the
+//! VM, hang, or leak pages. They do not cause undefined behaviour, let the host reach a byte of a
+//! page whose attribute is private, show a page with what its memory held before, free a page that a
+//! platform has, or have a conversion that promises zeroes succeed over other bytes.
 //!
 //! The files are shaped like those of the kernel crate, one C header each.
 

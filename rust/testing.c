@@ -60,6 +60,14 @@ void gmem_test_vm_kill(struct kvm *kvm)
 	kvm->vm_dead = true;
 }
 
+/* Where a protected VM is one of the hypervisor's there is nothing to be had by saying so. */
+void gmem_test_vm_set_private_mem(struct kvm *kvm)
+{
+#ifdef CONFIG_X86
+	kvm->arch.has_private_mem = true;
+#endif
+}
+
 /* Two fresh pages of user memory, behind which nothing is mapped; 0 if there are none. */
 unsigned long gmem_test_user_pages(void)
 {
@@ -131,6 +139,11 @@ void *gmem_test_page_address(struct page *page)
 bool gmem_test_page_is_zero(struct page *page)
 {
 	return kvm_gmem_page_is_zero(page);
+}
+
+bool gmem_test_page_locked(struct page *page)
+{
+	return PageLocked(page);
 }
 
 int gmem_test_page_references(struct page *page)

@@ -13,6 +13,7 @@ bool gmem_test_can_zap(void);
 struct kvm *gmem_test_vm_alloc(void);
 void gmem_test_vm_free(struct kvm *kvm);
 void gmem_test_vm_kill(struct kvm *kvm);
+void gmem_test_vm_set_private_mem(struct kvm *kvm);
 unsigned long gmem_test_user_pages(void);
 unsigned long gmem_test_vm_invalidations(struct kvm *kvm);
 unsigned long gmem_test_vm_sequence(struct kvm *kvm);
@@ -22,6 +23,7 @@ void gmem_test_slot_init(struct kvm_memory_slot *slot, gfn_t base, unsigned long
 			 pgoff_t pgoff);
 void *gmem_test_page_address(struct page *page);
 bool gmem_test_page_is_zero(struct page *page);
+bool gmem_test_page_locked(struct page *page);
 int gmem_test_page_references(struct page *page);
 unsigned long gmem_test_drop_clean(struct address_space *mapping, pgoff_t end);
 void gmem_test_page_unlock(struct page *page);

@@ -75,6 +75,13 @@ impl TestVm {
         unsafe { Vm::from_raw(self.0) }
     }
 
+    /// Has it say that it has private memory. Returns whether VMs can here.
+    pub fn set_private_mem(&self) -> bool {
+        // SAFETY: It is valid until it is dropped.
+        unsafe { bindings::gmem_test_vm_set_private_mem(self.0) };
+        self.vm().has_private_mem()
+    }
+
     /// Marks it dead, as a zap that fails does.
     pub fn kill(&self) {
         // SAFETY: It is valid until it is dropped.
@@ -141,6 +148,10 @@ pub(crate) struct TestInode(NonNull<GmemInode>);
 
 impl TestInode {
     pub(crate) fn new(pages: u64, initial: Visibility) -> Result<Self> {
+        Self::with(pages, initial, true)
+    }
+
+    fn with(pages: u64, initial: Visibility, in_place: bool) -> Result<Self> {
         let size = Size::new(pages * PAGE.bytes()).ok_or(EINVAL)?;
         let this = KBox::<GmemInode>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
         let this = NonNull::new(KBox::into_raw(this).cast::<GmemInode>()).ok_or(EINVAL)?;
@@ -161,7 +172,7 @@ impl TestInode {
                     size,
                     initial,
                     mappable: true,
-                    in_place: true,
+                    in_place,
                 },
             )
         };
@@ -207,7 +218,7 @@ pub(crate) fn memslot(slot: &mut bindings::kvm_memory_slot) -> &Memslot {
     unsafe { Memslot::from_raw(slot) }
 }
 
-/// A file that converts in place, with one slot of its VM that shows all of it.
+/// A file, with one slot of its VM that shows all of it.
 ///
 /// `T` is whose it is: it serves its faults, and is told of the folios that are freed.
 pub struct TestFile<'v, T> {
@@ -220,7 +231,8 @@ pub struct TestFile<'v, T> {
 }
 
 impl<'v, T: GuestMemfd> TestFile<'v, T> {
-    /// Makes a file of `pages` pages that are all `initial`, and shows it at `base`.
+    /// Makes a file of `pages` pages that are all `initial`, which converts in place, and shows it at
+    /// `base`.
     ///
     /// [`None`] where KVM runs without the TDP MMU, as a zap needs a real VM then.
     ///
@@ -228,12 +240,36 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
     ///
     /// `ENOMEM`.
     pub fn new(vm: &'v TestVm, pages: u64, initial: Visibility, base: u64) -> Result<Option<Self>> {
+        Self::with(vm, pages, initial, base, true)
+    }
+
+    /// The same for a file that does not convert in place.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn fixed(
+        vm: &'v TestVm,
+        pages: u64,
+        initial: Visibility,
+        base: u64,
+    ) -> Result<Option<Self>> {
+        Self::with(vm, pages, initial, base, false)
+    }
+
+    fn with(
+        vm: &'v TestVm,
+        pages: u64,
+        initial: Visibility,
+        base: u64,
+        in_place: bool,
+    ) -> Result<Option<Self>> {
         // SAFETY: Looks at a module parameter.
         if !unsafe { bindings::gmem_test_can_zap() } {
             pr_info!("skipped: zapping needs the TDP MMU\n");
             return Ok(None);
         }
-        let inode = TestInode::new(pages, initial)?;
+        let inode = TestInode::with(pages, initial, in_place)?;
         let data = FileData::new(vm.vm())?;
         let slot = slot(base, pages as usize, 0)?;
         let file = KBox::<bindings::file>::new_uninit(GFP_KERNEL)?;
@@ -251,8 +287,10 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
             let vfs = this.inode.get().vfs();
             (*(*vfs).i_mapping).a_ops = T::tables().address_space_operations();
             bindings::gmem_test_file_init(this.file.as_ptr(), vfs, this.data.as_ptr().cast());
-            (*this.slot.as_ptr()).flags |=
-                bindings::GMEM_SLOT_GMEM_ONLY | bindings::GMEM_SLOT_IN_PLACE;
+            (*this.slot.as_ptr()).flags |= bindings::GMEM_SLOT_GMEM_ONLY;
+            if in_place {
+                (*this.slot.as_ptr()).flags |= bindings::GMEM_SLOT_IN_PLACE;
+            }
             bindings::gmem_slot_set_file(this.slot.as_ptr(), this.file.as_ptr());
             this.inode.get().add_file(this.data)?;
         }
@@ -420,16 +458,16 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         result
     }
 
-    /// Why a host fault on the page `at` is not served with another file's attributes held.
+    /// Has a host fault on the page `at` served `times` times with `stable` held, and drops it.
     ///
     /// # Errors
     ///
     /// That of the fault.
-    pub(crate) fn host_fault_with(&self, at: u64, stable: &Stable<'_>) -> Result {
+    pub(crate) fn host_fault_with(&self, at: u64, stable: &Stable<'_>, times: u32) -> Result {
         self.with_fault(at, |vmf| {
             // SAFETY: As above.
-            let fault = unsafe { HostFault::from_raw(vmf) };
-            fault.serve(stable).map(drop)
+            let mut fault = unsafe { HostFault::from_raw(vmf) };
+            (0..times).try_for_each(|_| fault.serve(stable).map(drop))
         })?
     }
 
@@ -505,6 +543,18 @@ impl HostPage {
     pub fn references(&self) -> i32 {
         // SAFETY: The reference keeps the page.
         unsafe { bindings::gmem_test_page_references(self.0) }
+    }
+
+    /// Unlocks it if somebody has left it locked. Returns whether that was so.
+    pub fn unlock(&self) -> bool {
+        // SAFETY: The reference keeps the page, which nobody is at work with.
+        unsafe {
+            let locked = bindings::gmem_test_page_locked(self.0);
+            if locked {
+                bindings::gmem_test_page_unlock(self.0);
+            }
+            locked
+        }
     }
 
     /// Whether a hypervisor that gives the page to a guest is to make sure that it is zero.

@@ -434,6 +434,7 @@ mod invalidate {
 mod caller {
     use super::*;
     use crate::{
+        bindings,
         export::{
             GuestMemfd,
             State,
@@ -441,10 +442,18 @@ mod caller {
         },
         fs::{
             address_space::Stable,
-            file_ops::GmemFile, //
+            file_ops::{
+                create,
+                GmemFile, //
+            },
+            inode::{
+                Size,
+                Traits, //
+            }, //
         },
         ioctl::UserPointer,
         kvm::{
+            conversion::Done,
             fault::{
                 GuestFault,
                 GuestPage, //
@@ -465,12 +474,19 @@ mod caller {
                 HostFault,
                 Served, //
             },
-            folio::Frame, //
+            folio::{
+                Assignment,
+                Frame, //
+            }, //
         },
         testing::{
             platform::TestRmp,
             TestFile, //
         }, //
+    };
+    use core::sync::atomic::{
+        AtomicBool,
+        Ordering, //
     };
     use gmem_policy::{
         content::{
@@ -493,6 +509,16 @@ mod caller {
     const BASE: u64 = 0x1000;
     /// A page that the implementation below cannot serve at this moment.
     const BUSY: u64 = 3;
+
+    /// Whether the implementation fails once it has the page. KUnit runs one test after another.
+    static FAILS: AtomicBool = AtomicBool::new(false);
+
+    fn fails() -> Result {
+        if FAILS.load(Ordering::Relaxed) {
+            return Err(ERANGE);
+        }
+        Ok(())
+    }
 
     /// An implementation that asks for more than there is.
     struct Greedy;
@@ -519,10 +545,9 @@ mod caller {
 
         /// The largest mapping that there is.
         fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
-            fault.inode().stable(|stable| {
-                let folio = fault.folio(stable)?;
-                fault.serve(folio, u8::MAX)
-            })
+            fault
+                .inode()
+                .stable(|stable| fault.serve(stable, |_| fails().map(|()| u8::MAX)))
         }
 
         fn populate(_populate: &Populate<'_>) -> Result<u64> {
@@ -533,7 +558,11 @@ mod caller {
             Err(ENOTTY)
         }
 
-        fn ioctl(_file: &GmemFile, _cmd: u32, _arg: UserPointer) -> Result {
+        fn set_memory_attributes<'f>(_file: &'f GmemFile, _arg: UserPointer) -> Result<Done<'f>> {
+            Err(ENOTTY)
+        }
+
+        fn get_memory_attributes(_file: &GmemFile, _arg: UserPointer) -> Result {
             Err(ENOTTY)
         }
 
@@ -545,11 +574,13 @@ mod caller {
 
         fn show_run(_run: &Run, _out: &SeqFile) {}
 
-        fn fault<'a>(fault: HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>> {
+        fn fault<'a>(fault: &mut HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>> {
             if fault.at().get() == BUSY {
                 return Err(EAGAIN);
             }
-            fault.serve(stable)
+            let served = fault.serve(stable)?;
+            fails()?;
+            Ok(served)
         }
 
         fn reclaim(_frame: &Frame<'_>) {}
@@ -576,21 +607,129 @@ mod caller {
         Ok(())
     }
 
+    /// A page that was got for a fault which then fails is neither locked nor held any more.
     #[test]
-    fn guest_gets_the_page_that_it_asked_for() -> Result {
+    fn fault_that_fails_keeps_nothing() -> Result {
         let vm = TestVm::new()?;
-        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+        let Some(file) = File::new(&vm, PAGES, SHARED, BASE)? else {
             return Ok(());
         };
-        file.file().inode().stable(|stable| {
-            let other = fault(&file, 6).folio(stable)?;
-            assert!(fault(&file, 5)
-                .serve(other, 0)
-                .is_err_and(|error| error == EINVAL));
-            let own = fault(&file, 5).folio(stable)?;
-            assert!(fault(&file, 5).serve(own, 0).is_ok());
+        file.fill(5, 0x5a)?;
+        let page = file.page(5)?;
+        let references = page.references();
+
+        FAILS.store(true, Ordering::Relaxed);
+        let (host, guest) = (file.host_fault(5), file.guest_fault(BASE + 5));
+        FAILS.store(false, Ordering::Relaxed);
+        assert_eq!((host.err(), guest.err()), (Some(EFAULT), Some(ERANGE)));
+        // Or all that comes after would hang.
+        assert!(!page.unlock());
+        assert_eq!(page.references(), references);
+        assert_eq!(file.host_fault(5)?.byte(), Some(0x5a));
+        Ok(())
+    }
+
+    /// A fault gets its page once.
+    #[test]
+    fn host_fault_is_served_once() -> Result {
+        let vm = TestVm::new()?;
+        let Some(file) = File::new(&vm, PAGES, SHARED, BASE)? else {
+            return Ok(());
+        };
+        file.file().inode().stable(|here| {
+            assert_eq!(file.host_fault_with(5, here, 1), Ok(()));
+            assert_eq!(file.host_fault_with(5, here, 2), Err(EINVAL));
             Ok(())
         })
+    }
+
+    /// The host keeps what it maps of such a file, whatever is private in the VM; and who has a page
+    /// is not known in a VM of another kind.
+    #[test]
+    fn file_that_a_vm_cannot_have() -> Result {
+        let traits = |mappable, initial, in_place| -> Result<Traits> {
+            Ok(Traits {
+                size: Size::new(PAGE.bytes()).ok_or(EINVAL)?,
+                initial,
+                mappable,
+                in_place,
+            })
+        };
+        let vm = TestVm::new()?;
+
+        for (mappable, initial) in [(true, PRIVATE), (false, SHARED), (true, SHARED)] {
+            assert!(traits(mappable, initial, false)?.suit(vm.vm()));
+            let in_place = traits(mappable, initial, true)?;
+            assert_eq!(create(vm.vm(), in_place), Err(EINVAL));
+        }
+        if !vm.set_private_mem() {
+            return Ok(());
+        }
+        vm.put_on(Kind::Software, 0)?;
+        for (mappable, initial) in [(true, PRIVATE), (false, SHARED), (true, SHARED)] {
+            assert!(traits(mappable, initial, true)?.suit(vm.vm()));
+            let fixed = traits(mappable, initial, false)?;
+            assert_eq!(create(vm.vm(), fixed), Err(EINVAL));
+        }
+        assert!(traits(false, PRIVATE, false)?.suit(vm.vm()));
+        Ok(())
+    }
+
+    /// A vendor that gives the page to the platform, and fails.
+    ///
+    /// # Safety
+    ///
+    /// None is needed.
+    unsafe extern "C" fn give_and_fail(
+        _kvm: *mut bindings::kvm,
+        gfn: u64,
+        pfn: u64,
+        _source: *mut bindings::page,
+        _opaque: *mut c_void,
+    ) -> c_int {
+        match TestRmp::give_pfn(pfn, Gfn::new(gfn), 7) {
+            Ok(()) => EIO.to_errno(),
+            Err(_) => 0,
+        }
+    }
+
+    /// What a platform has of what it was to fill goes to nobody, whether or not somebody remembers
+    /// to whom it was given.
+    #[test]
+    fn page_that_is_filled_and_not_given_back() -> Result {
+        let to = Assignment {
+            gfn: Gfn::new(BASE + 5),
+            asid: 7,
+        };
+        for to in [None, Some(to)] {
+            TestRmp::reset();
+            let vm = TestVm::new()?;
+            vm.put_on(Kind::Snp(Under::Test), 7)?;
+            let Some(file) = File::fixed(&vm, PAGES, PRIVATE, BASE)? else {
+                return Ok(());
+            };
+            let populate = Populate {
+                vm: vm.vm(),
+                start: Gfn::new(BASE + 5),
+                wanted: 1,
+                callback: Some(give_and_fail),
+                opaque: core::ptr::null_mut(),
+                source: 0,
+                writable_source: false,
+            };
+            let fill = || {
+                let folio = file.file().inode().folio(PageIndex::new(5))?;
+                populate.give(folio, populate.pin_source(0)?, to)
+            };
+            assert_eq!(fill(), Err(EIO));
+            assert_eq!(file.lost_pages(), 1);
+            // It is somebody's.
+            assert_eq!(fill(), Err(EEXIST));
+            let page = file.page(5)?;
+            drop(file);
+            assert_eq!(page.references(), 2);
+        }
+        Ok(())
     }
 
     #[test]
@@ -666,14 +805,17 @@ mod caller {
         };
         other.file().inode().stable(|elsewhere| {
             assert!(fault(&file, 5)
-                .folio(elsewhere)
+                .serve(elsewhere, |_| Ok(0))
                 .is_err_and(|error| error == EINVAL));
-            assert_eq!(file.host_fault_with(5, elsewhere), Err(EINVAL));
+            assert_eq!(file.host_fault_with(5, elsewhere, 1), Err(EINVAL));
             Ok::<_, Error>(())
         })?;
         file.file().inode().stable(|here| {
-            assert!(fault(&file, 5).folio(here)?.as_private(here).is_some());
-            Ok(())
+            let served = fault(&file, 5).serve(here, |folio| {
+                assert!(folio.as_private(here).is_some());
+                Ok(0)
+            });
+            served.map(drop)
         })
     }
 
@@ -684,9 +826,11 @@ mod caller {
             return Ok(());
         };
         file.file().inode().stable(|stable| {
-            let folio = fault(&file, 5).folio(stable)?;
-            assert!(folio.as_private(stable).is_none());
-            Ok(())
+            let served = fault(&file, 5).serve(stable, |folio| {
+                assert!(folio.as_private(stable).is_none());
+                Ok(0)
+            });
+            served.map(drop)
         })
     }
 
@@ -729,39 +873,50 @@ mod caller {
             2 * PAGES * geometry.page_size().bytes(),
         )
         .ok_or(EINVAL)?;
-        let plan = |start, geometry: &Geometry, claims: &Claims| {
+        let request = |start, geometry: &Geometry, content: Content| {
             let page = geometry.page_size().bytes();
             let raw = RawRequest {
                 offset: start * page,
                 size: 4 * page,
                 attributes: PRIVATE.attributes(),
-                flags: Content::Zero.flags(),
+                flags: content.flags(),
                 ..RawRequest::default()
             };
-            let request = Request::parse(&raw, geometry, true).map_err(|_| EINVAL)?;
-            match Plan::new(&request, Action::Zero, claims) {
-                Plan::Change(change) => Ok(change),
-                Plan::Nothing => Err(EINVAL),
-            }
+            Request::parse(&raw, geometry, true).map_err(|_| EINVAL)
         };
         let claims = |end, visibility| {
             let range = range(0, end)?;
             Ok::<_, Error>(Claims(Run { range, visibility }))
         };
+        let (zero, leave) = (Action::Zero, Action::Leave);
+        let four = request(4, &geometry, Content::Zero)?;
+        let eight = request(8, &geometry, Content::Zero)?;
+        let behind = request(PAGES, &larger, Content::Zero)?;
+        let keep = request(4, &geometry, Content::Preserve)?;
+        let (shared, private) = (claims(PAGES, SHARED)?, claims(PAGES, PRIVATE)?);
 
-        let honest = plan(4, &geometry, &claims(PAGES, SHARED)?)?;
-        let overlooks = plan(4, &geometry, &claims(PAGES, PRIVATE)?)?;
-        let outside = plan(PAGES, &larger, &claims(2 * PAGES, SHARED)?)?;
-
-        inode.get().locked(|guard| {
-            assert!(guard.begin(honest).is_ok());
-            for change in [overlooks, outside] {
-                assert_eq!(
-                    guard.begin(change).err().map(|refused| refused.error),
-                    Some(EINVAL)
-                );
-            }
-            Ok(())
-        })
+        let begin = |plan: Plan, request: &Request, action| {
+            inode.get().locked_to_convert(|turn| {
+                turn.begin(&plan, request, action)
+                    .map(drop)
+                    .map_err(|refused| refused.error)
+            })
+        };
+        let honest = Plan::new(&four, zero, &shared);
+        assert_eq!(begin(honest, &four, zero), Ok(()));
+        // For other pages, and with another action.
+        assert_eq!(begin(honest, &eight, zero), Err(EINVAL));
+        assert_eq!(begin(honest, &four, leave), Err(EINVAL));
+        // Another map, in which all is well, and a larger file.
+        let overlooks = Plan::new(&four, zero, &private);
+        assert_eq!(begin(overlooks, &four, zero), Err(EINVAL));
+        let outside = Plan::new(&behind, zero, &claims(2 * PAGES, SHARED)?);
+        assert_eq!(begin(outside, &behind, zero), Err(EINVAL));
+        // Nothing to do is believed no more than that.
+        let nothing = Plan::new(&keep, leave, &private);
+        assert_eq!(nothing, Plan::Nothing);
+        assert_eq!(begin(nothing, &keep, leave), Err(EINVAL));
+        assert_eq!(begin(nothing, &four, zero), Err(EINVAL));
+        Ok(())
     }
 }

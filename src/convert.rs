@@ -35,13 +35,19 @@ use gmem_policy::{
     range::PageIndex,
     request::Request, //
 };
-use gmem_sys::fs::{
-    address_space::{
-        Exclusive,
-        InvalidateGuard,
-        Refused, //
+use gmem_sys::{
+    fs::{
+        address_space::Refused,
+        file_ops::GmemFile, //
     },
-    file_ops::GmemFile, //
+    kvm::{
+        conversion::{
+            Done,
+            Planning,
+            Turn, //
+        },
+        vm::Vm, //
+    }, //
 };
 use kernel::prelude::*;
 
@@ -99,28 +105,34 @@ impl Outcome {
     }
 }
 
-/// Steps 4 to 12 of one KVM_SET_MEMORY_ATTRIBUTES2; `src/ioctl.rs` has the others.
+/// Steps 4 to 12 of one KVM_SET_MEMORY_ATTRIBUTES2; `src/ioctl.rs` has the others. `outcome` is what
+/// it has done, if it succeeds.
 ///
 /// # Errors
 ///
 /// `EINTR` if the task is being killed, `EIO` for a dead VM, `EOPNOTSUPP`, `EPERM`, `ENOMEM`,
 /// `EAGAIN`, `EHWPOISON`, and `EIO` if the VM dies. Nothing has changed then, except for the last.
-pub(crate) fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<Outcome, Failure> {
+pub(crate) fn convert<'f, V: Vendor>(
+    file: &'f GmemFile,
+    request: &Request,
+    outcome: &mut Outcome,
+) -> Result<Done<'f>, Failure> {
     // 4. Attributes, folios and bindings are ours from here on.
-    file.inode().locked_killable(|guard| {
+    file.inode().locked_to_convert(|turn| {
         let held = Held::since_now();
-        let result = convert_locked::<V>(file, guard, request);
-        stats::count(file.vm(), request, &result, &held);
+        let result = convert_locked::<V>(file.vm(), turn, request, outcome);
+        stats::count(file.vm(), request, &result, outcome, &held);
         result
     })
 }
 
-fn convert_locked<V: Vendor>(
-    file: &GmemFile,
-    guard: &InvalidateGuard<'_, Exclusive>,
+fn convert_locked<'f, V: Vendor>(
+    vm: &Vm,
+    turn: Turn<'_, 'f>,
     request: &Request,
-) -> Result<Outcome, Failure> {
-    if file.vm().is_dead() {
+    outcome: &mut Outcome,
+) -> Result<Done<'f>, Failure> {
+    if vm.is_dead() {
         return Err(EIO.into());
     }
 
@@ -129,12 +141,13 @@ fn convert_locked<V: Vendor>(
         error: errno(refusal),
         at: request.range().start(),
     })?;
-    let Some(planned) = guard.plan(request, action)? else {
-        return Ok(Outcome::default());
+    let planned = match turn.plan(request, action)? {
+        Planning::Nothing(done) => return Ok(done),
+        Planning::Change(planned) => planned,
     };
-    let mut outcome = Outcome::of(planned.count()?);
+    *outcome = Outcome::of(planned.count()?);
     // 6. Is the platform in the way?
-    let accepted = planned.accept(content::owned::<V>(file.vm(), request))?;
+    let accepted = planned.accept(content::owned::<V>(vm, request))?;
     // 7. Room for the result.
     let reserved = accepted.reserve()?;
     // 8. Nobody else holds the pages, and the memory that will be written has not failed.
@@ -147,11 +160,10 @@ fn convert_locked<V: Vendor>(
         let zapped = asked.zap()?;
         // 10. The platform gives up what becomes shared; contents.
         let converted = zapped.apply(content::make_shared::<V>, |page, action| {
-            content::write::<V>(page, action, &mut outcome)
+            content::write::<V>(page, action, outcome)
         })?;
         // 11. Attributes.
-        converted.commit();
-        Ok(outcome)
+        Ok(converted.commit())
         // 12. The invalidation ends, then the lock is released.
     })
 }

@@ -19,6 +19,6 @@ use kernel::prelude::*;
 /// # Errors
 ///
 /// Those that become SIGBUS: a private page, the end of the file, failed memory; and `ENOMEM`.
-pub(crate) fn fault<'a>(fault: HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>> {
+pub(crate) fn fault<'a>(fault: &mut HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>> {
     fault.serve(stable)
 }

@@ -26,15 +26,15 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
     let (vm, inode, gfn, at) = (fault.vm(), fault.inode(), fault.gfn(), fault.at());
 
     inode.stable(|stable| {
-        let folio = fault.folio(stable)?;
-        vendor::make_private(vm, gfn, stable, &folio)?;
-        let first_use = folio.is_first_use();
-        trace::guest_fault(move || {
-            let is_private = stable.visibility(at) == Visibility::Private;
-            let offset = trace::offset(inode, at);
-            (trace::ino(inode), offset, gfn.get(), is_private, first_use)
-        });
-        let max_order = vendor::max_mapping_order(vm, at, stable, folio.order());
-        fault.serve(folio, max_order)
+        fault.serve(stable, |folio| {
+            vendor::make_private(vm, gfn, stable, folio)?;
+            let first_use = folio.is_first_use();
+            trace::guest_fault(move || {
+                let is_private = stable.visibility(at) == Visibility::Private;
+                let offset = trace::offset(inode, at);
+                (trace::ino(inode), offset, gfn.get(), is_private, first_use)
+            });
+            Ok(vendor::max_mapping_order(vm, at, stable, folio.order()))
+        })
     })
 }

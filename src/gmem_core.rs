@@ -12,8 +12,11 @@
 //!    the invalidate lock is held, as `mmap_lock` is outer to it.
 //! 4. **Fallible first, then one commit that cannot fail.** The point of no return is the first
 //!    byte or translation destroyed. A platform that fails after it kills the VM.
-//! 5. **Soundness does not depend on policy or vendor code.** A wrong answer of that code can lose a
-//!    guest's data or return an error, no more. Exceptions that remain: soundness.rst, section 8.
+//! 5. **Soundness does not depend on this crate.** Whatever safe code here answers, and in whichever
+//!    order it calls: it may lose a guest's data, return an error, kill the VM, hang, or leak pages.
+//!    It does not cause undefined behaviour, let the host reach a byte of a page whose attribute is
+//!    private, show a page with what its memory held before, free a page that a platform has, or
+//!    have a conversion that promises zeroes succeed over other bytes.
 //!
 //! Start reading at [`convert`].
 
@@ -30,6 +33,7 @@ use gmem_sys::{
     },
     ioctl::UserPointer,
     kvm::{
+        conversion::Done,
         fault::{
             GuestFault,
             GuestPage, //
@@ -107,8 +111,12 @@ impl GuestMemfd for Gmem {
         fallocate::fallocate(file, mode, offset, len)
     }
 
-    fn ioctl(file: &GmemFile, cmd: u32, arg: UserPointer) -> Result {
-        ioctl::ioctl(file, cmd, arg)
+    fn set_memory_attributes<'f>(file: &'f GmemFile, arg: UserPointer) -> Result<Done<'f>> {
+        ioctl::set_memory_attributes(file, arg)
+    }
+
+    fn get_memory_attributes(file: &GmemFile, arg: UserPointer) -> Result {
+        ioctl::get_memory_attributes(file, arg)
     }
 
     fn vcpu_ioctl(vcpu: &mut Vcpu<'_>, cmd: u32, arg: UserPointer) -> Result {
@@ -123,7 +131,7 @@ impl GuestMemfd for Gmem {
         fdinfo::show_run(run, out)
     }
 
-    fn fault<'a>(fault: HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>> {
+    fn fault<'a>(fault: &mut HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>> {
         fault::fault(fault, stable)
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The ioctls of a file: copy in, dispatch, copy out.
+//! The ioctls of a file: copy in, carry out, copy out.
 
 use crate::{
     convert::{
@@ -16,52 +16,54 @@ use gmem_policy::{
         Query,
         RawRequest,
         Request,
-        Visibility,
-        GET_MEMORY_ATTRIBUTES2,
-        SET_MEMORY_ATTRIBUTES2, //
+        Visibility, //
     }, //
 };
 use gmem_sys::{
     fs::file_ops::GmemFile,
     ioctl::UserPointer,
+    kvm::conversion::Done,
     trace, //
 };
 use kernel::prelude::*;
 
-/// ioctl().
+/// What both ioctls begin with.
 ///
 /// # Errors
 ///
-/// `ENOTTY` for an ioctl that the file does not have; see `Documentation/` for those of each.
-pub(crate) fn ioctl(file: &GmemFile, cmd: u32, arg: UserPointer) -> Result {
-    let handler = match cmd {
-        SET_MEMORY_ATTRIBUTES2 => set_memory_attributes,
-        GET_MEMORY_ATTRIBUTES2 => get_memory_attributes,
-        _ => return Err(ENOTTY),
-    };
+/// `ENOTTY` for a file that does not have them, `EFAULT`, `EIO` for a dead VM.
+fn read(file: &GmemFile, arg: UserPointer) -> Result<RawRequest> {
     // The VM's own ioctl decides for such a file. On a VM without private memory no ioctl does, and
     // the request is EINVAL.
     if !file.inode().converts_in_place() && file.vm().has_private_mem() {
         return Err(ENOTTY);
     }
 
-    let mut raw = RawRequest::from_words(arg.read()?);
+    let raw = RawRequest::from_words(arg.read()?);
     if file.vm().is_dead() {
         return Err(EIO);
     }
-    handler(file, &mut raw, arg)
+    Ok(raw)
 }
 
 /// KVM_SET_MEMORY_ATTRIBUTES2. Writes the struct back if, and only if, a page is to blame.
-fn set_memory_attributes(file: &GmemFile, raw: &mut RawRequest, arg: UserPointer) -> Result {
+///
+/// # Errors
+///
+/// Those of [`read`], `EINVAL` for a request that says nothing sensible, and those of
+/// [`convert`](crate::convert::convert).
+pub(crate) fn set_memory_attributes<'f>(file: &'f GmemFile, arg: UserPointer) -> Result<Done<'f>> {
+    let mut raw = read(file, arg)?;
     let geometry = file.inode().geometry();
-    let request = Request::parse(raw, &geometry, file.vm().has_private_mem()).map_err(errno)?;
+    let request = Request::parse(&raw, &geometry, file.vm().has_private_mem()).map_err(errno)?;
 
     trace::convert_begin(|| described(file, &request));
-    let result = vendor::convert(file, &request);
-    ended(file, &request, &result);
-    let Err(Failure { error, at }) = result else {
-        return Ok(());
+    let mut outcome = Outcome::default();
+    let result = vendor::convert(file, &request, &mut outcome);
+    ended(file, &request, &result, &outcome);
+    let Failure { error, at } = match result {
+        Ok(done) => return Ok(done),
+        Err(failure) => failure,
     };
     if let Some(at) = at {
         // Not below what was asked for, should a larger folio begin there.
@@ -73,11 +75,11 @@ fn set_memory_attributes(file: &GmemFile, raw: &mut RawRequest, arg: UserPointer
     Err(error)
 }
 
-fn ended(file: &GmemFile, request: &Request, result: &Result<Outcome, Failure>) {
+fn ended<T>(file: &GmemFile, request: &Request, result: &Result<T, Failure>, outcome: &Outcome) {
     trace::convert_end(|| {
         let (ino, offset, size, to_private, policy) = described(file, request);
         let (outcome, errno, at) = match *result {
-            Ok(outcome) => (outcome, 0, None),
+            Ok(_) => (*outcome, 0, None),
             Err(Failure { error, at }) => (Outcome::default(), error.to_errno(), at),
         };
         let at = at.map_or(u64::MAX, |at| trace::offset(file.inode(), at));
@@ -112,10 +114,15 @@ fn described(file: &GmemFile, request: &Request) -> (u64, u64, u64, bool, u64) {
 }
 
 /// KVM_GET_MEMORY_ATTRIBUTES2.
-fn get_memory_attributes(file: &GmemFile, raw: &mut RawRequest, arg: UserPointer) -> Result {
+///
+/// # Errors
+///
+/// Those of [`read`], `EINVAL`, `EINTR`, and `EFAULT` if the struct cannot be written.
+pub(crate) fn get_memory_attributes(file: &GmemFile, arg: UserPointer) -> Result {
+    let mut raw = read(file, arg)?;
     let inode = file.inode();
     let geometry = inode.geometry();
-    let asked = Query::parse(raw, &geometry, file.vm().has_private_mem()).map_err(errno)?;
+    let asked = Query::parse(&raw, &geometry, file.vm().has_private_mem()).map_err(errno)?;
     let run = inode.locked_shared(|guard| Ok::<_, Error>(query(asked.at(), &geometry, guard)))?;
 
     raw.attributes = run.visibility.attributes();

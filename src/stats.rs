@@ -29,14 +29,15 @@ impl Held {
 }
 
 /// Counts a request that is done, or was refused. The file is still locked.
-pub(crate) fn count(
+pub(crate) fn count<T>(
     vm: &Vm,
     request: &Request,
-    result: &Result<Outcome, Failure>,
+    result: &Result<T, Failure>,
+    outcome: &Outcome,
     Held(begin): &Held,
 ) {
     match result {
-        Ok(outcome) => vm.count_conversion(
+        Ok(_) => vm.count_conversion(
             request.to() == Visibility::Private,
             request.content().flags(),
             outcome.converted,

@@ -33,6 +33,7 @@ use gmem_sys::{
         inode::GmemInode, //
     },
     kvm::{
+        conversion::Done,
         mmu::Mapped,
         platform::{
             self,
@@ -183,7 +184,7 @@ pub(crate) trait Vendor {
 /// A vendor that is selected at run time.
 struct Operations {
     platform: Platform,
-    convert: fn(&GmemFile, &Request) -> Result<Outcome, Failure>,
+    convert: for<'f> fn(&'f GmemFile, &Request, &mut Outcome) -> Result<Done<'f>, Failure>,
     make_private: Option<fn(&Vm, Gfn, &PrivatePage<'_>) -> Result>,
     populate: Option<fn(&Vm, Gfn) -> Result<Assignment>>,
     max_mapping_order: fn(Visibility) -> u8,
@@ -337,14 +338,18 @@ pub(crate) fn reclaim(frame: &Frame<'_>) {
     }
 }
 
-/// Converts, with the vendor of the file's VM.
+/// Converts, with the vendor of the file's VM. `outcome` is what that has done, if it succeeds.
 ///
 /// # Errors
 ///
 /// See [`convert::convert`].
-pub(crate) fn convert(file: &GmemFile, request: &Request) -> Result<Outcome, Failure> {
+pub(crate) fn convert<'f>(
+    file: &'f GmemFile,
+    request: &Request,
+    outcome: &mut Outcome,
+) -> Result<Done<'f>, Failure> {
     match select(file.vm()) {
-        Some(vendor) => (vendor.convert)(file, request),
+        Some(vendor) => (vendor.convert)(file, request, outcome),
         None => Err(EINVAL.into()),
     }
 }

@@ -124,9 +124,16 @@ fn reserve(pfn: u64, pages: u64) -> Result<(), Failed> {
     Ok(())
 }
 
+impl ModelRmp {
+    /// Whether a page was ever given to a guest.
+    pub(crate) fn is_used() -> bool {
+        USED.load(Ordering::Acquire)
+    }
+}
+
 /// Reads the entry that decides about a page.
 pub(super) fn lookup(pfn: Pfn) -> Entry {
-    if !USED.load(Ordering::Acquire) {
+    if !ModelRmp::is_used() {
         return Entry::HYPERVISOR;
     }
     rmp::lookup(&*RMP.lock(), pfn.get())

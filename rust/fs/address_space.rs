@@ -261,6 +261,11 @@ impl InvalidateGuard<'_, Exclusive> {
         })
     }
 
+    /// Whether all pages of `range`, which lies in the file, are `visibility`.
+    pub(crate) fn is_all(&self, range: &PageRange, visibility: Visibility) -> bool {
+        self.runs(range).all(|run| run.visibility == visibility)
+    }
+
     /// The parts of `range` that are `visibility`, as far as anything of it is allocated.
     pub(crate) fn populated_parts(
         &self,

@@ -19,6 +19,7 @@ use crate::{
     },
     ioctl::UserPointer,
     kvm::{
+        conversion::Done,
         memslot::{
             Binding,
             FileData, //
@@ -32,6 +33,10 @@ use core::{
         self,
         NonNull, //
     }, //
+};
+use gmem_policy::request::{
+    GET_MEMORY_ATTRIBUTES2,
+    SET_MEMORY_ATTRIBUTES2, //
 };
 use kernel::{
     error::{
@@ -174,10 +179,14 @@ impl Drop for ActiveFile {
 ///
 /// # Errors
 ///
-/// `EMFILE`, `ENOMEM`, and what else the VFS returns; nothing is left behind then.
+/// `EINVAL` for a file that the VM cannot have, `EMFILE`, `ENOMEM`, and what else the VFS returns;
+/// nothing is left behind then.
 pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
     const NAME: &CStr = c"[kvm-gmem]";
 
+    if !traits.suit(vm) {
+        return Err(EINVAL);
+    }
     let tables = tables()?;
     // Each of the guards below undoes one step; they are disarmed by forgetting them at the end.
     let fd = Descriptor::reserve()?;
@@ -368,7 +377,14 @@ pub(crate) unsafe extern "C" fn ioctl<T: GuestMemfd>(
     let file = unsafe { GmemFile::from_raw(file) };
 
     from_result(|| {
-        T::ioctl(file, cmd, UserPointer::new(arg))?;
+        let arg = UserPointer::new(arg);
+        match cmd {
+            SET_MEMORY_ATTRIBUTES2 => {
+                let Done { .. } = T::set_memory_attributes(file, arg)?;
+            }
+            GET_MEMORY_ATTRIBUTES2 => T::get_memory_attributes(file, arg)?,
+            _ => return Err(ENOTTY),
+        }
         Ok(0)
     })
 }

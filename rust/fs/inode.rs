@@ -21,7 +21,12 @@ use crate::{
         Shared,
         Stable, //
     },
-    kvm::memslot::FileData,
+    kvm::{
+        conversion::Turn,
+        memslot::FileData,
+        platform,
+        vm::Vm, //
+    },
     mm::{
         folio::LockedFolio,
         mempolicy::SharedPolicy, //
@@ -99,6 +104,22 @@ pub struct Traits {
     /// Private and shared are tracked per page in the file, which is the authority for the guest
     /// frames bound to it.
     pub in_place: bool,
+}
+
+impl Traits {
+    /// Whether a file of `vm` can be like this.
+    ///
+    /// What the host reaches in a VM with private memory must be kept apart from what is private, and
+    /// who converts must know who can have the pages.
+    pub(crate) fn suit(&self, vm: &Vm) -> bool {
+        let reachable = self.mappable || self.initial == Visibility::Shared;
+
+        if self.in_place {
+            platform::kind(vm).is_some()
+        } else {
+            !reachable || !vm.has_private_mem()
+        }
+    }
 }
 
 /// The inode, allocated from a slab cache of its own.
@@ -327,6 +348,19 @@ impl GmemInode {
         f: impl FnOnce(&InvalidateGuard<'_, Exclusive>) -> Result<R, E>,
     ) -> Result<R, E> {
         f(&InvalidateGuard::new_killable(self)?)
+    }
+
+    /// Calls `f` with the invalidate lock held for writing, for one conversion; sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if a signal comes first that kills the task; those of `f`.
+    #[inline]
+    pub fn locked_to_convert<'f, R, E: From<Error>>(
+        &'f self,
+        f: impl FnOnce(Turn<'_, 'f>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        f(Turn::new(&InvalidateGuard::new_killable(self)?))
     }
 
     /// Calls `f` with the invalidate lock held for reading; sleeps.

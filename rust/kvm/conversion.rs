@@ -9,7 +9,7 @@
 //!
 //! | step | makes | is evidence that |
 //! |---|---|---|
-//! | [`plan`](InvalidateGuard::plan) | [`Planned`] | the action keeps the promise |
+//! | [`plan`](Turn::plan) | [`Planned`] | the action keeps the promise |
 //! | [`accept`](Conversion::accept) | [`Accepted`] | the vendor was asked about each page |
 //! | [`reserve`](Conversion::reserve) | [`Reserved`] | storing the attributes cannot fail |
 //! | [`quiesce`](Conversion::quiesce) | [`Quiesced`] | the host has none of the pages that become private |
@@ -18,15 +18,22 @@
 //! | [`ask`](Conversion::ask) | [`Asked`] | no guest keeps a page that becomes shared |
 //! | [`zap`](Conversion::zap) | [`Zapped`] | the old mappings are gone, and no VM died of it |
 //! | [`apply`](Conversion::apply) | [`Converted`] | each page was given up, and its bytes are as promised |
+//! | [`commit`](Conversion::commit) | [`Done`] | the attributes are stored |
+//!
+//! The lock is taken for one conversion: what comes with it is a [`Turn`], which planning consumes.
+//! The ioctl returns 0 for a [`Done`] only.
 
 use crate::{
     attribute_map::Reservation,
-    fs::address_space::{
-        check_killed,
-        is_killed,
-        Exclusive,
-        InvalidateGuard,
-        Refused, //
+    fs::{
+        address_space::{
+            check_killed,
+            is_killed,
+            Exclusive,
+            InvalidateGuard,
+            Refused, //
+        },
+        inode::GmemInode, //
     },
     kvm::{
         mmu::{
@@ -41,10 +48,12 @@ use crate::{
             GivenUp,
             Kind,
             Written, //
-        }, //
+        },
+        vm::Vm, //
     },
     mm::folio::FolioRef, //
 };
+use core::marker::PhantomData;
 use gmem_policy::{
     content::{
         Action,
@@ -65,10 +74,26 @@ use gmem_policy::{
 };
 use kernel::prelude::*;
 
+/// The right to convert once, while the file `'f` is locked for it.
+pub struct Turn<'c, 'f>(&'c InvalidateGuard<'f, Exclusive>);
+
+/// What was asked for of the file `'f` is so: stored, or there was nothing to do. Nothing but this
+/// file makes one, and what is returned for one request cannot be kept for another.
+#[must_use = "an ioctl that converts returns it"]
+pub struct Done<'f>(PhantomData<&'f GmemInode>);
+
+/// What a request comes to.
+pub enum Planning<'c, 'f> {
+    /// All is as it was asked for.
+    Nothing(Done<'f>),
+    /// There is something to do.
+    Change(Conversion<'c, 'f, Planned>),
+}
+
 /// A conversion that has come to a step.
 #[must_use = "a conversion that is dropped changes nothing more"]
-pub struct Conversion<'c, Step> {
-    work: Work<'c>,
+pub struct Conversion<'c, 'f, Step> {
+    work: Work<'c, 'f>,
     /// [`None`] if no attribute changes and only contents do.
     reservation: Option<Reservation<'c>>,
     step: Step,
@@ -93,12 +118,12 @@ pub struct Converted(());
 
 /// What is converted, and the lock that is held for it.
 #[derive(Clone, Copy)]
-struct Work<'c> {
-    guard: &'c InvalidateGuard<'c, Exclusive>,
+struct Work<'c, 'f> {
+    guard: &'c InvalidateGuard<'f, Exclusive>,
     change: Change,
 }
 
-impl Work<'_> {
+impl Work<'_, '_> {
     fn range(&self) -> PageRange {
         self.change.range()
     }
@@ -112,19 +137,21 @@ impl Work<'_> {
         Refused { error, at }
     }
 
-    /// Whether the range lies in the file, and no page of it is to become another that the plan has
-    /// overlooked.
+    /// Whether the file converts in place, the range lies in it, and no page of it is to become
+    /// another that the plan has overlooked.
+    ///
+    /// Nothing is locked for the faults of other files, so that a page of theirs could be given to a
+    /// platform while the conversion writes it.
     fn is_sound(&self) -> bool {
-        let (range, whole) = (self.range(), self.guard.inode().geometry().whole());
+        let inode = self.guard.inode();
+        let (range, whole) = (self.range(), inode.geometry().whole());
         let in_file = range.intersect(&whole) == Some(range);
 
-        in_file
+        inode.converts_in_place()
+            && in_file
             && match self.change.store() {
                 Some(store) => store == range,
-                None => self
-                    .guard
-                    .runs(&range)
-                    .all(|run| run.visibility == self.to()),
+                None => self.guard.is_all(&range, self.to()),
             }
     }
 
@@ -172,48 +199,66 @@ fn keeps_promise(action: Action, content: Content) -> bool {
     }
 }
 
-impl InvalidateGuard<'_, Exclusive> {
-    /// Step 5: finds out what there is to do. [`None`] if all is as it was asked for.
+impl<'c, 'f> Turn<'c, 'f> {
+    /// Step 4 is done.
+    pub(crate) fn new(guard: &'c InvalidateGuard<'f, Exclusive>) -> Self {
+        Self(guard)
+    }
+
+    /// Step 5: finds out what there is to do.
     ///
     /// # Errors
     ///
     /// `EOPNOTSUPP` if `action` gives less than was asked for. `EINVAL` for a request that is not one
-    /// for this file.
-    pub fn plan<'c>(
-        &'c self,
-        request: &Request,
-        action: Action,
-    ) -> Result<Option<Conversion<'c, Planned>>, Refused> {
+    /// for this file, and for a file that does not convert in place.
+    pub fn plan(self, request: &Request, action: Action) -> Result<Planning<'c, 'f>, Refused> {
         let at = request.range().start();
 
         if !keeps_promise(action, request.content()) {
             let error = EOPNOTSUPP;
             return Err(Refused { error, at });
         }
-        match Plan::new(request, action, self) {
-            Plan::Nothing => Ok(None),
-            Plan::Change(change) => self.begin(change).map(Some),
-        }
+        let plan = Plan::new(request, action, self.0);
+        self.begin(&plan, request, action)
     }
 
-    /// The plan is believed only as far as it can be seen to be one for this file as it is.
-    pub(crate) fn begin(&self, change: Change) -> Result<Conversion<'_, Planned>, Refused> {
-        let guard = self;
-        let work = Work { guard, change };
+    /// The plan is believed only as far as it can be seen to be one for this request, and for this
+    /// file as it is.
+    pub(crate) fn begin(
+        self,
+        plan: &Plan,
+        request: &Request,
+        action: Action,
+    ) -> Result<Planning<'c, 'f>, Refused> {
+        let Self(guard) = self;
 
-        if !work.is_sound() {
-            return Err(work.refused(EINVAL));
+        match *plan {
+            Plan::Nothing
+                if action == Action::Leave && guard.is_all(&request.range(), request.to()) =>
+            {
+                Ok(Planning::Nothing(Done(PhantomData)))
+            }
+            Plan::Change(change) if change.request() == *request && change.action() == action => {
+                let work = Work { guard, change };
+                if !work.is_sound() {
+                    return Err(work.refused(EINVAL));
+                }
+                Ok(Planning::Change(Conversion {
+                    work,
+                    reservation: None,
+                    step: Planned(()),
+                }))
+            }
+            _ => Err(Refused {
+                error: EINVAL,
+                at: request.range().start(),
+            }),
         }
-        Ok(Conversion {
-            work,
-            reservation: None,
-            step: Planned(()),
-        })
     }
 }
 
-impl<'c, Step> Conversion<'c, Step> {
-    fn then<Next>(self, step: Next) -> Conversion<'c, Next> {
+impl<'c, 'f, Step> Conversion<'c, 'f, Step> {
+    fn then<Next>(self, step: Next) -> Conversion<'c, 'f, Next> {
         Conversion {
             work: self.work,
             reservation: self.reservation,
@@ -222,7 +267,7 @@ impl<'c, Step> Conversion<'c, Step> {
     }
 }
 
-impl<'c> Conversion<'c, Planned> {
+impl<'c, 'f> Conversion<'c, 'f, Planned> {
     /// How many pages will change between private and shared, and in how many stretches they lie.
     ///
     /// # Errors
@@ -244,7 +289,7 @@ impl<'c> Conversion<'c, Planned> {
     pub fn accept(
         self,
         question: Option<impl FnMut(&FolioRef<'_>) -> Result>,
-    ) -> Result<Conversion<'c, Accepted>, Refused> {
+    ) -> Result<Conversion<'c, 'f, Accepted>, Refused> {
         if let Some(mut question) = question {
             self.work.for_each_folio(
                 check_killed,
@@ -259,13 +304,13 @@ impl<'c> Conversion<'c, Planned> {
     }
 }
 
-impl<'c> Conversion<'c, Accepted> {
+impl<'c, 'f> Conversion<'c, 'f, Accepted> {
     /// Step 7: makes room for the attributes.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn reserve(mut self) -> Result<Conversion<'c, Reserved>, Refused> {
+    pub fn reserve(mut self) -> Result<Conversion<'c, 'f, Reserved>, Refused> {
         let work = self.work;
         if let Some(store) = work.change.store() {
             let reservation = work.guard.reserve(&store, work.to());
@@ -275,14 +320,14 @@ impl<'c> Conversion<'c, Accepted> {
     }
 }
 
-impl<'c> Conversion<'c, Reserved> {
+impl<'c, 'f> Conversion<'c, 'f, Reserved> {
     /// Step 8: takes pages that become private from the host. Nobody else holds them then.
     ///
     /// # Errors
     ///
     /// `EAGAIN` with the first page that is held elsewhere, `EINTR` if the task is being killed. Host
     /// mappings are gone then, too; they fault back.
-    pub fn quiesce(self) -> Result<Conversion<'c, Quiesced>, Refused> {
+    pub fn quiesce(self) -> Result<Conversion<'c, 'f, Quiesced>, Refused> {
         // Only what becomes private has host mappings to lose.
         if let (Visibility::Private, Some(store)) = (self.work.to(), self.work.change.store()) {
             self.work.guard.quiesce(&store)?;
@@ -291,13 +336,13 @@ impl<'c> Conversion<'c, Reserved> {
     }
 }
 
-impl<'c> Conversion<'c, Quiesced> {
+impl<'c, 'f> Conversion<'c, 'f, Quiesced> {
     /// Step 8, contents: looks for memory that has failed among what will be written.
     ///
     /// # Errors
     ///
     /// `EHWPOISON` with the first such page, `EINTR` if the task is being killed.
-    pub fn check(self) -> Result<Conversion<'c, Checked>, Refused> {
+    pub fn check(self) -> Result<Conversion<'c, 'f, Checked>, Refused> {
         let change = self.work.change;
         self.work.for_each_folio(
             check_killed,
@@ -314,9 +359,12 @@ impl<'c> Conversion<'c, Quiesced> {
     }
 }
 
-impl<'c> Conversion<'c, Checked> {
+impl<'f> Conversion<'_, 'f, Checked> {
     /// Step 9a: calls `f` while no guest gets a page of the range.
-    pub fn invalidate<R>(self, f: impl for<'s> FnOnce(Conversion<'s, Invalidating<'s>>) -> R) -> R {
+    pub fn invalidate<R>(
+        self,
+        f: impl for<'s> FnOnce(Conversion<'s, 'f, Invalidating<'s>>) -> R,
+    ) -> R {
         let span = InvalidateSpan::begin(self.work.guard, self.work.range());
         f(Conversion {
             work: self.work,
@@ -326,7 +374,7 @@ impl<'c> Conversion<'c, Checked> {
     }
 }
 
-impl<'s> Conversion<'s, Invalidating<'s>> {
+impl<'s, 'f> Conversion<'s, 'f, Invalidating<'s>> {
     /// Step 9b: asks `question`, if there is one, about each allocated page where a guest can have
     /// it, with the VM's `mmu_lock` held: the answers stay true until the invalidation ends.
     ///
@@ -337,7 +385,7 @@ impl<'s> Conversion<'s, Invalidating<'s>> {
     pub fn ask(
         self,
         question: Option<impl FnMut(&Mapped<'_>) -> Result>,
-    ) -> Result<Conversion<'s, Asked<'s>>, Refused> {
+    ) -> Result<Conversion<'s, 'f, Asked<'s>>, Refused> {
         let Invalidating(span) = self.step;
         span.ask(self.work.guard, self.work.to(), question)?;
         check_killed(self.work.range().start())?;
@@ -345,7 +393,7 @@ impl<'s> Conversion<'s, Invalidating<'s>> {
     }
 }
 
-impl<'s> Conversion<'s, Asked<'s>> {
+impl<'s, 'f> Conversion<'s, 'f, Asked<'s>> {
     /// Step 9c: takes the mappings away that what changes has had.
     ///
     /// A private page that already is private keeps its mapping: on some platforms zapping it would
@@ -353,8 +401,9 @@ impl<'s> Conversion<'s, Asked<'s>> {
     ///
     /// # Errors
     ///
-    /// `EIO` if a VM died of it, with the first page that its platform still has.
-    pub fn zap(self) -> Result<Conversion<'s, Zapped<'s>>, Refused> {
+    /// `EIO` if a VM is dead, with the first page that its platform still has: it may have died of
+    /// this, or earlier, and have no slot any more that shows the pages.
+    pub fn zap(self) -> Result<Conversion<'s, 'f, Zapped<'s>>, Refused> {
         let Asked(span) = self.step;
         let Work { guard, .. } = self.work;
         let old = self.work.to().opposite();
@@ -363,7 +412,7 @@ impl<'s> Conversion<'s, Asked<'s>> {
             Kinds::Only(old),
             guard.populated_parts(&self.work.range(), old),
         );
-        if zapped.is_dead() {
+        if zapped.is_dead() || span.any_vm(Vm::is_dead) {
             let first = span.first_kept(guard, self.work.to());
             let at = first.unwrap_or(self.work.range().start());
             return Err(Refused { error: EIO, at });
@@ -372,7 +421,7 @@ impl<'s> Conversion<'s, Asked<'s>> {
     }
 }
 
-impl<'s> Conversion<'s, Zapped<'s>> {
+impl<'s, 'f> Conversion<'s, 'f, Zapped<'s>> {
     /// Step 10: has the platform give up the pages that become shared, and does to contents what
     /// was promised. There is no way back, and no page is left half way.
     ///
@@ -386,11 +435,13 @@ impl<'s> Conversion<'s, Zapped<'s>> {
     pub fn apply(
         self,
         mut make_shared: impl FnMut(&FolioRef<'_>) -> Result<(), Fatal>,
-        mut write: impl for<'f> FnMut(GivenUp<'f>, Action) -> Result<Written<'f>, Fatal>,
-    ) -> Result<Conversion<'s, Converted>, Refused> {
+        mut write: impl for<'p> FnMut(GivenUp<'p>, Action) -> Result<Written<'p>, Fatal>,
+    ) -> Result<Conversion<'s, 'f, Converted>, Refused> {
         let Work { change, .. } = self.work;
         let span = self.step.span();
-        let owns_pages = span.any_vm(|vm| platform::kind(vm).is_some_and(Kind::owns_pages));
+        // A vendor can give a page to an RMP whatever its VM is.
+        let owns_pages = platform::has_rmp()
+            || span.any_vm(|vm| platform::kind(vm).is_some_and(Kind::owns_pages));
         let leaves = |changes| changes && owns_pages && change.to() == Visibility::Shared;
 
         let mut convert = |folio: &FolioRef<'_>, changes| {
@@ -421,11 +472,12 @@ impl<'s> Conversion<'s, Zapped<'s>> {
     }
 }
 
-impl Conversion<'_, Converted> {
+impl<'f> Conversion<'_, 'f, Converted> {
     /// Step 11: stores the attributes. Cannot fail.
-    pub fn commit(self) {
+    pub fn commit(self) -> Done<'f> {
         if let Some(reservation) = self.reservation {
             reservation.store();
         }
+        Done(PhantomData)
     }
 }

@@ -81,7 +81,7 @@ impl<'a> GuestFault<'a> {
     /// `EHWPOISON` if the memory has failed, `EINVAL` if `stable` is another file's, `ENOMEM`, and
     /// what else the page cache returns.
     #[inline]
-    pub fn folio<'s>(&self, stable: &'s Stable<'_>) -> Result<PreparedFolio<'s>> {
+    pub(crate) fn folio<'s>(&self, stable: &'s Stable<'_>) -> Result<PreparedFolio<'s>> {
         if !ptr::eq(stable.inode(), self.inode()) {
             return Err(EINVAL);
         }
@@ -92,17 +92,22 @@ impl<'a> GuestFault<'a> {
         folio.prepare()
     }
 
-    /// Gives the page to KVM, to be mapped as a part of at most 2 to the power of `max_order` pages,
-    /// and of no more than the folio has.
+    /// Gives the page to KVM, after `f` has seen its folio; sleeps.
+    ///
+    /// `f` returns how large a mapping it may be a part of, as a power of two in pages. It gets no
+    /// larger than the folio.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if the folio is not that of the page that was asked for.
+    /// Those of [`folio`](Self::folio), and what `f` returns.
     #[inline]
-    pub fn serve(self, folio: PreparedFolio<'_>, max_order: u8) -> Result<GuestPage<'a>> {
-        if !folio.is_page_of(self.inode(), self.at) {
-            return Err(EINVAL);
-        }
+    pub fn serve(
+        self,
+        stable: &Stable<'_>,
+        f: impl FnOnce(&PreparedFolio<'_>) -> Result<u8>,
+    ) -> Result<GuestPage<'a>> {
+        let folio = self.folio(stable)?;
+        let max_order = f(&folio)?;
         Ok(GuestPage {
             max_order: max_order.min(folio.order()),
             page: folio.into_page(),

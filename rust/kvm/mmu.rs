@@ -425,12 +425,13 @@ impl<'g> InvalidateSpan<'g> {
     ) -> Result<GivenUp<'f>, Fatal> {
         let frame = folio.frame();
         let was_in_sept = self.asked.get() && frame.was_in_sept();
-        let (mut owned, mut zeroed, mut stays) = (false, was_in_sept, true);
+        // Not only of a VM that has an RMP: a vendor can use one for any.
+        let mut owned = platform::is_assigned(&frame);
+        let (mut zeroed, mut stays) = (was_in_sept, true);
 
         for file in self.stable.inode().files(self.stable) {
             let vm = file.vm();
             stays &= !platform::takes_by_itself(vm);
-            owned |= platform::is_in_rmp(vm, &frame);
             zeroed &= platform::removal_zeroes(vm);
             if platform::has_sept(vm) {
                 let mmu = vm.lock_mmu();

@@ -308,32 +308,36 @@ fn is_taken(entry: Result<Entry, Failed>) -> bool {
     entry.map_or(true, |entry| entry.assigned)
 }
 
-/// Whether the page is somebody's in the RMP of `vm`'s platform.
-pub(crate) fn is_in_rmp(vm: &Vm, frame: &Frame<'_>) -> bool {
-    match kind(vm) {
-        Some(Kind::Snp(Under::Hardware)) => is_taken(HardwareRmp::lookup(frame)),
-        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-        Some(Kind::Snp(Under::Model)) => is_taken(ModelRmp::lookup(frame)),
-        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-        Some(Kind::Snp(Under::Test)) => is_taken(testing::TestRmp::lookup(frame)),
-        _ => false,
+/// Whether pages can be somebody's in an RMP here, whatever their VMs are.
+pub(crate) fn has_rmp() -> bool {
+    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+    if ModelRmp::is_used() {
+        return true;
     }
+    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    if testing::TestRmp::is_on() {
+        return true;
+    }
+    has_hardware_rmp()
 }
 
-/// Whether the page is somebody's in the RMP that it was given by, whatever is remembered of it. A
+fn has_hardware_rmp() -> bool {
+    // SAFETY: Asks for a property of the machine.
+    unsafe { bindings::gmem_rmp_exists() }
+}
+
+/// Whether the page is somebody's in an RMP, whatever is remembered of it and whatever its VM is. A
 /// machine without an RMP has none that is.
 pub(crate) fn is_assigned(frame: &Frame<'_>) -> bool {
     #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-    if frame.is_model() {
-        return is_taken(ModelRmp::lookup(frame));
+    if frame.is_model() && is_taken(ModelRmp::lookup(frame)) {
+        return true;
     }
     #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
     if testing::TestRmp::is_on() {
         return is_taken(testing::TestRmp::lookup(frame));
     }
-    // SAFETY: Asks for a property of the machine.
-    let exists = unsafe { bindings::gmem_rmp_exists() };
-    exists && is_taken(HardwareRmp::lookup(frame))
+    has_hardware_rmp() && is_taken(HardwareRmp::lookup(frame))
 }
 
 /// Whether `vm` has an S-EPT.

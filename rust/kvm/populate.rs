@@ -21,7 +21,10 @@ use crate::{
             Vm, //
         }, //
     },
-    mm::folio::Assignment, //
+    mm::folio::{
+        Assignment,
+        LockedFolio, //
+    }, //
 };
 use kernel::{
     error::to_result,
@@ -177,9 +180,22 @@ impl Populate<'_> {
         if folio.is_poisoned() {
             return Err(EHWPOISON);
         }
+        if !self.vm.mem_is_private(gfn) {
+            return Err(EINVAL);
+        }
+        self.give(folio, source, to)
+    }
+
+    /// Has the vendor fill a folio, which it gives to the platform.
+    pub(crate) fn give(
+        &self,
+        folio: LockedFolio<'_>,
+        source: Source,
+        to: Option<Assignment>,
+    ) -> Result {
         let callback = self.callback.ok_or(EINVAL)?;
 
-        if to.is_some() && platform::is_in_rmp(self.vm, &folio.frame()) {
+        if platform::is_assigned(&folio.frame()) {
             return Err(EEXIST);
         }
         let page = if source.page.is_null() {
@@ -188,37 +204,35 @@ impl Populate<'_> {
         } else {
             folio.into_page()
         };
-        if !self.vm.mem_is_private(gfn) {
-            return Err(EINVAL);
-        }
         if let Some(to) = to {
-            page.frame(guard).record(to)?;
+            page.with_frame(|frame| frame.record(to))?;
         }
         // SAFETY: slots_lock and the invalidate lock are held, as the callback expects; its
         // arguments come from the caller of kvm_gmem_populate().
         let filled = outcome(unsafe {
             callback(
                 self.vm.as_raw(),
-                gfn.get(),
+                source.gfn.get(),
                 page.pfn().get(),
                 source.page,
                 self.opaque,
             )
         });
-        match filled {
-            Ok(()) => page.mark_uptodate(),
-            Err(_) if to.is_some() => {
-                let frame = page.frame(guard);
-                if platform::is_in_rmp(self.vm, &frame) {
-                    // The vendor could not undo it. Nobody is to clear the page, as for its first
-                    // use.
+        let lost = filled.is_err()
+            && page.with_frame(|frame| {
+                // What was not remembered may have been given away, too.
+                let lost = platform::is_assigned(frame);
+                if lost {
+                    // The vendor could not undo it.
                     frame.leak();
-                    page.mark_uptodate();
                 } else {
                     frame.forget();
                 }
-            }
-            Err(_) => {}
+                lost
+            });
+        // Nobody is to clear a page that is lost, as for its first use.
+        if filled.is_ok() || lost {
+            page.mark_uptodate();
         }
         filled
     }

@@ -11,6 +11,7 @@ use crate::{
         address_space::Stable,
         inode::GmemInode, //
     },
+    mm::folio::PreparedFolio,
     trace, //
 };
 use core::{
@@ -23,14 +24,16 @@ use gmem_policy::{
 };
 use kernel::prelude::*;
 
-/// A fault that is being handled.
+/// A fault that is being handled. The code above never has one to keep or to forget.
 pub struct HostFault<'a> {
     vmf: *mut bindings::vm_fault,
     inode: &'a GmemInode,
+    /// The page that it has got. Dropping the fault unlocks and puts it.
+    folio: Option<PreparedFolio<'a>>,
 }
 
-/// A fault that has got its page. Only [`HostFault::serve`] makes one, which consumes the fault; it
-/// cannot be kept for another.
+/// Says that a fault has got its page, which the fault itself has. Only [`HostFault::serve`] makes
+/// one; it cannot be kept for another fault.
 pub struct Served<'a>(PhantomData<&'a ()>);
 
 impl<'a> HostFault<'a> {
@@ -44,7 +47,11 @@ impl<'a> HostFault<'a> {
     pub(crate) unsafe fn from_raw(vmf: *mut bindings::vm_fault) -> Self {
         // SAFETY: By the contract of this function. The mapping keeps the file.
         let inode = unsafe { GmemInode::of_file((*(*vmf).__bindgen_anon_1.vma).vm_file) };
-        Self { vmf, inode }
+        Self {
+            vmf,
+            inode,
+            folio: None,
+        }
     }
 
     /// The file's inode.
@@ -61,7 +68,7 @@ impl<'a> HostFault<'a> {
         PageIndex::new(unsafe { (*self.vmf).__bindgen_anon_1.pgoff as u64 })
     }
 
-    /// Maps the faulting page for the host, if it is shared.
+    /// Gets the faulting page for the host, if it is shared, to be mapped if the fault succeeds.
     ///
     /// The attribute is held until the folio is locked, and that stays locked until the page table
     /// entry is in place, by which conversion knows that it has to wait.
@@ -69,12 +76,13 @@ impl<'a> HostFault<'a> {
     /// # Errors
     ///
     /// `EFAULT` behind the end of the file, `EACCES` for a private page; `EINVAL` if `stable` is
-    /// another file's. `EHWPOISON` for a page that failed before anybody used it, of others the
-    /// fault handling core says so itself. `ENOMEM`, and what else the page cache returns.
+    /// another file's, or if the fault has its page. `EHWPOISON` for a page that failed before
+    /// anybody used it, of others the fault handling core says so itself. `ENOMEM`, and what else
+    /// the page cache returns.
     #[inline]
-    pub fn serve(self, stable: &Stable<'_>) -> Result<Served<'a>> {
+    pub fn serve(&mut self, stable: &Stable<'_>) -> Result<Served<'a>> {
         let inode = self.inode;
-        if !ptr::eq(stable.inode(), inode) {
+        if !ptr::eq(stable.inode(), inode) || self.folio.is_some() {
             return Err(EINVAL);
         }
         let at = self.at();
@@ -91,9 +99,19 @@ impl<'a> HostFault<'a> {
             let offset = trace::offset(inode, at);
             (trace::ino(inode), offset, first_use)
         });
+        self.folio = Some(folio);
+        Ok(Served(PhantomData))
+    }
+
+    /// Gives the page to the fault handling core. Returns whether there is one.
+    #[inline]
+    fn finish(self) -> bool {
+        let Some(folio) = self.folio else {
+            return false;
+        };
         // SAFETY: `vmf` is valid; lock and reference go to the fault handling core.
         unsafe { (*self.vmf).page = folio.into_locked_page() };
-        Ok(Served(PhantomData))
+        true
     }
 }
 
@@ -117,12 +135,14 @@ pub(crate) unsafe extern "C" fn fault<T: GuestMemfd>(
     }
     // SAFETY: The core handles a fault, and the mapping's operations are ours. As mmap_lock or the
     // VMA lock was not dropped, the file is there.
-    let fault = unsafe { HostFault::from_raw(vmf) };
+    let mut fault = unsafe { HostFault::from_raw(vmf) };
     // SAFETY: Taken above for a file that converts in place.
     let stable = unsafe { Stable::assume_locked(fault.inode()) };
 
-    match T::fault(fault, &stable) {
-        Ok(Served(_)) => bindings::vm_fault_reason_VM_FAULT_LOCKED,
+    match T::fault(&mut fault, &stable) {
+        Ok(Served(_)) if fault.finish() => bindings::vm_fault_reason_VM_FAULT_LOCKED,
+        // The page of another fault was passed off as this one's.
+        Ok(Served(_)) => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
         // RETRY would say that mmap_lock was dropped. This has the access made again.
         Err(e) if e == EAGAIN => bindings::vm_fault_reason_VM_FAULT_NOPAGE,
         Err(e) if e == ENOMEM => bindings::vm_fault_reason_VM_FAULT_OOM,

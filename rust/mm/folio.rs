@@ -12,8 +12,6 @@ use crate::{
     fs::{
         address_space::{
             reschedule,
-            Exclusive,
-            InvalidateGuard,
             Stable, //
         },
         inode::GmemInode, //
@@ -306,12 +304,6 @@ impl<'a> LockedFolio<'a> {
         self.folio.as_ptr()
     }
 
-    /// Whether it was got for this page of this inode.
-    #[inline]
-    pub(crate) fn is_page_of(&self, inode: &GmemInode, at: PageIndex) -> bool {
-        core::ptr::eq(self.inode, inode) && self.at == at
-    }
-
     /// Zeroes the folio if this is its first use, and marks it up to date.
     ///
     /// Until then it holds whatever its last owner left.
@@ -419,12 +411,6 @@ impl<'a> PreparedFolio<'a> {
         let is = of_it && stable.visibility(self.folio.at) == Visibility::Private;
 
         is.then_some(PrivatePage(&self.folio))
-    }
-
-    /// Whether it was got for this page of this inode.
-    #[inline]
-    pub(crate) fn is_page_of(&self, inode: &GmemInode, at: PageIndex) -> bool {
-        self.folio.is_page_of(inode, at)
     }
 
     /// Unlocks, and gives the reference to the caller as one to the page.
@@ -555,12 +541,18 @@ impl PageRef {
         unsafe { bindings::gmem_page_mark_uptodate(self.0) }
     }
 
-    /// The page as the platforms know it.
+    /// Calls `f` with the page as the platforms know it, locked for the call; sleeps.
     #[inline]
-    pub(crate) fn frame(&self, _guard: &InvalidateGuard<'_, Exclusive>) -> Frame<'_> {
-        // SAFETY: The reference keeps the page, which is a folio of its own; its file's invalidate
-        // lock is held.
-        unsafe { Frame::from_raw(NonNull::new_unchecked(bindings::gmem_page_folio(self.0))) }
+    pub(crate) fn with_frame<R>(&self, f: impl FnOnce(&Frame<'_>) -> R) -> R {
+        // SAFETY: The reference keeps the page, which is a folio of its own.
+        let folio = unsafe { NonNull::new_unchecked(bindings::gmem_page_folio(self.0)) };
+        // SAFETY: As above; the lock is given back below.
+        unsafe { bindings::gmem_folio_lock(folio.as_ptr()) };
+        // SAFETY: The folio is valid and locked.
+        let result = f(&unsafe { Frame::from_raw(folio) });
+        // SAFETY: Locked above.
+        unsafe { bindings::folio_unlock(folio.as_ptr()) };
+        result
     }
 
     /// Hands the reference over.

@@ -291,6 +291,11 @@ impl TestRmp {
     ///
     /// [`Failed`], where a test wants it.
     pub fn give(frame: &Frame<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
+        Self::give_pfn(frame.pfn().get(), gfn, asid)
+    }
+
+    /// The same by number.
+    pub(crate) fn give_pfn(pfn: u64, gfn: Gfn, asid: u32) -> Result<(), Failed> {
         with(|state| {
             state.strike(RmpOperation::Assign)?;
             let entry = RmpEntry {
@@ -298,7 +303,7 @@ impl TestRmp {
                 gfn: gfn.get(),
                 validated: false,
             };
-            state.set_rmp(frame.pfn().get(), Some(entry))
+            state.set_rmp(pfn, Some(entry))
         })
     }
 

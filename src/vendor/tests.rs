@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     convert::{
-        convert,
+        self,
         Failure,
         Outcome, //
     },
@@ -40,6 +40,7 @@ use gmem_policy::{
     }, //
 };
 use gmem_sys::{
+    fs::file_ops::GmemFile,
     kvm::{
         mmu::Mapped,
         platform::{
@@ -109,6 +110,13 @@ pub(super) fn reclaim(frame: &Frame<'_>) -> bool {
 }
 
 type File<'v> = TestFile<'v, Gmem>;
+
+/// Converts with a vendor, and returns what was done.
+fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<Outcome, Failure> {
+    let mut outcome = Outcome::default();
+    let _done = convert::convert::<V>(file, request, &mut outcome)?;
+    Ok(outcome)
+}
 
 fn test_vm(kind: Kind) -> Result<TestVm> {
     TestRmp::reset();
@@ -850,14 +858,12 @@ fn check(
         let is = if done { request.to() } else { before };
 
         ensure!(file.visibility(at) == is, request, at);
-        ensure!(file.host_fault(at).is_ok() == (is == SHARED), request, at);
+        ensure!(is == SHARED || file.host_fault(at).is_err(), request, at);
 
         // What the host can reach is nobody else's, and what is somebody's was not written.
-        let owned = match platform::kind(vm.vm()) {
-            Some(Kind::Snp(_)) => TestRmp::entry(file, at)?.is_some(),
-            Some(Kind::Tdx(_)) => TestSept::has(BASE + at),
-            _ => false,
-        };
+        let is_tdx = matches!(platform::kind(vm.vm()), Some(Kind::Tdx(_)));
+        let in_sept = is_tdx && TestSept::has(BASE + at);
+        let owned = in_sept || TestRmp::entry(file, at)?.is_some();
         let byte = file.byte(at)?;
         ensure!(is == PRIVATE || !owned, request, at);
         ensure!(!owned || byte == Some(BYTE), request, at, byte);
@@ -933,11 +939,84 @@ mod hostile_vendor {
         every_lie::<Ignorant>(ON_TDX)
     }
 
+    /// What is promised of every vendor holds for those that there are.
+    #[test]
+    fn own_vendors() -> Result {
+        every_lie::<Snp<TestRmp>>(ON_SNP)?;
+        every_lie::<Tdx<TestSept>>(ON_TDX)
+    }
+
+    /// Whatever is asked for.
+    #[test]
+    fn guest_maps_one_page() -> Result {
+        for kind in [Kind::Software, ON_SNP, ON_TDX] {
+            for initial in [PRIVATE, SHARED] {
+                let vm = test_vm(kind)?;
+                let file = file_or_return!(&vm, initial);
+                assert_eq!(file.guest_fault_order(BASE + 5)?.1, 0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whatever comes of it.
+    #[test]
+    fn host_fault_leaves_nothing_locked() -> Result {
+        for initial in [PRIVATE, SHARED] {
+            let vm = test_vm(Kind::Software)?;
+            let file = file_or_return!(&vm, initial);
+            let page = file.page(5)?;
+            let references = page.references();
+
+            drop(file.host_fault(5));
+            assert!(!page.unlock());
+            assert_eq!(page.references(), references);
+        }
+        Ok(())
+    }
+
+    /// Hazard 30: a page that the RMP has is freed to nobody, whoever should have undone that.
+    #[test]
+    fn assignment_that_is_not_remembered() -> Result {
+        // More than the record has room for.
+        const FAR: u64 = 1 << 41;
+
+        let vm = test_vm(ON_SNP)?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, FAR)? else {
+            return Ok(());
+        };
+        drop(file.guest_fault(FAR + 5));
+        let page = file.page(5)?;
+        drop(file);
+        let lost = TestRmp::assigned() == 1;
+        assert_eq!(page.references(), if lost { 2 } else { 1 });
+        Ok(())
+    }
+
     /// The vendors of other platforms are as wrong as can be.
     #[test]
     fn wrong_vendors() -> Result {
         every_lie::<Tdx<TestSept>>(ON_SNP)?;
         every_lie::<Snp<TestRmp>>(ON_TDX)
+    }
+
+    /// A vendor can call an RMP in a VM of any kind. The host does not get the page.
+    #[test]
+    fn page_that_another_vendor_assigned() -> Result {
+        for kind in [Kind::Software, ON_SNP, ON_TDX] {
+            for content in [Content::Preserve, Content::Zero] {
+                let vm = test_vm(kind)?;
+                let file = file_or_return!(&vm, PRIVATE);
+                let request = request(&file, SHARED, content)?;
+
+                TestRmp::set(&file, 6, Some(accepted(6)))?;
+                let result = convert::<Ignorant>(file.file(), &request);
+                assert_eq!(refusal(&result).map(|(error, _)| error), Some(EIO));
+                assert!(vm.vm().is_dead());
+                check(&file, &vm, &request, PRIVATE, &result)?;
+            }
+        }
+        Ok(())
     }
 
     /// Nobody gets a page that the RMP has as somebody's, whatever the vendor remembers of it.
@@ -972,6 +1051,9 @@ mod hostile_vendor {
             let result = convert::<Liar>(file.file(), &request);
             assert_eq!(refusal(&result), None);
             check(&file, &vm, &request, PRIVATE, &result)?;
+            for at in 0..PAGES {
+                assert_eq!(file.host_fault(at).is_ok(), (FIRST..END).contains(&at));
+            }
         }
         Ok(())
     }

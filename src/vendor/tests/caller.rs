@@ -6,7 +6,7 @@ use super::*;
 use crate::content;
 use gmem_sys::kvm::conversion::{
     Conversion,
-    Planned, //
+    Planning, //
 };
 
 /// How far a caller goes.
@@ -19,8 +19,8 @@ fn go(file: &File<'_>, request: &Request, steps: u32) -> Result<(), Failure> {
         Content::Zero => Action::Zero,
         Content::Preserve | Content::None => Action::Leave,
     };
-    file.file().inode().locked(|guard| {
-        let Some(planned) = guard.plan(request, action)? else {
+    file.file().inode().locked_to_convert(|turn| {
+        let Planning::Change(planned) = turn.plan(request, action)? else {
             return Ok(());
         };
         if steps == 0 {
@@ -103,12 +103,11 @@ mod hostile_caller {
         // No attribute changes, so that there is no memory to be lost.
         let request = request(&file, SHARED, Content::Zero)?;
 
-        file.file().inode().locked(|guard| {
-            let planned: Option<Conversion<'_, Planned>> =
-                guard.plan(&request, Action::Zero).map_err(|_| EINVAL)?;
-            let accepted = planned
-                .ok_or(EINVAL)?
-                .accept(content::owned::<Liar>(vm.vm(), &request));
+        file.file().inode().locked_to_convert(|turn| {
+            let Ok(Planning::Change(planned)) = turn.plan(&request, Action::Zero) else {
+                return Err(EINVAL);
+            };
+            let accepted = planned.accept(content::owned::<Liar>(vm.vm(), &request));
             let reserved = accepted.and_then(Conversion::reserve).map_err(|_| EINVAL)?;
             let quiesced = reserved.quiesce().map_err(|_| EINVAL)?;
             let checked = quiesced.check().map_err(|_| EINVAL)?;
@@ -137,6 +136,57 @@ mod hostile_caller {
             assert_eq!(file.lost_pages(), 1);
             for at in 0..PAGES {
                 assert!(file.visibility(at) == before);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same where no slot shows the pages any more by which a platform could be asked.
+    #[test]
+    fn dead_vm_without_a_slot() -> Result {
+        for kind in [ON_TDX, ON_SNP, Kind::Software] {
+            for content in POLICIES {
+                let vm = test_vm(kind)?;
+                let file = file_or_return!(&vm, PRIVATE);
+                let request = request(&file, SHARED, content)?;
+                let mut errors = (None, None);
+
+                vm.kill();
+                file.with_stale_slot(|| {
+                    errors = (
+                        go(&file, &request, STEPS).err(),
+                        convert::<Liar>(file.file(), &request).err(),
+                    );
+                    Ok(())
+                })?;
+                let (steps, whole) = errors;
+                assert_eq!(steps.map(|failure| failure.error), Some(EIO));
+                assert_eq!(whole.map(|failure| failure.error), Some(EIO));
+                for at in 0..PAGES {
+                    assert!(file.visibility(at) == PRIVATE);
+                    assert_eq!(file.byte(at)?, Some(BYTE));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing keeps the faults of a file that does not convert in place away from a conversion.
+    #[test]
+    fn file_that_does_not_convert_in_place() -> Result {
+        for (before, to) in [(PRIVATE, PRIVATE), (SHARED, SHARED), (PRIVATE, SHARED)] {
+            let vm = test_vm(Kind::Software)?;
+            let Some(file) = File::fixed(&vm, PAGES, before, BASE)? else {
+                return Ok(());
+            };
+            for at in 0..PAGES {
+                file.fill(at, BYTE)?;
+            }
+            let request = request(&file, to, Content::Zero)?;
+            let result = go(&file, &request, STEPS);
+            assert_eq!(refusal(&result), Some((EINVAL, Some(FIRST))));
+            for at in 0..PAGES {
+                assert_eq!(file.byte(at)?, Some(BYTE));
             }
         }
         Ok(())
