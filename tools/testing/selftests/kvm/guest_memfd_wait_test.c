@@ -306,13 +306,32 @@ WAIT(host_faults_can_be_killed)
 }
 
 /*
- * So can a VMM whose vCPU waits for a page. Another process converts, so that
+ * Kills a VMM that waits for a conversion, and sees it end while the conversion goes
+ * on. The VMM sends the id of the converting process through @ready.
+ */
+static void kill_stuck(pid_t vmm, int ready)
+{
+	pid_t converter = 0;
+	int status;
+
+	TEST_ASSERT_EQ(read(ready, &converter, sizeof(converter)), sizeof(converter));
+	wait_until_stuck(vmm, vmm);
+	TEST_ASSERT(!kill(vmm, SIGKILL), "kill(): errno %d", errno);
+	TEST_ASSERT_EQ(waitpid(vmm, &status, 0), vmm);
+	TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
+		    "The VMM ended with %#x", status);
+	/* A signal lets it through the gate. */
+	TEST_ASSERT(!kill(converter, SIGKILL), "The conversion has ended: errno %d", errno);
+}
+
+/*
+ * A VMM whose vCPU waits for a page can be killed, too. Another process converts, so that
  * only the vCPU can keep the VMM from ending.
  */
 WAIT(guest_faults_can_be_killed)
 {
-	pid_t vmm, converter = 0;
-	int ready[2], status;
+	pid_t vmm;
+	int ready[2];
 
 	TEST_ASSERT(!pipe(ready), "pipe(): errno %d", errno);
 	vmm = fork();
@@ -333,14 +352,7 @@ WAIT(guest_faults_can_be_killed)
 		__gmem_guest_do(m.vcpus[0], GMEM_OP_READ, m.a.gpa, 1, 0, 0, 0);
 		_exit(0);
 	}
-	TEST_ASSERT_EQ(read(ready[0], &converter, sizeof(converter)), sizeof(converter));
-	wait_until_stuck(vmm, vmm);
-	TEST_ASSERT(!kill(vmm, SIGKILL), "kill(): errno %d", errno);
-	TEST_ASSERT_EQ(waitpid(vmm, &status, 0), vmm);
-	TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
-		    "The VMM ended with %#x", status);
-	/* A signal lets it through the gate. */
-	TEST_ASSERT(!kill(converter, SIGKILL), "The conversion has ended: errno %d", errno);
+	kill_stuck(vmm, ready[0]);
 }
 
 /*
@@ -349,8 +361,8 @@ WAIT(guest_faults_can_be_killed)
  */
 WAIT(binding_can_be_killed)
 {
-	pid_t vmm, converter = 0;
-	int ready[2], status;
+	pid_t vmm;
+	int ready[2];
 
 	TEST_ASSERT(!pipe(ready), "pipe(): errno %d", errno);
 	vmm = fork();
@@ -379,17 +391,10 @@ WAIT(binding_can_be_killed)
 					     m.a.fd, NPAGES * PS);
 		_exit(0);
 	}
-	TEST_ASSERT_EQ(read(ready[0], &converter, sizeof(converter)), sizeof(converter));
-	wait_until_stuck(vmm, vmm);
-	TEST_ASSERT(!kill(vmm, SIGKILL), "kill(): errno %d", errno);
-	TEST_ASSERT_EQ(waitpid(vmm, &status, 0), vmm);
-	TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
-		    "The VMM ended with %#x", status);
-	/* A signal lets it through the gate. */
-	TEST_ASSERT(!kill(converter, SIGKILL), "The conversion has ended: errno %d", errno);
+	kill_stuck(vmm, ready[0]);
 }
 
-/* Who is killed before the point of no return converts nothing. */
+/* A task that is killed before the point of no return converts nothing. */
 WAIT(conversion_of_a_killed_task_does_not_happen)
 {
 	struct machine *m = &self->m;
