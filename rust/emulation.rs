@@ -2,7 +2,7 @@
 
 //! SW_PROTECTED VMs that behave like those of a confidential platform, for development and tests.
 //!
-//! The models (`src/vendor/emulation/`) say what the platform's tables allow. Here they meet real
+//! The models (`src/platform/emulation/`) say what the platform's tables allow. Here they meet real
 //! pages and real VMs: the bytes become what the other side would see, the page leaves the direct
 //! map while the platform owns it, and the MMU tells where mappings are made and taken away. What
 //! is done about any of it is up to the vendors, which do not know that no hardware is there.

@@ -7,7 +7,7 @@ use crate::{
         errno,
         Outcome, //
     },
-    vendor::Vendor, //
+    platform::Vendor, //
 };
 use gmem_policy::{
     content::{

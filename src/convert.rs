@@ -24,11 +24,11 @@
 
 use crate::{
     content,
+    platform::Vendor,
     stats::{
         self,
         Held, //
-    },
-    vendor::Vendor, //
+    }, //
 };
 use gmem_policy::{
     contract::Refusal,

@@ -2,7 +2,7 @@
 
 //! What `/proc/PID/fdinfo/FD` and debugfs say about a file.
 
-use crate::vendor;
+use crate::platform;
 use gmem_policy::{
     contract::Platform,
     plan::{
@@ -76,7 +76,7 @@ pub(crate) fn show(file: &GmemFile, out: &SeqFile) {
         "fixed"
     };
 
-    let vendor = vendor::platform(file.vm()).map_or("none", Platform::name);
+    let vendor = platform::platform(file.vm()).map_or("none", Platform::name);
     let model = if file.vm().emulated().is_some() {
         " (model)"
     } else {

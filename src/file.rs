@@ -2,7 +2,7 @@
 
 //! New files.
 
-use crate::vendor;
+use crate::platform;
 use gmem_policy::request::Visibility;
 use gmem_sys::{
     export::host_wide,
@@ -48,7 +48,7 @@ pub(crate) fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32> {
                 Visibility::Private
             },
             mappable,
-            in_place: vendor::platform(vm).is_some() && (mappable || init_shared || host_wide()),
+            in_place: platform::platform(vm).is_some() && (mappable || init_shared || host_wide()),
         },
     )
 }

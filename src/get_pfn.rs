@@ -2,7 +2,7 @@
 
 //! Guest faults.
 
-use crate::vendor;
+use crate::platform;
 use gmem_policy::request::Visibility;
 use gmem_sys::{
     kvm::fault::{
@@ -27,14 +27,14 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
 
     inode.stable(|stable| {
         fault.serve(stable, |folio| {
-            vendor::make_private(vm, gfn, stable, folio)?;
+            platform::make_private(vm, gfn, stable, folio)?;
             let first_use = folio.is_first_use();
             trace::guest_fault(move || {
                 let is_private = stable.visibility(at) == Visibility::Private;
                 let offset = trace::offset(inode, at);
                 (trace::ino(inode), offset, gfn.get(), is_private, first_use)
             });
-            Ok(vendor::max_mapping_order(vm, at, stable, folio.order()))
+            Ok(platform::max_mapping_order(vm, at, stable, folio.order()))
         })
     })
 }

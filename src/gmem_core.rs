@@ -65,11 +65,11 @@ mod file;
 mod get_pfn;
 mod ioctl;
 mod map_memory;
+mod platform;
 mod populate;
 mod stats;
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 mod tests;
-mod vendor;
 
 use gmem_policy::plan::Run;
 
@@ -92,11 +92,11 @@ impl GuestMemfd for Gmem {
     }
 
     fn capability(vm: Option<&Vm>, cap: u64) -> Option<i32> {
-        vendor::capability(vm, cap)
+        platform::capability(vm, cap)
     }
 
     fn supports_in_place(vm: &Vm) -> bool {
-        vendor::platform(vm).is_some()
+        platform::platform(vm).is_some()
     }
 
     fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
@@ -136,6 +136,6 @@ impl GuestMemfd for Gmem {
     }
 
     fn reclaim(frame: &Frame<'_>) {
-        vendor::reclaim(frame)
+        platform::reclaim(frame)
     }
 }

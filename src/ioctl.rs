@@ -7,7 +7,7 @@ use crate::{
         Failure,
         Outcome, //
     },
-    vendor, //
+    platform, //
 };
 use gmem_policy::{
     plan::query,
@@ -59,7 +59,7 @@ pub(crate) fn set_memory_attributes<'f>(file: &'f GmemFile, arg: UserPointer) ->
 
     trace::convert_begin(|| described(file, &request));
     let mut outcome = Outcome::default();
-    let result = vendor::convert(file, &request, &mut outcome);
+    let result = platform::convert(file, &request, &mut outcome);
     ended(file, &request, &result, &outcome);
     let Failure { error, at } = match result {
         Ok(done) => return Ok(done),

@@ -2,7 +2,7 @@
 
 //! Filling private pages before launch.
 
-use crate::vendor;
+use crate::platform;
 use gmem_sys::{
     fs::address_space::signal_pending,
     kvm::populate::Populate,
@@ -50,7 +50,7 @@ fn one(populate: &Populate<'_>, n: u64) -> Result {
     // Before the lock: faulting the source in may need it.
     let source = populate.pin_source(n)?;
     let file = populate.file(source.gfn())?;
-    let to = vendor::populate(populate.vm(), file.inode(), source.gfn())?;
+    let to = platform::populate(populate.vm(), file.inode(), source.gfn())?;
 
     file.inode()
         .locked_killable(|guard| populate.fill(guard, source, to))

@@ -28,7 +28,7 @@ pub mod content;
 pub mod contract;
 // Not policy, but free of kernel types, too: in this crate it is compiled for cargo as well.
 #[cfg(any(not(CONFIG_RUST), CONFIG_KVM_GMEM_EMULATION))]
-#[path = "../vendor/emulation.rs"]
+#[path = "../platform/emulation.rs"]
 pub mod emulation;
 pub mod mapping;
 pub mod plan;

@@ -10,7 +10,7 @@
 //!
 //! A guest whose hypercalls are exits to user space (`KVM_CAP_EXIT_HYPERCALL`) can unshare only
 //! pages that are private in the file. Any other guest can take a page back between the check and
-//! the use; vendors.rst says what follows.
+//! the use; platforms.rst says what follows.
 
 use super::Vendor;
 use gmem_policy::{
