@@ -25,7 +25,7 @@ help:
 	@echo 'make kunit         the KUnit suites                               FLAVOUR='
 	@echo 'make selftests     build the KVM selftests, ours and the kernel'"'"'s  ARCH='
 	@echo 'make model         the cargo tests of the policy crate'
-	@echo 'make misuse        mutants of src/: they must not compile, or have a KUnit test'
+	@echo 'make misuse        mutants of src/: they must not compile, or have a KUnit test  BOOT=1'
 	@echo 'make series        compile KVM after each patch of the series, both architectures'
 	@echo 'make bench         instructions per operation, C against Rust           PAGES= REPS= RUNS='
 	@echo 'make clippy, rustdoc, fmt     lints, documentation, formatting of the Rust sources'
@@ -40,6 +40,7 @@ help:
 	@echo '  LLVM=-19              as for the kernel'"'"'s make'
 	@echo '  O=path                the cache, instead of $${XDG_CACHE_HOME:-~/.cache}/kvm-gmem'
 	@echo '  SHELL=1               vmm gives a shell in the guest; "exit" ends it'
+	@echo '  BOOT=1                misuse boots kernels with the mutants, and without checks of rust/'
 	@echo '  ROWS=1                demo prints a row for each request instead of grids'
 	@echo '  NO_COLOR=1            no colours, even on a terminal'
 	@echo '  TIMEOUT=seconds       when a run counts as hung (600)'
@@ -68,9 +69,10 @@ check: setup
 
 check-all: setup
 	@$(vm)/check $(if $(CHECKED),extra,all)
+	@tools/testing/misuse/run --boot
 
 misuse: setup
-	@tools/testing/misuse/run
+	@tools/testing/misuse/run $(if $(BOOT),--boot)
 
 kunit: setup
 	@TESTS=kunit $(vm)/check $(or $(FLAVOUR),x86-rust)

@@ -619,11 +619,14 @@ mod caller {
         let references = page.references();
 
         FAILS.store(true, Ordering::Relaxed);
-        let (host, guest) = (file.host_fault(5), file.guest_fault(BASE + 5));
+        let host = file.host_fault(5);
+        // Or all that comes after would hang.
+        let host_locked = page.unlock();
+        let guest = file.guest_fault(BASE + 5);
+        let guest_locked = page.unlock();
         FAILS.store(false, Ordering::Relaxed);
         assert_eq!((host.err(), guest.err()), (Some(EFAULT), Some(ERANGE)));
-        // Or all that comes after would hang.
-        assert!(!page.unlock());
+        assert!(!host_locked && !guest_locked);
         assert_eq!(page.references(), references);
         assert_eq!(file.host_fault(5)?.byte(), Some(0x5a));
         Ok(())
@@ -863,17 +866,20 @@ mod caller {
         }
     }
 
-    /// A plan that was made for another map, or for another file, is not carried out.
-    #[test]
-    fn plan_of_another_file_is_refused() -> Result {
-        let inode = TestInode::new(PAGES, SHARED)?;
-        let geometry = inode.get().geometry();
-        let larger = Geometry::new(
-            geometry.page_size(),
-            2 * PAGES * geometry.page_size().bytes(),
-        )
-        .ok_or(EINVAL)?;
-        let request = |start, geometry: &Geometry, content: Content| {
+    /// A shared file, and what is asked for of it.
+    struct Plans {
+        inode: TestInode,
+        geometry: Geometry,
+    }
+
+    impl Plans {
+        fn new() -> Result<Self> {
+            let inode = TestInode::new(PAGES, SHARED)?;
+            let geometry = inode.get().geometry();
+            Ok(Self { inode, geometry })
+        }
+
+        fn request(start: u64, geometry: &Geometry, content: Content) -> Result<Request> {
             let page = geometry.page_size().bytes();
             let raw = RawRequest {
                 offset: start * page,
@@ -883,40 +889,71 @@ mod caller {
                 ..RawRequest::default()
             };
             Request::parse(&raw, geometry, true).map_err(|_| EINVAL)
-        };
-        let claims = |end, visibility| {
-            let range = range(0, end)?;
-            Ok::<_, Error>(Claims(Run { range, visibility }))
-        };
-        let (zero, leave) = (Action::Zero, Action::Leave);
-        let four = request(4, &geometry, Content::Zero)?;
-        let eight = request(8, &geometry, Content::Zero)?;
-        let behind = request(PAGES, &larger, Content::Zero)?;
-        let keep = request(4, &geometry, Content::Preserve)?;
-        let (shared, private) = (claims(PAGES, SHARED)?, claims(PAGES, PRIVATE)?);
+        }
 
-        let begin = |plan: Plan, request: &Request, action| {
-            inode.get().locked_to_convert(|turn| {
-                turn.begin(&plan, request, action)
+        fn begin(&self, plan: &Plan, request: &Request, action: Action) -> Result {
+            self.inode.get().locked_to_convert(|turn| {
+                turn.begin(plan, request, action)
                     .map(drop)
                     .map_err(|refused| refused.error)
             })
-        };
-        let honest = Plan::new(&four, zero, &shared);
-        assert_eq!(begin(honest, &four, zero), Ok(()));
-        // For other pages, and with another action.
-        assert_eq!(begin(honest, &eight, zero), Err(EINVAL));
-        assert_eq!(begin(honest, &four, leave), Err(EINVAL));
-        // Another map, in which all is well, and a larger file.
-        let overlooks = Plan::new(&four, zero, &private);
-        assert_eq!(begin(overlooks, &four, zero), Err(EINVAL));
-        let outside = Plan::new(&behind, zero, &claims(2 * PAGES, SHARED)?);
-        assert_eq!(begin(outside, &behind, zero), Err(EINVAL));
-        // Nothing to do is believed no more than that.
-        let nothing = Plan::new(&keep, leave, &private);
+        }
+    }
+
+    fn claims(end: u64, visibility: Visibility) -> Result<Claims> {
+        let range = range(0, end)?;
+        Ok(Claims(Run { range, visibility }))
+    }
+
+    /// A plan is not carried out for other pages, nor with another action.
+    #[test]
+    fn plan_for_another_request() -> Result {
+        let plans = Plans::new()?;
+        let four = Plans::request(4, &plans.geometry, Content::Zero)?;
+        let eight = Plans::request(8, &plans.geometry, Content::Zero)?;
+        let honest = Plan::new(&four, Action::Zero, &claims(PAGES, SHARED)?);
+
+        assert_eq!(plans.begin(&honest, &four, Action::Zero), Ok(()));
+        assert_eq!(plans.begin(&honest, &eight, Action::Zero), Err(EINVAL));
+        assert_eq!(plans.begin(&honest, &four, Action::Leave), Err(EINVAL));
+        Ok(())
+    }
+
+    /// Nor one that was made for another map, in which all is private already.
+    #[test]
+    fn plan_that_overlooks_pages() -> Result {
+        let plans = Plans::new()?;
+        let four = Plans::request(4, &plans.geometry, Content::Zero)?;
+        let overlooks = Plan::new(&four, Action::Zero, &claims(PAGES, PRIVATE)?);
+
+        assert_eq!(plans.begin(&overlooks, &four, Action::Zero), Err(EINVAL));
+        Ok(())
+    }
+
+    /// Nor one for a larger file.
+    #[test]
+    fn plan_outside_of_the_file() -> Result {
+        let plans = Plans::new()?;
+        let page = plans.geometry.page_size();
+        let larger = Geometry::new(page, 2 * PAGES * page.bytes()).ok_or(EINVAL)?;
+        let behind = Plans::request(PAGES, &larger, Content::Zero)?;
+        let outside = Plan::new(&behind, Action::Zero, &claims(2 * PAGES, SHARED)?);
+
+        assert_eq!(plans.begin(&outside, &behind, Action::Zero), Err(EINVAL));
+        Ok(())
+    }
+
+    /// That there is nothing to do is believed no more than that there is.
+    #[test]
+    fn plan_of_nothing() -> Result {
+        let plans = Plans::new()?;
+        let keep = Plans::request(4, &plans.geometry, Content::Preserve)?;
+        let zero = Plans::request(4, &plans.geometry, Content::Zero)?;
+        let nothing = Plan::new(&keep, Action::Leave, &claims(PAGES, PRIVATE)?);
+
         assert_eq!(nothing, Plan::Nothing);
-        assert_eq!(begin(nothing, &keep, leave), Err(EINVAL));
-        assert_eq!(begin(nothing, &four, zero), Err(EINVAL));
+        assert_eq!(plans.begin(&nothing, &keep, Action::Leave), Err(EINVAL));
+        assert_eq!(plans.begin(&nothing, &zero, Action::Zero), Err(EINVAL));
         Ok(())
     }
 }
