@@ -444,6 +444,38 @@ TEST_F_TIMEOUT(emulation, private_code_and_stack, TIMEOUT)
 		border_is(e, stacks[j] - 4, want);
 }
 
+struct converter {
+	int fd;
+	bool stop;
+	u64 conversions;
+	pthread_t thread;
+};
+
+static void *convert_over_and_over(void *arg)
+{
+	struct converter *c = arg;
+
+	while (!READ_ONCE(c->stop)) {
+		gmem_convert(c->fd, OFF(4), OFF(4), GMEM_SHARED, GMEM_PRESERVE);
+		gmem_convert(c->fd, OFF(4), OFF(4), GMEM_PRIVATE, GMEM_PRESERVE);
+		c->conversions += 2;
+	}
+	return NULL;
+}
+
+static void converter_start(struct converter *c, int fd)
+{
+	*c = (struct converter) { .fd = fd };
+	kvm_pthread_create(&c->thread, NULL, convert_over_and_over, c);
+}
+
+/* Pages 4 to 7 are private then. */
+static void converter_stop(struct converter *c)
+{
+	WRITE_ONCE(c->stop, true);
+	kvm_pthread_join(c->thread, NULL);
+}
+
 #define FORCE_PREFIX "/sys/module/kvm/parameters/force_emulation_prefix"
 
 /* Returns whether KVM emulates what comes behind KVM_FEP. */
@@ -517,16 +549,72 @@ TEST_F_TIMEOUT(forced, stores_and_locked_instructions, TIMEOUT)
 	assert_no_mmio();
 }
 
-/*
- * KVM walks the guest's page tables for what it emulates, unless the processor
- * has told it the address, which it cannot for two of them.
- */
-TEST_F_TIMEOUT(emulation, private_page_tables, TIMEOUT)
+#define INCREMENTS	20000
+
+static void guest_increments(u64 *at)
 {
-	const u64 flags = 7, accessed = 1 << 5, pages[] = { 4, 5, 6 };
+	int i;
+
+	for (i = 0; i < INCREMENTS; i++)
+		asm volatile(KVM_FEP "lock incq (%0)" : : "r"(at) : "memory", "cc");
+	GUEST_DONE();
+}
+
+static void *run_increments(void *vcpu)
+{
+	vcpu_run(vcpu);
+	TEST_ASSERT_EQ(get_ucall(vcpu, NULL), UCALL_DONE);
+	return NULL;
+}
+
+/* No increment of one vCPU gets between the read and the write of another's. */
+static void check_increments(bool converting)
+{
+	struct kvm_vcpu *vcpus[2];
+	pthread_t threads[2];
+	struct gmem_area a;
+	struct converter c;
+	struct kvm_vm *vm;
+	int i;
+
+	vm = gmem_vm_create(2, PAGES + 16, vcpus);
+	gmem_area_create(&a, vm, GMEM_SLOT, GMEM_GPA, OFF(PAGES), GMEM_MMAP_SHARED);
+	gmem_convert(a.fd, OFF(4), OFF(4), GMEM_PRIVATE, GMEM_ZERO);
+	if (converting)
+		converter_start(&c, a.fd);
+	for (i = 0; i < 2; i++) {
+		vcpu_arch_set_entry_point(vcpus[i], guest_increments);
+		vcpu_args_set(vcpus[i], 1, GMEM_GPA + OFF(4));
+		kvm_pthread_create(&threads[i], NULL, run_increments, vcpus[i]);
+	}
+	for (i = 0; i < 2; i++)
+		kvm_pthread_join(threads[i], NULL);
+	if (converting)
+		converter_stop(&c);
+	gmem_convert(a.fd, OFF(4), OFF(4), GMEM_SHARED, GMEM_PRESERVE);
+	TEST_ASSERT_EQ(*(u64 *)(a.hva + OFF(4)), 2 * INCREMENTS);
+	kvm_vm_free(vm);
+}
+
+TEST_F_TIMEOUT(forced, locked_instructions_are_atomic, TIMEOUT)
+{
+	check_increments(false);
+}
+
+TEST_F_TIMEOUT(forced, locked_instructions_race_with_conversions, TIMEOUT)
+{
+	check_increments(true);
+}
+
+#define TABLES_GVA	(1ULL << 46)
+
+static const u64 tables[] = { 4, 5, 6 };
+
+/* Maps MMIO at TABLES_GVA by tables in the file, which are shared. */
+static void map_mmio(struct emulator *e)
+{
 	/* The second half of the lower addresses: the entry is free. */
-	const u64 gva = 1ULL << 46;
-	struct emulator *e = &self->e;
+	const u64 entry = TABLES_GVA >> 39 & 511, flags = 7;
 	struct kvm_sregs sregs;
 	u64 *root;
 	int i;
@@ -535,69 +623,62 @@ TEST_F_TIMEOUT(emulation, private_page_tables, TIMEOUT)
 	root = addr_gpa2hva(e->vm, sregs.cr3 & PHYSICAL_PAGE_MASK);
 	if (e->vm->mmu.pgtable_levels == 5)
 		root = addr_gpa2hva(e->vm, root[0] & PHYSICAL_PAGE_MASK);
-	TEST_ASSERT(!root[gva >> 39 & 511], "The entry is in use");
+	TEST_ASSERT(!root[entry], "The entry is in use");
 	gmem_convert(e->a.fd, OFF(4), OFF(4), GMEM_SHARED, GMEM_ZERO);
-	root[gva >> 39 & 511] = gpa(e, OFF(4)) | flags;
+	root[entry] = gpa(e, OFF(4)) | flags;
 	for (i = 0; i < 3; i++)
-		*(u64 *)(e->a.hva + OFF(pages[i])) =
-			(i < 2 ? gpa(e, OFF(pages[i + 1])) : MMIO) | flags;
+		*(u64 *)(e->a.hva + OFF(tables[i])) =
+			(i < 2 ? gpa(e, OFF(tables[i + 1])) : MMIO) | flags;
+}
 
+/*
+ * KVM walks the guest's page tables for what it emulates, unless the processor
+ * has told it the address, which it cannot for two of them.
+ */
+TEST_F_TIMEOUT(emulation, private_page_tables, TIMEOUT)
+{
+	struct emulator *e = &self->e;
+	const u64 accessed = 1 << 5;
+	int i;
+
+	map_mmio(e);
 	/* One of the tables, then all three. */
 	for (i = 0; i < 4; i++) {
-		gmem_convert(e->a.fd, i < 3 ? OFF(pages[i]) : OFF(4), i < 3 ? PG : OFF(3),
+		gmem_convert(e->a.fd, i < 3 ? OFF(tables[i]) : OFF(4), i < 3 ? PG : OFF(3),
 			     GMEM_PRIVATE, GMEM_PRESERVE);
-		assert_executes(OP_MOVS, gva, gpa(e, OFF(1)), 1);
+		assert_executes(OP_MOVS, TABLES_GVA, gpa(e, OFF(1)), 1);
 		assert_mmio(&e->mmio_read, MMIO, 1);
 		gmem_convert(e->a.fd, OFF(4), OFF(3), GMEM_SHARED, GMEM_PRESERVE);
 		TEST_ASSERT_EQ(e->a.hva[OFF(1)], MMIO_BYTE);
 	}
 	for (i = 0; i < 3; i++) {
-		u64 *entry = (u64 *)(e->a.hva + OFF(pages[i]));
+		u64 *entry = (u64 *)(e->a.hva + OFF(tables[i]));
 
 		TEST_ASSERT(*entry & accessed, "Level %d: %#lx", 3 - i, *entry);
 		*entry &= ~accessed;
 	}
 	/* KVM alone walks them here, as nobody has filled the processor's TLB with private ones. */
 	gmem_convert(e->a.fd, OFF(4), OFF(3), GMEM_PRIVATE, GMEM_PRESERVE);
-	assert_executes(OP_OUTS, gva, 0, 1);
+	assert_executes(OP_OUTS, TABLES_GVA, 0, 1);
 	assert_mmio(&e->mmio_read, MMIO, 1);
 	gmem_convert(e->a.fd, OFF(4), OFF(3), GMEM_SHARED, GMEM_PRESERVE);
 	for (i = 0; i < 3; i++)
-		TEST_ASSERT(*(u64 *)(e->a.hva + OFF(pages[i])) & accessed, "Level %d", 3 - i);
-}
-
-struct converter {
-	int fd;
-	bool stop;
-	u64 conversions;
-};
-
-static void *convert_over_and_over(void *arg)
-{
-	struct converter *c = arg;
-
-	while (!READ_ONCE(c->stop)) {
-		gmem_convert(c->fd, OFF(4), OFF(4), GMEM_SHARED, GMEM_PRESERVE);
-		gmem_convert(c->fd, OFF(4), OFF(4), GMEM_PRIVATE, GMEM_PRESERVE);
-		c->conversions += 2;
-	}
-	return NULL;
+		TEST_ASSERT(*(u64 *)(e->a.hva + OFF(tables[i])) & accessed, "Level %d", 3 - i);
 }
 
 TEST_F_TIMEOUT(emulation, racing_conversions, TIMEOUT)
 {
 	struct emulator *e = &self->e;
-	struct converter c = { .fd = e->a.fd };
 	u64 from, rounds = 0;
+	struct converter c;
 	u8 want[8];
-	pthread_t thread;
 	int i;
 
 	/* MMIO from private code, too. */
 	put_code(e, 3);
 	for (i = 0; i < 8; i++)
 		want[i] = IN_BYTE + i;
-	pthread_create(&thread, NULL, convert_over_and_over, &c);
+	converter_start(&c, e->a.fd);
 	do {
 		from = OFF(rounds % 2 ? 4 : 6) - 4;
 		gmem_guest_fill(e->checker, gpa(e, from - 60), 128, GMEM_SEED(3), 0);
@@ -613,8 +694,24 @@ TEST_F_TIMEOUT(emulation, racing_conversions, TIMEOUT)
 		assert_mmio(&e->mmio_read, MMIO, 1);
 		rounds++;
 	} while (rounds < 100 || READ_ONCE(c.conversions) < 100);
-	WRITE_ONCE(c.stop, true);
-	pthread_join(thread, NULL);
+	converter_stop(&c);
+}
+
+/* What converts are the tables through which KVM walks. */
+TEST_F_TIMEOUT(emulation, racing_page_tables, TIMEOUT)
+{
+	struct emulator *e = &self->e;
+	struct converter c;
+	u64 rounds = 0;
+
+	map_mmio(e);
+	converter_start(&c, e->a.fd);
+	do {
+		assert_executes(OP_OUTS, TABLES_GVA, 0, 1);
+		assert_mmio(&e->mmio_read, MMIO, 1);
+		rounds++;
+	} while (rounds < 1000 || READ_ONCE(c.conversions) < 1000);
+	converter_stop(&c);
 }
 
 /* --- Platforms that keep private memory from KVM -------------------------- */
