@@ -243,6 +243,59 @@ impl Drop for Mapping {
     }
 }
 
+/// Addresses at which this process has no memory, and gets none.
+#[derive(Debug)]
+pub(crate) struct NoMemory {
+    address: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: Nobody accesses it.
+unsafe impl Send for NoMemory {}
+// SAFETY: As above.
+unsafe impl Sync for NoMemory {}
+
+impl NoMemory {
+    /// Reserves `length` bytes of addresses.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if there are not as many, `EINVAL` for none.
+    pub(crate) fn new(length: u64) -> io::Result<Self> {
+        let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+        let length = usize::try_from(length).map_err(|_| invalid())?;
+        // SAFETY: A new mapping at an address of the kernel's choice replaces nothing.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            address: NonNull::new(address.cast()).ok_or_else(invalid)?,
+            length,
+        })
+    }
+
+    pub(crate) fn address(&self) -> *mut u8 {
+        self.address.as_ptr()
+    }
+}
+
+impl Drop for NoMemory {
+    fn drop(&mut self) {
+        // SAFETY: The mapping is ours, and nothing is there that could be used.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.length) };
+    }
+}
+
 fn refusal(error: io::Error, offset: u64) -> AccessError {
     match error.raw_os_error() {
         Some(libc::EFAULT) => AccessError::Refused { offset },

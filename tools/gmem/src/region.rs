@@ -10,7 +10,10 @@ use crate::{
     },
     file::GuestMemfd,
     kvm,
-    mapping::Mapping, //
+    mapping::{
+        Mapping,
+        NoMemory, //
+    }, //
 };
 use kvm_bindings::{
     kvm_userspace_memory_region2,
@@ -124,32 +127,57 @@ impl Region {
     /// Those of `KVM_SET_USER_MEMORY_REGION2`: `EEXIST` if the number, a guest address or a part of
     /// the file has a memslot already, `EINVAL` for what is not whole pages, `EBADF` if the file is
     /// no guest_memfd of this VM. `ENOTTY` if `vm` is not a VM. `EMFILE`: each slot has a descriptor.
+    /// `ENOMEM` if there are no addresses left for a slot without a mapping.
     pub fn bind(&self, vm: &impl AsRawFd, number: u32) -> io::Result<Slot> {
         let vm = kvm::duplicate(vm)?;
-        // SAFETY: The address is that of a mapping of the whole slot, or 0. The `Slot` keeps the
-        // mapping until the memslot is gone, and a mapping never gives out references.
-        unsafe { kvm::set_user_memory_region2(&vm, &self.slot(number)) }?;
+        let (backing, address) = self.backing()?;
+        // SAFETY: The addresses are those of a mapping of the whole slot, or have no memory. The
+        // `Slot` keeps them so until the memslot is gone, and a mapping never gives out references.
+        unsafe { kvm::set_user_memory_region2(&vm, &self.slot(number, address as u64)) }?;
         Ok(Slot {
             vm,
             number,
             region: self.clone(),
+            backing: Some(backing),
         })
     }
 
-    fn slot(&self, number: u32) -> kvm_userspace_memory_region2 {
-        let address = |mapping: &Arc<Mapping>| mapping.address_of(&self.file_range);
-        let address = self.mapping.as_ref().and_then(address);
+    /// KVM accesses whatever this process has at the slot's addresses, so that a slot without a
+    /// mapping needs addresses, too.
+    fn backing(&self) -> io::Result<(Backing, *mut u8)> {
+        let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+        match &self.mapping {
+            Some(mapping) => {
+                let address = mapping.address_of(&self.file_range).ok_or_else(invalid)?;
+                Ok((Backing::Mapping(mapping.clone()), address))
+            }
+            None => {
+                let none = NoMemory::new(self.file_range.end - self.file_range.start)?;
+                let address = none.address();
+                Ok((Backing::NoMemory(none), address))
+            }
+        }
+    }
+
+    fn slot(&self, number: u32, address: u64) -> kvm_userspace_memory_region2 {
         kvm_userspace_memory_region2 {
             slot: number,
             flags: KVM_MEM_GUEST_MEMFD,
             guest_phys_addr: self.guest_phys_addr,
             memory_size: self.file_range.end - self.file_range.start,
-            userspace_addr: address.map_or(0, |address| address as u64),
+            userspace_addr: address,
             guest_memfd_offset: self.file_range.start,
             guest_memfd: self.memory.as_raw_fd() as u32,
             ..Default::default()
         }
     }
+}
+
+/// Keeps what is at the addresses through which KVM itself accesses a slot.
+#[derive(Debug)]
+enum Backing {
+    Mapping(#[expect(dead_code, reason = "It is kept, and not used")] Arc<Mapping>),
+    NoMemory(#[expect(dead_code, reason = "It is kept, and not used")] NoMemory),
 }
 
 /// A memslot, deleted when dropped.
@@ -161,6 +189,8 @@ pub struct Slot {
     vm: OwnedFd,
     number: u32,
     region: Region,
+    /// [`None`] once it has to stay for ever.
+    backing: Option<Backing>,
 }
 
 impl Slot {
@@ -183,8 +213,8 @@ impl Drop for Slot {
         };
         // SAFETY: A slot of size 0 is deleted and has no address.
         if unsafe { kvm::set_user_memory_region2(&self.vm, &nothing) }.is_err() {
-            // KVM may still use the mapping, so it has to stay for ever.
-            mem::forget(self.region.mapping.take());
+            // KVM may still use the addresses, so they have to stay as they are for ever.
+            mem::forget(self.backing.take());
         }
     }
 }

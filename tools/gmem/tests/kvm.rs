@@ -255,6 +255,37 @@ fn a_slot_is_there_until_it_is_dropped() {
 
 /// Protected VMs on arm64 have no page tables before the first run.
 #[cfg(target_arch = "x86_64")]
+/// The reservations of `length` bytes in which this process has no memory.
+fn reservations(length: u64) -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let is_one = |line: &&str| {
+        let mut words = line.split(' ');
+        let (start, end) = words
+            .next()
+            .and_then(|range| range.split_once('-'))
+            .unwrap();
+        let address = |hex| u64::from_str_radix(hex, 16).unwrap();
+        words.next() == Some("---p") && address(end) - address(start) == length
+    };
+    maps.lines().filter(is_one).count()
+}
+
+/// KVM would access whatever else is there.
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn a_slot_without_a_mapping_has_addresses_of_its_own() {
+    let vm = protected_vm();
+    let memory = Arc::new(GuestMemfd::create(&vm, SIZE, in_place()).unwrap());
+    let range = pages(0..SIZE / PAGE - 1);
+    let length = range.end;
+    let region = Region::new(memory, range, 0, None).unwrap();
+    assert_eq!(reservations(length), 0);
+    let slot = region.bind(&vm, 0).unwrap();
+    assert_eq!(reservations(length), 1);
+    drop(slot);
+    assert_eq!(reservations(length), 0);
+}
+
 #[test]
 #[ignore = "needs a kernel whose guest_memfd converts in place"]
 fn guest_memory_is_populated_up_to_where_it_ends() {
