@@ -549,7 +549,7 @@ TEST_F_TIMEOUT(forced, stores_and_locked_instructions, TIMEOUT)
 	assert_no_mmio();
 }
 
-#define INCREMENTS	20000
+#define INCREMENTS	50000
 
 static void guest_increments(u64 *at)
 {
@@ -712,6 +712,70 @@ TEST_F_TIMEOUT(emulation, racing_page_tables, TIMEOUT)
 		rounds++;
 	} while (rounds < 1000 || READ_ONCE(c.conversions) < 1000);
 	converter_stop(&c);
+}
+
+/* --- What the VMM has KVM look up ------------------------------------------ */
+
+static bool translate(struct kvm_vcpu *vcpu, u64 gva, u64 *gpa)
+{
+	struct kvm_translation t = { .linear_address = gva };
+
+	vcpu_ioctl(vcpu, KVM_TRANSLATE, &t);
+	*gpa = t.physical_address;
+	return t.valid;
+}
+
+/* No instruction of the guest's has KVM walk the tables, so that they are the guest's alone. */
+TEST_F_TIMEOUT(emulation, private_tables_are_not_translated, TIMEOUT)
+{
+	struct emulator *e = &self->e;
+	const u64 accessed = 1 << 5;
+	u64 gpa;
+	int i;
+
+	map_mmio(e);
+	gmem_convert(e->a.fd, OFF(4), OFF(4), GMEM_PRIVATE, GMEM_PRESERVE);
+	TEST_ASSERT(!translate(e->vcpu, TABLES_GVA, &gpa), "Translated");
+
+	gmem_convert(e->a.fd, OFF(4), OFF(4), GMEM_SHARED, GMEM_PRESERVE);
+	for (i = 0; i < 3; i++)
+		TEST_ASSERT(!(*(u64 *)(e->a.hva + OFF(tables[i])) & accessed), "Level %d", 3 - i);
+	TEST_ASSERT(translate(e->vcpu, TABLES_GVA, &gpa), "Not translated");
+	TEST_ASSERT_EQ(gpa, MMIO);
+}
+
+TEST_F_TIMEOUT(emulation, private_pdptrs_are_not_read, TIMEOUT)
+{
+	const u64 pdpte = GMEM_GPA | 1;
+	struct emulator *e = &self->e;
+	struct kvm_sregs2 sregs2;
+	struct kvm_sregs sregs;
+	int i, private;
+
+	/* Shared first, or the test shows nothing. */
+	for (private = 0; private < 2; private++) {
+		gmem_convert(e->a.fd, OFF(4), OFF(4), GMEM_SHARED, GMEM_ZERO);
+		for (i = 0; i < 4; i++)
+			((u64 *)(e->a.hva + OFF(4 + private)))[i] = pdpte;
+		if (private)
+			gmem_convert(e->a.fd, OFF(4), OFF(4), GMEM_PRIVATE, GMEM_PRESERVE);
+		vcpu_sregs_get(e->vcpu, &sregs);
+		sregs.efer &= ~(EFER_LME | EFER_LMA);
+		sregs.cr4 = X86_CR4_PAE;
+		sregs.cs.l = 0;
+		sregs.cr3 = GMEM_GPA + OFF(4 + private);
+		vcpu_sregs_set(e->vcpu, &sregs);
+		memset(&sregs2, 0, sizeof(sregs2));
+		vcpu_ioctl(e->vcpu, KVM_GET_SREGS2, &sregs2);
+		for (i = 0; i < 4 && private; i++)
+			TEST_ASSERT(sregs2.pdptrs[i] != pdpte, "PDPTR %d", i);
+		for (i = 0; i < 4 && !private; i++)
+			TEST_ASSERT_EQ(sregs2.pdptrs[i], pdpte);
+		/* What was read last is kept. */
+		sregs.cr3 = GMEM_GPA + OFF(1);
+		memset(e->a.hva + OFF(1), 0, PG);
+		vcpu_sregs_set(e->vcpu, &sregs);
+	}
 }
 
 /* --- Platforms that keep private memory from KVM -------------------------- */
