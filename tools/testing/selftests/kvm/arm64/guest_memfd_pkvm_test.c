@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <sys/eventfd.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -17,6 +18,8 @@
 
 #include "kvm_test_harness.h"
 #include "gmem_pkvm.h"
+#include "gic.h"
+#include "vgic.h"
 
 /* --- Fixtures ------------------------------------------------------------ */
 
@@ -110,6 +113,157 @@ PVM_TEST(capabilities)
 	TEST_ASSERT_EQ(kvm_check_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
 		       KVM_MEMORY_ATTRIBUTE_PRIVATE);
 	TEST_ASSERT_EQ(kvm_check_cap(KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS), 0x030303);
+}
+
+/* Of the guest's address space, where nothing is. */
+#define DOORBELL	(GMEM_GPA - SZ_64K)
+#define LEVEL_SPI	40
+#define EDGE_SPI	41
+
+/* Enables the interrupts of the test the first time. Returns what is pending, and ends it. */
+static u64 guest_takes_interrupt(void)
+{
+	unsigned int intid;
+
+	gic_init(GIC_V3, NVCPUS);
+	gic_irq_set_config(LEVEL_SPI, false);
+	gic_irq_set_config(EDGE_SPI, true);
+	gic_irq_enable(EDGE_SPI);
+	gic_irq_enable(LEVEL_SPI);
+
+	intid = gic_get_and_ack_irq();
+	if (intid != IAR_SPURIOUS)
+		gic_set_eoi(intid);
+	return intid;
+}
+
+#define cpu_takes_interrupt(c)							\
+	cpu_do(c, GMEM_OP_CALL, (u64)guest_takes_interrupt - GMEM_GPA, 0, 0)
+
+static u64 count_of(int eventfd)
+{
+	u64 count = 0;
+
+	TEST_ASSERT(read(eventfd, &count, sizeof(count)) == sizeof(count) || errno == EAGAIN,
+		    "read() of an eventfd: errno %d", errno);
+	return count;
+}
+
+static void signal_eventfd(int eventfd)
+{
+	u64 one = 1;
+
+	TEST_ASSERT(write(eventfd, &one, sizeof(one)) == sizeof(one), "write(): errno %d", errno);
+}
+
+/* What a VMM asks before it runs a guest, and what a protected VM has not. */
+PVM_TEST(kvm_says_what_works)
+{
+	static const int works[] = {
+		KVM_CAP_IRQCHIP, KVM_CAP_DEVICE_CTRL, KVM_CAP_IRQFD, KVM_CAP_IOEVENTFD,
+		KVM_CAP_SIGNAL_MSI, KVM_CAP_ARM_IRQ_LINE_LAYOUT_2,
+		KVM_CAP_ONE_REG, KVM_CAP_MP_STATE, KVM_CAP_IMMEDIATE_EXIT,
+		KVM_CAP_VCPU_ATTRIBUTES, KVM_CAP_ARM_PSCI_0_2,
+	};
+	static const int does_not[] = {
+		KVM_CAP_READONLY_MEM, KVM_CAP_SET_GUEST_DEBUG, KVM_CAP_STEAL_TIME,
+		KVM_CAP_COUNTER_OFFSET, KVM_CAP_ARM_MTE, KVM_CAP_ARM_PMU_V3,
+		KVM_CAP_ARM_EL1_32BIT, KVM_CAP_ARM_NISV_TO_USER,
+	};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(works); i++)
+		TEST_ASSERT(vm_check_cap(self->p.vm, works[i]) >= 1, "Capability %d", works[i]);
+	for (i = 0; i < ARRAY_SIZE(does_not); i++)
+		TEST_ASSERT(!vm_check_cap(self->p.vm, does_not[i]), "Capability %d", does_not[i]);
+}
+
+/* The guest writes to an address, and nobody leaves KVM_RUN for it. */
+PVM_TEST(ioeventfd)
+{
+	struct pvm *p = &self->p;
+	struct kvm_ioeventfd doorbell = {
+		.addr = DOORBELL,
+		.len = 1,
+		.fd = eventfd(0, EFD_NONBLOCK),
+	};
+
+	TEST_ASSERT_EQ(vm_check_cap(p->vm, KVM_CAP_IOEVENTFD), 1);
+	vm_ioctl(p->vm, KVM_IOEVENTFD, &doorbell);
+	virt_map(p->vm, DOORBELL, DOORBELL, 1);
+	cpu_start(&p->cpu[0]);
+	TEST_ASSERT_EQ(count_of(doorbell.fd), 0);
+	cpu_do(&p->cpu[0], GMEM_OP_WRITE, DOORBELL - GMEM_GPA, 1, 0);
+	cpu_do(&p->cpu[0], GMEM_OP_WRITE, DOORBELL - GMEM_GPA, 1, 0);
+	TEST_ASSERT_EQ(count_of(doorbell.fd), 2);
+	close(doorbell.fd);
+}
+
+/* By a line and by an eventfd. */
+PVM_TEST(interrupts)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	int edge = kvm_new_eventfd();
+
+	TEST_REQUIRE(kvm_supports_vgic_v3());
+	TEST_ASSERT_EQ(vm_check_cap(p->vm, KVM_CAP_ARM_IRQ_LINE_LAYOUT_2), 1);
+	TEST_ASSERT_EQ(vm_check_cap(p->vm, KVM_CAP_IRQFD), 1);
+	cpu_start(c);
+	TEST_ASSERT_EQ(cpu_takes_interrupt(c), IAR_SPURIOUS);
+
+	/* It stays for as long as the line is high. */
+	kvm_arm_irq_line(p->vm, LEVEL_SPI, 1);
+	TEST_ASSERT_EQ(cpu_takes_interrupt(c), LEVEL_SPI);
+	TEST_ASSERT_EQ(cpu_takes_interrupt(c), LEVEL_SPI);
+	kvm_arm_irq_line(p->vm, LEVEL_SPI, 0);
+	TEST_ASSERT_EQ(cpu_takes_interrupt(c), IAR_SPURIOUS);
+
+	kvm_assign_irqfd(p->vm, EDGE_SPI - MIN_SPI, edge);
+	signal_eventfd(edge);
+	TEST_ASSERT_EQ(cpu_takes_interrupt(c), EDGE_SPI);
+	TEST_ASSERT_EQ(cpu_takes_interrupt(c), IAR_SPURIOUS);
+
+	close(edge);
+}
+
+/* When a vCPU runs is up to its VMM, and where it goes on as well. */
+PVM_TEST(vcpu_state)
+{
+	struct kvm_mp_state stopped = { .mp_state = KVM_MP_STATE_STOPPED };
+	struct kvm_mp_state state = { .mp_state = KVM_MP_STATE_RUNNABLE };
+	struct cpu *c = &self->p.cpu[0];
+	u64 pc;
+	int r;
+
+	TEST_ASSERT_EQ(vm_check_cap(self->p.vm, KVM_CAP_MP_STATE), 1);
+	TEST_ASSERT_EQ(vm_check_cap(self->p.vm, KVM_CAP_IMMEDIATE_EXIT), 1);
+	TEST_ASSERT_EQ(vm_check_cap(self->p.vm, KVM_CAP_ONE_REG), 1);
+	TEST_ASSERT_EQ(vm_check_cap(self->p.vm, KVM_CAP_VCPU_ATTRIBUTES), 1);
+	TEST_ASSERT(!__vcpu_has_device_attr(c->vcpu, KVM_ARM_VCPU_TIMER_CTRL,
+					    KVM_ARM_VCPU_TIMER_IRQ_VTIMER),
+		    "No attribute of the timer");
+	cpu_start(c);
+
+	vcpu_mp_state_set(c->vcpu, &stopped);
+	vcpu_ioctl(c->vcpu, KVM_GET_MP_STATE, &state);
+	TEST_ASSERT_EQ(state.mp_state, KVM_MP_STATE_STOPPED);
+	state.mp_state = KVM_MP_STATE_RUNNABLE;
+	vcpu_mp_state_set(c->vcpu, &state);
+
+	c->cmd->op = GMEM_OP_FILL;
+	c->cmd->gpa = GMEM_GPA;
+	c->cmd->size = PG;
+	c->cmd->pattern = GMEM_SEED(1);
+	c->cmd->pos = 0;
+	c->vcpu->run->immediate_exit = 1;
+	r = __vcpu_run(c->vcpu);
+	TEST_ASSERT(r == -1 && errno == EINTR, "%d, errno %d", r, errno);
+	c->vcpu->run->immediate_exit = 0;
+	pc = vcpu_get_reg(c->vcpu, ARM64_CORE_REG(regs.pc));
+	vcpu_set_reg(c->vcpu, ARM64_CORE_REG(regs.pc), pc);
+	TEST_ASSERT(cpu_run(c), "A fault");
+	cpu_check(c, 0, PG, GMEM_SEED(1));
 }
 
 /* Private memory is the guest's at its first touch, without a word to anybody. */

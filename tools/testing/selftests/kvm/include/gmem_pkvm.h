@@ -47,13 +47,6 @@ int __wrap_ioctl(int fd, unsigned long cmd, void *arg)
 {
 	if (cmd == KVM_CREATE_VM)
 		arg = (void *)((unsigned long)arg | KVM_VM_TYPE_ARM_PROTECTED);
-	if (cmd == KVM_ARM_PREFERRED_TARGET) {
-		/* Not for protected VMs, of which it makes no difference. */
-		*(struct kvm_vcpu_init *)arg = (struct kvm_vcpu_init){
-			.target = KVM_ARM_TARGET_GENERIC_V8,
-		};
-		return 0;
-	}
 	return __real_ioctl(fd, cmd, arg);
 }
 
