@@ -13,7 +13,7 @@ vm := tools/vm
 
 help:
 	@echo 'make demo          build everything and watch a nested guest being converted in place'
-	@echo 'make vmm           a VMM boots Linux from private memory; disk, network, conversions  SHELL=1'
+	@echo 'make vmm           a VMM boots Linux from private memory; disk, network, conversions  SHELL=1 ARCH='
 	@echo 'make check         every test of the gate (x86-64 plain and sanitised, arm64); ends with a count'
 	@echo 'make check-all     also the C kernels as reference, the configuration matrix, sanitised arm64'
 	@echo ''

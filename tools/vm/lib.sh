@@ -168,3 +168,14 @@ canonical_arch() {
 	*) die "ARCH=$1 is not supported; use x86_64 or arm64" ;;
 	esac
 }
+
+# The static busybox for machines of an architecture.
+busybox_for() {
+	local busybox
+	case $1 in
+	x86_64) busybox=$(command -v busybox) || true ;;
+	arm64) busybox=$(ls "$GMEM_CACHE"/arm64/bin/busybox "$GMEM_CACHE"/arm64/usr/bin/busybox 2>/dev/null | head -n 1) || true ;;
+	esac
+	[ -n "$busybox" ] || die "there is no static busybox for $1; run 'make setup'"
+	printf '%s\n' "$busybox"
+}
