@@ -17,11 +17,9 @@ use crate::{
         memslot::Memslot,
         platform::{
             self,
-            Failed,
-            Kind, //
+            Failed, //
         },
         vm::{
-            Emulated,
             Gfn,
             Pfn,
             Vm, //
@@ -43,9 +41,15 @@ use core::{
     }, //
 };
 use gate::Gate;
-use gmem_policy::emulation::{
-    rmp,
-    sept, //
+use gmem_policy::{
+    contract::{
+        Base,
+        Platform, //
+    },
+    emulation::{
+        rmp,
+        sept, //
+    }, //
 };
 use kernel::{
     error::{
@@ -81,10 +85,19 @@ pub use tdx::ModelSept;
 /// Bytes in a page.
 const PAGE: u64 = 4096;
 
+/// What a VM has a model of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Model {
+    /// SEV-SNP's RMP.
+    Snp,
+    /// TDX's S-EPT.
+    Tdx,
+}
+
 /// The emulation of one VM.
 #[pin_data]
 struct Emulation {
-    platform: Emulated,
+    model: Model,
     /// By which the platform tells its guests apart: SNP's ASID, TDX's HKID.
     id: u32,
     /// TDX: taking a page out of the S-EPT zeroes it.
@@ -104,7 +117,7 @@ struct Emulation {
 }
 
 impl Emulation {
-    fn new(platform: Emulated, remove_zeroes: bool) -> Result<Pin<KBox<Self>>> {
+    fn new(model: Model, remove_zeroes: bool) -> Result<Pin<KBox<Self>>> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         /// As many as the record of a page has room for.
         const IDS: u32 = 1 << 20;
@@ -115,7 +128,7 @@ impl Emulation {
         }
         KBox::pin_init(
             pin_init!(Self {
-                platform,
+                model,
                 id,
                 remove_zeroes,
                 destroyed: AtomicU64::new(0),
@@ -147,9 +160,11 @@ pub(crate) unsafe fn init() {
 }
 
 /// The platform that a VM behaves like.
-#[inline]
-pub(crate) fn emulated(vm: &Vm) -> Option<Emulated> {
-    of(vm).map(|emulation| emulation.platform)
+pub(crate) fn platform(vm: &Vm) -> Option<Platform> {
+    of(vm).map(|emulation| match emulation.model {
+        Model::Snp => Platform::Snp(Base::Model),
+        Model::Tdx => Platform::Tdx(Base::Model),
+    })
 }
 
 /// A VM has a guest_memfd now: it is too late to become something else.
@@ -210,7 +225,7 @@ const REMOVE_ZEROES: u64 = bindings::KVM_GMEM_EMULATE_REMOVE_ZEROES as u64;
 /// The capability's value on a VM, or on /dev/kvm.
 pub(crate) fn capability(vm: Option<&Vm>) -> i32 {
     let possible =
-        vm.is_none_or(|vm| vm.emulated().is_some() || platform::kind(vm) == Some(Kind::Software));
+        vm.is_none_or(|vm| of(vm).is_some() || platform::of(vm) == Some(Platform::SwProtected));
     if possible {
         1 << EMULATE_SNP | 1 << EMULATE_TDX
     } else {
@@ -224,9 +239,9 @@ fn enable(vm: &Vm, cap: &bindings::kvm_enable_cap) -> Result {
         return Err(EINVAL);
     };
     let (model, zeroes) = match (model, flags) {
-        (EMULATE_SNP, 0) => (Emulated::Snp, false),
-        (EMULATE_TDX, 0) => (Emulated::Tdx, false),
-        (EMULATE_TDX, REMOVE_ZEROES) => (Emulated::Tdx, true),
+        (EMULATE_SNP, 0) => (Model::Snp, false),
+        (EMULATE_TDX, 0) => (Model::Tdx, false),
+        (EMULATE_TDX, REMOVE_ZEROES) => (Model::Tdx, true),
         _ => return Err(EINVAL),
     };
     if u64::from(cap.cap) != CAP {
@@ -322,7 +337,7 @@ fn launch_update(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> R
 
     let gfn = operation.gfn()?;
     let pages = operation.size / PAGE;
-    let kind = uapi::page_type(emulation.platform, operation.kind)?;
+    let kind = uapi::page_type(emulation.model, operation.kind)?;
     if vm.is_launched()
         || pages == 0
         || operation.size % PAGE != 0
@@ -336,9 +351,9 @@ fn launch_update(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> R
         _ => operation.uaddr,
     };
     if source == 0 && kind != PageType::Zero && is_ordinary(vm, gfn) {
-        return Err(match emulation.platform {
-            Emulated::Snp => EINVAL,
-            Emulated::Tdx => EOPNOTSUPP,
+        return Err(match emulation.model {
+            Model::Snp => EINVAL,
+            Model::Tdx => EOPNOTSUPP,
         });
     }
 
@@ -399,12 +414,10 @@ unsafe extern "C" fn launch_page(
         };
         let gfn = Gfn::new(gfn);
         let emulation = launch.emulation;
-        match emulation.platform {
+        match emulation.model {
             // SAFETY: The lock is held, and the source pinned as launch_update() has asked for.
-            Emulated::Snp => unsafe {
-                snp::launch(emulation.id, gfn, &frame, launch.kind, source)?
-            },
-            Emulated::Tdx => {
+            Model::Snp => unsafe { snp::launch(emulation.id, gfn, &frame, launch.kind, source)? },
+            Model::Tdx => {
                 Sept::prepare(&emulation.sept, gfn, &frame)?;
                 if !source.is_null() {
                     if Page::new(&frame).is_hidden() {
@@ -427,7 +440,7 @@ fn launch_finish(vm: &Vm, emulation: &Emulation, operation: &Operation) -> Resul
     if vm.is_launched() || operation.gpa != 0 || operation.value != [0; 4] {
         return Err(EINVAL);
     }
-    if emulation.platform == Emulated::Tdx {
+    if emulation.model == Model::Tdx {
         emulation.sept.lock().finalize()?;
     }
     // SAFETY: The VM is valid, and slots_lock is held.
@@ -439,12 +452,12 @@ fn launch_finish(vm: &Vm, emulation: &Emulation, operation: &Operation) -> Resul
 fn inject(vm: &Vm, emulation: &Emulation, operation: &Operation) -> Result {
     operation.no_range()?;
     let gfn = operation.gfn()?;
-    match emulation.platform {
-        Emulated::Snp => {
+    match emulation.model {
+        Model::Snp => {
             let fault = uapi::rmp_fault(operation.value)?;
             snp::inject(make_page(vm, gfn)?, fault)
         }
-        Emulated::Tdx => {
+        Model::Tdx => {
             let fault = uapi::sept_fault(operation.value)?;
             Sept::inject(&emulation.sept, gfn, fault)
         }
@@ -455,15 +468,15 @@ fn inject(vm: &Vm, emulation: &Emulation, operation: &Operation) -> Result {
 fn query(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> Result {
     operation.no_range()?;
     let gfn = operation.gfn()?;
-    let (state, at, owner) = match emulation.platform {
-        Emulated::Snp => {
+    let (state, at, owner) = match emulation.model {
+        Model::Snp => {
             let entry = match find_page(vm, gfn)? {
                 Some(pfn) => snp::lookup(pfn),
                 None => rmp::Entry::HYPERVISOR,
             };
             (uapi::rmp_state(&entry), entry.gpa / PAGE, entry.asid)
         }
-        Emulated::Tdx => {
+        Model::Tdx => {
             let (entry, tracked) = emulation.sept.lock().look(gfn);
             let state = uapi::sept_state(&entry, tracked);
             match entry {
@@ -552,17 +565,17 @@ fn find_page(vm: &Vm, gfn: Gfn) -> Result<Option<Pfn>> {
 
 /// The MMU is about to map `pfn` at `gfn`: whether the platform would let the guest use it.
 fn install(emulation: &Emulation, gfn: Gfn, pfn: Pfn, private: bool) -> Result<Answer, Failed> {
-    match emulation.platform {
-        Emulated::Snp => {
+    match emulation.model {
+        Model::Snp => {
             snp::install(emulation.id, gfn, pfn, private)?;
             Ok(Answer::Go)
         }
-        Emulated::Tdx if private => emulation.sept.lock().install(gfn, pfn),
+        Model::Tdx if private => emulation.sept.lock().install(gfn, pfn),
         // SAFETY: Whatever the number is, it is only looked up.
-        Emulated::Tdx if unsafe { bindings::gmem_direct_map_lacks(pfn.get()) } => {
+        Model::Tdx if unsafe { bindings::gmem_direct_map_lacks(pfn.get()) } => {
             Err(Failed::Platform)
         }
-        Emulated::Tdx => Ok(Answer::Go),
+        Model::Tdx => Ok(Answer::Go),
     }
 }
 

@@ -651,40 +651,40 @@ bool gmem_vm_has_private_mem(struct kvm *kvm)
 	return kvm_arch_has_private_mem(kvm);
 }
 
-u32 gmem_vm_type(struct kvm *kvm)
+u32 gmem_vm_platform(struct kvm *kvm)
 {
 #ifdef CONFIG_X86
 	switch (kvm->arch.vm_type) {
 	case KVM_X86_SW_PROTECTED_VM:
-		return IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) ? GMEM_VM_SW_PROTECTED :
-								GMEM_VM_OTHER;
+		return IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) ? GMEM_PLATFORM_SW_PROTECTED :
+								GMEM_PLATFORM_NONE;
 	case KVM_X86_SNP_VM:
-		return GMEM_VM_SNP;
+		return GMEM_PLATFORM_SNP;
 	case KVM_X86_TDX_VM:
-		return GMEM_VM_TDX;
+		return GMEM_PLATFORM_TDX;
 	}
 #endif
 #ifdef CONFIG_ARM64
 	if (kvm_vm_is_protected(kvm))
-		return GMEM_VM_PKVM;
+		return GMEM_PLATFORM_PKVM;
 #endif
-	return GMEM_VM_OTHER;
+	return GMEM_PLATFORM_NONE;
 }
 
-bool gmem_vm_type_available(u32 type)
+bool gmem_platform_available(u32 platform)
 {
 #ifdef CONFIG_X86
 	static const unsigned long types[] = {
-		[GMEM_VM_SW_PROTECTED] = IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) ?
+		[GMEM_PLATFORM_SW_PROTECTED] = IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) ?
 					 BIT(KVM_X86_SW_PROTECTED_VM) : 0,
-		[GMEM_VM_SNP] = BIT(KVM_X86_SNP_VM),
-		[GMEM_VM_TDX] = BIT(KVM_X86_TDX_VM),
-		[GMEM_VM_PKVM] = 0,
+		[GMEM_PLATFORM_SNP] = BIT(KVM_X86_SNP_VM),
+		[GMEM_PLATFORM_TDX] = BIT(KVM_X86_TDX_VM),
+		[GMEM_PLATFORM_PKVM] = 0,
 	};
 
-	return kvm_caps.supported_vm_types & types[type];
+	return kvm_caps.supported_vm_types & types[platform];
 #elif defined(CONFIG_ARM64)
-	return type == GMEM_VM_PKVM && is_protected_kvm_enabled();
+	return platform == GMEM_PLATFORM_PKVM && is_protected_kvm_enabled();
 #else
 	return false;
 #endif

@@ -128,14 +128,14 @@ int gmem_zero_by_hypervisor(u64 pfn);
 bool gmem_vm_dead(struct kvm *kvm);
 bool gmem_vm_has_private_mem(struct kvm *kvm);
 enum {
-	GMEM_VM_OTHER,
-	GMEM_VM_SW_PROTECTED,
-	GMEM_VM_SNP,
-	GMEM_VM_TDX,
-	GMEM_VM_PKVM,
+	GMEM_PLATFORM_NONE,
+	GMEM_PLATFORM_SW_PROTECTED,
+	GMEM_PLATFORM_SNP,
+	GMEM_PLATFORM_TDX,
+	GMEM_PLATFORM_PKVM,
 };
-u32 gmem_vm_type(struct kvm *kvm);
-bool gmem_vm_type_available(u32 type);
+u32 gmem_vm_platform(struct kvm *kvm);
+bool gmem_platform_available(u32 platform);
 bool gmem_vm_launched(struct kvm *kvm);
 void gmem_vm_kill(struct kvm *kvm);
 void gmem_vm_count_conversion(struct kvm *kvm, bool to_private, u64 policy, u64 pages, u64 zeroed);

@@ -26,6 +26,7 @@ use crate::{
             FileData,
             Memslot, //
         },
+        platform::of,
         vm::Vm, //
     },
     mm::fault::{
@@ -270,7 +271,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
             return Ok(None);
         }
         let inode = TestInode::with(pages, initial, in_place)?;
-        let data = FileData::new(vm.vm())?;
+        let data = FileData::new(vm.vm(), of(vm.vm()))?;
         let slot = slot(base, pages as usize, 0)?;
         let file = KBox::<bindings::file>::new_uninit(GFP_KERNEL)?;
 

@@ -373,7 +373,7 @@ mod invalidate {
     fn overlapping_slots_are_refused() -> Result {
         let vm = TestVm::new()?;
         let inode = TestInode::new(32, SHARED)?;
-        let file = FileData::new(vm.vm())?;
+        let file = FileData::new(vm.vm(), None)?;
         let (mut one, mut two, mut three) = (slot(0, 9, 3)?, slot(64, 4, 11)?, slot(64, 4, 12)?);
         let (_guard, bindings) = inode.get().lock_to_bind();
 
@@ -395,7 +395,10 @@ mod invalidate {
     fn every_vm_of_the_inode_is_invalidated() -> Result {
         let (one, two) = (TestVm::new()?, TestVm::new()?);
         let inode = TestInode::new(32, SHARED)?;
-        let (first, second) = (FileData::new(one.vm())?, FileData::new(two.vm())?);
+        let (first, second) = (
+            FileData::new(one.vm(), None)?,
+            FileData::new(two.vm(), None)?,
+        );
         let (mut low, mut high) = (slot(0, 16, 0)?, slot(0x1000, 16, 8)?);
 
         // SAFETY: The files are removed below, and live longer than the inode in any case.
@@ -458,10 +461,7 @@ mod caller {
                 GuestFault,
                 GuestPage, //
             },
-            platform::{
-                Kind,
-                Under, //
-            },
+            platform::of,
             populate::Populate,
             vcpu::Vcpu,
             vm::{
@@ -492,6 +492,10 @@ mod caller {
         content::{
             Action,
             Content, //
+        },
+        contract::{
+            Base,
+            Platform, //
         },
         plan::{
             Plan,
@@ -661,20 +665,20 @@ mod caller {
         let vm = TestVm::new()?;
 
         for (mappable, initial) in [(true, PRIVATE), (false, SHARED), (true, SHARED)] {
-            assert!(traits(mappable, initial, false)?.suit(vm.vm()));
+            assert!(traits(mappable, initial, false)?.suit(vm.vm(), of(vm.vm())));
             let in_place = traits(mappable, initial, true)?;
             assert_eq!(create(vm.vm(), in_place), Err(EINVAL));
         }
         if !vm.set_private_mem() {
             return Ok(());
         }
-        vm.put_on(Kind::Software, 0)?;
+        vm.put_on(Platform::SwProtected, 0)?;
         for (mappable, initial) in [(true, PRIVATE), (false, SHARED), (true, SHARED)] {
-            assert!(traits(mappable, initial, true)?.suit(vm.vm()));
+            assert!(traits(mappable, initial, true)?.suit(vm.vm(), of(vm.vm())));
             let fixed = traits(mappable, initial, false)?;
             assert_eq!(create(vm.vm(), fixed), Err(EINVAL));
         }
-        assert!(traits(false, PRIVATE, false)?.suit(vm.vm()));
+        assert!(traits(false, PRIVATE, false)?.suit(vm.vm(), of(vm.vm())));
         Ok(())
     }
 
@@ -707,7 +711,7 @@ mod caller {
         for to in [None, Some(to)] {
             TestRmp::reset();
             let vm = TestVm::new()?;
-            vm.put_on(Kind::Snp(Under::Test), 7)?;
+            vm.put_on(Platform::Snp(Base::Test), 7)?;
             let Some(file) = File::fixed(&vm, PAGES, PRIVATE, BASE)? else {
                 return Ok(());
             };
@@ -756,7 +760,7 @@ mod caller {
     fn page_that_no_platform_was_given() -> Result {
         TestRmp::reset();
         let vm = TestVm::new()?;
-        vm.put_on(Kind::Snp(Under::Test), 7)?;
+        vm.put_on(Platform::Snp(Base::Test), 7)?;
         let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
             return Ok(());
         };

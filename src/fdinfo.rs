@@ -2,9 +2,11 @@
 
 //! What `/proc/PID/fdinfo/FD` and debugfs say about a file.
 
-use crate::platform;
 use gmem_policy::{
-    contract::Platform,
+    contract::{
+        Base,
+        Platform, //
+    },
     plan::{
         query,
         Run, //
@@ -76,11 +78,10 @@ pub(crate) fn show(file: &GmemFile, out: &SeqFile) {
         "fixed"
     };
 
-    let vendor = platform::platform(file.vm()).map_or("none", Platform::name);
-    let model = if file.vm().emulated().is_some() {
-        " (model)"
-    } else {
-        ""
+    let vendor = file.platform().map_or("none", Platform::name);
+    let model = match file.platform().map(Platform::base) {
+        Some(Base::Model) => " (model)",
+        _ => "",
     };
 
     seq_print!(out, "gmem-mode:\t{}\n", mode);

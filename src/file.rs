@@ -2,7 +2,6 @@
 
 //! New files.
 
-use crate::platform;
 use gmem_policy::request::Visibility;
 use gmem_sys::{
     export::host_wide,
@@ -13,7 +12,10 @@ use gmem_sys::{
             Traits, //
         }, //
     },
-    kvm::vm::Vm,
+    kvm::{
+        platform::of,
+        vm::Vm, //
+    },
     uapi::{
         FLAG_INIT_SHARED,
         FLAG_MMAP, //
@@ -48,7 +50,7 @@ pub(crate) fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32> {
                 Visibility::Private
             },
             mappable,
-            in_place: platform::platform(vm).is_some() && (mappable || init_shared || host_wide()),
+            in_place: of(vm).is_some() && (mappable || init_shared || host_wide()),
         },
     )
 }

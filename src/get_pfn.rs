@@ -24,17 +24,18 @@ use kernel::prelude::*;
 /// `EHWPOISON`, `ENOMEM`, `EINTR` if the task is being killed, and what the platform returns.
 pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
     let (vm, inode, gfn, at) = (fault.vm(), fault.inode(), fault.gfn(), fault.at());
+    let on = fault.platform();
 
     inode.stable(|stable| {
         fault.serve(stable, |folio| {
-            platform::make_private(vm, gfn, stable, folio)?;
+            platform::make_private(on, vm, gfn, stable, folio)?;
             let first_use = folio.is_first_use();
             trace::guest_fault(move || {
                 let is_private = stable.visibility(at) == Visibility::Private;
                 let offset = trace::offset(inode, at);
                 (trace::ino(inode), offset, gfn.get(), is_private, first_use)
             });
-            Ok(platform::max_mapping_order(vm, at, stable, folio.order()))
+            Ok(platform::max_mapping_order(on, at, stable, folio.order()))
         })
     })
 }

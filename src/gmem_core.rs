@@ -38,6 +38,7 @@ use gmem_sys::{
             GuestFault,
             GuestPage, //
         },
+        platform::of,
         populate::Populate,
         vcpu::Vcpu,
         vm::Vm, //
@@ -96,7 +97,7 @@ impl GuestMemfd for Gmem {
     }
 
     fn supports_in_place(vm: &Vm) -> bool {
-        platform::platform(vm).is_some()
+        of(vm).is_some()
     }
 
     fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {

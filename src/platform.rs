@@ -16,6 +16,7 @@ use gmem_policy::{
     contract::{
         self,
         capability_any,
+        Base,
         Platform,
         Refusal, //
     },
@@ -41,8 +42,6 @@ use gmem_sys::{
             GivenUp,
             HardwareRmp,
             HardwareSept,
-            Kind,
-            Under,
             Written, //
         },
         vcpu::can_map_memory,
@@ -181,9 +180,8 @@ pub(crate) trait Vendor {
     }
 }
 
-/// A vendor that is selected at run time.
+/// What a platform's vendor does, as a table.
 struct Operations {
-    platform: Platform,
     convert: for<'f> fn(&'f GmemFile, &Request, &mut Outcome) -> Result<Done<'f>, Failure>,
     make_private: Option<fn(&Vm, Gfn, &PrivatePage<'_>) -> Result>,
     populate: Option<fn(&Vm, Gfn) -> Result<Assignment>>,
@@ -201,7 +199,6 @@ impl Operations {
         assert!(!(V::HAS_OWNS && V::HAS_OWNS_MAPPED));
 
         Self {
-            platform: V::PLATFORM,
             convert: convert::convert::<V>,
             make_private: if V::HAS_MAKE_PRIVATE {
                 Some(V::make_private)
@@ -218,8 +215,8 @@ impl Operations {
     }
 }
 
-/// The vendor of a VM, if its memory can be converted in place.
-fn select(vm: &Vm) -> Option<&'static Operations> {
+/// The vendor of a platform, if it is one of this configuration's.
+fn select(platform: Option<Platform>) -> Option<&'static Operations> {
     const SW_PROTECTED: &Operations = &Operations::of::<SwProtected>();
     const SNP: &Operations = &Operations::of::<Snp<HardwareRmp>>();
     const TDX: &Operations = &Operations::of::<Tdx<HardwareSept>>();
@@ -229,35 +226,30 @@ fn select(vm: &Vm) -> Option<&'static Operations> {
     #[cfg(CONFIG_KVM_GMEM_EMULATION)]
     const TDX_MODEL: &Operations = &Operations::of::<Tdx<ModelSept>>();
 
-    match platform::kind(vm)? {
-        Kind::Software => Some(SW_PROTECTED),
-        Kind::Snp(Under::Hardware) => Some(SNP),
-        Kind::Tdx(Under::Hardware) => Some(TDX),
-        Kind::Pkvm => Some(PKVM),
+    match platform? {
+        Platform::SwProtected => Some(SW_PROTECTED),
+        Platform::Snp(Base::Hardware) => Some(SNP),
+        Platform::Tdx(Base::Hardware) => Some(TDX),
+        Platform::Pkvm => Some(PKVM),
         #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-        Kind::Snp(Under::Model) => Some(SNP_MODEL),
+        Platform::Snp(Base::Model) => Some(SNP_MODEL),
         #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-        Kind::Tdx(Under::Model) => Some(TDX_MODEL),
-        #[cfg(not(CONFIG_KVM_GMEM_EMULATION))]
-        Kind::Snp(Under::Model) | Kind::Tdx(Under::Model) => None,
+        Platform::Tdx(Base::Model) => Some(TDX_MODEL),
         #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-        Kind::Snp(Under::Test) => Some(tests::SNP),
+        Platform::Snp(Base::Test) => Some(tests::SNP),
         #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-        Kind::Tdx(Under::Test) => Some(tests::TDX),
+        Platform::Tdx(Base::Test) => Some(tests::TDX),
+        #[cfg(not(all(CONFIG_KVM_GMEM_EMULATION, CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)))]
+        Platform::Snp(_) | Platform::Tdx(_) => None,
     }
-}
-
-/// The platform that a VM is on, if its memory can be converted in place.
-pub(crate) fn platform(vm: &Vm) -> Option<Platform> {
-    select(vm).map(|vendor| vendor.platform)
 }
 
 /// Whether the owner of a page of `inode` is recorded with the page.
 ///
 /// On hardware, the architecture's code handles memory that is not converted in place, as before.
 /// The models have no such code.
-fn remembers(vm: &Vm, inode: &GmemInode) -> bool {
-    inode.converts_in_place() || vm.emulated().is_some()
+fn remembers(platform: Option<Platform>, inode: &GmemInode) -> bool {
+    inode.converts_in_place() || platform.is_some_and(|on| on.base() == Base::Model)
 }
 
 /// Gives the page of a guest fault, which shows as `gfn`, to the platform if it is private.
@@ -269,12 +261,13 @@ fn remembers(vm: &Vm, inode: &GmemInode) -> bool {
 /// What the platform returns.
 #[inline]
 pub(crate) fn make_private(
+    platform: Option<Platform>,
     vm: &Vm,
     gfn: Gfn,
     stable: &Stable<'_>,
     folio: &PreparedFolio<'_>,
 ) -> Result {
-    let vendor = match select(vm).map(|vendor| vendor.make_private) {
+    let vendor = match select(platform).map(|vendor| vendor.make_private) {
         Some(None) => return Ok(()),
         Some(vendor) => vendor,
         None => None,
@@ -283,7 +276,7 @@ pub(crate) fn make_private(
         return Ok(());
     };
     match vendor {
-        Some(make_private) if remembers(vm, stable.inode()) => make_private(vm, gfn, &page),
+        Some(make_private) if remembers(platform, stable.inode()) => make_private(vm, gfn, &page),
         _ => page.make_private(vm, gfn),
     }
 }
@@ -292,11 +285,16 @@ pub(crate) fn make_private(
 ///
 /// A folio of one page needs no look at the attributes. All folios have one page today.
 #[inline]
-pub(crate) fn max_mapping_order(vm: &Vm, at: PageIndex, stable: &Stable<'_>, order: u8) -> u8 {
+pub(crate) fn max_mapping_order(
+    platform: Option<Platform>,
+    at: PageIndex,
+    stable: &Stable<'_>,
+    order: u8,
+) -> u8 {
     if order == 0 {
         return 0;
     }
-    match select(vm) {
+    match select(platform) {
         None => order,
         Some(vendor) => order.min((vendor.max_mapping_order)(stable.visibility(at))),
     }
@@ -307,9 +305,11 @@ pub(crate) fn max_mapping_order(vm: &Vm, at: PageIndex, stable: &Stable<'_>, ord
 /// # Errors
 ///
 /// What the platform returns.
-pub(crate) fn populate(vm: &Vm, inode: &GmemInode, gfn: Gfn) -> Result<Option<Assignment>> {
-    match select(vm).and_then(|vendor| vendor.populate) {
-        Some(populate) if remembers(vm, inode) => Ok(Some(populate(vm, gfn)?)),
+pub(crate) fn populate(file: &GmemFile, gfn: Gfn) -> Result<Option<Assignment>> {
+    let platform = file.platform();
+
+    match select(platform).and_then(|vendor| vendor.populate) {
+        Some(populate) if remembers(platform, file.inode()) => Ok(Some(populate(file.vm(), gfn)?)),
         _ => Ok(None),
     }
 }
@@ -348,21 +348,10 @@ pub(crate) fn convert<'f>(
     request: &Request,
     outcome: &mut Outcome,
 ) -> Result<Done<'f>, Failure> {
-    match select(file.vm()) {
+    match select(file.platform()) {
         Some(vendor) => (vendor.convert)(file, request, outcome),
         None => Err(EINVAL.into()),
     }
-}
-
-/// Whether there can be VMs on a platform here.
-fn is_available(platform: Platform) -> bool {
-    let kind = match platform {
-        Platform::SwProtected => Kind::Software,
-        Platform::Snp => Kind::Snp(Under::Hardware),
-        Platform::Tdx => Kind::Tdx(Under::Hardware),
-        Platform::Pkvm => Kind::Pkvm,
-    };
-    platform::is_available(kind)
 }
 
 /// Returns the value of a capability; [`None`] for one that is not of guest_memfd.
@@ -373,16 +362,17 @@ pub(crate) fn capability(vm: Option<&Vm>, cap: u64) -> Option<i32> {
     if cap == CAP_MAP_MEMORY {
         return Some(can_map_memory().into());
     }
+    let on = vm.and_then(platform::of);
     let supported = match vm {
-        Some(vm) => platform(vm).is_some(),
-        None => Platform::ALL.iter().copied().any(is_available),
+        Some(_) => on.is_some(),
+        None => Platform::ALL.iter().copied().any(platform::is_available),
     };
     let value = match cap {
         // CAST: One bit, far below the sign.
         CAP_ATTRIBUTES => Visibility::Private.attributes() as u32,
-        CAP_FLAGS | CAP_PRE_LAUNCH_FLAGS => match vm.and_then(platform) {
+        CAP_FLAGS | CAP_PRE_LAUNCH_FLAGS => match on {
             Some(platform) => contract::capability(platform),
-            None => capability_any(is_available),
+            None => capability_any(platform::is_available),
         },
         CAP_GET => 1,
         _ => return None,

@@ -50,7 +50,7 @@ fn one(populate: &Populate<'_>, n: u64) -> Result {
     // Before the lock: faulting the source in may need it.
     let source = populate.pin_source(n)?;
     let file = populate.file(source.gfn())?;
-    let to = platform::populate(populate.vm(), file.inode(), source.gfn())?;
+    let to = platform::populate(&file, source.gfn())?;
 
     file.inode()
         .locked_killable(|guard| populate.fill(guard, source, to))

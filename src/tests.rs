@@ -8,15 +8,13 @@ use crate::Gmem;
 use gmem_policy::emulation;
 use gmem_policy::{
     checks,
+    contract::Platform,
     request::Visibility, //
 };
-use gmem_sys::{
-    kvm::platform::Kind,
-    testing::{
-        platform::TestRmp,
-        TestFile,
-        TestVm, //
-    }, //
+use gmem_sys::testing::{
+    platform::TestRmp,
+    TestFile,
+    TestVm, //
 };
 use kernel::prelude::*;
 
@@ -34,7 +32,7 @@ mod page_cache {
     fn used_pages_cannot_be_dropped() -> Result {
         TestRmp::reset();
         let vm = TestVm::new()?;
-        vm.put_on(Kind::Software, 0)?;
+        vm.put_on(Platform::SwProtected, 0)?;
 
         for initial in [Visibility::Shared, Visibility::Private] {
             let Some(file) = TestFile::<Gmem>::new(&vm, 4, initial, BASE)? else {
@@ -73,7 +71,7 @@ mod donation {
     #[test]
     fn unused_pages_are_given_as_zeroes() -> Result {
         let vm = TestVm::new()?;
-        vm.put_on(Kind::Software, 0)?;
+        vm.put_on(Platform::SwProtected, 0)?;
 
         let Some(file) = TestFile::<Gmem>::new(&vm, 2, Visibility::Private, BASE)? else {
             return Ok(());
@@ -91,7 +89,7 @@ mod donation {
     #[test]
     fn used_pages_are_given_as_they_are() -> Result {
         let vm = TestVm::new()?;
-        vm.put_on(Kind::Software, 0)?;
+        vm.put_on(Platform::SwProtected, 0)?;
 
         let Some(file) = TestFile::<Gmem>::new(&vm, 2, Visibility::Shared, BASE)? else {
             return Ok(());

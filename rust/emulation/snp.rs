@@ -28,17 +28,20 @@ use core::sync::atomic::{
     AtomicBool,
     Ordering, //
 };
-use gmem_policy::emulation::{
-    rmp::{
-        self,
-        Code,
-        Entry,
-        Operation,
-        Size,
-        Table,
-        LARGE_PAGES, //
-    },
-    Fault, //
+use gmem_policy::{
+    contract::Base,
+    emulation::{
+        rmp::{
+            self,
+            Code,
+            Entry,
+            Operation,
+            Size,
+            Table,
+            LARGE_PAGES, //
+        },
+        Fault, //
+    }, //
 };
 use kernel::{
     prelude::*,
@@ -229,6 +232,8 @@ pub struct ModelRmp;
 impl Sealed for ModelRmp {}
 
 impl Rmp for ModelRmp {
+    const BASE: Base = Base::Model;
+
     fn asid(vm: &Vm) -> Result<u32, Failed> {
         Ok(super::of(vm).ok_or(Failed::Platform)?.id)
     }

@@ -25,6 +25,7 @@ use crate::{
     mm::folio::Frame, //
 };
 use gmem_policy::{
+    contract::Base,
     emulation::{
         sept::{
             Entry,
@@ -341,6 +342,8 @@ pub struct ModelSept;
 impl platform::sealed::Sealed for ModelSept {}
 
 impl platform::Sept for ModelSept {
+    const BASE: Base = Base::Model;
+
     fn prepare(vm: &Vm, gfn: Gfn, frame: &Frame<'_>) -> Result<(), Failed> {
         let emulation = super::of(vm).ok_or(Failed::Platform)?;
         Sept::prepare(&emulation.sept, gfn, frame)

@@ -5,7 +5,7 @@
 use super::snp::PageType;
 use crate::{
     bindings::*,
-    kvm::vm::Emulated, //
+    emulation::Model, //
 };
 use core::mem::offset_of;
 use gmem_policy::emulation::{
@@ -44,11 +44,11 @@ impl Op {
 }
 
 /// `KVM_GMEM_EMULATE_PAGE_*`; pages of TDX have no type.
-pub(super) fn page_type(platform: Emulated, number: u32) -> Result<PageType> {
-    match (platform, number) {
-        (Emulated::Snp, KVM_GMEM_EMULATE_PAGE_NORMAL) | (Emulated::Tdx, 0) => Ok(PageType::Normal),
-        (Emulated::Snp, KVM_GMEM_EMULATE_PAGE_ZERO) => Ok(PageType::Zero),
-        (Emulated::Snp, KVM_GMEM_EMULATE_PAGE_CPUID) => Ok(PageType::Cpuid),
+pub(super) fn page_type(model: Model, number: u32) -> Result<PageType> {
+    match (model, number) {
+        (Model::Snp, KVM_GMEM_EMULATE_PAGE_NORMAL) | (Model::Tdx, 0) => Ok(PageType::Normal),
+        (Model::Snp, KVM_GMEM_EMULATE_PAGE_ZERO) => Ok(PageType::Zero),
+        (Model::Snp, KVM_GMEM_EMULATE_PAGE_CPUID) => Ok(PageType::Cpuid),
         _ => Err(EINVAL),
     }
 }

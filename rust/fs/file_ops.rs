@@ -24,6 +24,7 @@ use crate::{
             Binding,
             FileData, //
         },
+        platform,
         vm::Vm, //
     }, //
 };
@@ -34,9 +35,12 @@ use core::{
         NonNull, //
     }, //
 };
-use gmem_policy::request::{
-    GET_MEMORY_ATTRIBUTES2,
-    SET_MEMORY_ATTRIBUTES2, //
+use gmem_policy::{
+    contract::Platform,
+    request::{
+        GET_MEMORY_ATTRIBUTES2,
+        SET_MEMORY_ATTRIBUTES2, //
+    }, //
 };
 use kernel::{
     error::{
@@ -94,6 +98,12 @@ impl GmemFile {
     #[inline]
     pub fn vm(&self) -> &Vm {
         self.data().vm()
+    }
+
+    /// The platform that the VM is on, if its memory can be converted in place.
+    #[inline]
+    pub fn platform(&self) -> Option<Platform> {
+        self.data().platform()
     }
 
     /// Calls `f` for each slot that is bound to the file, lowest page first.
@@ -184,13 +194,14 @@ impl Drop for ActiveFile {
 pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
     const NAME: &CStr = c"[kvm-gmem]";
 
-    if !traits.suit(vm) {
+    let platform = platform::of(vm);
+    if !traits.suit(vm, platform) {
         return Err(EINVAL);
     }
     let tables = tables()?;
     // Each of the guards below undoes one step; they are disarmed by forgetting them at the end.
     let fd = Descriptor::reserve()?;
-    let data = FileData::new(vm)?;
+    let data = FileData::new(vm, platform)?;
     let operations = Operations::get(tables.file_operations())?;
 
     // SAFETY: The file system is mounted for as long as KVM is there.

@@ -24,7 +24,6 @@ use crate::{
     kvm::{
         conversion::Turn,
         memslot::FileData,
-        platform,
         vm::Vm, //
     },
     mm::{
@@ -38,6 +37,7 @@ use core::{
     ptr::NonNull, //
 };
 use gmem_policy::{
+    contract::Platform,
     plan::{
         Attributes,
         Run, //
@@ -107,15 +107,15 @@ pub struct Traits {
 }
 
 impl Traits {
-    /// Whether a file of `vm` can be like this.
+    /// Whether a file of `vm`, which is on `platform`, can be like this.
     ///
     /// What the host reaches in a VM with private memory must be kept apart from what is private, and
     /// who converts must know who can have the pages.
-    pub(crate) fn suit(&self, vm: &Vm) -> bool {
+    pub(crate) fn suit(&self, vm: &Vm, platform: Option<Platform>) -> bool {
         let reachable = self.mappable || self.initial == Visibility::Shared;
 
         if self.in_place {
-            platform::kind(vm).is_some()
+            platform.is_some()
         } else {
             !reachable || !vm.has_private_mem()
         }

@@ -46,7 +46,6 @@ use crate::{
             self,
             Fatal,
             GivenUp,
-            Kind,
             Written, //
         },
         vm::Vm, //
@@ -440,8 +439,7 @@ impl<'s, 'f> Conversion<'s, 'f, Zapped<'s>> {
         let Work { change, .. } = self.work;
         let span = self.step.span();
         // A vendor can give a page to an RMP whatever its VM is.
-        let owns_pages = platform::has_rmp()
-            || span.any_vm(|vm| platform::kind(vm).is_some_and(Kind::owns_pages));
+        let owns_pages = platform::has_rmp() || span.any_platform(platform::owns_pages);
         let leaves = |changes| changes && owns_pages && change.to() == Visibility::Shared;
 
         let mut convert = |folio: &FolioRef<'_>, changes| {

@@ -13,10 +13,6 @@ use crate::{
     kvm::{
         fault::GuestFault,
         memslot::Memslot,
-        platform::{
-            self,
-            Kind, //
-        },
         vm::{
             Gfn,
             Vm, //
@@ -24,6 +20,7 @@ use crate::{
     },
     mm::folio::PrivatePage, //
 };
+use gmem_policy::contract::Platform;
 use kernel::prelude::*;
 
 /// Calls `access` with the page at `gfn`, which stays private until it returns. Called inside SRCU;
@@ -40,10 +37,10 @@ pub(crate) fn access<R>(
     gfn: Gfn,
     access: impl FnOnce(&PrivatePage<'_>) -> Result<R>,
 ) -> Result<R> {
-    if platform::kind(vm) != Some(Kind::Software) {
+    let (file, at) = slot.find(gfn)?;
+    if file.platform() != Some(Platform::SwProtected) {
         return Err(EFAULT);
     }
-    let (file, at) = slot.find(gfn)?;
     let fault = GuestFault::new(vm, &file, gfn, at);
 
     fault.inode().stable(|stable| {

@@ -23,7 +23,10 @@ use core::{
     marker::PhantomData,
     ptr, //
 };
-use gmem_policy::range::PageIndex;
+use gmem_policy::{
+    contract::Platform,
+    range::PageIndex, //
+};
 use kernel::prelude::*;
 
 /// A guest fault that is being handled.
@@ -54,6 +57,12 @@ impl<'a> GuestFault<'a> {
     #[inline]
     pub fn vm(&self) -> &'a Vm {
         self.vm
+    }
+
+    /// The platform that the VM is on, if its memory can be converted in place.
+    #[inline]
+    pub fn platform(&self) -> Option<Platform> {
+        self.file.platform()
     }
 
     /// The file's inode.

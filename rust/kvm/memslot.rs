@@ -18,9 +18,12 @@ use crate::{
     }, //
 };
 use core::ptr;
-use gmem_policy::range::{
-    PageIndex,
-    PageRange, //
+use gmem_policy::{
+    contract::Platform,
+    range::{
+        PageIndex,
+        PageRange, //
+    }, //
 };
 use kernel::{
     error::to_result,
@@ -168,30 +171,33 @@ impl Memslot {
     }
 }
 
-/// What a guest_memfd file (one VM's view of the inode) knows: its VM and the slots bound to it.
+/// What a guest_memfd file (one VM's view of the inode) knows: its VM, the platform that this is on,
+/// and the slots bound to it.
 #[pin_data(PinnedDrop)]
 pub(crate) struct FileData {
     /// Goes before the VM, whose directory it is in.
     runs: SetOnce<RunsFile>,
     vm: ARef<Vm>,
+    platform: Option<Platform>,
     /// `struct kvm_memory_slot` by page index, a multi-index entry for each slot.
     #[pin]
     slots: Opaque<bindings::xarray>,
 }
 
 impl FileData {
-    /// A file of `vm` with nothing bound to it.
+    /// A file of `vm`, which is on `platform`, with nothing bound to it.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
     #[inline]
-    pub(crate) fn new(vm: &Vm) -> Result<Pin<KBox<Self>>> {
+    pub(crate) fn new(vm: &Vm, platform: Option<Platform>) -> Result<Pin<KBox<Self>>> {
         // Without memory there is no value yet that would be dropped.
         KBox::pin_init(
             pin_init!(Self {
                 runs: SetOnce::new(),
                 vm: vm.into(),
+                platform,
                 // SAFETY: The array is at its final place and not in use.
                 slots <- Opaque::ffi_init(|slots| unsafe { bindings::gmem_xa_init(slots) }),
             }),
@@ -202,6 +208,12 @@ impl FileData {
     #[inline]
     pub(crate) fn vm(&self) -> &Vm {
         &self.vm
+    }
+
+    /// The platform that the VM is on, if it is one that this crate knows.
+    #[inline]
+    pub(crate) fn platform(&self) -> Option<Platform> {
+        self.platform
     }
 
     /// Keeps what shows the file in debugfs for as long as this lives.

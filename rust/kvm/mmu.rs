@@ -52,6 +52,7 @@ use core::{
     }, //
 };
 use gmem_policy::{
+    contract::Platform,
     range::{
         PageIndex,
         PageRange, //
@@ -140,6 +141,7 @@ impl<'s> Zapped<'s> {
 
 /// An allocated folio, and where a VM has it. Exists while the VM's `mmu_lock` is held for writing.
 pub struct Mapped<'a> {
+    platform: Option<Platform>,
     mmu: &'a MmuGuard<'a>,
     gfn: Gfn,
     folio: &'a FolioRef<'a>,
@@ -193,7 +195,8 @@ impl Mapped<'_> {
         if let Some(run) = known {
             return run.kept;
         }
-        let (kept, same) = platform::keeps_from_host(self.mmu, self.gfn, AT_ONCE, self.for_host);
+        let (kept, same) =
+            platform::keeps_from_host(self.platform, self.mmu, self.gfn, AT_ONCE, self.for_host);
         self.kept.set(Some(Kept {
             vm,
             start: gfn,
@@ -206,7 +209,8 @@ impl Mapped<'_> {
     /// Whether the page is in the VM's S-EPT. That it was is remembered until it is given up: what
     /// its removal leaves in it is known then.
     pub fn is_in_sept(&self) -> bool {
-        let is = platform::is_in_sept(self.mmu, self.gfn);
+        let is =
+            platform::sept(self.platform).is_some_and(|sept| (sept.contains)(self.mmu, self.gfn));
         if is {
             self.folio.frame().mark_in_sept(true);
         }
@@ -344,7 +348,7 @@ impl<'g> InvalidateSpan<'g> {
         mut question: Option<impl FnMut(&Mapped<'_>) -> Result>,
     ) -> Result<(), Refused> {
         let for_host = to == Visibility::Shared;
-        if question.is_none() && !(for_host && self.any_vm(platform::takes_by_itself)) {
+        if question.is_none() && !(for_host && self.any_platform(platform::takes_by_itself)) {
             return Ok(());
         }
         let mut ask = |mapped: &Mapped<'_>| {
@@ -388,6 +392,7 @@ impl<'g> InvalidateSpan<'g> {
                 for gfn in (start..end).map(Gfn::new) {
                     if answer.is_ok() {
                         answer = f(&Mapped {
+                            platform: file.platform(),
                             mmu,
                             gfn,
                             folio,
@@ -406,6 +411,16 @@ impl<'g> InvalidateSpan<'g> {
         // Not any(): the names of functions over nested adapters are too long for kallsyms.
         for file in self.stable.inode().files(self.stable) {
             if is(file.vm()) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether something is so of the platform of one of the inode's files.
+    pub(crate) fn any_platform(&self, is: impl Fn(Platform) -> bool) -> bool {
+        for file in self.stable.inode().files(self.stable) {
+            if file.platform().is_some_and(&is) {
                 return true;
             }
         }
@@ -431,14 +446,16 @@ impl<'g> InvalidateSpan<'g> {
 
         for file in self.stable.inode().files(self.stable) {
             let vm = file.vm();
-            stays &= !platform::takes_by_itself(vm);
-            zeroed &= platform::removal_zeroes(vm);
-            if platform::has_sept(vm) {
-                let mmu = vm.lock_mmu();
-                self.for_each_gfn_range(file, &folio.pages(), |_, start, end| {
-                    owned |= (start..end).any(|gfn| platform::is_in_sept(&mmu, Gfn::new(gfn)));
-                });
-            }
+            stays &= !file.platform().is_some_and(platform::takes_by_itself);
+            let Some(sept) = platform::sept(file.platform()) else {
+                zeroed = false;
+                continue;
+            };
+            zeroed &= (sept.removal_zeroes)(vm);
+            let mmu = vm.lock_mmu();
+            self.for_each_gfn_range(file, &folio.pages(), |_, start, end| {
+                owned |= (start..end).any(|gfn| (sept.contains)(&mmu, Gfn::new(gfn)));
+            });
         }
         if owned {
             return Err(Fatal);
@@ -451,7 +468,7 @@ impl<'g> InvalidateSpan<'g> {
     fn take_back(&self) {
         self.for_each_file(|file| {
             let vm = file.vm();
-            if platform::takes_back(vm) {
+            if file.platform().is_some_and(platform::takes_back) {
                 self.for_each_gfn_range(file, &self.range, |_, start, end| {
                     // SAFETY: The VM is valid, and given no page of the range as long as the span
                     // exists. mmu_lock, which is taken inside, is not held.
@@ -467,7 +484,7 @@ impl<'g> InvalidateSpan<'g> {
         let mut any = false;
         self.for_each_file(|file| {
             let vm = file.vm();
-            if platform::takes_back(vm) {
+            if file.platform().is_some_and(platform::takes_back) {
                 self.for_each_gfn_range(file, &self.range, |_, start, end| {
                     // SAFETY: As for take_back().
                     any |= unsafe { bindings::gmem_vm_retire(vm.as_raw(), start, end) };
@@ -490,7 +507,7 @@ impl<'g> InvalidateSpan<'g> {
             .stable
             .inode()
             .files(self.stable)
-            .any(|file| platform::has_sept(file.vm()));
+            .any(|file| platform::sept(file.platform()).is_some());
         let mut drains = Drains::new();
         let mut folios = guard.folios(&self.range);
         while let Some(batch) = folios.next_batch() {
@@ -510,7 +527,7 @@ impl<'g> InvalidateSpan<'g> {
     pub(crate) fn lose(&self, folio: &FolioRef<'_>) {
         let mut taken = false;
         for file in self.stable.inode().files(self.stable) {
-            taken |= platform::takes_by_itself(file.vm());
+            taken |= file.platform().is_some_and(platform::takes_by_itself);
             file.vm().kill();
         }
         if !taken {

@@ -16,7 +16,6 @@
 use crate::{
     bindings,
     kvm::vm::{
-        Emulated,
         Gfn,
         MmuGuard,
         Vm, //
@@ -30,12 +29,17 @@ use crate::{
 use core::marker::PhantomData;
 use gmem_policy::{
     content::Action,
+    contract::{
+        Base,
+        Platform, //
+    },
     request::Visibility, //
 };
 use kernel::prelude::*;
 
 #[cfg(CONFIG_KVM_GMEM_EMULATION)]
 use crate::emulation::{
+    self,
     ModelRmp,
     ModelSept, //
 };
@@ -48,81 +52,62 @@ pub(crate) mod sealed {
     pub trait Sealed {}
 }
 
-/// What a platform is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Under {
-    /// The machine has it.
-    Hardware,
-    /// A software model stands in for it.
-    Model,
-    /// A test plays it.
+/// The number by which the C side knows a platform.
+fn number(platform: Platform) -> u32 {
+    match platform {
+        Platform::SwProtected => bindings::GMEM_PLATFORM_SW_PROTECTED,
+        Platform::Snp(_) => bindings::GMEM_PLATFORM_SNP,
+        Platform::Tdx(_) => bindings::GMEM_PLATFORM_TDX,
+        Platform::Pkvm => bindings::GMEM_PLATFORM_PKVM,
+    }
+}
+
+/// The platform that a VM is on; [`None`] if this crate does not know such VMs.
+///
+/// Files keep the answer: it does not change once a VM has one.
+pub fn of(vm: &Vm) -> Option<Platform> {
     #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-    Test,
+    if let Some(platform) = testing::of(vm) {
+        return Some(platform);
+    }
+    // SAFETY: The VM is valid.
+    let known = unsafe { bindings::gmem_vm_platform(vm.as_raw()) };
+    let platform = Platform::ALL
+        .iter()
+        .copied()
+        .find(|&platform| number(platform) == known)?;
+    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
+    if platform == Platform::SwProtected {
+        return Some(emulation::platform(vm).unwrap_or(platform));
+    }
+    Some(platform)
 }
 
-/// What keeps the private memory of a VM private.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Nothing but KVM's own page tables.
-    Software,
-    /// AMD SEV-SNP.
-    Snp(Under),
-    /// Intel TDX.
-    Tdx(Under),
-    /// pKVM: page tables that EL2 keeps from the host.
-    Pkvm,
-}
-
-/// Whether VMs of a kind can be made here. A model stands in for a platform in VMs of another type.
-pub fn is_available(kind: Kind) -> bool {
-    let vm_type = match kind {
-        Kind::Software => bindings::GMEM_VM_SW_PROTECTED,
-        Kind::Snp(Under::Hardware) => bindings::GMEM_VM_SNP,
-        Kind::Tdx(Under::Hardware) => bindings::GMEM_VM_TDX,
-        Kind::Pkvm => bindings::GMEM_VM_PKVM,
-        Kind::Snp(Under::Model) | Kind::Tdx(Under::Model) => {
-            return cfg!(CONFIG_KVM_GMEM_EMULATION)
-        }
-        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-        Kind::Snp(Under::Test) | Kind::Tdx(Under::Test) => return false,
-    };
+/// Whether there can be VMs on a platform here. Models and tests stand in for one in VMs of another
+/// type.
+pub fn is_available(platform: Platform) -> bool {
     // SAFETY: Asks for a property of this kernel and machine.
-    unsafe { bindings::gmem_vm_type_available(vm_type) }
+    platform.base() == Base::Hardware
+        && unsafe { bindings::gmem_platform_available(number(platform)) }
 }
 
-impl Kind {
-    /// Whether pages can be the platform's, so that the host may not write them.
-    #[inline]
-    pub fn owns_pages(self) -> bool {
-        self != Self::Software
-    }
-
-    /// Whether the host can find a page to be its own and lose it before it has written it: the
-    /// guest takes pages back by itself. Only the hypervisor can write such pages safely.
-    #[inline]
-    fn takes_by_itself(self) -> bool {
-        self == Self::Pkvm
-    }
-}
-
-/// What a VM's memory is kept private by; [`None`] if this crate does not know such VMs.
+/// Whether pages can be the platform's, so that the host may not write them.
 #[inline]
-pub fn kind(vm: &Vm) -> Option<Kind> {
-    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-    if let Some(kind) = testing::kind(vm) {
-        return Some(kind);
-    }
-    match vm.kind() {
-        bindings::GMEM_VM_SW_PROTECTED => Some(match vm.emulated() {
-            None => Kind::Software,
-            Some(Emulated::Snp) => Kind::Snp(Under::Model),
-            Some(Emulated::Tdx) => Kind::Tdx(Under::Model),
-        }),
-        bindings::GMEM_VM_SNP => Some(Kind::Snp(Under::Hardware)),
-        bindings::GMEM_VM_TDX => Some(Kind::Tdx(Under::Hardware)),
-        bindings::GMEM_VM_PKVM => Some(Kind::Pkvm),
-        _ => None,
-    }
+pub(crate) fn owns_pages(platform: Platform) -> bool {
+    platform != Platform::SwProtected
+}
+
+/// Whether the hypervisor takes guests' pages back when they are to be freed.
+#[inline]
+pub(crate) fn takes_back(platform: Platform) -> bool {
+    platform == Platform::Pkvm
+}
+
+/// Whether the host can find a page to be its own and lose it before it has written it: the guest
+/// takes pages back by itself. Only the hypervisor can write such pages safely.
+#[inline]
+pub(crate) fn takes_by_itself(platform: Platform) -> bool {
+    platform == Platform::Pkvm
 }
 
 /// What a platform answers that does not do what it was asked for, or whose answer is none that it
@@ -183,6 +168,9 @@ pub enum Unsplit {
 /// Updates do not look at what was before. Whoever calls them does, and nobody else assigns or
 /// takes back the pages of a file meanwhile: the folio is locked, or the invalidate lock held.
 pub trait Rmp: sealed::Sealed {
+    /// What it is.
+    const BASE: Base;
+
     /// The number by which the table knows a guest.
     ///
     /// # Errors
@@ -222,6 +210,9 @@ pub trait Rmp: sealed::Sealed {
 
 /// TDX's page table of a guest's private pages.
 pub trait Sept: sealed::Sealed {
+    /// What it is.
+    const BASE: Base;
+
     /// Gets ready for the page to be mapped at `gfn`; may sleep, which the mapping may not.
     ///
     /// # Errors
@@ -242,6 +233,8 @@ pub struct HardwareRmp;
 impl sealed::Sealed for HardwareRmp {}
 
 impl Rmp for HardwareRmp {
+    const BASE: Base = Base::Hardware;
+
     fn asid(vm: &Vm) -> Result<u32, Failed> {
         // SAFETY: The VM is valid, and holds a reference to the vendor's module.
         match unsafe { bindings::gmem_rmp_asid(vm.as_raw()) } {
@@ -287,6 +280,8 @@ pub struct HardwareSept;
 impl sealed::Sealed for HardwareSept {}
 
 impl Sept for HardwareSept {
+    const BASE: Base = Base::Hardware;
+
     fn prepare(_vm: &Vm, _gfn: Gfn, _frame: &Frame<'_>) -> Result<(), Failed> {
         Ok(())
     }
@@ -340,56 +335,48 @@ pub(crate) fn is_assigned(frame: &Frame<'_>) -> bool {
     has_hardware_rmp() && is_taken(HardwareRmp::lookup(frame))
 }
 
-/// Whether `vm` has an S-EPT.
-pub(crate) fn has_sept(vm: &Vm) -> bool {
-    matches!(kind(vm), Some(Kind::Tdx(_)))
+/// What is asked of the S-EPT that a platform's VMs have, whichever it is.
+#[derive(Clone, Copy)]
+pub(crate) struct SeptQuestions {
+    /// [`Sept::contains`].
+    pub(crate) contains: fn(&MmuGuard<'_>, Gfn) -> bool,
+    /// [`Sept::removal_zeroes`].
+    pub(crate) removal_zeroes: fn(&Vm) -> bool,
 }
 
-/// Whether the VM's S-EPT has a page at `gfn`.
-pub(crate) fn is_in_sept(mmu: &MmuGuard<'_>, gfn: Gfn) -> bool {
-    match kind(mmu.vm()) {
-        Some(Kind::Tdx(Under::Hardware)) => HardwareSept::contains(mmu, gfn),
-        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-        Some(Kind::Tdx(Under::Model)) => ModelSept::contains(mmu, gfn),
-        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-        Some(Kind::Tdx(Under::Test)) => testing::TestSept::contains(mmu, gfn),
-        _ => false,
+impl SeptQuestions {
+    const fn of<S: Sept>() -> Self {
+        Self {
+            contains: S::contains,
+            removal_zeroes: S::removal_zeroes,
+        }
     }
 }
 
-/// Whether taking a page out of `vm`'s S-EPT leaves zeroes in it.
-pub(crate) fn removal_zeroes(vm: &Vm) -> bool {
-    match kind(vm) {
-        Some(Kind::Tdx(Under::Hardware)) => HardwareSept::removal_zeroes(vm),
+/// The S-EPT of a platform's VMs, if they have one.
+pub(crate) fn sept(platform: Option<Platform>) -> Option<SeptQuestions> {
+    match platform? {
+        Platform::Tdx(Base::Hardware) => Some(SeptQuestions::of::<HardwareSept>()),
         #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-        Some(Kind::Tdx(Under::Model)) => ModelSept::removal_zeroes(vm),
+        Platform::Tdx(Base::Model) => Some(SeptQuestions::of::<ModelSept>()),
         #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-        Some(Kind::Tdx(Under::Test)) => testing::TestSept::removal_zeroes(vm),
-        _ => false,
+        Platform::Tdx(Base::Test) => Some(SeptQuestions::of::<testing::TestSept>()),
+        _ => None,
     }
-}
-
-/// Whether the hypervisor takes guests' pages back from `vm` when they are to be freed.
-pub(crate) fn takes_back(vm: &Vm) -> bool {
-    kind(vm) == Some(Kind::Pkvm)
-}
-
-/// Whether `vm`'s guest takes pages back by itself; see [`Kind::takes_by_itself`].
-pub(crate) fn takes_by_itself(vm: &Vm) -> bool {
-    kind(vm).is_some_and(Kind::takes_by_itself)
 }
 
 /// Whether the VM's guest keeps the page at `gfn` from the host, and for how many of the `nr` pages
 /// from there on the answer is the same (1 at least). A page that becomes the host's, `for_host`, is
 /// not kept by a guest that has asked to share it: the hypervisor shares it with this question.
 pub(crate) fn keeps_from_host(
+    platform: Option<Platform>,
     mmu: &MmuGuard<'_>,
     gfn: Gfn,
     nr: u64,
     for_host: bool,
 ) -> (bool, u64) {
     let (vm, gfn) = (mmu.vm(), gfn.get());
-    if kind(vm) != Some(Kind::Pkvm) {
+    if platform != Some(Platform::Pkvm) {
         return (false, nr);
     }
     let mut same = 0;

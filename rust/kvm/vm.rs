@@ -46,15 +46,6 @@ impl Pfn {
     }
 }
 
-/// The platform that a SW_PROTECTED VM behaves like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Emulated {
-    /// SEV-SNP.
-    Snp,
-    /// TDX.
-    Tdx,
-}
-
 /// A VM, `struct kvm`.
 ///
 /// # Invariants
@@ -115,26 +106,6 @@ impl Vm {
     pub fn has_private_mem(&self) -> bool {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_vm_has_private_mem(self.as_raw()) }
-    }
-
-    /// What kind of VM it is.
-    #[inline]
-    pub(crate) fn kind(&self) -> u32 {
-        // SAFETY: By the type's invariants.
-        unsafe { bindings::gmem_vm_type(self.as_raw()) }
-    }
-
-    /// The platform that it behaves like by the help of a software model.
-    #[inline]
-    pub fn emulated(&self) -> Option<Emulated> {
-        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-        {
-            crate::emulation::emulated(self)
-        }
-        #[cfg(not(CONFIG_KVM_GMEM_EMULATION))]
-        {
-            None
-        }
     }
 
     /// Whether the launch is over: the guest may run.

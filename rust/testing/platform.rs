@@ -16,7 +16,6 @@ use crate::{
             sealed::Sealed,
             Entry,
             Failed,
-            Kind,
             Rmp,
             Sept,
             Unsplit, //
@@ -33,7 +32,13 @@ use crate::{
     }, //
 };
 use core::cell::UnsafeCell;
-use gmem_policy::range::PageIndex;
+use gmem_policy::{
+    contract::{
+        Base,
+        Platform, //
+    },
+    range::PageIndex, //
+};
 use kernel::prelude::*;
 
 /// Operations on the RMP.
@@ -81,7 +86,7 @@ struct State {
     sept: [Option<(u64, bool, bool)>; ENTRIES],
     removal_zeroes: bool,
     /// VMs that are on such a platform, by address.
-    vms: [Option<(usize, Kind, u32)>; 4],
+    vms: [Option<(usize, Platform, u32)>; 4],
 }
 
 impl State {
@@ -163,14 +168,14 @@ fn with<R>(f: impl FnOnce(&mut State) -> R) -> R {
 }
 
 /// The platform of a test's VM.
-pub(crate) fn kind(vm: &Vm) -> Option<Kind> {
+pub(crate) fn of(vm: &Vm) -> Option<Platform> {
     let at = vm.as_raw().addr();
     with(|state| {
         state
             .vms
             .iter()
             .flatten()
-            .find_map(|&(of, kind, _)| (of == at).then_some(kind))
+            .find_map(|&(of, platform, _)| (of == at).then_some(platform))
     })
 }
 
@@ -191,16 +196,17 @@ pub(super) fn forget(vm: &Vm) {
 }
 
 impl TestVm {
-    /// Puts the VM on a platform of this file.
+    /// Puts the VM on a platform, which is one of this file's if it has a part in pages. To be called
+    /// before the VM has a file.
     ///
     /// # Errors
     ///
     /// `ENOSPC`.
-    pub fn put_on(&self, kind: Kind, asid: u32) -> Result {
+    pub fn put_on(&self, platform: Platform, asid: u32) -> Result {
         let at = self.vm().as_raw().addr();
         with(|state| {
             let slot = state.vms.iter_mut().find(|slot| slot.is_none());
-            *slot.ok_or(ENOSPC)? = Some((at, kind, asid));
+            *slot.ok_or(ENOSPC)? = Some((at, platform, asid));
             Ok(())
         })
     }
@@ -316,6 +322,8 @@ impl TestRmp {
 impl Sealed for TestRmp {}
 
 impl Rmp for TestRmp {
+    const BASE: Base = Base::Test;
+
     fn asid(vm: &Vm) -> Result<u32, Failed> {
         let at = vm.as_raw().addr();
         with(|state| {
@@ -405,6 +413,8 @@ impl TestSept {
 impl Sealed for TestSept {}
 
 impl Sept for TestSept {
+    const BASE: Base = Base::Test;
+
     fn prepare(_vm: &Vm, _gfn: Gfn, _frame: &Frame<'_>) -> Result<(), Failed> {
         Ok(())
     }

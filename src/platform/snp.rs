@@ -46,7 +46,7 @@ pub(super) struct Snp<R: Rmp>(PhantomData<R>);
 
 #[vtable]
 impl<R: Rmp> Vendor for Snp<R> {
-    const PLATFORM: Platform = Platform::Snp;
+    const PLATFORM: Platform = Platform::Snp(R::BASE);
 
     fn owns(_vm: &Vm, folio: &FolioRef<'_>) -> Result<bool> {
         Ok(R::lookup(&folio.frame())?.assigned)

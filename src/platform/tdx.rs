@@ -30,7 +30,7 @@ pub(super) struct Tdx<S: Sept>(PhantomData<S>);
 
 #[vtable]
 impl<S: Sept> Vendor for Tdx<S> {
-    const PLATFORM: Platform = Platform::Tdx;
+    const PLATFORM: Platform = Platform::Tdx(S::BASE);
 
     fn owns_mapped(mapped: &Mapped<'_>) -> bool {
         mapped.is_in_sept()

@@ -29,6 +29,7 @@ use gmem_policy::{
         Content, //
     },
     contract::{
+        Base,
         Platform,
         Refusal, //
     },
@@ -47,9 +48,7 @@ use gmem_sys::{
             self,
             Fatal,
             GivenUp,
-            Kind,
             Rmp,
-            Under,
             Written, //
         },
         vm::{
@@ -82,8 +81,8 @@ const SHARED: Visibility = Visibility::Shared;
 const PRIVATE: Visibility = Visibility::Private;
 const POLICIES: [Content; 3] = [Content::None, Content::Zero, Content::Preserve];
 
-const ON_SNP: Kind = Kind::Snp(Under::Test);
-const ON_TDX: Kind = Kind::Tdx(Under::Test);
+const ON_SNP: Platform = Platform::Snp(Base::Test);
+const ON_TDX: Platform = Platform::Tdx(Base::Test);
 
 /// Pages of a file, of which requests are about those from [`FIRST`] to [`END`].
 const PAGES: u64 = 24;
@@ -118,7 +117,7 @@ fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<Outcome, Fai
     Ok(outcome)
 }
 
-fn test_vm(kind: Kind) -> Result<TestVm> {
+fn test_vm(kind: Platform) -> Result<TestVm> {
     TestRmp::reset();
     let vm = TestVm::new()?;
     vm.put_on(kind, ASID)?;
@@ -190,14 +189,15 @@ fn guest_uses(file: &File<'_>) -> Result {
 }
 
 /// How large a mapping may be for a folio of each order, of a page of a file on `kind`.
-fn check_orders(kind: Kind, page: Visibility, limit: u8) -> Result {
+fn check_orders(kind: Platform, page: Visibility, limit: u8) -> Result {
     let vm = test_vm(kind)?;
     let Some(file) = File::new(&vm, PAGES, page, BASE)? else {
         return Ok(());
     };
     file.file().inode().stable(|stable| {
         for order in 0..=9 {
-            let max = max_mapping_order(file.file().vm(), PageIndex::new(FIRST), stable, order);
+            let max =
+                max_mapping_order(file.file().platform(), PageIndex::new(FIRST), stable, order);
             assert_eq!(max, order.min(limit));
         }
         Ok(())
@@ -757,7 +757,7 @@ struct Liar;
 
 #[vtable]
 impl Vendor for Liar {
-    const PLATFORM: Platform = Platform::Snp;
+    const PLATFORM: Platform = Platform::Snp(Base::Test);
 
     fn action(request: &Request) -> Result<Action, Refusal> {
         match (Lie::told(), request.content()) {
@@ -861,7 +861,7 @@ fn check(
         ensure!(is == SHARED || file.host_fault(at).is_err(), request, at);
 
         // What the host can reach is nobody else's, and what is somebody's was not written.
-        let is_tdx = matches!(platform::kind(vm.vm()), Some(Kind::Tdx(_)));
+        let is_tdx = matches!(platform::of(vm.vm()), Some(Platform::Tdx(_)));
         let in_sept = is_tdx && TestSept::has(BASE + at);
         let owned = in_sept || TestRmp::entry(file, at)?.is_some();
         let byte = file.byte(at)?;
@@ -883,7 +883,7 @@ mod hostile_vendor {
     use super::*;
 
     /// Every lie, request and platform; the guest has used every third page.
-    fn every_lie<V: Vendor>(kind: Kind) -> Result {
+    fn every_lie<V: Vendor>(kind: Platform) -> Result {
         let ways = [
             (SHARED, SHARED),
             (SHARED, PRIVATE),
@@ -926,7 +926,7 @@ mod hostile_vendor {
 
     #[test]
     fn liar_on_software() -> Result {
-        every_lie::<Liar>(Kind::Software)
+        every_lie::<Liar>(Platform::SwProtected)
     }
 
     #[test]
@@ -949,7 +949,7 @@ mod hostile_vendor {
     /// Whatever is asked for.
     #[test]
     fn guest_maps_one_page() -> Result {
-        for kind in [Kind::Software, ON_SNP, ON_TDX] {
+        for kind in [Platform::SwProtected, ON_SNP, ON_TDX] {
             for initial in [PRIVATE, SHARED] {
                 let vm = test_vm(kind)?;
                 let file = file_or_return!(&vm, initial);
@@ -963,7 +963,7 @@ mod hostile_vendor {
     #[test]
     fn host_fault_leaves_nothing_locked() -> Result {
         for initial in [PRIVATE, SHARED] {
-            let vm = test_vm(Kind::Software)?;
+            let vm = test_vm(Platform::SwProtected)?;
             let file = file_or_return!(&vm, initial);
             let page = file.page(5)?;
             let references = page.references();
@@ -1003,7 +1003,7 @@ mod hostile_vendor {
     /// A vendor can call an RMP in a VM of any kind. The host does not get the page.
     #[test]
     fn page_that_another_vendor_assigned() -> Result {
-        for kind in [Kind::Software, ON_SNP, ON_TDX] {
+        for kind in [Platform::SwProtected, ON_SNP, ON_TDX] {
             for content in [Content::Preserve, Content::Zero] {
                 let vm = test_vm(kind)?;
                 let file = file_or_return!(&vm, PRIVATE);
@@ -1061,7 +1061,7 @@ mod hostile_vendor {
     /// A reference that is held elsewhere stops the way to private and nothing else.
     #[test]
     fn held_page_is_busy() -> Result {
-        let vm = test_vm(Kind::Software)?;
+        let vm = test_vm(Platform::SwProtected)?;
         let file = file_or_return!(&vm, SHARED);
         let request = request(&file, PRIVATE, Content::Zero)?;
         let page = file.host_fault(6)?;
@@ -1141,7 +1141,7 @@ mod hostile_vendor {
     #[test]
     fn unused_pages_are_zeroed_at_first_use() -> Result {
         for content in POLICIES {
-            let vm = test_vm(Kind::Software)?;
+            let vm = test_vm(Platform::SwProtected)?;
             let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
                 return Ok(());
             };
@@ -1160,7 +1160,7 @@ mod hostile_vendor {
     /// The slot names the file, which does not know it: no conversion would reach the guest.
     #[test]
     fn stale_slot_gets_no_page() -> Result {
-        for kind in [Kind::Software, ON_SNP, ON_TDX] {
+        for kind in [Platform::SwProtected, ON_SNP, ON_TDX] {
             let vm = test_vm(kind)?;
             let file = file_or_return!(&vm, PRIVATE);
 

@@ -14,6 +14,7 @@ use crate::{
         action,
         capability,
         capability_any,
+        Base,
         Platform,
         Refusal, //
     },
@@ -491,7 +492,7 @@ pub fn pages_that_nobody_owns() -> Check {
     for &platform in Platform::ALL {
         let none = match platform {
             Platform::SwProtected => Action::Scramble,
-            Platform::Snp | Platform::Tdx | Platform::Pkvm => Action::Leave,
+            Platform::Snp(_) | Platform::Tdx(_) | Platform::Pkvm => Action::Leave,
         };
         for to in [SHARED, PRIVATE] {
             for (content, expected) in [
@@ -521,7 +522,7 @@ pub fn owned_pages() -> Check {
                 let expected = match (platform, to, content) {
                     (Platform::SwProtected, _, _) => None,
                     (_, PRIVATE, Content::Zero) => Some(Refusal::NotSupported),
-                    (Platform::Tdx, SHARED, Content::Preserve) => Some(Refusal::NotSupported),
+                    (Platform::Tdx(_), SHARED, Content::Preserve) => Some(Refusal::NotSupported),
                     (Platform::Pkvm, SHARED, _) => Some(Refusal::NotShared),
                     _ => None,
                 };
@@ -537,8 +538,8 @@ pub fn owned_pages() -> Check {
 /// What is announced is what is accepted, for each platform and direction.
 pub fn capabilities_follow_the_contract() -> Check {
     check!(capability(Platform::SwProtected) == 0x03_03_03);
-    check!(capability(Platform::Snp) == 0x03_03_03);
-    check!(capability(Platform::Tdx) == 0x03_01_01);
+    check!(capability(Platform::Snp(Base::Hardware)) == 0x03_03_03);
+    check!(capability(Platform::Tdx(Base::Hardware)) == 0x03_01_01);
     check!(capability(Platform::Pkvm) == 0x03_03_03);
 
     let mut any = 0;
@@ -561,7 +562,7 @@ pub fn capabilities_follow_the_contract() -> Check {
     }
     check!(capability_any(|_| true) == any);
     check!(capability_any(|_| false) == 0);
-    check!(capability_any(|platform| platform == Platform::Tdx) == 0x03_01_01);
+    check!(capability_any(|platform| platform == Platform::Tdx(Base::Hardware)) == 0x03_01_01);
     Ok(())
 }
 

@@ -7,8 +7,9 @@
 //! decides which pages there can be, and the platforms that own pages own some before launch.
 //!
 //! A new platform is a new variant of [`Platform`], its entry in [`Platform::ALL`], and its rows in
-//! the table, for which the compiler asks. What the platforms announce to user space is computed
-//! from the table, so that no capability promises what a request is refused.
+//! the table, for which the compiler asks. What a platform stands on decides no row. What the
+//! platforms announce to user space is computed from the table, so that no capability promises what
+//! a request is refused.
 
 use crate::{
     content::{
@@ -18,30 +19,56 @@ use crate::{
     request::Visibility, //
 };
 
-/// What keeps the private memory of a VM private.
+/// What a platform stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// The machine has it.
+    Hardware,
+    /// A software model stands in for it.
+    Model,
+    /// A test plays it.
+    Test,
+}
+
+/// What keeps the private memory of a VM private, and what that stands on.
+///
+/// It is found out when a file is created, and kept with the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Platform {
     /// Nothing but KVM's own page tables: `KVM_X86_SW_PROTECTED_VM`, on which the rest is tested.
     SwProtected,
     /// AMD SEV-SNP: pages of the guest are encrypted, and assigned to it in the RMP.
-    Snp,
+    Snp(Base),
     /// Intel TDX: pages of the guest are encrypted, and in its S-EPT, which the TDX module keeps.
-    Tdx,
+    Tdx(Base),
     /// pKVM on arm64: pages are the guest's in the page tables that EL2 keeps from the host. The
     /// guest itself shares them with the host, and takes them back.
     Pkvm,
 }
 
 impl Platform {
-    /// All platforms.
-    pub const ALL: &'static [Self] = &[Self::SwProtected, Self::Snp, Self::Tdx, Self::Pkvm];
+    /// All platforms, as machines have them.
+    pub const ALL: &'static [Self] = &[
+        Self::SwProtected,
+        Self::Snp(Base::Hardware),
+        Self::Tdx(Base::Hardware),
+        Self::Pkvm,
+    ];
+
+    /// Returns what it stands on.
+    pub const fn base(self) -> Base {
+        match self {
+            Self::Snp(base) | Self::Tdx(base) => base,
+            Self::SwProtected | Self::Pkvm => Base::Hardware,
+        }
+    }
 
     /// Returns its name, as `fdinfo` shows it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::SwProtected => "sw-protected",
-            Self::Snp => "snp",
-            Self::Tdx => "tdx",
+            Self::Snp(_) => "snp",
+            Self::Tdx(_) => "tdx",
             Self::Pkvm => "pkvm",
         }
     }
@@ -86,30 +113,33 @@ pub const fn action(
     #[rustfmt::skip]
     let row = match (platform, owned, to, content) {
         // It owns no page: the host can write each of them.
-        (SwProtected,      _,     _,       Content::Preserve)                 => Ok(Leave),
-        (SwProtected,      _,     _,       Content::Zero)                     => Ok(Zero),
-        (SwProtected,      _,     _,       Content::None)                     => Ok(Scramble),
+        (SwProtected,            _,     _,       Content::Preserve) => Ok(Leave),
+        (SwProtected,            _,     _,       Content::Zero)     => Ok(Zero),
+        (SwProtected,            _,     _,       Content::None)     => Ok(Scramble),
 
         // A page becomes owned when the guest first uses it, not when it is converted. Until then
         // the host can write it. On pKVM, EL2 zeroes it for the host.
-        (Snp | Tdx | Pkvm, false, _,       Content::Preserve | Content::None) => Ok(Leave),
-        (Snp | Tdx | Pkvm, false, _,       Content::Zero)                     => Ok(Zero),
+        (Snp(_) | Tdx(_) | Pkvm, false, _,       Content::Preserve) => Ok(Leave),
+        (Snp(_) | Tdx(_) | Pkvm, false, _,       Content::None)     => Ok(Leave),
+        (Snp(_) | Tdx(_) | Pkvm, false, _,       Content::Zero)     => Ok(Zero),
 
         // The page stays owned, and nobody but the guest can write it.
-        (Snp | Tdx | Pkvm, true,  Private, Content::Preserve | Content::None) => Ok(Leave),
-        (Snp | Tdx | Pkvm, true,  Private, Content::Zero)                     => Err(NotSupported),
+        (Snp(_) | Tdx(_) | Pkvm, true,  Private, Content::Preserve) => Ok(Leave),
+        (Snp(_) | Tdx(_) | Pkvm, true,  Private, Content::None)     => Ok(Leave),
+        (Snp(_) | Tdx(_) | Pkvm, true,  Private, Content::Zero)     => Err(NotSupported),
 
         // The RMP has no part in the bytes: the host finds the ciphertext.
-        (Snp,              true,  Shared,  Content::Preserve | Content::None) => Ok(Leave),
-        (Snp,              true,  Shared,  Content::Zero)                     => Ok(Zero),
+        (Snp(_),                 true,  Shared,  Content::Preserve) => Ok(Leave),
+        (Snp(_),                 true,  Shared,  Content::None)     => Ok(Leave),
+        (Snp(_),                 true,  Shared,  Content::Zero)     => Ok(Zero),
 
         // Taking a page out of the S-EPT destroys its contents.
-        (Tdx,              true,  Shared,  Content::Preserve)                 => Err(NotSupported),
-        (Tdx,              true,  Shared,  Content::Zero)                     => Ok(Zero),
-        (Tdx,              true,  Shared,  Content::None)                     => Ok(Leave),
+        (Tdx(_),                 true,  Shared,  Content::Preserve) => Err(NotSupported),
+        (Tdx(_),                 true,  Shared,  Content::Zero)     => Ok(Zero),
+        (Tdx(_),                 true,  Shared,  Content::None)     => Ok(Leave),
 
         // The guest shares its pages by itself.
-        (Pkvm,             true,  Shared,  _)                                 => Err(NotShared),
+        (Pkvm,                   true,  Shared,  _)                 => Err(NotShared),
     };
     row
 }
@@ -160,6 +190,6 @@ pub fn capability_any(available: impl Fn(Platform) -> bool) -> u32 {
 
 // What the user-space interface says about each platform, before launch and after it.
 const _: () = assert!(capability(Platform::SwProtected) == 0x03_03_03);
-const _: () = assert!(capability(Platform::Snp) == 0x03_03_03);
-const _: () = assert!(capability(Platform::Tdx) == 0x03_01_01);
+const _: () = assert!(capability(Platform::Snp(Base::Hardware)) == 0x03_03_03);
+const _: () = assert!(capability(Platform::Tdx(Base::Hardware)) == 0x03_01_01);
 const _: () = assert!(capability(Platform::Pkvm) == 0x03_03_03);

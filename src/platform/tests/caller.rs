@@ -68,7 +68,7 @@ mod hostile_caller {
     /// goes on to the end still can.
     #[test]
     fn steps_that_are_left_out() -> Result {
-        for kind in [Kind::Software, ON_SNP, ON_TDX] {
+        for kind in [Platform::SwProtected, ON_SNP, ON_TDX] {
             for (before, to) in [(SHARED, PRIVATE), (PRIVATE, SHARED), (PRIVATE, PRIVATE)] {
                 for content in POLICIES {
                     for steps in 0..=STEPS {
@@ -98,7 +98,7 @@ mod hostile_caller {
     /// A step that is forgotten does not keep an invalidation going.
     #[test]
     fn steps_that_are_forgotten() -> Result {
-        let vm = test_vm(Kind::Software)?;
+        let vm = test_vm(Platform::SwProtected)?;
         let file = file_or_return!(&vm, SHARED);
         // No attribute changes, so that there is no memory to be lost.
         let request = request(&file, SHARED, Content::Zero)?;
@@ -126,7 +126,7 @@ mod hostile_caller {
     #[test]
     fn zero_that_is_something_else() -> Result {
         for (before, to) in [(SHARED, PRIVATE), (PRIVATE, SHARED), (SHARED, SHARED)] {
-            let vm = test_vm(Kind::Software)?;
+            let vm = test_vm(Platform::SwProtected)?;
             let file = file_or_return!(&vm, before);
             let request = request(&file, to, Content::Zero)?;
             let result = convert::<Scrambler>(file.file(), &request);
@@ -144,7 +144,7 @@ mod hostile_caller {
     /// The same where no slot shows the pages any more by which a platform could be asked.
     #[test]
     fn dead_vm_without_a_slot() -> Result {
-        for kind in [ON_TDX, ON_SNP, Kind::Software] {
+        for kind in [ON_TDX, ON_SNP, Platform::SwProtected] {
             for content in POLICIES {
                 let vm = test_vm(kind)?;
                 let file = file_or_return!(&vm, PRIVATE);
@@ -175,7 +175,7 @@ mod hostile_caller {
     #[test]
     fn file_that_does_not_convert_in_place() -> Result {
         for (before, to) in [(PRIVATE, PRIVATE), (SHARED, SHARED), (PRIVATE, SHARED)] {
-            let vm = test_vm(Kind::Software)?;
+            let vm = test_vm(Platform::SwProtected)?;
             let Some(file) = File::fixed(&vm, PAGES, before, BASE)? else {
                 return Ok(());
             };
