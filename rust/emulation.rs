@@ -17,7 +17,13 @@ use crate::{
         memslot::Memslot,
         platform::{
             self,
-            Failed, //
+            Failed,
+            Rmp,
+            SeptQuestions, //
+        },
+        stand_in::{
+            self,
+            StandIn, //
         },
         vm::{
             Gfn,
@@ -157,61 +163,81 @@ fn of(vm: &Vm) -> Option<&Emulation> {
 pub(crate) unsafe fn init() {
     // SAFETY: By the contract of this function.
     unsafe { snp::init() }
+    stand_in::register(&Models);
 }
 
-/// The platform that a VM behaves like.
-pub(crate) fn platform(vm: &Vm) -> Option<Platform> {
-    of(vm).map(|emulation| match emulation.model {
-        Model::Snp => Platform::Snp(Base::Model),
-        Model::Tdx => Platform::Tdx(Base::Model),
-    })
-}
+/// The models, for the code below.
+struct Models;
 
-/// A VM has a guest_memfd now: it is too late to become something else.
-pub(crate) fn close(vm: &Vm) {
-    // SAFETY: The VM is valid.
-    unsafe { bindings::gmem_vm_close_emulation(vm.as_raw()) }
-}
-
-/// A page that a model knew is freed; the vendor has given it back, if it is right.
-pub(crate) fn freed(frame: &Frame<'_>) {
-    let page = Page::new(frame);
-    // What the platform did not give back is out of the file now, but not free.
-    if page.is_hidden() && !page.is_kept() && !frame.is_leaked() {
-        pr_err!(
-            "emulation: pfn {:#x} is freed while it is a guest's\n",
-            page.pfn()
-        );
-        page.show();
+impl StandIn for Models {
+    fn base(&self) -> Base {
+        Base::Model
     }
-}
 
-/// A guest fault has the page of `gfn`, and has not mapped it yet. Sleeps if a test wants it.
-pub(crate) fn has_pfn(vm: &Vm, gfn: Gfn) {
-    if let Some(emulation) = of(vm) {
-        emulation.fault.pass(gfn.get()..gfn.get().saturating_add(1));
+    fn platform(&self, vm: &Vm) -> Option<Platform> {
+        of(vm).map(|emulation| match emulation.model {
+            Model::Snp => Platform::Snp(Base::Model),
+            Model::Tdx => Platform::Tdx(Base::Model),
+        })
     }
-}
 
-/// An invalidation of gfns of `vm` is about to begin. Sleeps if a test wants it.
-pub(crate) fn invalidates(vm: &Vm, gfns: Range<u64>) {
-    if let Some(emulation) = of(vm) {
-        emulation.invalidation.pass(gfns);
+    fn has_rmp(&self) -> bool {
+        ModelRmp::is_used()
     }
-}
 
-/// An invalidation begins to take pages away, or has done so. Under `mmu_lock`.
-pub(crate) fn set_invalidating(vm: &Vm, invalidating: bool) {
-    if let Some(emulation) = of(vm) {
-        emulation.sept.lock().set_invalidating(invalidating);
+    fn rmp_entry(&self, frame: &Frame<'_>) -> Option<Result<platform::Entry, Failed>> {
+        frame.is_model().then(|| ModelRmp::lookup(frame))
     }
-}
 
-/// An invalidation of `start..end` in `slot`, which shows `inode`, ends. Under `mmu_lock`.
-pub(crate) fn settle(vm: &Vm, inode: &GmemInode, slot: &Memslot, start: u64, end: u64) {
-    if let Some(emulation) = of(vm) {
-        let destroyed = emulation.sept.lock().settle(inode, slot, start, end);
-        emulation.destroyed.fetch_add(destroyed, Ordering::Relaxed);
+    fn sept(&self) -> SeptQuestions {
+        SeptQuestions::of::<ModelSept>()
+    }
+
+    fn closes(&self, vm: &Vm) {
+        // SAFETY: The VM is valid.
+        unsafe { bindings::gmem_vm_close_emulation(vm.as_raw()) }
+    }
+
+    fn has_pfn(&self, vm: &Vm, gfn: Gfn) {
+        if let Some(emulation) = of(vm) {
+            emulation.fault.pass(gfn.get()..gfn.get().saturating_add(1));
+        }
+    }
+
+    fn invalidates(&self, vm: &Vm, gfns: Range<u64>) {
+        if let Some(emulation) = of(vm) {
+            emulation.invalidation.pass(gfns);
+        }
+    }
+
+    fn set_invalidating(&self, vm: &Vm, invalidating: bool) {
+        if let Some(emulation) = of(vm) {
+            emulation.sept.lock().set_invalidating(invalidating);
+        }
+    }
+
+    fn settles(&self, vm: &Vm, inode: &GmemInode, slot: &Memslot, gfns: Range<u64>) {
+        if let Some(emulation) = of(vm) {
+            let mut sept = emulation.sept.lock();
+            let destroyed = sept.settle(inode, slot, gfns.start, gfns.end);
+            drop(sept);
+            emulation.destroyed.fetch_add(destroyed, Ordering::Relaxed);
+        }
+    }
+
+    fn freed(&self, frame: &Frame<'_>) {
+        if !frame.is_model() || frame.is_leaked() {
+            return;
+        }
+        let page = Page::new(frame);
+        // What the platform did not give back is out of the file now, but not free.
+        if page.is_hidden() && !page.is_kept() {
+            pr_err!(
+                "emulation: pfn {:#x} is freed while it is a guest's\n",
+                page.pfn()
+            );
+            page.show();
+        }
     }
 }
 

@@ -37,6 +37,7 @@ use crate::{
         mmu::InvalidateSpan,
         platform,
         populate::Populate,
+        stand_in,
         vcpu::Vcpu,
         vm::{
             Gfn,
@@ -364,10 +365,7 @@ unsafe extern "C" fn free_folio<T: GuestMemfd>(folio: *mut bindings::folio) {
     if platform::is_assigned(&frame) {
         frame.leak();
     }
-    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-    if frame.is_model() && !frame.is_leaked() {
-        crate::emulation::freed(&frame);
-    }
+    stand_in::all().for_each(|other| other.freed(&frame));
     frame.clear();
 }
 
@@ -467,8 +465,7 @@ pub mod entry {
     pub unsafe fn create<T: GuestMemfd>(kvm: *mut kvm, args: *mut kvm_create_guest_memfd) -> c_int {
         // SAFETY: By the contract of this function.
         let (vm, args) = unsafe { (Vm::from_raw(kvm), &*args) };
-        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-        crate::emulation::close(vm);
+        stand_in::all().for_each(|other| other.closes(vm));
         from_result(|| T::create(vm, args.size, args.flags))
     }
 
@@ -577,8 +574,7 @@ pub mod entry {
             let gfn = Gfn::new(gfn);
             let (file, at) = slot.find(gfn)?;
             let found = T::get_pfn(GuestFault::new(vm, &file, gfn, at))?;
-            #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-            crate::emulation::has_pfn(vm, gfn);
+            stand_in::all().for_each(|other| other.has_pfn(vm, gfn));
             let frame = found.page.pfn();
             // SAFETY: By the contract of this function; `max_order` may be NULL.
             unsafe {

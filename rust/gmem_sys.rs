@@ -61,6 +61,7 @@ pub mod kvm {
     pub mod mmu;
     pub mod platform;
     pub mod populate;
+    pub(crate) mod stand_in;
     pub mod vcpu;
     pub mod vm;
 }

@@ -8,8 +8,6 @@
 //!
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
 
-#[cfg(CONFIG_KVM_GMEM_EMULATION)]
-use crate::kvm::memslot::Memslot;
 use crate::{
     bindings,
     fs::{
@@ -24,12 +22,16 @@ use crate::{
         inode::GmemInode, //
     },
     kvm::{
-        memslot::FileData,
+        memslot::{
+            FileData,
+            Memslot, //
+        },
         platform::{
             self,
             Fatal,
             GivenUp, //
         },
+        stand_in,
         vm::{
             Gfn,
             MmuGuard,
@@ -236,10 +238,11 @@ impl<'g> InvalidateSpan<'g> {
             asked: Cell::new(false),
         };
         span.for_each_file(|file| {
-            #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-            span.for_each_gfn_range(file, &span.range, |_, start, end| {
-                crate::emulation::invalidates(file.vm(), start..end);
-            });
+            for other in stand_in::all() {
+                span.for_each_gfn_range(file, &span.range, |_, start, end| {
+                    other.invalidates(file.vm(), start..end);
+                });
+            }
             let _mmu = file.vm().lock_mmu();
             // SAFETY: mmu_lock is held, and each start gets its end when the span is dropped: the
             // set of bound slots is the same then, as the bindings are locked.
@@ -302,8 +305,7 @@ impl<'g> InvalidateSpan<'g> {
         let _mmu = vm.lock_mmu();
         let mut flush = false;
 
-        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-        crate::emulation::set_invalidating(vm, true);
+        stand_in::all().for_each(|other| other.set_invalidating(vm, true));
         for pages in ranges {
             self.for_each_gfn_range(file, &pages, |slot, start, end| {
                 let mut range = bindings::kvm_gfn_range {
@@ -322,8 +324,7 @@ impl<'g> InvalidateSpan<'g> {
                 flush |= unsafe { bindings::gmem_vm_zap(vm.as_raw(), &mut range) };
             });
         }
-        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-        crate::emulation::set_invalidating(vm, false);
+        stand_in::all().for_each(|other| other.set_invalidating(vm, false));
         if flush {
             // SAFETY: The VM is valid.
             unsafe { bindings::gmem_vm_flush_remote_tlbs(vm.as_raw()) };
@@ -563,12 +564,11 @@ impl Drop for InvalidateSpan<'_> {
         self.for_each_file(|file| {
             let _mmu = file.vm().lock_mmu();
             // A file that is being closed takes its pages along; of others somebody may miss some.
-            #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-            if self.only.is_none() {
+            for other in stand_in::all().filter(|_| self.only.is_none()) {
                 self.for_each_gfn_range(file, &self.range, |slot, start, end| {
                     // SAFETY: The slot is valid as long as the bindings are stable.
                     let slot = unsafe { Memslot::from_raw(slot) };
-                    crate::emulation::settle(file.vm(), self.stable.inode(), slot, start, end);
+                    other.settles(file.vm(), self.stable.inode(), slot, start..end);
                 });
             }
             // SAFETY: mmu_lock is held, and begin() has started the invalidation.

@@ -15,10 +15,13 @@
 
 use crate::{
     bindings,
-    kvm::vm::{
-        Gfn,
-        MmuGuard,
-        Vm, //
+    kvm::{
+        stand_in,
+        vm::{
+            Gfn,
+            MmuGuard,
+            Vm, //
+        }, //
     },
     mm::folio::{
         FolioRef,
@@ -36,16 +39,6 @@ use gmem_policy::{
     request::Visibility, //
 };
 use kernel::prelude::*;
-
-#[cfg(CONFIG_KVM_GMEM_EMULATION)]
-use crate::emulation::{
-    self,
-    ModelRmp,
-    ModelSept, //
-};
-
-#[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-use crate::testing::platform as testing;
 
 /// Only what is listed here is believed.
 pub(crate) mod sealed {
@@ -66,21 +59,15 @@ fn number(platform: Platform) -> u32 {
 ///
 /// Files keep the answer: it does not change once a VM has one.
 pub fn of(vm: &Vm) -> Option<Platform> {
-    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-    if let Some(platform) = testing::of(vm) {
+    if let Some(platform) = stand_in::all().find_map(|other| other.platform(vm)) {
         return Some(platform);
     }
     // SAFETY: The VM is valid.
     let known = unsafe { bindings::gmem_vm_platform(vm.as_raw()) };
-    let platform = Platform::ALL
+    Platform::ALL
         .iter()
         .copied()
-        .find(|&platform| number(platform) == known)?;
-    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-    if platform == Platform::SwProtected {
-        return Some(emulation::platform(vm).unwrap_or(platform));
-    }
-    Some(platform)
+        .find(|&platform| number(platform) == known)
 }
 
 /// Whether there can be VMs on a platform here. Models and tests stand in for one in VMs of another
@@ -305,15 +292,7 @@ fn is_taken(entry: Result<Entry, Failed>) -> bool {
 
 /// Whether pages can be somebody's in an RMP here, whatever their VMs are.
 pub(crate) fn has_rmp() -> bool {
-    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-    if ModelRmp::is_used() {
-        return true;
-    }
-    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-    if testing::TestRmp::is_on() {
-        return true;
-    }
-    has_hardware_rmp()
+    stand_in::all().any(|other| other.has_rmp()) || has_hardware_rmp()
 }
 
 fn has_hardware_rmp() -> bool {
@@ -324,13 +303,9 @@ fn has_hardware_rmp() -> bool {
 /// Whether the page is somebody's in an RMP, whatever is remembered of it and whatever its VM is. A
 /// machine without an RMP has none that is.
 pub(crate) fn is_assigned(frame: &Frame<'_>) -> bool {
-    #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-    if frame.is_model() && is_taken(ModelRmp::lookup(frame)) {
+    let mut said = stand_in::all().filter_map(|other| other.rmp_entry(frame));
+    if said.any(is_taken) {
         return true;
-    }
-    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-    if testing::TestRmp::is_on() {
-        return is_taken(testing::TestRmp::lookup(frame));
     }
     has_hardware_rmp() && is_taken(HardwareRmp::lookup(frame))
 }
@@ -345,7 +320,7 @@ pub(crate) struct SeptQuestions {
 }
 
 impl SeptQuestions {
-    const fn of<S: Sept>() -> Self {
+    pub(crate) const fn of<S: Sept>() -> Self {
         Self {
             contains: S::contains,
             removal_zeroes: S::removal_zeroes,
@@ -357,10 +332,9 @@ impl SeptQuestions {
 pub(crate) fn sept(platform: Option<Platform>) -> Option<SeptQuestions> {
     match platform? {
         Platform::Tdx(Base::Hardware) => Some(SeptQuestions::of::<HardwareSept>()),
-        #[cfg(CONFIG_KVM_GMEM_EMULATION)]
-        Platform::Tdx(Base::Model) => Some(SeptQuestions::of::<ModelSept>()),
-        #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
-        Platform::Tdx(Base::Test) => Some(SeptQuestions::of::<testing::TestSept>()),
+        Platform::Tdx(base) => stand_in::all()
+            .find(|other| other.base() == base)
+            .map(|other| other.sept()),
         _ => None,
     }
 }

@@ -18,7 +18,12 @@ use crate::{
             Failed,
             Rmp,
             Sept,
+            SeptQuestions,
             Unsplit, //
+        },
+        stand_in::{
+            self,
+            StandIn, //
         },
         vm::{
             Gfn,
@@ -167,16 +172,36 @@ fn with<R>(f: impl FnOnce(&mut State) -> R) -> R {
     f(unsafe { &mut *STATE.0.get() })
 }
 
-/// The platform of a test's VM.
-pub(crate) fn of(vm: &Vm) -> Option<Platform> {
-    let at = vm.as_raw().addr();
-    with(|state| {
-        state
-            .vms
-            .iter()
-            .flatten()
-            .find_map(|&(of, platform, _)| (of == at).then_some(platform))
-    })
+/// The platforms of this file, for the code below.
+pub(crate) struct Tests;
+
+impl StandIn for Tests {
+    fn base(&self) -> Base {
+        Base::Test
+    }
+
+    fn platform(&self, vm: &Vm) -> Option<Platform> {
+        let at = vm.as_raw().addr();
+        with(|state| {
+            state
+                .vms
+                .iter()
+                .flatten()
+                .find_map(|&(of, platform, _)| (of == at).then_some(platform))
+        })
+    }
+
+    fn has_rmp(&self) -> bool {
+        TestRmp::is_on()
+    }
+
+    fn rmp_entry(&self, frame: &Frame<'_>) -> Option<Result<Entry, Failed>> {
+        TestRmp::is_on().then(|| TestRmp::lookup(frame))
+    }
+
+    fn sept(&self) -> SeptQuestions {
+        SeptQuestions::of::<TestSept>()
+    }
 }
 
 /// The VM is gone; and with the last one everything, as real pages and VMs come to be where those
@@ -203,6 +228,8 @@ impl TestVm {
     ///
     /// `ENOSPC`.
     pub fn put_on(&self, platform: Platform, asid: u32) -> Result {
+        // Tests of a module run before it is used, and initialised.
+        stand_in::register(&Tests);
         let at = self.vm().as_raw().addr();
         with(|state| {
             let slot = state.vms.iter_mut().find(|slot| slot.is_none());

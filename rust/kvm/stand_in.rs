@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What stands in for platforms that the machine does not have: software models, and the platforms
+//! of tests.
+//!
+//! They are above everything that they stand under, and hook in by [`StandIn`], which they
+//! [`register`]. A kernel that is configured without them has nothing of this.
+
+use crate::{
+    fs::inode::GmemInode,
+    kvm::{
+        memslot::Memslot,
+        platform::{
+            Entry,
+            Failed,
+            SeptQuestions, //
+        },
+        vm::{
+            Gfn,
+            Vm, //
+        }, //
+    },
+    mm::folio::Frame, //
+};
+use core::ops::Range;
+use gmem_policy::contract::{
+    Base,
+    Platform, //
+};
+use kernel::sync::SetOnce;
+
+/// Platforms that are not the machine's.
+///
+/// The answers are believed as those of hardware are. The hooks tell what happens to pages that
+/// hardware would see for itself.
+pub(crate) trait StandIn: Sync {
+    /// What its platforms stand on.
+    fn base(&self) -> Base;
+
+    /// The platform of `vm`, if it is one of these.
+    fn platform(&self, vm: &Vm) -> Option<Platform>;
+
+    /// Whether pages can be somebody's in its RMP.
+    fn has_rmp(&self) -> bool;
+
+    /// What its RMP says of a page that it knows; [`None`] for other pages.
+    fn rmp_entry(&self, frame: &Frame<'_>) -> Option<Result<Entry, Failed>>;
+
+    /// What its S-EPTs are asked.
+    fn sept(&self) -> SeptQuestions;
+
+    /// A file of `vm` is about to be made: from here on the VM's platform does not change.
+    fn closes(&self, _vm: &Vm) {}
+
+    /// A guest fault has the page of `gfn`, and has not mapped it yet. May sleep.
+    fn has_pfn(&self, _vm: &Vm, _gfn: Gfn) {}
+
+    /// An invalidation of gfns of `vm` is about to begin. May sleep.
+    fn invalidates(&self, _vm: &Vm, _gfns: Range<u64>) {}
+
+    /// An invalidation begins to take pages away, or has done so. Under `mmu_lock`.
+    fn set_invalidating(&self, _vm: &Vm, _invalidating: bool) {}
+
+    /// An invalidation of `gfns` in `slot`, which shows `inode`, ends. Under `mmu_lock`.
+    fn settles(&self, _vm: &Vm, _inode: &GmemInode, _slot: &Memslot, _gfns: Range<u64>) {}
+
+    /// A page is freed. What its platform was to give back it has given back, or it is leaked.
+    fn freed(&self, _frame: &Frame<'_>) {}
+}
+
+/// Whether this kernel can have any.
+pub(crate) const POSSIBLE: bool = cfg!(any(
+    CONFIG_KVM_GMEM_EMULATION,
+    CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST
+));
+
+static MODELS: SetOnce<&'static dyn StandIn> = SetOnce::new();
+static TESTS: SetOnce<&'static dyn StandIn> = SetOnce::new();
+
+/// To be called for each kind before there is a VM of it; later calls do nothing.
+pub(crate) fn register(stand_in: &'static dyn StandIn) {
+    let slot = match stand_in.base() {
+        Base::Model => &MODELS,
+        _ => &TESTS,
+    };
+    slot.populate(stand_in);
+}
+
+/// All that are registered.
+#[inline]
+pub(crate) fn all() -> impl Iterator<Item = &'static dyn StandIn> {
+    let known = [&TESTS, &MODELS];
+    known
+        .into_iter()
+        .take(if POSSIBLE { known.len() } else { 0 })
+        .filter_map(|slot| slot.as_ref().copied())
+}
