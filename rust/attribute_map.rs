@@ -13,7 +13,7 @@
 
 use crate::{
     bindings,
-    fs::address_space::reschedule, //
+    task::reschedule, //
 };
 use core::{
     cell::Cell,

@@ -21,11 +21,12 @@ pub mod attribute_map;
 pub mod emulation;
 pub mod export;
 pub mod ioctl;
+pub mod task;
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 pub mod testing;
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 mod tests;
-pub mod time;
+pub(crate) mod time;
 pub mod trace;
 pub mod uapi;
 
@@ -44,11 +45,6 @@ pub mod fs {
     pub mod file_ops;
     pub mod inode;
     pub(crate) mod superblock;
-}
-
-/// Locks.
-pub mod sync {
-    pub(crate) mod mutex;
 }
 
 /// KVM's own objects.

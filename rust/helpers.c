@@ -343,11 +343,6 @@ void gmem_invalidate_unlock_shared(struct address_space *mapping)
 	filemap_invalidate_unlock_shared(mapping);
 }
 
-void gmem_mutex_init(struct mutex *lock)
-{
-	mutex_init(lock);
-}
-
 void *gmem_alloc_inode(struct super_block *sb, struct kmem_cache *cache)
 {
 	return alloc_inode_sb(sb, cache, GFP_KERNEL);
@@ -429,11 +424,6 @@ bool gmem_fops_get(const struct file_operations *fops)
 void gmem_fops_put(const struct file_operations *fops)
 {
 	fops_put(fops);
-}
-
-bool gmem_signal_pending(void)
-{
-	return signal_pending(current);
 }
 
 /* Whether the task is being killed, or a test says that it is. */

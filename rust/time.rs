@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How long something takes.
+//! How often something is done.
 //!
 //! C header: [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
 
@@ -9,25 +9,6 @@ use kernel::time::{
     delay::fsleep,
     Delta, //
 };
-
-/// A moment, in nanoseconds since boot.
-#[derive(Clone, Copy)]
-pub struct Nanoseconds(u64);
-
-impl Nanoseconds {
-    /// This one.
-    #[inline]
-    pub fn now() -> Self {
-        // SAFETY: Reads the clock.
-        Self(unsafe { bindings::ktime_get_mono_fast_ns() })
-    }
-
-    /// How many have passed since.
-    #[inline]
-    pub fn elapsed(self) -> u64 {
-        Self::now().0.saturating_sub(self.0)
-    }
-}
 
 /// How often something is done: [`BURST`](Self::BURST) times at once, then one time for each
 /// [`INTERVAL`](Self::INTERVAL).
@@ -52,7 +33,9 @@ impl RateLimit {
 
     /// Waits for a turn, for [`INTERVAL`](Self::INTERVAL) at most, and takes it; sleeps.
     pub(crate) fn wait(&mut self) {
-        let now = Nanoseconds::now().0;
+        // The kernel crate's Instant cannot be moved, which a limit that runs ahead needs.
+        // SAFETY: Reads the clock.
+        let now = unsafe { bindings::ktime_get_mono_fast_ns() };
         self.taken = self.taken.max(now).saturating_add(Self::INTERVAL);
         let ahead = self.taken - now;
 

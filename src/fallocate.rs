@@ -5,15 +5,15 @@
 use gmem_policy::range::PageIndex;
 use gmem_sys::{
     fs::{
-        address_space::{
-            reschedule,
-            signal_pending, //
-        },
         file_ops::GmemFile,
         inode::{
             clip,
             GmemInode, //
         }, //
+    },
+    task::{
+        reschedule,
+        signal_pending, //
     }, //
 };
 use kernel::prelude::*;

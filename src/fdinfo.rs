@@ -16,14 +16,14 @@ use gmem_policy::{
 };
 use gmem_sys::{
     fs::{
-        address_space::signal_pending,
         file_ops::GmemFile,
         inode::{
             GmemInode,
             PAGE, //
         }, //
     },
-    kvm::memslot::Binding, //
+    kvm::memslot::Binding,
+    task::signal_pending, //
 };
 use kernel::{
     seq_file::SeqFile,

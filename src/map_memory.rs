@@ -10,17 +10,15 @@ use gmem_policy::mapping::{
     MAP_MEMORY, //
 };
 use gmem_sys::{
-    fs::{
-        address_space::{
-            reschedule,
-            signal_pending, //
-        },
-        inode::PAGE, //
-    },
+    fs::inode::PAGE,
     ioctl::UserPointer,
     kvm::vcpu::{
         Loaded,
         Vcpu, //
+    },
+    task::{
+        reschedule,
+        signal_pending, //
     },
     trace, //
 };

@@ -4,8 +4,8 @@
 
 use crate::platform;
 use gmem_sys::{
-    fs::address_space::signal_pending,
     kvm::populate::Populate,
+    task::signal_pending,
     trace, //
 };
 use kernel::prelude::*;

@@ -12,19 +12,24 @@ use gmem_policy::request::{
 };
 use gmem_sys::{
     fs::inode::PAGE,
-    kvm::vm::Vm,
-    time::Nanoseconds, //
+    kvm::vm::Vm, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    time::{
+        Instant,
+        Monotonic, //
+    }, //
+};
 
 /// How long a file has been locked.
-pub(crate) struct Held(Nanoseconds);
+pub(crate) struct Held(Instant<Monotonic>);
 
 impl Held {
     /// It has just been.
     #[inline]
     pub(crate) fn since_now() -> Self {
-        Self(Nanoseconds::now())
+        Self(Instant::now())
     }
 }
 
@@ -47,5 +52,6 @@ pub(crate) fn count<T>(
         Err(Failure { error, .. }) if *error == EOPNOTSUPP => vm.count_unsupported(),
         Err(_) => {}
     }
-    vm.note_locked(begin.elapsed());
+    // CAST: A clock that does not go back.
+    vm.note_locked(begin.elapsed().as_nanos() as u64);
 }

@@ -24,7 +24,10 @@ use crate::{
         drain::Drains,
         folio::Batches, //
     },
-    sync::mutex::RawMutexGuard, //
+    task::{
+        is_killed,
+        reschedule, //
+    }, //
 };
 use core::{
     iter,
@@ -45,6 +48,7 @@ use gmem_policy::{
 use kernel::{
     error::to_result,
     prelude::*,
+    sync::MutexGuard,
     types::NotThreadSafe, //
 };
 
@@ -339,21 +343,7 @@ impl InvalidateGuard<'_, Exclusive> {
     }
 }
 
-/// Lets others run; call it between folios of a long walk.
-#[inline]
-pub fn reschedule() {
-    // SAFETY: Callers sleep anyway: they take the invalidate lock, print, or end an inode.
-    unsafe { bindings::gmem_cond_resched() }
-}
-
-/// Whether the calling task is being killed: who can still return an error stops then.
-#[inline]
-pub(crate) fn is_killed() -> bool {
-    // SAFETY: `current` is always valid.
-    unsafe { bindings::gmem_killed() }
-}
-
-/// The same for a step of a conversion that has come to the page `at`.
+/// Stops a step of a conversion that has come to the page `at`, if the task is being killed.
 ///
 /// # Errors
 ///
@@ -365,13 +355,6 @@ pub(crate) fn check_killed(at: PageIndex) -> Result<(), Refused> {
         return Err(Refused { error, at });
     }
     Ok(())
-}
-
-/// Whether the calling task has a signal to handle.
-#[inline]
-pub fn signal_pending() -> bool {
-    // SAFETY: `current` is always valid.
-    unsafe { bindings::gmem_signal_pending() }
 }
 
 /// Evidence that no slot is bound to, and no file added to or removed from, an inode.
@@ -404,12 +387,12 @@ unsafe impl Bindings for InvalidateGuard<'_, Exclusive> {
 /// The held bindings mutex; for memory failure, which must not wait for the invalidate lock.
 pub(crate) struct BindingsGuard<'a> {
     inode: &'a GmemInode,
-    _mutex: RawMutexGuard<'a>,
+    _mutex: MutexGuard<'a, ()>,
 }
 
 impl<'a> BindingsGuard<'a> {
     #[inline]
-    pub(crate) fn new(inode: &'a GmemInode, mutex: RawMutexGuard<'a>) -> Self {
+    pub(crate) fn new(inode: &'a GmemInode, mutex: MutexGuard<'a, ()>) -> Self {
         Self {
             inode,
             _mutex: mutex,

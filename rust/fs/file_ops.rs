@@ -47,8 +47,13 @@ use kernel::{
         from_err_ptr,
         from_result, //
     },
+    fs::{
+        file::FileDescriptorReservation,
+        File, //
+    },
     prelude::*,
     seq_file::SeqFile,
+    sync::aref::ARef,
     types::{
         ForeignOwnable,
         Opaque, //
@@ -200,7 +205,7 @@ pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
     }
     let tables = tables()?;
     // Each of the guards below undoes one step; they are disarmed by forgetting them at the end.
-    let fd = Descriptor::reserve()?;
+    let fd = FileDescriptorReservation::get_unused_fd_flags(0)?;
     let data = FileData::new(vm, platform)?;
     let operations = Operations::get(tables.file_operations())?;
 
@@ -244,35 +249,17 @@ pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
     if let Some(runs) = unsafe { RunsFile::new(vm, inode) } {
         data.keep(runs);
     }
-    // SAFETY: The file is not visible to anybody yet. The data lives until release().
-    unsafe {
+    // SAFETY: The file is not visible to anybody yet. The data lives until release(). The reference
+    // is the one that the file was made with.
+    let file = unsafe {
         (*file).f_flags |= bindings::O_LARGEFILE;
         (*file).private_data = data.into_foreign();
-        bindings::fd_install(fd.0 as u32, file);
-    }
-    let number = fd.0;
-    core::mem::forget(fd);
+        ARef::from_raw(NonNull::new_unchecked(file).cast::<File>())
+    };
+    // CAST: A descriptor is no larger than an int.
+    let number = fd.reserved_fd() as i32;
+    fd.fd_install(file);
     Ok(number)
-}
-
-/// A descriptor that nobody can use yet; dropping it gives the number back.
-struct Descriptor(c_int);
-
-impl Descriptor {
-    fn reserve() -> Result<Self> {
-        // SAFETY: Any task may ask for a descriptor.
-        let fd = unsafe { bindings::get_unused_fd_flags(0) };
-        kernel::error::to_result(fd.min(0))?;
-        Ok(Self(fd))
-    }
-}
-
-impl Drop for Descriptor {
-    #[inline]
-    fn drop(&mut self) {
-        // SAFETY: Reserved by this task, and not installed.
-        unsafe { bindings::put_unused_fd(self.0 as u32) }
-    }
 }
 
 /// A reference to the module of file operations, which release() of the file puts.

@@ -13,7 +13,6 @@ use crate::{
     },
     bindings,
     fs::address_space::{
-        reschedule,
         Bindings,
         BindingsGuard,
         Exclusive,
@@ -22,7 +21,6 @@ use crate::{
         Stable, //
     },
     kvm::{
-        conversion::Turn,
         memslot::FileData,
         vm::Vm, //
     },
@@ -30,7 +28,7 @@ use crate::{
         folio::LockedFolio,
         mempolicy::SharedPolicy, //
     },
-    sync::mutex::RawMutex, //
+    task::reschedule, //
 };
 use core::{
     cell::UnsafeCell,
@@ -52,8 +50,12 @@ use gmem_policy::{
 };
 use kernel::{
     container_of,
+    new_mutex,
     prelude::*,
-    sync::rcu,
+    sync::{
+        rcu,
+        Mutex, //
+    },
     types::Opaque, //
 };
 
@@ -137,7 +139,7 @@ pub struct GmemInode {
     policy: SharedPolicy,
     vfs: Opaque<bindings::inode>,
     map: AttributeMap,
-    bindings_lock: RawMutex,
+    bindings_lock: Mutex<()>,
     files: UnsafeCell<KVec<NonNull<FileData>>>,
     traits: Option<Traits>,
 }
@@ -186,7 +188,7 @@ impl GmemInode {
         unsafe {
             SharedPolicy::init(&raw mut (*this).policy);
             (&raw mut (*this).map).write(AttributeMap::new(ONE_PAGE.0, Visibility::Private));
-            RawMutex::init(&raw mut (*this).bindings_lock);
+            pin_init::raw_init(&raw mut (*this).bindings_lock, new_mutex!(()));
             (&raw mut (*this).files).write(UnsafeCell::new(KVec::new()));
             (&raw mut (*this).traits).write(None);
         }
@@ -348,19 +350,6 @@ impl GmemInode {
         f: impl FnOnce(&InvalidateGuard<'_, Exclusive>) -> Result<R, E>,
     ) -> Result<R, E> {
         f(&InvalidateGuard::new_killable(self)?)
-    }
-
-    /// Calls `f` with the invalidate lock held for writing, for one conversion; sleeps.
-    ///
-    /// # Errors
-    ///
-    /// `EINTR` if a signal comes first that kills the task; those of `f`.
-    #[inline]
-    pub fn locked_to_convert<'f, R, E: From<Error>>(
-        &'f self,
-        f: impl FnOnce(Turn<'_, 'f>) -> Result<R, E>,
-    ) -> Result<R, E> {
-        f(Turn::new(&InvalidateGuard::new_killable(self)?))
     }
 
     /// Calls `f` with the invalidate lock held for reading; sleeps.

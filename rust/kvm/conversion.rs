@@ -28,7 +28,6 @@ use crate::{
     fs::{
         address_space::{
             check_killed,
-            is_killed,
             Exclusive,
             InvalidateGuard,
             Refused, //
@@ -50,7 +49,8 @@ use crate::{
         },
         vm::Vm, //
     },
-    mm::folio::FolioRef, //
+    mm::folio::FolioRef,
+    task::is_killed, //
 };
 use core::marker::PhantomData;
 use gmem_policy::{
@@ -198,12 +198,22 @@ fn keeps_promise(action: Action, content: Content) -> bool {
     }
 }
 
-impl<'c, 'f> Turn<'c, 'f> {
-    /// Step 4 is done.
-    pub(crate) fn new(guard: &'c InvalidateGuard<'f, Exclusive>) -> Self {
-        Self(guard)
+impl GmemInode {
+    /// Step 4: calls `f` with the invalidate lock held for writing, for one conversion; sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if a signal comes first that kills the task; those of `f`.
+    #[inline]
+    pub fn locked_to_convert<'f, R, E: From<Error>>(
+        &'f self,
+        f: impl FnOnce(Turn<'_, 'f>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        f(Turn(&InvalidateGuard::new_killable(self)?))
     }
+}
 
+impl<'c, 'f> Turn<'c, 'f> {
     /// Step 5: finds out what there is to do.
     ///
     /// # Errors

@@ -10,10 +10,7 @@
 use crate::{
     bindings,
     fs::{
-        address_space::{
-            reschedule,
-            Stable, //
-        },
+        address_space::Stable,
         inode::GmemInode, //
     },
     kvm::vm::{
@@ -22,6 +19,7 @@ use crate::{
         Vm, //
     },
     mm::drain::Drains,
+    task::reschedule,
     trace, //
 };
 use core::{
