@@ -283,6 +283,27 @@ TOLD_ATTACK(h47_refused_share_shares_nothing)
 	host_check(p, 2 * PG, PG, GMEM_SEED(1));
 }
 
+/*
+ * "That was a SHARE": what the guest wants to have back while the file says that it is
+ * shared, and the host has it mapped, it does not get.
+ */
+TOLD_ATTACK(h47_unshare_is_no_share)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+
+	cpu_start(c);
+	cpu_fill(c, 0, PG, GMEM_SEED(1));
+	until_told(c, GMEM_OP_SHARE, 0);
+	gmem_convert(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
+	TEST_ASSERT_EQ(answer(c, 0, 0), 0);
+
+	until_told(c, GMEM_OP_UNSHARE, 0);
+	set_x(c, 0, MEM_SHARE);
+	TEST_ASSERT_EQ(answer(c, 0, 0), INVALID_PARAMETER);
+	host_check(p, 0, PG, GMEM_SEED(1));
+}
+
 /* mov x<d>, #<value>, in four instructions */
 static u32 *put_mov(u32 *code, int d, u64 value)
 {
