@@ -253,8 +253,6 @@ fn a_slot_is_there_until_it_is_dropped() {
     drop(again);
 }
 
-/// Protected VMs on arm64 have no page tables before the first run.
-#[cfg(target_arch = "x86_64")]
 /// The reservations of `length` bytes in which this process has no memory.
 fn reservations(length: u64) -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -286,6 +284,8 @@ fn a_slot_without_a_mapping_has_addresses_of_its_own() {
     assert_eq!(reservations(length), 0);
 }
 
+/// Protected VMs on arm64 have no page tables before the first run.
+#[cfg(target_arch = "x86_64")]
 #[test]
 #[ignore = "needs a kernel whose guest_memfd converts in place"]
 fn guest_memory_is_populated_up_to_where_it_ends() {

@@ -7,7 +7,6 @@ use crate::{
     Output, //
 };
 use gmem::{
-    abi,
     Capabilities,
     Content,
     CreateFlags,
@@ -27,7 +26,7 @@ use serde_json::{
 #[cfg(target_arch = "x86_64")]
 const TYPES: [(&str, u64); 6] = [
     ("default", 0),
-    ("SW_PROTECTED", abi::KVM_X86_SW_PROTECTED_VM),
+    ("SW_PROTECTED", gmem::abi::KVM_X86_SW_PROTECTED_VM),
     ("SEV", 2),
     ("SEV-ES", 3),
     ("SNP", 4),
