@@ -47,6 +47,7 @@ static u64 pages = DEFAULT_PAGES;
 static int reps = DEFAULT_REPS;
 static bool in_place;
 static bool can_map_memory;
+static const char *sections;
 
 /* --- Time --------------------------------------------------------------- */
 
@@ -141,6 +142,7 @@ static struct order {
 	u64 gva;
 	u64 source;
 	u64 pages;
+	u64 step;		/* in pages */
 } order;
 
 static void copy_pages(u64 to, u64 from, u64 n)
@@ -162,7 +164,7 @@ static void guest_code(void)
 		switch (o->op) {
 		case OP_TOUCH:
 			for (i = 0; i < o->pages; i++)
-				*(volatile u64 *)(o->gva + i * PAGE_SIZE) = i;
+				*(volatile u64 *)(o->gva + i * o->step * PAGE_SIZE) = i;
 			break;
 		case OP_COPY:
 			copy_pages(o->gva, o->source, o->pages);
@@ -222,12 +224,23 @@ static void guest_do(struct machine *m, u64 op, u64 first, u64 n)
 	m->order->gva = BENCH_GPA + first * PAGE_SIZE;
 	m->order->source = BOUNCE_GPA + first * PAGE_SIZE;
 	m->order->pages = n;
+	m->order->step = 1;
 	run(m);
 }
 
 static void guest_touch(struct machine *m, u64 first, u64 n)
 {
 	guest_do(m, OP_TOUCH, first, n);
+}
+
+/* Every @step-th page of [first, first + n). */
+static void guest_touch_apart(struct machine *m, u64 first, u64 n, u64 step)
+{
+	m->order->op = OP_TOUCH;
+	m->order->gva = BENCH_GPA + first * PAGE_SIZE;
+	m->order->pages = n / step;
+	m->order->step = step;
+	run(m);
 }
 
 /* Have the guest copy pages to or from the bounce buffer. */
@@ -448,7 +461,7 @@ static void forget(struct machine *m)
 
 static void bench_guest_fault(enum backing backing, bool private)
 {
-	struct figure first = {}, again = {}, present = {};
+	struct figure first = {}, again = {}, apart = {}, present = {};
 	struct machine m;
 	u64 start;
 
@@ -471,6 +484,15 @@ static void bench_guest_fault(enum backing backing, bool private)
 		guest_touch(&m, 0, pages);
 		figure_add(&again, now() - start);
 
+		/* No page is touched whose neighbour was; one entry for each. */
+		machine_bind(&m, false);
+		machine_bind(&m, true);
+		guest_touch(&m, 1, 1);
+		start = now();
+		guest_touch_apart(&m, 2, pages - 4, 4);
+		figure_add(&apart, now() - start);
+		guest_touch(&m, 0, pages);
+
 		/* No fault at all: what the loop itself and the exit cost. */
 		start = now();
 		guest_touch(&m, 0, pages);
@@ -479,6 +501,8 @@ static void bench_guest_fault(enum backing backing, bool private)
 	figure_print(&first, pages, PER_PAGE, "guest-fault/%s/%s/first-use",
 		     private ? "private" : "shared", backing_name[backing]);
 	figure_print(&again, pages, PER_PAGE, "guest-fault/%s/%s/allocated",
+		     private ? "private" : "shared", backing_name[backing]);
+	figure_print(&apart, (pages - 4) / 4, PER_PAGE, "guest-fault/%s/%s/allocated-apart",
 		     private ? "private" : "shared", backing_name[backing]);
 	figure_print(&present, pages, PER_PAGE, "guest-fault/%s/%s/mapped",
 		     private ? "private" : "shared", backing_name[backing]);
@@ -564,7 +588,7 @@ static void bench_populate_1gib(void)
 
 static void bench_host_fault(enum backing backing)
 {
-	struct figure first = {}, again = {};
+	struct figure first = {}, again = {}, apart = {};
 	struct machine m;
 	u64 start;
 
@@ -580,7 +604,17 @@ static void bench_host_fault(enum backing backing)
 		start = now();
 		host_touch(&m, 0, pages);
 		figure_add(&again, now() - start);
+
+		/* No page is touched whose neighbour was. */
+		must(!madvise(m.hva, m.size, MADV_DONTNEED),
+			    "madvise: errno %d", errno);
+		start = now();
+		for (u64 at = 0; at < pages; at += 2)
+			host_touch(&m, at, 1);
+		figure_add(&apart, now() - start);
 	}
+	figure_print(&apart, pages / 2, PER_PAGE, "host-fault/%s/allocated-apart",
+		     backing_name[backing]);
 	figure_print(&first, pages, PER_PAGE, "host-fault/%s/first-use",
 		     backing_name[backing]);
 	figure_print(&again, pages, PER_PAGE, "host-fault/%s/allocated",
@@ -679,6 +713,42 @@ static void bench_convert(enum backing backing, const char *name, u64 policy,
 		     backing_name[backing], name, kind);
 	figure_print(&to_shared, n, PER_PAGE, "convert/%s/to-shared/%s/%s",
 		     backing_name[backing], name, kind);
+	machine_destroy(&m);
+}
+
+/*
+ * A guest asks for 64 pages to be converted: exit, conversion, populating, and
+ * entry, for the guest to find the pages mapped.  C has KVM_PRE_FAULT_MEMORY.
+ */
+static void bench_request(enum backing backing)
+{
+	struct figure to_private = {}, to_shared = {};
+	const u64 n = 64, calls = pages / n;
+	struct machine m;
+
+	machine_init(&m, backing, pages, false);
+	for_each_rep(r) {
+		for (int private = 1; private >= 0; private--) {
+			u64 start;
+
+			host_touch(&m, 0, private ? pages : 0);
+			guest_touch(&m, 0, pages);
+			start = now();
+			for (u64 at = 0; at < pages; at += n) {
+				guest_do(&m, OP_NOTHING, 0, 0);
+				convert(&m, at, n, private, GMEM_PRESERVE);
+				if (can_map_memory)
+					guest_map(&m, at, n);
+				else
+					guest_populate(&m, at, n);
+			}
+			figure_add(private ? &to_private : &to_shared, now() - start);
+		}
+	}
+	figure_print(&to_private, calls, PER_CALL, "request-64-pages/%s/to-private",
+		     backing_name[backing]);
+	figure_print(&to_shared, calls, PER_CALL, "request-64-pages/%s/to-shared",
+		     backing_name[backing]);
 	machine_destroy(&m);
 }
 
@@ -988,11 +1058,22 @@ static void bench_exit(enum backing backing)
 	machine_destroy(&m);
 }
 
+/* Whether a section was asked for, which all are without -s. */
+static bool wanted(const char *section)
+{
+	size_t len = strlen(section);
+
+	for (const char *s = sections; s && *s; s += strcspn(s, ","), s += *s == ',')
+		if (strcspn(s, ",") == len && !strncmp(s, section, len))
+			return true;
+	return !sections;
+}
+
 int main(int argc, char **argv)
 {
 	int opt;
 
-	while ((opt = getopt(argc, argv, "n:r:")) != -1) {
+	while ((opt = getopt(argc, argv, "n:r:s:")) != -1) {
 		switch (opt) {
 		case 'n':
 			pages = atoi_positive("Pages", optarg);
@@ -1000,8 +1081,11 @@ int main(int argc, char **argv)
 		case 'r':
 			reps = atoi_positive("Repetitions", optarg);
 			break;
+		case 's':
+			sections = optarg;
+			break;
 		default:
-			fprintf(stderr, "usage: %s [-n pages] [-r repetitions]\n",
+			fprintf(stderr, "usage: %s [-n pages] [-r repetitions] [-s section,...]\n",
 				argv[0]);
 			return KSFT_FAIL;
 		}
@@ -1018,52 +1102,67 @@ int main(int argc, char **argv)
 	printf("# pages %lu, repetitions %d after one that is not counted\n",
 	       pages, reps);
 
-	bench_exit(DEFAULT_SHARED);
-	bench_exit(TWO_BACKINGS);
-
-	bench_guest_fault(DEFAULT_SHARED, false);
-	bench_guest_fault(TWO_BACKINGS, true);
-	bench_guest_fault(TWO_BACKINGS, false);
-	bench_populate(DEFAULT_SHARED, false, false);
-	bench_populate(TWO_BACKINGS, true, false);
-	bench_populate(TWO_BACKINGS, false, false);
-	bench_populate(TWO_BACKINGS, false, true);
-	bench_host_fault(DEFAULT_SHARED);
-	bench_fallocate(DEFAULT_SHARED);
-	bench_fallocate(TWO_BACKINGS);
+	for (enum backing backing = DEFAULT_SHARED; backing <= IN_PLACE; backing++) {
+		if (backing == IN_PLACE && !in_place)
+			break;
+		if (wanted("exit"))
+			bench_exit(backing);
+		if (wanted("guest")) {
+			if (backing != DEFAULT_SHARED)
+				bench_guest_fault(backing, true);
+			bench_guest_fault(backing, false);
+		}
+		if (wanted("populate")) {
+			if (backing != DEFAULT_SHARED)
+				bench_populate(backing, true, false);
+			bench_populate(backing, false, false);
+			if (backing == TWO_BACKINGS)
+				bench_populate(backing, false, true);
+			if (backing == IN_PLACE && can_map_memory)
+				bench_populate_1gib();
+		}
+		if (wanted("host") && backing != TWO_BACKINGS)
+			bench_host_fault(backing);
+		if (wanted("fallocate"))
+			bench_fallocate(backing);
+		if (wanted("request") && backing != DEFAULT_SHARED)
+			bench_request(backing);
+	}
 	for (int single = 0; single < 2; single++) {
-		bench_convert(TWO_BACKINGS, "attributes-alone", 0, true, single);
-		bench_convert(TWO_BACKINGS, "bytes-lost", 0, false, single);
-		bench_round_trip(TWO_BACKINGS, "bytes-lost", 0, TOUCHED, false, single);
-		bench_round_trip(TWO_BACKINGS, "bytes-lost-huge", 0, TOUCHED, true, single);
-		bench_round_trip(TWO_BACKINGS, "bytes-lost-populated", 0, POPULATED, false, single);
-		bench_round_trip(TWO_BACKINGS, "bytes-kept", 0, KEPT, false, single);
+		if (wanted("convert")) {
+			bench_convert(TWO_BACKINGS, "attributes-alone", 0, true, single);
+			bench_convert(TWO_BACKINGS, "bytes-lost", 0, false, single);
+		}
+		if (wanted("trip")) {
+			bench_round_trip(TWO_BACKINGS, "bytes-lost", 0, TOUCHED, false, single);
+			bench_round_trip(TWO_BACKINGS, "bytes-lost-huge", 0, TOUCHED, true, single);
+			bench_round_trip(TWO_BACKINGS, "bytes-lost-populated", 0, POPULATED, false, single);
+			bench_round_trip(TWO_BACKINGS, "bytes-kept", 0, KEPT, false, single);
+		}
+		if (!in_place)
+			continue;
+		for (int p = 0; p < (int)ARRAY_SIZE(policies); p++) {
+			if (wanted("convert"))
+				bench_convert(IN_PLACE, policies[p].name,
+					      policies[p].flags, false, single);
+			if (wanted("trip"))
+				bench_round_trip(IN_PLACE, policies[p].name,
+						 policies[p].flags, TOUCHED, false, single);
+		}
+		if (wanted("trip"))
+			bench_round_trip(IN_PLACE, "preserve-populated", GMEM_PRESERVE,
+					 POPULATED, false, single);
 	}
 	if (!in_place)
 		return 0;
 
-	bench_exit(IN_PLACE);
-	bench_guest_fault(IN_PLACE, true);
-	bench_guest_fault(IN_PLACE, false);
-	bench_populate(IN_PLACE, true, false);
-	if (can_map_memory)
-		bench_populate_1gib();
-	bench_populate(IN_PLACE, false, false);
-	bench_host_fault(IN_PLACE);
-	bench_fallocate(IN_PLACE);
-	for (int single = 0; single < 2; single++) {
-		for (int p = 0; p < (int)ARRAY_SIZE(policies); p++) {
-			bench_convert(IN_PLACE, policies[p].name,
-				      policies[p].flags, false, single);
-			bench_round_trip(IN_PLACE, policies[p].name,
-					 policies[p].flags, TOUCHED, false, single);
-		}
-		bench_round_trip(IN_PLACE, "preserve-populated", GMEM_PRESERVE,
-				 POPULATED, false, single);
-	}
-	bench_empty();
-	bench_runs();
-	bench_hold();
-	bench_wait();
+	if (wanted("empty"))
+		bench_empty();
+	if (wanted("runs"))
+		bench_runs();
+	if (wanted("hold"))
+		bench_hold();
+	if (wanted("wait"))
+		bench_wait();
 	return 0;
 }
