@@ -199,6 +199,7 @@ impl Tables {
             runs_sequence: debugfs::sequence::<T>(),
             vm: bindings::vm_operations_struct {
                 fault: Some(fault::fault::<T>),
+                map_pages: Some(fault::map_pages),
                 #[cfg(CONFIG_NUMA)]
                 set_policy: Some(fault::set_policy),
                 #[cfg(CONFIG_NUMA)]

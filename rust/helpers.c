@@ -10,6 +10,8 @@
 #include <linux/debugfs.h>
 #include <linux/kmemleak.h>
 #include <linux/mman.h>
+#include <linux/pagemap.h>
+#include <linux/userfaultfd_k.h>
 #include <uapi/linux/kvm_gmem.h>
 
 #include "helpers.h"
@@ -134,6 +136,18 @@ unsigned int gmem_folio_excess_refs(struct folio *folio, unsigned int own)
 		     (int)(own + gmem_folio_kept_refs(folio));
 
 	return max(excess, 0);
+}
+
+/*
+ * Whether nobody but the page cache and @own have a reference: no page table of
+ * the host has the folio either, and no fault is about to map it.  A mapping has
+ * a reference of its own, which is the fault's before, and lasts until the TLBs
+ * are flushed.  So one look at the count tells; but not that somebody has one,
+ * as references can be kept for ever.
+ */
+bool gmem_folio_is_quiet(struct folio *folio, unsigned int own)
+{
+	return folio_ref_count(folio) == (int)(folio_nr_pages(folio) + own);
 }
 
 /* Drains for what gmem_folio_excess_refs() counts, and for nothing else. */
@@ -291,6 +305,11 @@ void gmem_invalidate_lock_shared(struct address_space *mapping)
 	filemap_invalidate_lock_shared(mapping);
 }
 
+bool gmem_invalidate_trylock_shared(struct address_space *mapping)
+{
+	return filemap_invalidate_trylock_shared(mapping);
+}
+
 int gmem_invalidate_lock_shared_killable(struct address_space *mapping)
 {
 	return down_read_killable(&mapping->invalidate_lock);
@@ -384,6 +403,8 @@ void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
 {
 	inode->i_op = iops;
 	inode->i_mode |= S_IFREG;
+	/* Guests write as well, and nobody would notice. */
+	inode->i_flags |= S_NOCMTIME;
 	inode->i_size = size;
 	inode->i_mapping->a_ops = aops;
 	mapping_set_gfp_mask(inode->i_mapping, GFP_HIGHUSER);
@@ -812,6 +833,102 @@ void gmem_warn_leak(u64 pfn, bool model)
  * A file that is being closed is no longer there for a new user; some time
  * can pass between its last fput() and release() clearing the slot's pointer.
  */
+/*
+ * The frame of the page at @index, if its folio is a small one that is in use
+ * and has not failed.  Without lock and reference: only who can tell that the
+ * folio has not left the file since may use it.
+ *
+ * The memory can be somebody else's before its flags are read, so they are read
+ * as a word: what the tests of other flags assert need not hold.
+ */
+static bool gmem_folio_in_use_pfn(struct folio *folio, u64 *pfn)
+{
+	const unsigned long mask = BIT(PG_uptodate) | BIT(PG_head) | BIT(PG_hwpoison);
+
+	if (!folio || xa_is_internal(folio) || xa_is_value(folio))
+		return false;
+	if ((READ_ONCE(folio->flags.f) & mask) != BIT(PG_uptodate))
+		return false;
+	/* Pairs with the barrier of folio_mark_uptodate(): bytes after the flag. */
+	smp_rmb();
+	*pfn = folio_pfn(folio);
+	return true;
+}
+
+bool gmem_mapping_pfn(struct address_space *mapping, pgoff_t index, u64 *pfn)
+{
+	XA_STATE(xas, &mapping->i_pages, index);
+
+	guard(rcu)();
+	return gmem_folio_in_use_pfn(xas_load(&xas), pfn);
+}
+
+/* The same for @nr pages, as far as they are like that without a gap. Returns how many. */
+int gmem_mapping_pfns(struct address_space *mapping, pgoff_t index, int nr, u64 *pfns)
+{
+	XA_STATE(xas, &mapping->i_pages, index);
+	struct folio *folio;
+	int found = 0;
+
+	guard(rcu)();
+	for (folio = xas_load(&xas); found < nr; folio = xas_next(&xas), found++)
+		if (!gmem_folio_in_use_pfn(folio, &pfns[found]))
+			break;
+	return found;
+}
+
+/* The first folio at or after *@index that is not beyond @last, by its index. */
+bool gmem_mapping_next(struct address_space *mapping, pgoff_t *index, pgoff_t last)
+{
+	struct folio *folio;
+
+	XA_STATE(xas, &mapping->i_pages, *index);
+
+	guard(rcu)();
+	do {
+		folio = xas_find(&xas, last);
+	} while (xas_retry(&xas, folio) || xa_is_value(folio));
+	if (!folio)
+		return false;
+	*index = max(*index, xas.xa_index);
+	return true;
+}
+
+/*
+ * Whether the host has the page before that of a fault mapped, and so is likely
+ * to want the next ones as well.  The table is freed behind RCU, if somebody
+ * takes it out meanwhile.
+ */
+bool gmem_fault_follows(struct vm_fault *vmf)
+{
+	unsigned long before = vmf->address - PAGE_SIZE;
+	pmd_t pmd;
+
+	if (!pte_index(vmf->address) || vmf->address < vmf->vma->vm_start + PAGE_SIZE ||
+	    uffd_disable_fault_around(vmf->vma))
+		return false;
+	guard(rcu)();
+	pmd = pmdp_get_lockless(vmf->pmd);
+	if (!pmd_present(pmd) || pmd_leaf(pmd))
+		return false;
+	return pte_present(ptep_get(pte_offset_kernel(&pmd, before)));
+}
+
+/*
+ * Maps what is in use of the pages from that of a fault to @last, a few at most,
+ * in the page table of the fault.  The caller has made sure that the host may
+ * have all of them.
+ */
+vm_fault_t gmem_fault_around(struct vm_fault *vmf, pgoff_t last)
+{
+	const pgoff_t few = 16;
+	struct vm_area_struct *vma = vmf->vma;
+	pgoff_t nr = min3(few, (pgoff_t)PTRS_PER_PTE - pte_index(vmf->address),
+			  (vma->vm_end - vmf->address) >> PAGE_SHIFT);
+
+	return filemap_map_pages(vmf, vmf->pgoff, min(last, vmf->pgoff + nr - 1));
+}
+
 struct file *gmem_slot_get_file(struct kvm_memory_slot *slot)
 {
 	return get_file_active(&slot->gmem.file);

@@ -244,8 +244,14 @@ impl InvalidateGuard<'_, Exclusive> {
     /// can have a page only while its folio is in the page cache, which it does not leave without
     /// being unmapped. So this bounds the cost of a request by what is allocated.
     pub(crate) fn populated(&self, range: &PageRange) -> Option<PageRange> {
-        let first = self.folios(range).next_batch()?.next()?.pages().start();
-        PageRange::new(first, range.end())
+        let mut first = range.start().get() as usize;
+        let last = range.last().get() as usize;
+        // SAFETY: The mapping is valid.
+        if !unsafe { bindings::gmem_mapping_next(self.inode.mapping(), &mut first, last) } {
+            return None;
+        }
+        // CAST: An index is an unsigned long, which has 64 bits here.
+        PageRange::new(PageIndex::new(first as u64), range.end())
     }
 
     /// The runs of `range`, each clipped to it.
@@ -254,6 +260,16 @@ impl InvalidateGuard<'_, Exclusive> {
 
         iter::from_fn(move || {
             let here = rest?;
+            if here.len() == 1 {
+                rest = None;
+                return Some(Run {
+                    range: here,
+                    // SAFETY: As for run_at().
+                    visibility: self
+                        .inode
+                        .visibility_for(here.start(), unsafe { Reader::assume() }),
+                });
+            }
             let run = self.run_at(here.start());
             // Pages that are not those that were asked for end the walk.
             let range = run.range.intersect(&here)?;
@@ -436,6 +452,23 @@ impl<'a> Stable<'a> {
         })
     }
 
+    /// Keeps the attributes as they are, unless somebody is changing them. Does not sleep.
+    #[inline]
+    pub(crate) fn try_new(inode: &'a GmemInode) -> Option<Self> {
+        if !inode.converts_in_place() {
+            return Some(Self {
+                inode,
+                _guard: None,
+            });
+        }
+        // SAFETY: The mapping of a live inode is valid.
+        if !unsafe { bindings::gmem_invalidate_trylock_shared(inode.mapping()) } {
+            return None;
+        }
+        // SAFETY: Locked just now.
+        Some(unsafe { Self::assume_locked(inode) })
+    }
+
     /// The same for a lock that is held.
     ///
     /// # Safety
@@ -457,6 +490,13 @@ impl<'a> Stable<'a> {
     #[inline]
     pub fn inode(&self) -> &'a GmemInode {
         self.inode
+    }
+
+    /// Pages around `at` that are all the same, as far as the map finds them in one place.
+    #[inline]
+    pub(crate) fn run_at(&self, at: PageIndex) -> Run {
+        // SAFETY: As for visibility().
+        self.inode.run_for(at, unsafe { Reader::assume() })
     }
 
     /// Whether the page `at` is private or shared.

@@ -103,6 +103,33 @@ impl<'a> HostFault<'a> {
         Ok(Served(PhantomData))
     }
 
+    /// Maps the page and a few behind it, as far as they are shared and in use, if the host has the
+    /// page before mapped: it goes through the file then. What is mapped for a host that jumps about
+    /// would cost more than it saves.
+    ///
+    /// `stable` is held until all page table entries are in place, so a conversion finds them.
+    ///
+    /// Returns what the fault handling core is to be told if the page that is asked for was mapped
+    /// as well, and 0 otherwise.
+    #[inline]
+    fn around(&self, stable: &Stable<'_>) -> bindings::vm_fault_t {
+        // Where a hypervisor relies on what is remembered of a page, each page that the host gets is
+        // to be noted down.
+        if cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK) {
+            return 0;
+        }
+        // SAFETY: The fault is being handled.
+        if !unsafe { bindings::gmem_fault_follows(self.vmf) } {
+            return 0;
+        }
+        let run = stable.run_at(self.at());
+        if run.visibility == Visibility::Private || !run.range.contains(self.at()) {
+            return 0;
+        }
+        // SAFETY: As above. The pages are shared, and stay so meanwhile.
+        unsafe { bindings::gmem_fault_around(self.vmf, run.range.last().get() as usize) }
+    }
+
     /// Gives the page to the fault handling core. Returns whether there is one.
     #[inline]
     fn finish(self) -> bool {
@@ -139,6 +166,10 @@ pub(crate) unsafe extern "C" fn fault<T: GuestMemfd>(
     // SAFETY: Taken above for a file that converts in place.
     let stable = unsafe { Stable::assume_locked(fault.inode()) };
 
+    let mapped = fault.around(&stable);
+    if mapped != 0 {
+        return mapped;
+    }
     match T::fault(&mut fault, &stable) {
         Ok(Served(_)) if fault.finish() => bindings::vm_fault_reason_VM_FAULT_LOCKED,
         // The page of another fault was passed off as this one's.
@@ -148,6 +179,28 @@ pub(crate) unsafe extern "C" fn fault<T: GuestMemfd>(
         Err(e) if e == ENOMEM => bindings::vm_fault_reason_VM_FAULT_OOM,
         Err(e) if e == EHWPOISON => bindings::vm_fault_reason_VM_FAULT_HWPOISON,
         Err(_) => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
+    }
+}
+
+/// The `map_pages` operation, which read faults come to first. Others call [`fault`] only.
+///
+/// That there is one has the core handle faults under the VMA lock alone.
+///
+/// # Safety
+///
+/// To be called by the fault handling core only.
+pub(crate) unsafe extern "C" fn map_pages(
+    vmf: *mut bindings::vm_fault,
+    _start: usize,
+    _end: usize,
+) -> bindings::vm_fault_t {
+    // SAFETY: The core handles a fault, and the mapping's operations are ours.
+    let fault = unsafe { HostFault::from_raw(vmf) };
+
+    // This is called inside RCU. Whoever converts is waited for in fault().
+    match Stable::try_new(fault.inode()) {
+        Some(stable) => fault.around(&stable),
+        None => 0,
     }
 }
 
