@@ -50,7 +50,10 @@ use crate::{
             HostFault,
             Served, //
         },
-        folio::Frame, //
+        folio::{
+            Frame,
+            PageRef, //
+        }, //
     }, //
 };
 use core::{
@@ -576,17 +579,46 @@ pub mod entry {
             let (file, at) = slot.find(gfn)?;
             let found = T::get_pfn(GuestFault::new(vm, &file, gfn, at))?;
             stand_in::all().for_each(|other| other.has_pfn(vm, gfn));
-            let frame = found.page.pfn();
             // SAFETY: By the contract of this function; `max_order` may be NULL.
             unsafe {
-                *pfn = frame.get();
-                *page = found.page.into_raw();
+                *pfn = found.pfn.get();
+                *page = found.page.map_or(ptr::null_mut(), PageRef::into_raw);
                 if let Some(order) = max_order.as_mut() {
                     *order = found.max_order.into();
                 }
             }
             Ok(0)
         })
+    }
+
+    /// # Safety
+    ///
+    /// The pointers are valid, `pfns` for writes of `nr` frames; SRCU is held. Any context.
+    pub unsafe fn pages_in_use(
+        kvm: *mut kvm,
+        slot: *mut kvm_memory_slot,
+        gfn: u64,
+        nr: c_int,
+        pfns: *mut u64,
+    ) -> c_int {
+        // SAFETY: By the contract of this function.
+        let (vm, slot) = unsafe { (Vm::from_raw(kvm), Memslot::from_raw(slot)) };
+        let gfn = Gfn::new(gfn);
+        let Ok(room) = usize::try_from(nr) else {
+            return 0;
+        };
+        if room == 0 {
+            return 0;
+        }
+        let Ok((file, at)) = slot.find(gfn) else {
+            return 0;
+        };
+        // The slot may end before the file.
+        let room = room.min(slot.pages_from(gfn));
+        // SAFETY: By the contract of this function; what is there may be uninitialised.
+        let pfns = unsafe { core::slice::from_raw_parts_mut(pfns.cast(), room) };
+        // CAST: No more than `nr`.
+        GuestFault::new(vm, &file, gfn, at).in_use(pfns) as c_int
     }
 
     /// # Safety
@@ -841,6 +873,18 @@ macro_rules! register_entry_points {
                         opaque,
                     )
                 }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_pages_in_use(
+                kvm: *mut entry::kvm,
+                slot: *mut entry::kvm_memory_slot,
+                gfn: u64,
+                nr: c_int,
+                pfns: *mut u64,
+            ) -> c_int {
+                // SAFETY: The contract is the same.
+                unsafe { entry::pages_in_use(kvm, slot, gfn, nr, pfns) }
             }
 
             #[no_mangle]

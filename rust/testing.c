@@ -176,6 +176,14 @@ unsigned long gmem_test_drop_clean(struct address_space *mapping, pgoff_t end)
 	return invalidate_mapping_pages(mapping, 0, end - 1);
 }
 
+struct page *gmem_test_page_get(u64 pfn)
+{
+	struct page *page = pfn_to_page(pfn);
+
+	get_page(page);
+	return page;
+}
+
 void gmem_test_page_unlock(struct page *page)
 {
 	folio_unlock(page_folio(page));

@@ -26,6 +26,7 @@ bool gmem_test_page_is_zero(struct page *page);
 bool gmem_test_page_locked(struct page *page);
 int gmem_test_page_references(struct page *page);
 unsigned long gmem_test_drop_clean(struct address_space *mapping, pgoff_t end);
+struct page *gmem_test_page_get(u64 pfn);
 void gmem_test_page_unlock(struct page *page);
 void gmem_test_limit_nodes(unsigned int nodes);
 void gmem_test_unlimit_nodes(void);

@@ -500,6 +500,10 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
                 &mut order,
             )
         })?;
+        if page.is_null() {
+            // SAFETY: The page is the file's, in which nobody frees pages meanwhile.
+            page = unsafe { bindings::gmem_test_page_get(pfn) };
+        }
         Ok((HostPage(page), order))
     }
 }

@@ -15,8 +15,9 @@ use kernel::prelude::*;
 
 /// Gives a guest a page.
 ///
-/// The attributes do not change from the check whether the page is private until it is zeroed and
-/// given to the platform. So the platform gets no page that a conversion has just made shared.
+/// A page that is in use, and that no platform is to be given, takes no lock. For others the
+/// attributes do not change from the check whether the page is private until it is zeroed and given
+/// to the platform. So the platform gets no page that a conversion has just made shared.
 /// `mmu_invalidate_seq` detects a conversion between here and the mapping.
 ///
 /// # Errors
@@ -26,6 +27,14 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
     let (vm, inode, gfn, at) = (fault.vm(), fault.inode(), fault.gfn(), fault.at());
     let on = fault.platform();
 
+    if let Some(page) = fault.serve_in_use() {
+        trace::guest_fault(move || {
+            let is_private = inode.visibility(at) == Visibility::Private;
+            let offset = trace::offset(inode, at);
+            (trace::ino(inode), offset, gfn.get(), is_private, false)
+        });
+        return Ok(page);
+    }
     inode.stable(|stable| {
         fault.serve(stable, |folio| {
             platform::make_private(on, vm, gfn, stable, folio)?;

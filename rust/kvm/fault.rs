@@ -5,6 +5,8 @@
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h), `kvm_gmem_get_pfn()`
 
 use crate::{
+    attribute_map::Reader,
+    bindings,
     fs::{
         address_space::Stable,
         file_ops::GmemFile,
@@ -12,6 +14,7 @@ use crate::{
     },
     kvm::vm::{
         Gfn,
+        Pfn,
         Vm, //
     },
     mm::folio::{
@@ -21,13 +24,18 @@ use crate::{
 };
 use core::{
     marker::PhantomData,
+    mem::MaybeUninit,
     ptr, //
 };
 use gmem_policy::{
     contract::Platform,
-    range::PageIndex, //
+    range::PageIndex,
+    request::Visibility, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::rcu, //
+};
 
 /// A guest fault that is being handled.
 pub struct GuestFault<'a> {
@@ -40,7 +48,9 @@ pub struct GuestFault<'a> {
 /// A page for a guest. Only [`GuestFault::serve`] makes one, which consumes the fault; it cannot be
 /// kept for another.
 pub struct GuestPage<'a> {
-    pub(crate) page: PageRef,
+    pub(crate) pfn: Pfn,
+    /// [`None`] if nothing but `mmu_invalidate_seq` tells that the page still is the file's.
+    pub(crate) page: Option<PageRef>,
     /// How large a mapping may be: 2 to the power of this, in pages.
     pub(crate) max_order: u8,
     _fault: PhantomData<&'a ()>,
@@ -101,6 +111,70 @@ impl<'a> GuestFault<'a> {
         folio.prepare()
     }
 
+    /// Whether no platform has a part in what the guest is given.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        let inode = self.inode();
+        // Of other files, what is private is the architecture's to prepare.
+        let shared = !inode.converts_in_place() && inode.initial() == Visibility::Shared;
+        shared || self.platform() == Some(Platform::SwProtected)
+    }
+
+    /// The frames of pages in use, from that of the fault on, that are all private or all shared, at
+    /// this moment; returns how many there are of `pfns`. Any context.
+    ///
+    /// They are good for as long as no invalidation begins.
+    pub(crate) fn in_use(&self, pfns: &mut [MaybeUninit<u64>]) -> usize {
+        let inode = self.inode();
+        if !self.is_plain() {
+            return 0;
+        }
+        let run = inode.run_for(self.at, Reader::from(&rcu::read_lock()));
+        let Some(same) = run.range.intersect(&inode.geometry().whole()) else {
+            return 0;
+        };
+        if !same.contains(self.at) {
+            return 0;
+        }
+        // CAST: No more than there is room for, and so no more than a few.
+        let nr = (same.end().get() - self.at.get()).min(pfns.len() as u64) as c_int;
+        // SAFETY: The mapping of a live inode is valid, and there is room for as many frames.
+        let found = unsafe {
+            bindings::gmem_mapping_pfns(
+                inode.mapping(),
+                self.at.get() as usize,
+                nr,
+                pfns.as_mut_ptr().cast(),
+            )
+        };
+        usize::try_from(found).unwrap_or(0)
+    }
+
+    /// Gives the page to KVM if it is in use, without lock and reference; [`None`] if that takes
+    /// [`serve`](Self::serve), or if the VM's platform has a part in it.
+    ///
+    /// A page leaves the file, fails, or changes between private and shared inside an invalidation.
+    /// KVM has read `mmu_invalidate_seq` before, so it does not map the page if that has happened
+    /// since.
+    #[inline]
+    pub fn serve_in_use(&self) -> Option<GuestPage<'a>> {
+        let inode = self.inode();
+        if !self.is_plain() || self.at.get() >= inode.geometry().pages() {
+            return None;
+        }
+        let mut pfn = 0;
+        // SAFETY: The mapping of a live inode is valid, and `pfn` valid for writes.
+        let found = unsafe {
+            bindings::gmem_mapping_pfn(inode.mapping(), self.at.get() as usize, &mut pfn)
+        };
+        found.then_some(GuestPage {
+            pfn: Pfn::new(pfn),
+            page: None,
+            max_order: 0,
+            _fault: PhantomData,
+        })
+    }
+
     /// Gives the page to KVM, after `f` has seen its folio; sleeps.
     ///
     /// `f` returns how large a mapping it may be a part of, as a power of two in pages. It gets no
@@ -116,10 +190,12 @@ impl<'a> GuestFault<'a> {
         f: impl FnOnce(&PreparedFolio<'_>) -> Result<u8>,
     ) -> Result<GuestPage<'a>> {
         let folio = self.folio(stable)?;
-        let max_order = f(&folio)?;
+        let max_order = f(&folio)?.min(folio.order());
+        let page = folio.into_page();
         Ok(GuestPage {
-            max_order: max_order.min(folio.order()),
-            page: folio.into_page(),
+            max_order,
+            pfn: page.pfn(),
+            page: Some(page),
             _fault: PhantomData,
         })
     }

@@ -100,6 +100,14 @@ impl Memslot {
         Some(PageIndex::new(self.pgoff().checked_add(at)?))
     }
 
+    /// How many pages the slot has from `gfn` on.
+    #[inline]
+    pub(crate) fn pages_from(&self, gfn: Gfn) -> usize {
+        let before = gfn.get().saturating_sub(self.base_gfn());
+        // CAST: A size_t has 64 bits here.
+        self.npages().saturating_sub(before) as usize
+    }
+
     /// The pages of the file that the slot shows.
     #[inline]
     pub fn file_range(&self) -> Option<PageRange> {
@@ -239,7 +247,7 @@ impl FileData {
 
     /// The next bound slot that shows a page of `range`, from `at` on.
     #[inline]
-    fn next(&self, at: &mut PageIndex, range: &PageRange) -> Option<&Memslot> {
+    pub(crate) fn next(&self, at: &mut PageIndex, range: &PageRange) -> Option<&Memslot> {
         if at.get() >= range.end().get() {
             return None;
         }
