@@ -35,6 +35,7 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
         });
         return Ok(page);
     }
+
     inode.stable(|stable| {
         fault.serve(stable, |folio| {
             platform::make_private(on, vm, gfn, stable, folio)?;

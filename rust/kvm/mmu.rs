@@ -45,7 +45,6 @@ use crate::{
     trace, //
 };
 use core::{
-    array,
     cell::Cell,
     iter,
     ptr::{
@@ -107,6 +106,9 @@ pub(crate) struct InvalidateSpan<'g> {
     stable: &'g dyn Bindings,
     only: Option<&'g FileData>,
     range: PageRange,
+    /// The file and the slot of it that show pages of the range, if it is a single slot that does:
+    /// nobody has to look for it again, as the bindings are locked.
+    sole: Option<(&'g FileData, &'g Memslot)>,
     /// What is remembered of the folios is what [`ask`](Self::ask) has seen, and nothing older.
     asked: Cell<bool>,
 }
@@ -235,6 +237,7 @@ impl<'g> InvalidateSpan<'g> {
             stable,
             only,
             range,
+            sole: Self::sole(stable, only, &range),
             asked: Cell::new(false),
         };
         span.for_each_file(|file| {
@@ -253,6 +256,27 @@ impl<'g> InvalidateSpan<'g> {
             });
         });
         span
+    }
+
+    fn sole(
+        stable: &'g dyn Bindings,
+        only: Option<&FileData>,
+        range: &PageRange,
+    ) -> Option<(&'g FileData, &'g Memslot)> {
+        let mut found = None;
+        for file in stable.inode().files(stable) {
+            if only.is_some_and(|only| !ptr::eq(only, file)) {
+                continue;
+            }
+            let mut at = range.start();
+            while let Some(slot) = file.next(&mut at, range) {
+                if found.is_some() {
+                    return None;
+                }
+                found = Some((file, slot));
+            }
+        }
+        found
     }
 
     /// Takes all mappings that pages of the file can have out of the guests' page tables, and
@@ -283,11 +307,16 @@ impl<'g> InvalidateSpan<'g> {
                 .fuse();
             loop {
                 // Taken out first, as looking for them sleeps and mmu_lock is a spinlock.
-                let some: [_; AT_ONCE] = array::from_fn(|_| ranges.next());
-                if some[0].is_none() {
+                let mut some = [const { None }; AT_ONCE];
+                let mut count = 0;
+                for (place, pages) in iter::zip(&mut some, &mut ranges) {
+                    *place = Some(pages);
+                    count += 1;
+                }
+                if count == 0 {
                     break;
                 }
-                self.zap_some(file, kinds, some.into_iter().flatten());
+                self.zap_some(file, kinds, some.into_iter().map_while(|pages| pages));
             }
             dead |= file.vm().is_dead();
         });
@@ -537,6 +566,9 @@ impl<'g> InvalidateSpan<'g> {
     }
 
     fn for_each_file(&self, mut f: impl FnMut(&FileData)) {
+        if let Some((file, _)) = self.sole {
+            return f(file);
+        }
         for file in self.stable.inode().files(self.stable) {
             let wanted = self.only.is_none_or(|only| core::ptr::eq(only, file));
             if wanted && file.has_slot(self.stable, &self.range) {
@@ -551,6 +583,16 @@ impl<'g> InvalidateSpan<'g> {
         pages: &PageRange,
         mut f: impl FnMut(*mut bindings::kvm_memory_slot, u64, u64),
     ) {
+        if let Some((_, slot)) = self.sole.filter(|(of, _)| ptr::eq(*of, file)) {
+            // As everywhere, no page is looked for outside of the span's range.
+            if let Some((start, end)) = pages
+                .intersect(&self.range)
+                .and_then(|pages| slot.gfns_of(&pages))
+            {
+                f(slot.as_raw(), start, end);
+            }
+            return;
+        }
         file.for_each_slot(self.stable, pages, |slot| {
             if let Some((start, end)) = slot.gfns_of(pages) {
                 f(slot.as_raw(), start, end);
@@ -582,7 +624,12 @@ impl InvalidateGuard<'_, Exclusive> {
     /// included that they keep from the host, and those of a dead VM. The next use of the pages
     /// finds new, zeroed ones. What they are, private or shared, stays.
     pub fn free(&self, range: &PageRange) {
-        if let Some(range) = range.intersect(&self.geometry().whole()) {
+        // Before the first folio nobody has anything. The entries of failed memory went when the
+        // folio left the file.
+        let range = range
+            .intersect(&self.geometry().whole())
+            .and_then(|range| self.populated(&range));
+        if let Some(range) = range {
             let span = InvalidateSpan::begin(self, range);
             self.truncate(span.zap());
         }

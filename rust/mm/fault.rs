@@ -170,6 +170,7 @@ pub(crate) unsafe extern "C" fn fault<T: GuestMemfd>(
     if mapped != 0 {
         return mapped;
     }
+
     match T::fault(&mut fault, &stable) {
         Ok(Served(_)) if fault.finish() => bindings::vm_fault_reason_VM_FAULT_LOCKED,
         // The page of another fault was passed off as this one's.

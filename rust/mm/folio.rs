@@ -722,6 +722,10 @@ impl FolioRef<'_> {
     /// Whether nobody but the page cache (and this walk) holds the folio, after trying to make it
     /// so. `unmap` takes pages out of the host's page tables.
     pub(crate) fn settle(&self, drains: &mut Drains, unmap: impl Fn(&PageRange)) -> bool {
+        // SAFETY: The batch holds a reference.
+        if unsafe { bindings::gmem_folio_is_quiet(self.as_ptr(), Self::OWN_REFS) } {
+            return true;
+        }
         // Draining may have to wait, which nobody does with a folio locked.
         self.is_quiet(&unmap, None)
             || drains.drain_for(self) && self.is_quiet(&unmap, None)

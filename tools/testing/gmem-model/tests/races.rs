@@ -40,19 +40,33 @@ enum Step {
     ReadSequence,
     /// Under RCU: is the gfn private?
     ReadAttribute,
+    /// Under RCU, without lock and reference: which page does the file have here?
+    FindInUse,
     /// Under `mmu_lock`.
     MapUnlessStale,
     MapAnyway,
+    /// Under `mmu_lock`: maps what the file has, if no invalidation is in progress.
+    MapInUse,
+    MapInUseAnyway,
 
     // Host fault.
+    /// Fault-around does nothing if the lock is not free.
+    TryLockShared,
     StopIfPrivate,
+    /// Fault-around skips a folio that is locked.
+    TryLockFolio,
     /// With the folio locked.
     MapToHost,
 
     // Conversion.
     StopIfConverted,
-    /// Unmaps the page from the host, with the folio locked.
-    Quiesce,
+    /// Unmaps the page from the host.
+    Unmap,
+    /// Does so again, with the folio locked, if there is a reference that the page cache does not
+    /// explain. A fault has one as long as it has the folio locked, and then the mapping has it.
+    QuiesceIfReferenced,
+    /// The same if there is a mapping.
+    QuiesceIfMapped,
     Begin,
     /// Under `mmu_lock`: is the page in the S-EPT?
     AskWhetherOwned,
@@ -61,6 +75,11 @@ enum Step {
     Zap,
     Store,
     End,
+
+    // Hole punching.
+    /// Both kinds of mapping.
+    ZapAll,
+    Free,
 }
 
 use Step::*;
@@ -72,6 +91,17 @@ const GUEST: &[Step] = &[
     UnlockShared,
     MapUnlessStale,
 ];
+/// A page that is in use, and that no platform is to be given.
+const GUEST_IN_USE: &[Step] = &[ReadSequence, ReadAttribute, FindInUse, MapUnlessStale];
+/// KVM_MAP_MEMORY of many pages, and what is mapped ahead of a guest.
+const GUEST_AHEAD: &[Step] = &[MapInUse];
+const AROUND: &[Step] = &[
+    TryLockShared,
+    StopIfPrivate,
+    TryLockFolio,
+    MapToHost,
+    UnlockShared,
+];
 const HOST: &[Step] = &[
     LockShared,
     StopIfPrivate,
@@ -82,7 +112,8 @@ const HOST: &[Step] = &[
 const CONVERT: &[Step] = &[
     Lock,
     StopIfConverted,
-    Quiesce,
+    Unmap,
+    QuiesceIfReferenced,
     Begin,
     AskWhetherOwned,
     StopIfOwned,
@@ -91,6 +122,8 @@ const CONVERT: &[Step] = &[
     End,
     Unlock,
 ];
+
+const PUNCH: &[Step] = &[Lock, Begin, ZapAll, Free, End, Unlock];
 
 /// `steps` in another order: `moved` comes right after `after`.
 fn misplace(steps: &[Step], moved: Step, after: Step) -> Vec<Step> {
@@ -113,6 +146,7 @@ struct Thread {
     next: usize,
     sequence: u8,
     kind: Option<Visibility>,
+    page: u8,
     owned: bool,
     shared_lock: bool,
     folio_lock: bool,
@@ -131,6 +165,9 @@ struct State {
     sequence: u8,
     /// The kind of the guest's mapping.
     mapped: Option<Visibility>,
+    /// Which page it is a mapping of, and which one the file has: freed ones have other numbers.
+    mapped_page: u8,
+    page: u8,
     destroyed: bool,
     threads: Vec<Thread>,
 }
@@ -167,7 +204,8 @@ fn step(before: &State, id: usize, program: &Program) -> Option<State> {
         Lock => state.exclusive = true,
         Unlock => state.exclusive = false,
         LockShared if state.exclusive => return None,
-        LockShared => {
+        TryLockShared if state.exclusive => stop = true,
+        LockShared | TryLockShared => {
             state.readers += 1;
             thread.shared_lock = true;
         }
@@ -175,8 +213,10 @@ fn step(before: &State, id: usize, program: &Program) -> Option<State> {
             state.readers -= 1;
             thread.shared_lock = false;
         }
-        LockFolio | Quiesce if state.folio_locked => return None,
-        LockFolio => {
+        LockFolio | QuiesceIfReferenced if state.folio_locked => return None,
+        QuiesceIfMapped if state.host_mapped && state.folio_locked => return None,
+        TryLockFolio if state.folio_locked => stop = true,
+        LockFolio | TryLockFolio => {
             state.folio_locked = true;
             thread.folio_lock = true;
         }
@@ -184,7 +224,16 @@ fn step(before: &State, id: usize, program: &Program) -> Option<State> {
         ReadSequence => thread.sequence = state.sequence,
         ReadAttribute => thread.kind = Some(state.attribute),
         MapUnlessStale if state.in_progress > 0 || state.sequence != thread.sequence => {}
-        MapUnlessStale | MapAnyway => state.mapped = thread.kind,
+        MapUnlessStale | MapAnyway => {
+            state.mapped = thread.kind;
+            state.mapped_page = thread.page;
+        }
+        FindInUse => thread.page = state.page,
+        MapInUse if state.in_progress > 0 => {}
+        MapInUse | MapInUseAnyway => {
+            state.mapped = Some(state.attribute);
+            state.mapped_page = state.page;
+        }
 
         StopIfPrivate => stop = state.attribute == Private,
         MapToHost => {
@@ -194,8 +243,10 @@ fn step(before: &State, id: usize, program: &Program) -> Option<State> {
         }
 
         StopIfConverted => stop = state.attribute == program.to,
-        Quiesce if program.to == Private => state.host_mapped = false,
-        Quiesce => {}
+        Unmap | QuiesceIfReferenced | QuiesceIfMapped if program.to == Private => {
+            state.host_mapped = false;
+        }
+        Unmap | QuiesceIfReferenced | QuiesceIfMapped => {}
         Begin => state.in_progress += 1,
         AskWhetherOwned => thread.owned = state.mapped == Some(Private),
         StopIfOwned => {
@@ -216,6 +267,8 @@ fn step(before: &State, id: usize, program: &Program) -> Option<State> {
             state.in_progress -= 1;
             state.sequence += 1;
         }
+        ZapAll => state.mapped = None,
+        Free => state.page += 1,
     }
 
     thread.next += 1;
@@ -224,8 +277,11 @@ fn step(before: &State, id: usize, program: &Program) -> Option<State> {
         state.folio_locked &= !thread.folio_lock;
         match thread.shared_lock {
             true => state.readers -= 1,
-            false => state.exclusive = false,
+            // Who has tried to take the lock has nothing.
+            false => state.exclusive &= step == TryLockShared,
         }
+        thread.shared_lock = false;
+        thread.folio_lock = false;
     }
     state.threads[id] = thread;
     Some(state)
@@ -235,7 +291,10 @@ fn step(before: &State, id: usize, program: &Program) -> Option<State> {
 fn complaint(state: &State) -> Option<&'static str> {
     let stale = state.mapped.is_some_and(|kind| kind != state.attribute);
 
+    let freed = state.mapped.is_some() && state.mapped_page != state.page;
+
     match state {
+        _ if freed => Some("the guest has a page that was freed"),
         _ if state.destroyed => Some("PRESERVE lost the guest's bytes"),
         _ if stale => Some("the guest has a mapping of the wrong kind"),
         _ if state.host_mapped && state.attribute == Private => Some("the host has a private page"),
@@ -254,6 +313,8 @@ fn race(initial: Visibility, programs: &[Program]) -> Option<&'static str> {
         in_progress: 0,
         sequence: 0,
         mapped: None,
+        mapped_page: 0,
+        page: 0,
         destroyed: false,
         threads: vec![Thread::default(); programs.len()],
     };
@@ -284,9 +345,17 @@ fn race(initial: Visibility, programs: &[Program]) -> Option<&'static str> {
 /// Faults of all kinds against one conversion, and against two.
 #[test]
 fn everybody_gets_on_and_sees_what_he_may() {
-    let faults: [&[&[Step]]; 6] = [
+    let faults: [&[&[Step]]; 14] = [
         &[GUEST],
+        &[GUEST_AHEAD],
+        &[GUEST_AHEAD, GUEST],
+        &[GUEST_AHEAD, AROUND],
+        &[GUEST_IN_USE],
         &[HOST],
+        &[AROUND],
+        &[AROUND, AROUND],
+        &[HOST, AROUND],
+        &[GUEST_IN_USE, AROUND],
         &[GUEST, GUEST],
         &[HOST, GUEST],
         &[HOST, HOST],
@@ -332,17 +401,107 @@ const LOST: Option<&str> = Some("PRESERVE lost the guest's bytes");
 const STALE: Option<&str> = Some("the guest has a mapping of the wrong kind");
 const DEADLOCK: Option<&str> = Some("nobody gets on");
 const LEAKED: Option<&str> = Some("the host has a private page");
+const FREED: Option<&str> = Some("the guest has a page that was freed");
+
+/// Guest faults without lock and reference against hole punching.
+#[test]
+fn no_guest_gets_a_page_that_is_being_freed() {
+    let guests = [
+        &[GUEST_IN_USE][..],
+        &[GUEST_AHEAD],
+        &[GUEST_IN_USE, GUEST_IN_USE],
+        &[GUEST_IN_USE, GUEST_AHEAD],
+    ];
+    for guests in guests {
+        for holes in [&[PUNCH][..], &[PUNCH, PUNCH]] {
+            let programs: Vec<_> = guests
+                .iter()
+                .chain(holes)
+                .map(|steps| program(steps))
+                .collect();
+            assert_eq!(race(Private, &programs), None);
+        }
+    }
+}
+
+/// One fault against one hole.
+fn punch(fault: &[Step], steps: &[Step]) -> Option<&'static str> {
+    race(Private, &[program(fault), program(steps)])
+}
+
+#[test]
+fn finding_a_page_before_the_sequence_gives_a_freed_one() {
+    let late = misplace(GUEST_IN_USE, ReadSequence, FindInUse);
+    assert_eq!(punch(&late, PUNCH), FREED);
+}
+
+#[test]
+fn not_checking_the_sequence_gives_a_freed_page() {
+    let mut unchecked = without(GUEST_IN_USE, &[MapUnlessStale]);
+    unchecked.push(MapAnyway);
+    assert_eq!(punch(&unchecked, PUNCH), FREED);
+}
+
+#[test]
+fn freeing_outside_of_the_invalidation_gives_a_freed_page() {
+    assert_eq!(punch(GUEST_IN_USE, &misplace(PUNCH, Free, End)), FREED);
+    assert_eq!(punch(GUEST_IN_USE, &misplace(PUNCH, Begin, Free)), FREED);
+    assert_eq!(punch(GUEST_IN_USE, &without(PUNCH, &[Begin, End])), FREED);
+}
+
+#[test]
+fn mapping_ahead_during_an_invalidation_leaves_a_mapping() {
+    let careless = [MapInUseAnyway];
+    assert_eq!(punch(&careless, PUNCH), FREED);
+    assert_eq!(duel(&careless, CONVERT, Private), STALE);
+    assert_eq!(duel(&careless, CONVERT, Shared), STALE);
+}
+
+/// What is unmapped from the host is not, by that, taken from the guest.
+#[test]
+fn nobody_zaps_in_the_place_of_the_conversion() {
+    let none = without(CONVERT, &[Zap]);
+    assert_eq!(duel(GUEST, &none, Private), STALE);
+}
+
+#[test]
+fn looking_at_mappings_and_not_at_references_leaks_a_page() {
+    let mut mapped = CONVERT.to_vec();
+    mapped
+        .iter_mut()
+        .filter(|step| **step == QuiesceIfReferenced)
+        .for_each(|step| *step = QuiesceIfMapped);
+    assert_eq!(duel(HOST, &mapped, Private), LEAKED);
+}
+
+#[test]
+fn fault_around_without_the_lock_leaks_a_page() {
+    let unlocked = [StopIfPrivate, TryLockFolio, MapToHost];
+    assert_eq!(duel(&unlocked, CONVERT, Private), LEAKED);
+}
+
+#[test]
+fn fault_around_that_unlocks_early_leaks_a_page() {
+    let early = misplace(AROUND, UnlockShared, StopIfPrivate);
+    assert_eq!(duel(&early, CONVERT, Private), LEAKED);
+}
+
+#[test]
+fn fault_around_without_a_look_at_the_attribute_leaks_a_page() {
+    let blind = without(AROUND, &[StopIfPrivate]);
+    assert_eq!(duel(&blind, CONVERT, Private), LEAKED);
+}
 
 /// Hazard 40.
 #[test]
 fn asking_before_the_invalidation_loses_bytes() {
-    let early = misplace(CONVERT, AskWhetherOwned, Quiesce);
+    let early = misplace(CONVERT, AskWhetherOwned, Unmap);
     assert_eq!(duel(GUEST, &early, Shared), LOST);
 }
 
 #[test]
 fn zapping_before_the_invalidation_leaves_a_mapping() {
-    let early = misplace(CONVERT, Zap, Quiesce);
+    let early = misplace(CONVERT, Zap, Unmap);
     assert_eq!(duel(GUEST, &early, Private), STALE);
 }
 
@@ -381,7 +540,7 @@ fn unlocking_before_the_folio_is_locked_leaks_a_page() {
 
 #[test]
 fn not_taking_the_page_from_the_host_leaks_it() {
-    let none = without(CONVERT, &[Quiesce]);
+    let none = without(CONVERT, &[Unmap, QuiesceIfReferenced]);
     assert_eq!(duel(HOST, &none, Private), LEAKED);
 }
 

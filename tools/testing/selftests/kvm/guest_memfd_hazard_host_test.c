@@ -657,6 +657,124 @@ HAZARD(h62_other_readers_of_the_page_cache)
 	attributes_are(&h, 0, 1, GMEM_PRIVATE);
 }
 
+#ifdef __x86_64__
+/* What the host does to its mappings of the file costs the guest none of its own. */
+HAZARD(h58_host_unmaps)
+{
+	const u64 n = 4;
+	u64 before;
+	struct hz h;
+
+	hz_create(&h, n, GMEM_MMAP_SHARED, 1);
+	host_fill(&h, 0, n, GMEM_SEED(1));
+	convert(&h, 3, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+	for (u64 page = 0; page < n; page++)
+		gmem_guest_write(h.vcpus[0], h.a.gpa + OFF(page), page);
+	before = vcpu_get_stat(h.vcpus[0], pf_taken);
+
+	TEST_ASSERT(!madvise((void *)hz_hva(&h, 0), OFF(n), MADV_DONTNEED), "madvise() failed");
+	TEST_ASSERT(!(hz_pagemap(hz_hva(&h, 0)) >> 63), "The host still has it mapped");
+	for (u64 page = 0; page < n; page++)
+		TEST_ASSERT_EQ(gmem_guest_read(h.vcpus[0], h.a.gpa + OFF(page)), page);
+	TEST_ASSERT(!mprotect((void *)hz_hva(&h, 0), OFF(n), PROT_NONE), "mprotect() failed");
+	TEST_ASSERT(!munmap((void *)hz_hva(&h, 0), OFF(n)), "munmap() failed");
+	for (u64 page = 0; page < n; page++)
+		gmem_guest_write(h.vcpus[0], h.a.gpa + OFF(page), page);
+	TEST_ASSERT_EQ(vcpu_get_stat(h.vcpus[0], pf_taken) - before, 0);
+}
+#endif
+
+/*
+ * Pages 0 to 7 are shared, 8 and 9 private, the others shared again. A host
+ * that goes through the first gets some of them mapped ahead, and none of the
+ * next.
+ */
+static void h60_around(bool write)
+{
+	const u64 first = 8, next = 10, n = 14, unused = 6;
+	u64 ahead = 0;
+	struct hz h;
+	u8 *mem;
+	u8 val;
+
+	hz_create(&h, n, GMEM_MMAP_SHARED, 1);
+	host_fill(&h, 0, n, GMEM_SEED(1));
+	TEST_ASSERT(!gmem_punch(h.a.fd, OFF(unused), PG), "Punching failed");
+	TEST_ASSERT(!gmem_allocate(h.a.fd, OFF(unused), PG), "Allocating failed");
+	convert(&h, first, next - first, GMEM_PRIVATE, GMEM_PRESERVE);
+	guest_fill(&h, first, next - first, GMEM_SEED(37));
+
+	/* All in one page table, which has none of them yet. */
+	mem = kvm_mmap(2 * SZ_2M, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	mem = mmap((void *)align_up((unsigned long)mem, SZ_2M), OFF(n), PROT_READ | PROT_WRITE,
+		   MAP_SHARED | MAP_FIXED, h.a.fd, 0);
+	TEST_ASSERT(mem != MAP_FAILED, "mmap() failed");
+	for (u64 page = 0; page < n; page++)
+		TEST_ASSERT(!(hz_pagemap(mem + OFF(page)) >> 63), "Page %lu is mapped", page);
+
+	for (u64 page = 0; page < 2; page++)
+		TEST_ASSERT(write ? gmem_host_write(mem + OFF(page), 1) :
+				    gmem_host_read(mem + OFF(page), &val), "Refused");
+	for (u64 page = 2; page < first; page++)
+		ahead += hz_pagemap(mem + OFF(page)) >> 63;
+	for (u64 page = first; page < n; page++)
+		TEST_ASSERT(!(hz_pagemap(mem + OFF(page)) >> 63), "Page %lu is mapped", page);
+	TEST_ASSERT(!(hz_pagemap(mem + OFF(unused)) >> 63), "A page never used is mapped");
+#ifdef __x86_64__
+	TEST_ASSERT_EQ(ahead, first - 2 - 1);
+#else
+	TEST_ASSERT_EQ(ahead, 0);
+#endif
+	TEST_ASSERT(gmem_host_refused(mem + OFF(first)), "A private page is reached");
+	TEST_ASSERT(gmem_host_read(mem + OFF(unused), &val) && !val, "A new page is not zero");
+	TEST_ASSERT(gmem_host_read(mem + OFF(next), &val), "Refused");
+
+	/* What was mapped ahead is not in the way, nor left over. */
+	convert(&h, 0, first, GMEM_PRIVATE, GMEM_PRESERVE);
+	for (u64 page = 0; page < next; page++) {
+		TEST_ASSERT(!(hz_pagemap(mem + OFF(page)) >> 63), "Page %lu is mapped", page);
+		TEST_ASSERT(gmem_host_refused(mem + OFF(page)), "Page %lu is reached", page);
+	}
+}
+
+HAZARD(h60_read_ahead_of_the_host)
+{
+	h60_around(false);
+}
+
+HAZARD(h60_write_ahead_of_the_host)
+{
+	h60_around(true);
+}
+
+#ifdef __x86_64__
+/* The same for a guest, which takes no fault where it gets pages ahead. */
+HAZARD(h60_ahead_of_the_guest)
+{
+	/* 6 is not in use, 8 and 9 are private, and 13 is there before. */
+	static const u8 faults[] = { 1, 1, 0, 0, 0, 0, 1, 1, 1, 0, 1, 0, 0, 0 };
+	const u64 n = ARRAY_SIZE(faults);
+	struct hz h;
+
+	hz_create(&h, n, GMEM_MMAP_SHARED, 1);
+	host_fill(&h, 0, n, GMEM_SEED(1));
+	TEST_ASSERT(!gmem_punch(h.a.fd, OFF(6), PG), "Punching failed");
+	convert(&h, 8, 2, GMEM_PRIVATE, GMEM_PRESERVE);
+	/* A new memslot has no mappings. What the guest's code needs comes first. */
+	gmem_area_unbind(&h.a);
+	gmem_area_bind(&h.a);
+	gmem_guest_read(h.vcpus[0], h.a.gpa + OFF(n - 1));
+
+	for (u64 page = 0; page < n; page++) {
+		u64 before = vcpu_get_stat(h.vcpus[0], pf_taken), taken;
+
+		gmem_guest_read(h.vcpus[0], h.a.gpa + OFF(page));
+		taken = vcpu_get_stat(h.vcpus[0], pf_taken) - before;
+		TEST_ASSERT(taken == faults[page], "Page %lu takes %lu faults", page, taken);
+	}
+}
+#endif
+
 int main(int argc, char *argv[])
 {
 	gmem_require_in_place();
