@@ -305,18 +305,17 @@ impl<'g> InvalidateSpan<'g> {
                 .clone()
                 .filter_map(|pages| pages.intersect(&self.range))
                 .fuse();
-            loop {
-                // Taken out first, as looking for them sleeps and mmu_lock is a spinlock.
-                let mut some = [const { None }; AT_ONCE];
-                let mut count = 0;
-                for (place, pages) in iter::zip(&mut some, &mut ranges) {
-                    *place = Some(pages);
-                    count += 1;
+            // Taken out first, as looking for them sleeps and mmu_lock is a spinlock.
+            let mut next = ranges.next();
+            while let Some(first) = next {
+                next = ranges.next();
+                match next {
+                    None => self.zap_some(file, kinds, &[first]),
+                    Some(second) => {
+                        self.zap_many(file, kinds, first, second, &mut ranges);
+                        next = ranges.next();
+                    }
                 }
-                if count == 0 {
-                    break;
-                }
-                self.zap_some(file, kinds, some.into_iter().map_while(|pages| pages));
             }
             dead |= file.vm().is_dead();
         });
@@ -328,15 +327,36 @@ impl<'g> InvalidateSpan<'g> {
         }
     }
 
+    /// Zaps the first two ranges, and as many of the next as can be zapped at once. Not a part of its
+    /// caller, as most requests have one range, and no need for the room.
+    #[inline(never)]
+    fn zap_many(
+        &self,
+        file: &FileData,
+        kinds: Kinds,
+        first: PageRange,
+        second: PageRange,
+        ranges: &mut impl Iterator<Item = PageRange>,
+    ) {
+        let mut some = [first; AT_ONCE];
+        some[1] = second;
+        let mut count = 2;
+        for (place, pages) in iter::zip(some.iter_mut().skip(count), ranges) {
+            *place = pages;
+            count += 1;
+        }
+        self.zap_some(file, kinds, some.get(..count).unwrap_or(&some));
+    }
+
     /// Zaps a few ranges. The TLBs are flushed before `mmu_lock` is released.
-    fn zap_some(&self, file: &FileData, kinds: Kinds, ranges: impl Iterator<Item = PageRange>) {
+    fn zap_some(&self, file: &FileData, kinds: Kinds, ranges: &[PageRange]) {
         let vm = file.vm();
         let _mmu = vm.lock_mmu();
         let mut flush = false;
 
         stand_in::all().for_each(|other| other.set_invalidating(vm, true));
         for pages in ranges {
-            self.for_each_gfn_range(file, &pages, |slot, start, end| {
+            self.for_each_gfn_range(file, pages, |slot, start, end| {
                 let mut range = bindings::kvm_gfn_range {
                     slot,
                     start,

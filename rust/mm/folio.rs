@@ -28,7 +28,8 @@ use core::{
         ManuallyDrop,
         MaybeUninit, //
     },
-    ptr::NonNull, //
+    ptr::NonNull,
+    slice, //
 };
 use gmem_policy::{
     range::{
@@ -573,7 +574,9 @@ pub(crate) struct Batches<'g> {
     mapping: *mut bindings::address_space,
     range: PageRange,
     next: usize,
-    batch: bindings::folio_batch,
+    /// Initialised if it says so below. It is large, and not to be moved about.
+    batch: MaybeUninit<bindings::folio_batch>,
+    has_batch: bool,
     _guard: PhantomData<&'g ()>,
 }
 
@@ -585,70 +588,72 @@ impl<'g> Batches<'g> {
     /// `mapping` must be valid, and no folio may leave it, for as long as `'g`.
     #[inline]
     pub(crate) unsafe fn new(mapping: *mut bindings::address_space, range: PageRange) -> Self {
-        let mut batch = MaybeUninit::zeroed();
-        // SAFETY: Valid for writes.
-        unsafe { bindings::gmem_folio_batch_init(batch.as_mut_ptr()) };
-
         Self {
             mapping,
             range,
             next: range.start().get() as usize,
-            // SAFETY: A zeroed batch is an empty one, and the helper has said so, too.
-            batch: unsafe { batch.assume_init() },
+            batch: MaybeUninit::uninit(),
+            has_batch: false,
             _guard: PhantomData,
         }
     }
 
     /// The next folios, [`None`] at the end. Reschedules between batches.
     pub(crate) fn next_batch(&mut self) -> Option<impl Iterator<Item = FolioRef<'_>> + '_> {
-        if self.batch.nr != 0 {
+        let batch = self.batch.as_mut_ptr();
+        let last = self.range.last().get() as usize;
+        if self.has_batch {
             self.release();
             reschedule();
         }
-        // SAFETY: The mapping is valid, the batch empty.
-        let found = unsafe {
-            bindings::filemap_get_folios(
-                self.mapping,
-                &mut self.next,
-                self.range.last().get() as usize,
-                &mut self.batch,
-            )
-        };
+        // There was nothing behind the last batch.
+        if self.next > last {
+            return None;
+        }
+        // SAFETY: Valid for writes.
+        unsafe { bindings::gmem_folio_batch_init(batch) };
+        self.has_batch = true;
+        // SAFETY: The mapping is valid, the batch initialised and empty.
+        let found =
+            unsafe { bindings::filemap_get_folios(self.mapping, &mut self.next, last, batch) };
         if found == 0 {
             return None;
         }
 
         let range = self.range;
-        let count = usize::from(self.batch.nr);
-        Some(
-            self.batch
-                .folios
-                .iter()
-                .take(count)
-                .filter_map(move |&folio| {
-                    Some(FolioRef {
-                        // SAFETY: The batch holds a reference to each of its folios, and the folio
-                        // stays in the page cache.
-                        pages: unsafe { pages_of(folio) }?.intersect(&range)?,
-                        // SAFETY: As above.
-                        first: unsafe { pages_of(folio) }?.start(),
-                        folio: NonNull::new(folio)?,
-                        _batch: PhantomData,
-                    })
-                }),
-        )
+        // SAFETY: So many folios of the batch are initialised, and stay so as long as it is borrowed.
+        let folios = unsafe {
+            slice::from_raw_parts(
+                (&raw const (*batch).folios).cast::<*mut bindings::folio>(),
+                usize::from((*batch).nr),
+            )
+        };
+        Some(folios.iter().filter_map(move |&folio| {
+            Some(FolioRef {
+                // SAFETY: The batch holds a reference to each of its folios, and the folio stays in
+                // the page cache.
+                pages: unsafe { pages_of(folio) }?.intersect(&range)?,
+                // SAFETY: As above.
+                first: unsafe { pages_of(folio) }?.start(),
+                folio: NonNull::new(folio)?,
+                _batch: PhantomData,
+            })
+        }))
     }
 
     fn release(&mut self) {
-        // SAFETY: The batch is initialised; its references are ours.
-        unsafe { bindings::gmem_folio_batch_release(&mut self.batch) }
+        self.has_batch = false;
+        // SAFETY: The batch is initialised, as callers have seen; its references are ours.
+        unsafe { bindings::gmem_folio_batch_release(self.batch.as_mut_ptr()) }
     }
 }
 
 impl Drop for Batches<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.release();
+        if self.has_batch {
+            self.release();
+        }
     }
 }
 
