@@ -896,13 +896,15 @@ bool gmem_mapping_next(struct address_space *mapping, pgoff_t *index, pgoff_t la
 
 /*
  * Whether the host has the page before that of a fault mapped, and so is likely
- * to want the next ones as well.  The table is freed behind RCU, if somebody
- * takes it out meanwhile.
+ * to want the next ones as well.  Who goes through new memory does not count: if
+ * the page itself is not in use, neither are those.  The table is freed behind
+ * RCU, if somebody takes it out meanwhile.
  */
 bool gmem_fault_follows(struct vm_fault *vmf)
 {
 	unsigned long before = vmf->address - PAGE_SIZE;
 	pmd_t pmd;
+	u64 pfn;
 
 	if (!pte_index(vmf->address) || vmf->address < vmf->vma->vm_start + PAGE_SIZE ||
 	    uffd_disable_fault_around(vmf->vma))
@@ -911,7 +913,8 @@ bool gmem_fault_follows(struct vm_fault *vmf)
 	pmd = pmdp_get_lockless(vmf->pmd);
 	if (!pmd_present(pmd) || pmd_leaf(pmd))
 		return false;
-	return pte_present(ptep_get(pte_offset_kernel(&pmd, before)));
+	return pte_present(ptep_get(pte_offset_kernel(&pmd, before))) &&
+	       gmem_mapping_pfn(vmf->vma->vm_file->f_mapping, vmf->pgoff, &pfn);
 }
 
 /*
