@@ -830,10 +830,6 @@ void gmem_warn_leak(u64 pfn, bool model)
 }
 
 /*
- * A file that is being closed is no longer there for a new user; some time
- * can pass between its last fput() and release() clearing the slot's pointer.
- */
-/*
  * The frame of the page at @index, if its folio is a small one that is in use
  * and has not failed.  Without lock and reference: only who can tell that the
  * folio has not left the file since may use it.
@@ -843,7 +839,7 @@ void gmem_warn_leak(u64 pfn, bool model)
  */
 static bool gmem_folio_in_use_pfn(struct folio *folio, u64 *pfn)
 {
-	const unsigned long mask = BIT(PG_uptodate) | BIT(PG_head) | BIT(PG_hwpoison);
+	const unsigned long mask = BIT(PG_uptodate) | BIT(PG_head) | __PG_HWPOISON;
 
 	if (!folio || xa_is_internal(folio) || xa_is_value(folio))
 		return false;
@@ -932,6 +928,10 @@ vm_fault_t gmem_fault_around(struct vm_fault *vmf, pgoff_t last)
 	return filemap_map_pages(vmf, vmf->pgoff, min(last, vmf->pgoff + nr - 1));
 }
 
+/*
+ * A file that is being closed is no longer there for a new user; some time
+ * can pass between its last fput() and release() clearing the slot's pointer.
+ */
 struct file *gmem_slot_get_file(struct kvm_memory_slot *slot)
 {
 	return get_file_active(&slot->gmem.file);

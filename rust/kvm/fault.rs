@@ -45,8 +45,7 @@ pub struct GuestFault<'a> {
     at: PageIndex,
 }
 
-/// A page for a guest. Only [`GuestFault::serve`] makes one, which consumes the fault; it cannot be
-/// kept for another.
+/// A page for a guest. Only a [`GuestFault`] makes one; it cannot be kept for another fault.
 pub struct GuestPage<'a> {
     pub(crate) pfn: Pfn,
     /// [`None`] if nothing but `mmu_invalidate_seq` tells that the page still is the file's.
