@@ -3,11 +3,11 @@
 //! What a vendor is asked about folios, and what a content policy does to them.
 
 use crate::{
-    convert::{
+    outcome::{
         errno,
         Outcome, //
     },
-    platform::Vendor, //
+    platform::vendor::Vendor, //
 };
 use gmem_policy::{
     content::{

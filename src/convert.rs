@@ -24,17 +24,18 @@
 
 use crate::{
     content,
-    platform::Vendor,
+    outcome::{
+        errno,
+        Failure,
+        Outcome, //
+    },
+    platform::vendor::Vendor,
     stats::{
         self,
         Held, //
     }, //
 };
-use gmem_policy::{
-    contract::Refusal,
-    range::PageIndex,
-    request::Request, //
-};
+use gmem_policy::request::Request;
 use gmem_sys::{
     fs::{
         address_space::Refused,
@@ -50,60 +51,6 @@ use gmem_sys::{
     }, //
 };
 use kernel::prelude::*;
-
-/// Why a request failed, and at which page if it is about one.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Failure {
-    pub(crate) error: Error,
-    pub(crate) at: Option<PageIndex>,
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self { error, at: None }
-    }
-}
-
-impl From<Refused> for Failure {
-    fn from(Refused { error, at }: Refused) -> Self {
-        Self {
-            error,
-            // An interrupted request is about no page.
-            at: (error != EINTR).then_some(at),
-        }
-    }
-}
-
-/// The errno of a refusal.
-pub(crate) fn errno(refusal: Refusal) -> Error {
-    match refusal {
-        Refusal::NotSupported => EOPNOTSUPP,
-        Refusal::NotShared => EPERM,
-    }
-}
-
-/// What a request has done, in pages.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Outcome {
-    /// Pages that have changed between private and shared.
-    pub(crate) converted: u64,
-    /// The number of runs that they form.
-    pub(crate) runs: u64,
-    /// Pages that were made zero.
-    pub(crate) zeroed: u64,
-    /// Pages that were scrambled.
-    pub(crate) scrambled: u64,
-}
-
-impl Outcome {
-    fn of((converted, runs): (u64, u64)) -> Self {
-        Self {
-            converted,
-            runs,
-            ..Self::default()
-        }
-    }
-}
 
 /// Steps 4 to 12 of one KVM_SET_MEMORY_ATTRIBUTES2; `src/ioctl.rs` has the others. `outcome` is what
 /// it has done, if it succeeds.

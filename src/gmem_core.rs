@@ -66,6 +66,7 @@ mod file;
 mod get_pfn;
 mod ioctl;
 mod map_memory;
+mod outcome;
 mod platform;
 mod populate;
 mod stats;

@@ -3,7 +3,7 @@
 //! The ioctls of a file: copy in, carry out, copy out.
 
 use crate::{
-    convert::{
+    outcome::{
         Failure,
         Outcome, //
     },

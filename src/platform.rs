@@ -2,23 +2,23 @@
 
 //! What differs between platforms, and which one a VM is on.
 //!
-//! One file per vendor. Adding one means that file, its rows in the contract
+//! One file per vendor, with its [`Vendor`]. Adding one means that file, its rows in the contract
 //! (`policy/contract.rs`), and an arm in [`select`]. The contract says what a promise means; vendors
 //! state facts, and do what only they can.
 
-use crate::convert::{
-    self,
-    Failure,
-    Outcome, //
+use crate::{
+    convert,
+    outcome::{
+        Failure,
+        Outcome, //
+    }, //
 };
 use gmem_policy::{
-    content::Action,
     contract::{
         self,
         capability_any,
         Base,
-        Platform,
-        Refusal, //
+        Platform, //
     },
     range::PageIndex,
     request::{
@@ -27,7 +27,6 @@ use gmem_policy::{
     }, //
 };
 use gmem_sys::{
-    export::scramble,
     fs::{
         address_space::Stable,
         file_ops::GmemFile,
@@ -35,14 +34,11 @@ use gmem_sys::{
     },
     kvm::{
         conversion::Done,
-        mmu::Mapped,
         platform::{
             self,
             Fatal,
-            GivenUp,
             HardwareRmp,
-            HardwareSept,
-            Written, //
+            HardwareSept, //
         },
         vcpu::can_map_memory,
         vm::{
@@ -52,7 +48,6 @@ use gmem_sys::{
     },
     mm::folio::{
         Assignment,
-        FolioRef,
         Frame,
         PreparedFolio,
         PrivatePage, //
@@ -65,10 +60,7 @@ use gmem_sys::{
         CAP_PRE_LAUNCH_FLAGS, //
     }, //
 };
-use kernel::{
-    error::VTABLE_DEFAULT_ERROR,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 #[cfg(CONFIG_KVM_GMEM_EMULATION)]
 use gmem_sys::emulation::{
@@ -82,103 +74,15 @@ mod sw_protected;
 mod tdx;
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 mod tests;
+pub(crate) mod vendor;
 
 use self::{
     pkvm::Pkvm,
     snp::Snp,
     sw_protected::SwProtected,
-    tdx::Tdx, //
+    tdx::Tdx,
+    vendor::Vendor, //
 };
-
-/// A platform's part in a page's life.
-///
-/// Taking a page out of the guests' page tables is the architecture's
-/// (`kvm_unmap_gfn_range()`, `kvm_arch_gmem_invalidate_range()`), and happens before
-/// [`make_shared`](Self::make_shared). All pages are small ones.
-#[vtable]
-pub(crate) trait Vendor {
-    /// Its rows of the contract.
-    const PLATFORM: Platform;
-
-    /// Step 5: what is done to the bytes of pages that the platform does not own, or has given back.
-    ///
-    /// # Errors
-    ///
-    /// [`Refusal`], for the whole request.
-    fn action(request: &Request) -> Result<Action, Refusal> {
-        contract::action(Self::PLATFORM, false, request.to(), request.content())
-            .map(|action| action.with_scrambling(scramble()))
-    }
-
-    /// Step 6: whether the platform owns an allocated page, on platforms where the invalidate lock
-    /// keeps the answer true. Called with the lock held exclusively.
-    ///
-    /// # Errors
-    ///
-    /// If the platform cannot tell.
-    fn owns(_vm: &Vm, _folio: &FolioRef<'_>) -> Result<bool> {
-        build_error!(VTABLE_DEFAULT_ERROR)
-    }
-
-    /// Step 9b: the same on platforms where only an invalidation keeps the answer true. Called with
-    /// `mmu_lock` held, once for each guest frame.
-    fn owns_mapped(_mapped: &Mapped<'_>) -> bool {
-        build_error!(VTABLE_DEFAULT_ERROR)
-    }
-
-    /// Guest fault: gives a private page to the platform, to be seen at `gfn`. Called with the
-    /// invalidate lock held shared; the same page is asked for again after each invalidation.
-    ///
-    /// # Errors
-    ///
-    /// What the platform returns. The page has not changed then.
-    fn make_private(_vm: &Vm, _gfn: Gfn, _page: &PrivatePage<'_>) -> Result {
-        build_error!(VTABLE_DEFAULT_ERROR)
-    }
-
-    /// Guest fault: how large a mapping of pages of this kind may be, as a power of two in pages.
-    /// KVM and the folio may allow less.
-    fn max_mapping_order(_of: Visibility) -> u8 {
-        u8::MAX
-    }
-
-    /// Launch: to whom the vendor's own populate callback gives the page, to be recorded.
-    ///
-    /// # Errors
-    ///
-    /// What the platform returns.
-    fn populate(_vm: &Vm, _gfn: Gfn) -> Result<Assignment> {
-        build_error!(VTABLE_DEFAULT_ERROR)
-    }
-
-    /// Step 10: takes a page back that is being made shared, and does not touch its contents. The
-    /// caller looks the result up, and does not rely on the vendor.
-    ///
-    /// # Errors
-    ///
-    /// [`Fatal`]: the page is lost, and so is the VM.
-    fn make_shared(_folio: &FolioRef<'_>) -> Result<(), Fatal> {
-        build_error!(VTABLE_DEFAULT_ERROR)
-    }
-
-    /// Step 10: makes all bytes of a page zero where the host may not write them itself.
-    ///
-    /// # Errors
-    ///
-    /// [`Fatal`]: the page is lost, and so is the VM.
-    fn zero(_page: GivenUp<'_>) -> Result<Written<'_>, Fatal> {
-        build_error!(VTABLE_DEFAULT_ERROR)
-    }
-
-    /// A page that was given to the platform is freed. There may be neither VM nor file any more.
-    ///
-    /// # Errors
-    ///
-    /// [`Fatal`]: the page is lost.
-    fn reclaim(_frame: &Frame<'_>) -> Result<(), Fatal> {
-        build_error!(VTABLE_DEFAULT_ERROR)
-    }
-}
 
 /// What a platform's vendor does, as a table.
 struct Operations {

@@ -2,7 +2,7 @@
 
 //! What conversions add to the statistics of their VM.
 
-use crate::convert::{
+use crate::outcome::{
     Failure,
     Outcome, //
 };

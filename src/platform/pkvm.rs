@@ -12,7 +12,7 @@
 //! pages that are private in the file. Any other guest can take a page back between the check and
 //! the use; platforms.rst says what follows.
 
-use super::Vendor;
+use crate::platform::vendor::Vendor;
 use gmem_policy::{
     contract::Platform,
     request::Visibility, //

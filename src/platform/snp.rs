@@ -13,7 +13,7 @@
 //! and cannot be restored, so a request cannot be undone after its first page. A page that cannot
 //! be taken back is lost, together with the VM.
 
-use super::Vendor;
+use crate::platform::vendor::Vendor;
 use core::marker::PhantomData;
 use gmem_policy::{
     contract::Platform,

@@ -5,7 +5,7 @@
 //! It owns no page: the host's kernel could write all of them, and guest_memfd sees to it that it
 //! does not. No page has to be given up or taken back; only the contract has to be kept.
 
-use super::Vendor;
+use crate::platform::vendor::Vendor;
 use gmem_policy::contract::Platform;
 use kernel::prelude::*;
 

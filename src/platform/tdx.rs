@@ -6,7 +6,7 @@
 //! is mapped and the host's when it is zapped. This file only has to know which pages are in it:
 //! taking such a page out destroys its contents.
 
-use super::Vendor;
+use crate::platform::vendor::Vendor;
 use core::marker::PhantomData;
 use gmem_policy::{
     contract::Platform,

@@ -8,12 +8,12 @@ use super::{
     max_mapping_order,
     snp::Snp,
     tdx::Tdx,
-    Operations,
-    Vendor, //
+    vendor::Vendor,
+    Operations, //
 };
 use crate::{
-    convert::{
-        self,
+    convert,
+    outcome::{
         Failure,
         Outcome, //
     },
