@@ -20,14 +20,16 @@ use core::{
     marker::PhantomData,
     ptr::NonNull, //
 };
-use gmem_policy::{
-    plan::Run,
+use gmem_types::{
     range::{
         Geometry,
         PageIndex,
         PageRange, //
     },
-    request::Visibility, //
+    visibility::{
+        Run,
+        Visibility, //
+    }, //
 };
 use kernel::{
     prelude::*,

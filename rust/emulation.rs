@@ -47,15 +47,13 @@ use core::{
     }, //
 };
 use gate::Gate;
-use gmem_policy::{
-    contract::{
-        Base,
-        Platform, //
-    },
-    emulation::{
-        rmp,
-        sept, //
-    }, //
+use gmem_policy::emulation::{
+    rmp,
+    sept, //
+};
+use gmem_types::platform::{
+    Base,
+    Platform, //
 };
 use kernel::{
     error::{

@@ -67,9 +67,9 @@ use core::{
         Ordering, //
     }, //
 };
-use gmem_policy::{
-    plan::Run,
-    request::Visibility, //
+use gmem_types::visibility::{
+    Run,
+    Visibility, //
 };
 use kernel::{
     error::from_result,

@@ -9,6 +9,8 @@
 //! page whose attribute is private, show a page with what its memory held before, free a page that a
 //! platform has, or have a conversion that promises zeroes succeed over other bytes.
 //!
+//! `gmem_types` has no `unsafe` either, but is believed: pages and ranges are computed by it.
+//!
 //! The files are shaped like those of the kernel crate, one C header each.
 
 use kernel::{

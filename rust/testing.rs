@@ -39,9 +39,9 @@ use core::{
     mem::MaybeUninit,
     ptr::NonNull, //
 };
-use gmem_policy::{
+use gmem_types::{
     range::PageIndex,
-    request::Visibility, //
+    visibility::Visibility, //
 };
 use kernel::{
     error::to_result,

@@ -26,17 +26,17 @@ use crate::{
     }, //
 };
 use core::ptr::NonNull;
-use gmem_policy::{
-    plan::{
-        Attributes,
-        Run, //
-    },
+use gmem_policy::plan::Attributes;
+use gmem_types::{
     range::{
         Geometry,
         PageIndex,
         PageRange, //
     },
-    request::Visibility, //
+    visibility::{
+        Run,
+        Visibility, //
+    }, //
 };
 use kernel::{
     prelude::*,
@@ -489,23 +489,23 @@ mod caller {
         Ordering, //
     };
     use gmem_policy::{
-        content::{
-            Action,
-            Content, //
-        },
-        contract::{
-            Base,
-            Platform, //
-        },
-        plan::{
-            Plan,
-            Run, //
-        },
-        range::Geometry,
+        plan::Plan,
         request::{
             RawRequest,
             Request, //
         }, //
+    };
+    use gmem_types::{
+        content::{
+            Action,
+            Content, //
+        },
+        platform::{
+            Base,
+            Platform, //
+        },
+        range::Geometry,
+        visibility::Run, //
     };
     use kernel::seq_file::SeqFile;
 

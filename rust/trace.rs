@@ -11,7 +11,7 @@ use crate::{
     bindings,
     fs::inode::GmemInode, //
 };
-use gmem_policy::range::PageIndex;
+use gmem_types::range::PageIndex;
 
 /// Whether a tracepoint is on.
 macro_rules! is_on {

@@ -11,18 +11,20 @@
 use crate::bindings;
 use core::mem::offset_of;
 use gmem_policy::{
-    content::Content,
     mapping::{
         Mapping,
         MAP_MEMORY, //
     },
     request::{
         RawRequest,
-        Visibility,
         GET_MEMORY_ATTRIBUTES2,
         SET_MEMORY_ATTRIBUTES2,
         VM_SET_MEMORY_ATTRIBUTES, //
     }, //
+};
+use gmem_types::{
+    content::Content,
+    visibility::Visibility, //
 };
 
 // CAST, here and below: bindgen gives a constant the smallest type that it fits into.

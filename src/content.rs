@@ -10,18 +10,11 @@ use crate::{
     platform::vendor::Vendor, //
 };
 use gmem_policy::{
-    content::{
-        Action,
-        SCRAMBLE_BYTE, //
-    },
     contract::{
         self,
         Refusal, //
     },
-    request::{
-        Request,
-        Visibility, //
-    }, //
+    request::Request, //
 };
 use gmem_sys::{
     kvm::{
@@ -34,6 +27,13 @@ use gmem_sys::{
         vm::Vm, //
     },
     mm::folio::FolioRef, //
+};
+use gmem_types::{
+    content::{
+        Action,
+        SCRAMBLE_BYTE, //
+    },
+    visibility::Visibility, //
 };
 use kernel::prelude::*;
 

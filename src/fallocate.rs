@@ -2,7 +2,6 @@
 
 //! Allocating memory ahead of its use, and giving it back.
 
-use gmem_policy::range::PageIndex;
 use gmem_sys::{
     fs::{
         file_ops::GmemFile,
@@ -16,6 +15,7 @@ use gmem_sys::{
         signal_pending, //
     }, //
 };
+use gmem_types::range::PageIndex;
 use kernel::prelude::*;
 
 /// `FALLOC_FL_KEEP_SIZE`: the size of a file never changes, so callers have to say so.

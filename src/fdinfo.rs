@@ -2,18 +2,7 @@
 
 //! What `/proc/PID/fdinfo/FD` and debugfs say about a file.
 
-use gmem_policy::{
-    contract::{
-        Base,
-        Platform, //
-    },
-    plan::{
-        query,
-        Run, //
-    },
-    range::PageIndex,
-    request::Visibility, //
-};
+use gmem_policy::plan::query;
 use gmem_sys::{
     fs::{
         file_ops::GmemFile,
@@ -24,6 +13,17 @@ use gmem_sys::{
     },
     kvm::memslot::Binding,
     task::signal_pending, //
+};
+use gmem_types::{
+    platform::{
+        Base,
+        Platform, //
+    },
+    range::PageIndex,
+    visibility::{
+        Run,
+        Visibility, //
+    }, //
 };
 use kernel::{
     seq_file::SeqFile,

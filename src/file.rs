@@ -2,7 +2,6 @@
 
 //! New files.
 
-use gmem_policy::request::Visibility;
 use gmem_sys::{
     export::host_wide,
     fs::{
@@ -21,6 +20,7 @@ use gmem_sys::{
         FLAG_MMAP, //
     }, //
 };
+use gmem_types::visibility::Visibility;
 use kernel::prelude::*;
 
 /// KVM_CREATE_GUEST_MEMFD.

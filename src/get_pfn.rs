@@ -3,7 +3,6 @@
 //! Guest faults.
 
 use crate::platform;
-use gmem_policy::request::Visibility;
 use gmem_sys::{
     kvm::fault::{
         GuestFault,
@@ -11,6 +10,7 @@ use gmem_sys::{
     },
     trace, //
 };
+use gmem_types::visibility::Visibility;
 use kernel::prelude::*;
 
 /// Gives a guest a page.

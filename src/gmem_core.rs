@@ -73,7 +73,7 @@ mod stats;
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 mod tests;
 
-use gmem_policy::plan::Run;
+use gmem_types::visibility::Run;
 
 /// What the kernel's print macros put before each line.
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]

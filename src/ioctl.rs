@@ -15,8 +15,7 @@ use gmem_policy::{
         Invalid,
         Query,
         RawRequest,
-        Request,
-        Visibility, //
+        Request, //
     }, //
 };
 use gmem_sys::{
@@ -25,6 +24,7 @@ use gmem_sys::{
     kvm::conversion::Done,
     trace, //
 };
+use gmem_types::visibility::Visibility;
 use kernel::prelude::*;
 
 /// What both ioctls begin with.

@@ -2,11 +2,9 @@
 
 //! How a request ended: what it has done, or why it failed and where.
 
-use gmem_policy::{
-    contract::Refusal,
-    range::PageIndex, //
-};
+use gmem_policy::contract::Refusal;
 use gmem_sys::fs::address_space::Refused;
+use gmem_types::range::PageIndex;
 use kernel::prelude::*;
 
 /// Why a request failed, and at which page if it is about one.

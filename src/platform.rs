@@ -16,15 +16,9 @@ use crate::{
 use gmem_policy::{
     contract::{
         self,
-        capability_any,
-        Base,
-        Platform, //
+        capability_any, //
     },
-    range::PageIndex,
-    request::{
-        Request,
-        Visibility, //
-    }, //
+    request::Request, //
 };
 use gmem_sys::{
     fs::{
@@ -59,6 +53,14 @@ use gmem_sys::{
         CAP_MAP_MEMORY,
         CAP_PRE_LAUNCH_FLAGS, //
     }, //
+};
+use gmem_types::{
+    platform::{
+        Base,
+        Platform, //
+    },
+    range::PageIndex,
+    visibility::Visibility, //
 };
 use kernel::prelude::*;
 

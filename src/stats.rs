@@ -6,14 +6,12 @@ use crate::outcome::{
     Failure,
     Outcome, //
 };
-use gmem_policy::request::{
-    Request,
-    Visibility, //
-};
+use gmem_policy::request::Request;
 use gmem_sys::{
     fs::inode::PAGE,
     kvm::vm::Vm, //
 };
+use gmem_types::visibility::Visibility;
 use kernel::{
     prelude::*,
     time::{

@@ -4,17 +4,17 @@
 //! that a hypervisor zeroes.
 
 use crate::Gmem;
+use gmem_policy::checks;
 #[cfg(CONFIG_KVM_GMEM_EMULATION)]
 use gmem_policy::emulation;
-use gmem_policy::{
-    checks,
-    contract::Platform,
-    request::Visibility, //
-};
 use gmem_sys::testing::{
     platform::TestRmp,
     TestFile,
     TestVm, //
+};
+use gmem_types::{
+    platform::Platform,
+    visibility::Visibility, //
 };
 use kernel::prelude::*;
 

@@ -38,13 +38,15 @@ use core::{
         Ordering, //
     }, //
 };
-use gmem_policy::{
-    plan::Run,
+use gmem_types::{
     range::{
         PageIndex,
         PageRange, //
     },
-    request::Visibility, //
+    visibility::{
+        Run,
+        Visibility, //
+    }, //
 };
 
 /// Base-two logarithm of the number of pages of a bitmap.

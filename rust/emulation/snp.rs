@@ -28,21 +28,19 @@ use core::sync::atomic::{
     AtomicBool,
     Ordering, //
 };
-use gmem_policy::{
-    contract::Base,
-    emulation::{
-        rmp::{
-            self,
-            Code,
-            Entry,
-            Operation,
-            Size,
-            Table,
-            LARGE_PAGES, //
-        },
-        Fault, //
-    }, //
+use gmem_policy::emulation::{
+    rmp::{
+        self,
+        Code,
+        Entry,
+        Operation,
+        Size,
+        Table,
+        LARGE_PAGES, //
+    },
+    Fault, //
 };
+use gmem_types::platform::Base;
 use kernel::{
     prelude::*,
     rbtree::{

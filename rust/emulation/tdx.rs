@@ -24,19 +24,19 @@ use crate::{
     },
     mm::folio::Frame, //
 };
-use gmem_policy::{
-    contract::Base,
-    emulation::{
-        sept::{
-            Entry,
-            Failure,
-            Operation,
-            Table,
-            Td, //
-        },
-        Fault, //
+use gmem_policy::emulation::{
+    sept::{
+        Entry,
+        Failure,
+        Operation,
+        Table,
+        Td, //
     },
-    request::Visibility, //
+    Fault, //
+};
+use gmem_types::{
+    platform::Base,
+    visibility::Visibility, //
 };
 use kernel::{
     prelude::*,

@@ -33,17 +33,17 @@ use core::{
     iter,
     marker::PhantomData, //
 };
-use gmem_policy::{
-    plan::{
-        Attributes,
-        Run, //
-    },
+use gmem_policy::plan::Attributes;
+use gmem_types::{
     range::{
         Geometry,
         PageIndex,
         PageRange, //
     },
-    request::Visibility, //
+    visibility::{
+        Run,
+        Visibility, //
+    }, //
 };
 use kernel::{
     error::to_result,

@@ -17,10 +17,8 @@ use crate::{
     fs::inode::GmemInode,
     kvm::vm::Vm, //
 };
-use gmem_policy::{
-    plan::query,
-    range::PageIndex, //
-};
+use gmem_policy::plan::query;
+use gmem_types::range::PageIndex;
 use kernel::{
     prelude::*,
     seq_file::SeqFile,

@@ -35,13 +35,11 @@ use core::{
         NonNull, //
     }, //
 };
-use gmem_policy::{
-    contract::Platform,
-    request::{
-        GET_MEMORY_ATTRIBUTES2,
-        SET_MEMORY_ATTRIBUTES2, //
-    }, //
+use gmem_policy::request::{
+    GET_MEMORY_ATTRIBUTES2,
+    SET_MEMORY_ATTRIBUTES2, //
 };
+use gmem_types::platform::Platform;
 use kernel::{
     error::{
         from_err_ptr,

@@ -34,19 +34,19 @@ use core::{
     cell::UnsafeCell,
     ptr::NonNull, //
 };
-use gmem_policy::{
-    contract::Platform,
-    plan::{
-        Attributes,
-        Run, //
-    },
+use gmem_policy::plan::Attributes;
+use gmem_types::{
+    platform::Platform,
     range::{
         Geometry,
         PageIndex,
         PageRange,
         PageSize, //
     },
-    request::Visibility, //
+    visibility::{
+        Run,
+        Visibility, //
+    }, //
 };
 use kernel::{
     container_of,

@@ -54,22 +54,22 @@ use crate::{
 };
 use core::marker::PhantomData;
 use gmem_policy::{
-    content::{
-        Action,
-        Content, //
-    },
     plan::{
         Change,
         Plan, //
+    },
+    request::Request, //
+};
+use gmem_types::{
+    content::{
+        Action,
+        Content, //
     },
     range::{
         PageIndex,
         PageRange, //
     },
-    request::{
-        Request,
-        Visibility, //
-    }, //
+    visibility::Visibility, //
 };
 use kernel::prelude::*;
 

@@ -20,7 +20,7 @@ use crate::{
     },
     mm::folio::PrivatePage, //
 };
-use gmem_policy::contract::Platform;
+use gmem_types::platform::Platform;
 use kernel::prelude::*;
 
 /// Calls `access` with the page at `gfn`, which stays private until it returns. Called inside SRCU;

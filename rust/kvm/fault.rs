@@ -27,10 +27,10 @@ use core::{
     mem::MaybeUninit,
     ptr, //
 };
-use gmem_policy::{
-    contract::Platform,
+use gmem_types::{
+    platform::Platform,
     range::PageIndex,
-    request::Visibility, //
+    visibility::Visibility, //
 };
 use kernel::{
     prelude::*,

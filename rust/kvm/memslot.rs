@@ -18,8 +18,8 @@ use crate::{
     }, //
 };
 use core::ptr;
-use gmem_policy::{
-    contract::Platform,
+use gmem_types::{
+    platform::Platform,
     range::{
         PageIndex,
         PageRange, //

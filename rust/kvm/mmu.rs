@@ -52,13 +52,13 @@ use core::{
         NonNull, //
     }, //
 };
-use gmem_policy::{
-    contract::Platform,
+use gmem_types::{
+    platform::Platform,
     range::{
         PageIndex,
         PageRange, //
     },
-    request::Visibility, //
+    visibility::Visibility, //
 };
 use kernel::{
     prelude::*,

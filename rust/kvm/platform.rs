@@ -30,13 +30,13 @@ use crate::{
     }, //
 };
 use core::marker::PhantomData;
-use gmem_policy::{
+use gmem_types::{
     content::Action,
-    contract::{
+    platform::{
         Base,
         Platform, //
     },
-    request::Visibility, //
+    visibility::Visibility, //
 };
 use kernel::prelude::*;
 

@@ -23,7 +23,7 @@ use crate::{
     mm::folio::Frame, //
 };
 use core::ops::Range;
-use gmem_policy::contract::{
+use gmem_types::platform::{
     Base,
     Platform, //
 };

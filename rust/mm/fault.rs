@@ -18,9 +18,9 @@ use core::{
     marker::PhantomData,
     ptr, //
 };
-use gmem_policy::{
+use gmem_types::{
     range::PageIndex,
-    request::Visibility, //
+    visibility::Visibility, //
 };
 use kernel::prelude::*;
 

@@ -31,12 +31,12 @@ use core::{
     ptr::NonNull,
     slice, //
 };
-use gmem_policy::{
+use gmem_types::{
     range::{
         PageIndex,
         PageRange, //
     },
-    request::Visibility, //
+    visibility::Visibility, //
 };
 use kernel::{
     error::{

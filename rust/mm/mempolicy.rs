@@ -5,7 +5,7 @@
 //! C header: [`include/linux/mempolicy.h`](srctree/include/linux/mempolicy.h)
 
 use crate::bindings;
-use gmem_policy::range::PageIndex;
+use gmem_types::range::PageIndex;
 use kernel::types::Opaque;
 
 /// A `struct shared_policy`.

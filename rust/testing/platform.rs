@@ -37,8 +37,8 @@ use crate::{
     }, //
 };
 use core::cell::UnsafeCell;
-use gmem_policy::{
-    contract::{
+use gmem_types::{
+    platform::{
         Base,
         Platform, //
     },

@@ -13,10 +13,6 @@
 //! the use; platforms.rst says what follows.
 
 use crate::platform::vendor::Vendor;
-use gmem_policy::{
-    contract::Platform,
-    request::Visibility, //
-};
 use gmem_sys::kvm::{
     mmu::Mapped,
     platform::{
@@ -24,6 +20,10 @@ use gmem_sys::kvm::{
         GivenUp,
         Written, //
     }, //
+};
+use gmem_types::{
+    platform::Platform,
+    visibility::Visibility, //
 };
 use kernel::prelude::*;
 

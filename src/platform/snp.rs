@@ -15,10 +15,6 @@
 
 use crate::platform::vendor::Vendor;
 use core::marker::PhantomData;
-use gmem_policy::{
-    contract::Platform,
-    request::Visibility, //
-};
 use gmem_sys::{
     kvm::{
         platform::{
@@ -38,6 +34,10 @@ use gmem_sys::{
         PrivatePage, //
     },
     trace, //
+};
+use gmem_types::{
+    platform::Platform,
+    visibility::Visibility, //
 };
 use kernel::prelude::*;
 

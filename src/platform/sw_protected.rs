@@ -6,7 +6,7 @@
 //! does not. No page has to be given up or taken back; only the contract has to be kept.
 
 use crate::platform::vendor::Vendor;
-use gmem_policy::contract::Platform;
+use gmem_types::platform::Platform;
 use kernel::prelude::*;
 
 /// The vendor.

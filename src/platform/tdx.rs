@@ -8,10 +8,6 @@
 
 use crate::platform::vendor::Vendor;
 use core::marker::PhantomData;
-use gmem_policy::{
-    contract::Platform,
-    request::Visibility, //
-};
 use gmem_sys::{
     kvm::{
         mmu::Mapped,
@@ -22,6 +18,10 @@ use gmem_sys::{
         }, //
     },
     mm::folio::PrivatePage, //
+};
+use gmem_types::{
+    platform::Platform,
+    visibility::Visibility, //
 };
 use kernel::prelude::*;
 

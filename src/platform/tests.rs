@@ -24,20 +24,10 @@ use core::sync::atomic::{
     Ordering, //
 };
 use gmem_policy::{
-    content::{
-        Action,
-        Content, //
-    },
-    contract::{
-        Base,
-        Platform,
-        Refusal, //
-    },
-    range::PageIndex,
+    contract::Refusal,
     request::{
         RawRequest,
-        Request,
-        Visibility, //
+        Request, //
     }, //
 };
 use gmem_sys::{
@@ -74,6 +64,18 @@ use gmem_sys::{
         TestFile,
         TestVm, //
     }, //
+};
+use gmem_types::{
+    content::{
+        Action,
+        Content, //
+    },
+    platform::{
+        Base,
+        Platform, //
+    },
+    range::PageIndex,
+    visibility::Visibility, //
 };
 use kernel::prelude::*;
 

@@ -4,16 +4,11 @@
 //! and of freeing that only the platform can do.
 
 use gmem_policy::{
-    content::Action,
     contract::{
         self,
-        Platform,
         Refusal, //
     },
-    request::{
-        Request,
-        Visibility, //
-    }, //
+    request::Request, //
 };
 use gmem_sys::{
     export::scramble,
@@ -35,6 +30,11 @@ use gmem_sys::{
         Frame,
         PrivatePage, //
     }, //
+};
+use gmem_types::{
+    content::Action,
+    platform::Platform,
+    visibility::Visibility, //
 };
 use kernel::{
     error::VTABLE_DEFAULT_ERROR,

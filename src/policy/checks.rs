@@ -6,16 +6,10 @@
 //! its test framework wants. [`ALL`] has all of them by name.
 
 use crate::{
-    content::{
-        Action,
-        Content, //
-    },
     contract::{
         action,
         capability,
         capability_any,
-        Base,
-        Platform,
         Refusal, //
     },
     mapping::Mapping,
@@ -23,8 +17,23 @@ use crate::{
         query,
         Attributes,
         Change,
-        Plan,
-        Run, //
+        Plan, //
+    },
+    request::{
+        Invalid,
+        Query,
+        RawRequest,
+        Request, //
+    }, //
+};
+use gmem_types::{
+    content::{
+        Action,
+        Content, //
+    },
+    platform::{
+        Base,
+        Platform, //
     },
     range::{
         ByteOffset,
@@ -33,11 +42,8 @@ use crate::{
         PageRange,
         PageSize, //
     },
-    request::{
-        Invalid,
-        Query,
-        RawRequest,
-        Request,
+    visibility::{
+        Run,
         Visibility, //
     }, //
 };

@@ -11,68 +11,17 @@
 //! platforms announce to user space is computed from the table, so that no capability promises what
 //! a request is refused.
 
-use crate::{
+use gmem_types::{
     content::{
         Action,
         Content, //
     },
-    request::Visibility, //
+    platform::{
+        Base,
+        Platform, //
+    },
+    visibility::Visibility, //
 };
-
-/// What a platform stands on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Base {
-    /// The machine has it.
-    Hardware,
-    /// A software model stands in for it.
-    Model,
-    /// A test plays it.
-    Test,
-}
-
-/// What keeps the private memory of a VM private, and what that stands on.
-///
-/// It is found out when a file is created, and kept with the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Platform {
-    /// Nothing but KVM's own page tables: `KVM_X86_SW_PROTECTED_VM`, on which the rest is tested.
-    SwProtected,
-    /// AMD SEV-SNP: pages of the guest are encrypted, and assigned to it in the RMP.
-    Snp(Base),
-    /// Intel TDX: pages of the guest are encrypted, and in its S-EPT, which the TDX module keeps.
-    Tdx(Base),
-    /// pKVM on arm64: pages are the guest's in the page tables that EL2 keeps from the host. The
-    /// guest itself shares them with the host, and takes them back.
-    Pkvm,
-}
-
-impl Platform {
-    /// All platforms, as machines have them.
-    pub const ALL: &'static [Self] = &[
-        Self::SwProtected,
-        Self::Snp(Base::Hardware),
-        Self::Tdx(Base::Hardware),
-        Self::Pkvm,
-    ];
-
-    /// Returns what it stands on.
-    pub const fn base(self) -> Base {
-        match self {
-            Self::Snp(base) | Self::Tdx(base) => base,
-            Self::SwProtected | Self::Pkvm => Base::Hardware,
-        }
-    }
-
-    /// Returns its name, as `fdinfo` shows it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::SwProtected => "sw-protected",
-            Self::Snp(_) => "snp",
-            Self::Tdx(_) => "tdx",
-            Self::Pkvm => "pkvm",
-        }
-    }
-}
 
 /// Why a platform does not accept a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

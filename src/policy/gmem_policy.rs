@@ -14,8 +14,6 @@
 //!
 //! - Nothing here panics, whatever it is given: not for any raw request, and not for an attribute
 //!   map that answers nonsense.
-//! - A page index, a byte offset and a number of pages are never mixed up: the first two are types
-//!   of their own, and a [`PageRange`] is not empty.
 
 // Kbuild passes the attribute itself, and a second one is a warning.
 #![cfg_attr(not(CONFIG_RUST), no_std)]
@@ -24,7 +22,6 @@
 
 #[cfg(any(test, CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST))]
 pub mod checks;
-pub mod content;
 pub mod contract;
 // Not policy, but free of kernel types, too: in this crate it is compiled for cargo as well.
 #[cfg(any(not(CONFIG_RUST), CONFIG_KVM_GMEM_EMULATION))]
@@ -32,34 +29,17 @@ pub mod contract;
 pub mod emulation;
 pub mod mapping;
 pub mod plan;
-pub mod range;
 pub mod request;
 
-pub use content::{
-    Action,
-    Content, //
-};
-pub use contract::{
-    Platform,
-    Refusal, //
-};
+pub use contract::Refusal;
 pub use plan::{
     Attributes,
     Change,
-    Plan,
-    Run, //
-};
-pub use range::{
-    ByteOffset,
-    Geometry,
-    PageIndex,
-    PageRange,
-    PageSize, //
+    Plan, //
 };
 pub use request::{
     Invalid,
     Query,
     RawRequest,
-    Request,
-    Visibility, //
+    Request, //
 };

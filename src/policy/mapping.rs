@@ -2,13 +2,11 @@
 
 //! The rest of the range of a `KVM_MAP_MEMORY`.
 
-use crate::{
-    range::PageSize,
-    request::{
-        ioc,
-        Invalid, //
-    }, //
+use crate::request::{
+    ioc,
+    Invalid, //
 };
+use gmem_types::range::PageSize;
 
 /// `KVM_MAP_MEMORY`, the ioctl on a vCPU that takes a `struct kvm_memory_mapping`.
 ///

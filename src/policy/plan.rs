@@ -15,27 +15,19 @@
 
 use core::iter::FusedIterator;
 
-use crate::{
+use crate::request::Request;
+use gmem_types::{
     content::Action,
     range::{
         Geometry,
         PageIndex,
         PageRange, //
     },
-    request::{
-        Request,
+    visibility::{
+        Run,
         Visibility, //
     }, //
 };
-
-/// Consecutive pages that are all shared or all private.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
-    /// The pages.
-    pub range: PageRange,
-    /// Whether they are shared or private.
-    pub visibility: Visibility,
-}
 
 /// The attribute map of a file.
 pub trait Attributes {

@@ -12,53 +12,15 @@ use core::mem::{
     size_of, //
 };
 
-use crate::{
+use gmem_types::{
     content::Content,
     range::{
         Geometry,
         PageIndex,
         PageRange, //
-    }, //
+    },
+    visibility::Visibility, //
 };
-
-/// Who can access a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Visibility {
-    /// The host and the guest.
-    Shared,
-    /// The guest alone.
-    Private,
-}
-
-impl Visibility {
-    /// `KVM_MEMORY_ATTRIBUTE_PRIVATE`.
-    const PRIVATE: u64 = 1 << 3;
-
-    /// Returns the memory attributes that say this.
-    pub const fn attributes(self) -> u64 {
-        match self {
-            Self::Shared => 0,
-            Self::Private => Self::PRIVATE,
-        }
-    }
-
-    /// Reads memory attributes, or returns [`None`] if there is one that is not known.
-    pub const fn from_attributes(attributes: u64) -> Option<Self> {
-        match attributes {
-            0 => Some(Self::Shared),
-            Self::PRIVATE => Some(Self::Private),
-            _ => None,
-        }
-    }
-
-    /// Returns the other one.
-    pub const fn opposite(self) -> Self {
-        match self {
-            Self::Shared => Self::Private,
-            Self::Private => Self::Shared,
-        }
-    }
-}
 
 /// `struct kvm_memory_attributes2`, as the caller wrote it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -12,10 +12,12 @@ use std::{
     ptr::NonNull, //
 };
 
-use gmem_policy::{
-    PageIndex,
-    PageRange,
-    Visibility, //
+use gmem_types::{
+    range::{
+        PageIndex,
+        PageRange, //
+    },
+    visibility::Visibility, //
 };
 use proptest::prelude::*;
 

@@ -5,17 +5,23 @@
 use gmem_policy::{
     contract::action,
     plan::query,
-    Action,
-    Content,
-    Geometry,
-    PageIndex,
-    PageSize,
     Plan,
-    Platform,
     Query,
     RawRequest,
-    Request,
-    Visibility, //
+    Request, //
+};
+use gmem_types::{
+    content::{
+        Action,
+        Content, //
+    },
+    platform::Platform,
+    range::{
+        Geometry,
+        PageIndex,
+        PageSize, //
+    },
+    visibility::Visibility, //
 };
 
 use crate::{

@@ -9,17 +9,23 @@ use std::cell::Cell;
 
 use gmem_policy::{
     plan::query,
-    Action,
     Attributes,
-    Geometry,
-    PageIndex,
-    PageRange,
-    PageSize,
     Plan,
     RawRequest,
-    Request,
-    Run,
-    Visibility, //
+    Request, //
+};
+use gmem_types::{
+    content::Action,
+    range::{
+        Geometry,
+        PageIndex,
+        PageRange,
+        PageSize, //
+    },
+    visibility::{
+        Run,
+        Visibility, //
+    }, //
 };
 use proptest::prelude::*;
 

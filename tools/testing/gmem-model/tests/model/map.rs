@@ -4,12 +4,16 @@
 
 use std::cell::Cell;
 
-use gmem_policy::{
-    Attributes,
-    PageIndex,
-    PageRange,
-    Run,
-    Visibility, //
+use gmem_policy::Attributes;
+use gmem_types::{
+    range::{
+        PageIndex,
+        PageRange, //
+    },
+    visibility::{
+        Run,
+        Visibility, //
+    }, //
 };
 
 pub(crate) fn range(start: u64, end: u64) -> PageRange {

@@ -5,12 +5,16 @@
 use std::ops::Range;
 
 use gmem_policy::{
-    Action,
     Change,
-    Content,
     Invalid,
-    RawRequest,
-    Visibility, //
+    RawRequest, //
+};
+use gmem_types::{
+    content::{
+        Action,
+        Content, //
+    },
+    visibility::Visibility, //
 };
 
 use crate::map::Map;
@@ -86,7 +90,7 @@ pub(crate) fn carry_out(change: &Change, map: &mut Map, bytes: &mut [u8]) {
         match change.action() {
             Action::Leave => (),
             Action::Zero => bytes[page as usize] = 0,
-            Action::Scramble => bytes[page as usize] = gmem_policy::content::SCRAMBLE_BYTE,
+            Action::Scramble => bytes[page as usize] = gmem_types::content::SCRAMBLE_BYTE,
         }
     }
     if let Some(store) = change.store() {

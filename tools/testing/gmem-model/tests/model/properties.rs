@@ -5,19 +5,27 @@
 use gmem_policy::{
     mapping::Mapping,
     plan::query,
-    Action,
-    ByteOffset,
-    Content,
-    Geometry,
-    PageIndex,
-    PageRange,
-    PageSize,
     Plan,
     Query,
     RawRequest,
-    Request,
-    Run,
-    Visibility, //
+    Request, //
+};
+use gmem_types::{
+    content::{
+        Action,
+        Content, //
+    },
+    range::{
+        ByteOffset,
+        Geometry,
+        PageIndex,
+        PageRange,
+        PageSize, //
+    },
+    visibility::{
+        Run,
+        Visibility, //
+    }, //
 };
 use proptest::prelude::*;
 
@@ -444,7 +452,7 @@ proptest! {
             };
             let request = Request::parse(&raw, &file, true).unwrap();
             let action = gmem_policy::contract::action(
-                gmem_policy::Platform::SwProtected,
+                gmem_types::platform::Platform::SwProtected,
                 false,
                 to,
                 request.content(),
