@@ -20,6 +20,7 @@
 #include <sys/syscall.h>
 
 #include "gmem_hazard.h"
+#include "svm_util.h"
 
 /* --- A guest of our own --------------------------------------------------- */
 
@@ -447,6 +448,101 @@ HAZARD(h24_shared_faults_come_from_the_file)
 		kvm_vm_free(vm);
 		kvm_close(fd);
 	}
+}
+
+/*
+ * A guest of a guest reads its pages: each once, then each again after its
+ * memslot was created anew.  The number of pages is that of one prefetch.
+ */
+#define H24_PAGES 8
+
+static void h24_l2_code(void)
+{
+	int round, i;
+
+	for (round = 0; round < 2; round++) {
+		for (i = 0; i < H24_PAGES; i++)
+			GUEST_ASSERT_EQ(READ_ONCE(*(u8 *)(GMEM_GPA + OFF(i))), 0x11);
+		GUEST_SYNC(round);
+	}
+	/* A page that is nobody's any more must not be the guest's. */
+	for (i = 0; i < H24_PAGES; i++)
+		WRITE_ONCE(*(u8 *)(GMEM_GPA + OFF(i)), 0x33);
+	GUEST_DONE();
+}
+
+static void h24_l1_code(struct svm_test_data *svm)
+{
+	generic_svm_setup(svm, h24_l2_code);
+	run_guest(svm->vmcb, svm->vmcb_gpa);
+	GUEST_FAIL("L2 has left: exit code %#lx, info %#lx", svm->vmcb->control.exit_code,
+		   svm->vmcb->control.exit_info_2);
+}
+
+static void h24_run(struct kvm_vcpu *vcpu, u64 until)
+{
+	struct ucall uc;
+
+	vcpu_run(vcpu);
+	switch (get_ucall(vcpu, &uc)) {
+	case UCALL_ABORT:
+		REPORT_GUEST_ASSERT(uc);
+		break;
+	case UCALL_SYNC:
+	case UCALL_DONE:
+		TEST_ASSERT_EQ(uc.cmd, until);
+		break;
+	default:
+		TEST_FAIL("exit %u", vcpu->run->exit_reason);
+	}
+}
+
+/*
+ * A fault in a shadow page table maps the neighbours ahead of their faults.  What
+ * that finds at userspace_addr is not the guest's, and KVM would not hear that it
+ * is freed.  The file does not convert; its memslot is guest_memfd-only as well.
+ */
+HAZARD(h24_shadow_prefetch_comes_from_the_file)
+{
+	struct kvm_vcpu *vcpu;
+	u8 *other, *bytes;
+	struct kvm_vm *vm;
+	gva_t svm;
+	int fd, i;
+
+	HZ_REQUIRE(kvm_cpu_has(X86_FEATURE_SVM) && kvm_cpu_has_npt(), "needs nested NPT");
+	vm = vm_create_with_one_vcpu(&vcpu, h24_l1_code);
+	vm_enable_npt(vm);
+	virt_map(vm, GMEM_GPA, GMEM_GPA, H24_PAGES);
+	vcpu_alloc_svm(vm, &svm);
+	vcpu_args_set(vcpu, 1, svm);
+	/* Maps what is allocated so far. */
+	tdp_identity_map_default_memslots(vm);
+	tdp_map(vm, GMEM_GPA, GMEM_GPA, OFF(H24_PAGES));
+
+	fd = vm_create_guest_memfd(vm, OFF(H24_PAGES),
+				   GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED);
+	bytes = kvm_mmap(OFF(H24_PAGES), PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	memset(bytes, 0x11, OFF(H24_PAGES));
+	other = kvm_mmap(OFF(H24_PAGES), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	memset(other, 0x22, OFF(H24_PAGES));
+
+	for (i = 0; i < 2; i++) {
+		vm_set_user_memory_region2(vm, GMEM_SLOT, KVM_MEM_GUEST_MEMFD, GMEM_GPA,
+					   OFF(H24_PAGES), other, fd, 0);
+		h24_run(vcpu, UCALL_SYNC);
+		if (!i)
+			vm_set_user_memory_region2(vm, GMEM_SLOT, KVM_MEM_GUEST_MEMFD,
+						   GMEM_GPA, 0, other, fd, 0);
+	}
+	kvm_munmap(other, OFF(H24_PAGES));
+	h24_run(vcpu, UCALL_DONE);
+	for (i = 0; i < H24_PAGES; i++)
+		TEST_ASSERT(bytes[OFF(i)] == 0x33, "page %d of the file is %#x", i, bytes[OFF(i)]);
+
+	kvm_munmap(bytes, OFF(H24_PAGES));
+	kvm_vm_free(vm);
+	kvm_close(fd);
 }
 
 HAZARD(h25_state_survives_the_slot)
