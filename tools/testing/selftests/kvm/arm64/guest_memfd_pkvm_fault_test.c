@@ -272,4 +272,43 @@ PVM_TEST(conversion_against_faults)
 	TEST_ASSERT(s.result[0], "No conversion");
 }
 
+/* A protected VM that has run keeps its memslots. */
+static void *delete_in_vain(void *arg)
+{
+	struct storm *s = arg;
+	int r;
+
+	while (s->running) {
+		r = __vm_set_user_memory_region2(s->p->vm, GMEM_SLOT, KVM_MEM_GUEST_MEMFD, GMEM_GPA,
+						 0, s->p->mem, s->p->fd, 0) ? errno : 0;
+		s->result[r]++;
+		TEST_ASSERT_EQ(r, EPERM);
+	}
+	return NULL;
+}
+
+/* The guest faults while KVM has the memslot out of use for as long as it takes to say no. */
+PVM_TEST(memslot_that_stays)
+{
+	struct pvm *p = &self->p;
+	struct storm s = { .p = p, .running = 1 };
+	struct cpu *c = &p->cpu[0];
+	pthread_t deleter;
+	int i;
+
+	cpu_start(c);
+	pthread_create(&deleter, NULL, delete_in_vain, &s);
+	for (i = 0; i < 30; i++) {
+		cpu_fill(c, 0, NPAGES * PG, GMEM_SEED(i));
+		cpu_check(c, 0, NPAGES * PG, GMEM_SEED(i));
+		cpu_relinquish(c, 0, NPAGES * PG);
+		gmem_punch(p->fd, 0, NPAGES * PG);
+	}
+	s.running = 0;
+	pthread_join(deleter, NULL);
+	TH_LOG("refused %lu times", s.result[EPERM]);
+	TEST_ASSERT(s.result[EPERM], "Nobody was in the way");
+	TEST_ASSERT_EQ(c->wanted_private, 0);
+}
+
 TEST_HARNESS_MAIN
