@@ -270,9 +270,12 @@ unsigned long gmem_folio_record(struct folio *folio)
 	return (unsigned long)READ_ONCE(folio->private);
 }
 
-void gmem_folio_set_record(struct folio *folio, unsigned long record)
+void gmem_folio_change_record(struct folio *folio, unsigned long out, unsigned long in)
 {
-	WRITE_ONCE(folio->private, (void *)record);
+	void *old = READ_ONCE(folio->private);
+
+	while (!try_cmpxchg(&folio->private, &old, (void *)(((unsigned long)old & ~out) | in)))
+		;
 }
 
 void gmem_folio_batch_init(struct folio_batch *batch)

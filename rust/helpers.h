@@ -57,7 +57,7 @@ void gmem_page_write(struct page *page, size_t offset, const void *from, size_t 
 bool gmem_page_cmpxchg(struct page *page, size_t offset, size_t len, u64 *old, u64 new);
 void gmem_folio_get(struct folio *folio);
 unsigned long gmem_folio_record(struct folio *folio);
-void gmem_folio_set_record(struct folio *folio, unsigned long record);
+void gmem_folio_change_record(struct folio *folio, unsigned long out, unsigned long in);
 void gmem_folio_batch_init(struct folio_batch *batch);
 void gmem_folio_batch_release(struct folio_batch *batch);
 

@@ -134,16 +134,20 @@ impl Frame<'_> {
         unsafe { bindings::gmem_folio_record(self.folio.as_ptr()) as u64 }
     }
 
+    /// Takes bits out of the word and puts others in, at once: memory failure has the folio lock, a
+    /// conversion the invalidate lock.
     #[inline]
-    fn set_word(&self, word: u64) {
+    fn change(&self, out: u64, into: u64) {
         // SAFETY: By the type's invariants.
-        unsafe { bindings::gmem_folio_set_record(self.folio.as_ptr(), word as usize) }
+        // CAST: A long has 64 bits here.
+        unsafe {
+            bindings::gmem_folio_change_record(self.folio.as_ptr(), out as usize, into as usize)
+        }
     }
 
     #[inline]
     fn set(&self, bit: u64, on: bool) {
-        let word = self.word() & !bit;
-        self.set_word(if on { word | bit } else { word });
+        self.change(bit, if on { bit } else { 0 });
     }
 
     /// The host's frame.
@@ -179,19 +183,21 @@ impl Frame<'_> {
         if to.gfn.get() >> GFN_BITS != 0 || asid >> (u64::BITS - ASID_SHIFT) != 0 {
             return Err(EINVAL);
         }
-        let kept = self.word() & !ASSIGNMENT;
-        self.set_word(kept | ASSIGNED | to.gfn.get() << GFN_SHIFT | asid << ASID_SHIFT);
+        self.change(
+            ASSIGNMENT,
+            ASSIGNED | to.gfn.get() << GFN_SHIFT | asid << ASID_SHIFT,
+        );
         Ok(())
     }
 
     /// Forgets to whom the page was given: it was given back.
     pub fn forget(&self) {
-        self.set_word(self.word() & !ASSIGNMENT);
+        self.change(ASSIGNMENT, 0);
     }
 
     /// Forgets everything, as the page is freed.
     pub(crate) fn clear(&self) {
-        self.set_word(0);
+        self.change(!0, 0);
     }
 
     pub(crate) fn was_in_sept(&self) -> bool {
