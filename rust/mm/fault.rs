@@ -94,11 +94,7 @@ impl<'a> HostFault<'a> {
         }
         // No byte of an earlier owner gets out.
         let folio = inode.folio(at)?.prepare()?;
-        let first_use = folio.is_first_use();
-        trace::host_fault(move || {
-            let offset = trace::offset(inode, at);
-            (trace::ino(inode), offset, first_use)
-        });
+        self.trace(folio.is_first_use());
         self.folio = Some(folio);
         Ok(Served(PhantomData))
     }
@@ -127,7 +123,20 @@ impl<'a> HostFault<'a> {
             return 0;
         }
         // SAFETY: As above. The pages are shared, and stay so meanwhile.
-        unsafe { bindings::gmem_fault_around(self.vmf, run.range.last().get() as usize) }
+        let mapped =
+            unsafe { bindings::gmem_fault_around(self.vmf, run.range.last().get() as usize) };
+        if mapped != 0 {
+            self.trace(false);
+        }
+        mapped
+    }
+
+    fn trace(&self, first_use: bool) {
+        let (inode, at) = (self.inode, self.at());
+        trace::host_fault(move || {
+            let offset = trace::offset(inode, at);
+            (trace::ino(inode), offset, first_use)
+        });
     }
 
     /// Gives the page to the fault handling core. Returns whether there is one.

@@ -175,6 +175,13 @@ TRACE_TEST(faults)
 	expect(1, "kvm_gmem_guest_fault", "ino %lu offset 0x1000 gfn 0x%lx shared\n", ino, gfn + 1);
 	expect(1, "kvm_gmem_guest_fault", "ino %lu offset 0x2000 gfn 0x%lx shared first use", ino, gfn + 2);
 	expect(1, "kvm_gmem_guest_fault", "ino %lu offset 0x5000 gfn 0x%lx private first use", ino, gfn + 5);
+
+	/* In use, and behind a page that the host has: the next one is mapped ahead, without an event. */
+	gmem_guest_write(self->vcpu, GMEM_GPA + 3 * PS, 2);
+	TEST_ASSERT(gmem_host_read(a->hva + 2 * PS, &val) && val == 2, "A shared page");
+	TEST_ASSERT(gmem_host_read(a->hva + 3 * PS, &val) && val == 2, "The next one");
+	expect(1, "kvm_gmem_host_fault", "ino %lu offset 0x2000\n", ino);
+	expect(0, "kvm_gmem_host_fault", "ino %lu offset 0x3000", ino);
 }
 
 TRACE_TEST(mappings_taken_away)
