@@ -14,13 +14,14 @@ use crate::{
     fs::inode::GmemInode,
     ioctl::UserPointer,
     kvm::{
-        memslot::Memslot,
-        platform::{
+        hardware::{
             self,
             Failed,
             Rmp,
             SeptQuestions, //
         },
+        memslot::Memslot,
+        platform,
         stand_in::{
             self,
             StandIn, //
@@ -183,7 +184,7 @@ impl StandIn for Models {
         ModelRmp::is_used()
     }
 
-    fn rmp_entry(&self, frame: &Frame<'_>) -> Option<Result<platform::Entry, Failed>> {
+    fn rmp_entry(&self, frame: &Frame<'_>) -> Option<Result<hardware::Entry, Failed>> {
         frame.is_model().then(|| ModelRmp::lookup(frame))
     }
 

@@ -55,6 +55,7 @@ pub mod kvm {
     #[cfg(CONFIG_X86_64)]
     pub(crate) mod emulate;
     pub mod fault;
+    pub mod hardware;
     pub mod memslot;
     pub mod mmu;
     pub mod platform;

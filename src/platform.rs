@@ -28,11 +28,13 @@ use gmem_sys::{
     },
     kvm::{
         conversion::Done,
-        platform::{
-            self,
-            Fatal,
+        hardware::{
             HardwareRmp,
             HardwareSept, //
+        },
+        platform::{
+            self,
+            Fatal, //
         },
         vcpu::can_map_memory,
         vm::{

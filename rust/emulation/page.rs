@@ -9,7 +9,7 @@
 use crate::{
     bindings,
     kvm::{
-        platform::{
+        hardware::{
             outcome,
             Failed, //
         },

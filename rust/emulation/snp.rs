@@ -6,7 +6,7 @@ use super::page::Page;
 use crate::{
     bindings,
     kvm::{
-        platform::{
+        hardware::{
             self,
             sealed::Sealed,
             Failed,
@@ -217,8 +217,8 @@ fn update(page: Page<'_>, entry: Entry) -> Result<(), Failed> {
 }
 
 /// What vendors are told of an entry.
-fn said(entry: Entry) -> platform::Entry {
-    platform::Entry {
+fn said(entry: Entry) -> hardware::Entry {
+    hardware::Entry {
         assigned: entry.assigned,
         large: entry.size == Size::Large,
     }
@@ -236,7 +236,7 @@ impl Rmp for ModelRmp {
         Ok(super::of(vm).ok_or(Failed::Platform)?.id)
     }
 
-    fn lookup(frame: &Frame<'_>) -> Result<platform::Entry, Failed> {
+    fn lookup(frame: &Frame<'_>) -> Result<hardware::Entry, Failed> {
         Ok(said(lookup(frame.pfn())))
     }
 

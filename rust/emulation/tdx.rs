@@ -10,11 +10,11 @@ use crate::{
     bindings,
     fs::inode::GmemInode,
     kvm::{
-        memslot::Memslot,
-        platform::{
+        hardware::{
             self,
             Failed, //
         },
+        memslot::Memslot,
         vm::{
             Gfn,
             MmuGuard,
@@ -339,9 +339,9 @@ impl Sept {
 /// The S-EPT of each SW_PROTECTED VM with the behaviour of TDX.
 pub struct ModelSept;
 
-impl platform::sealed::Sealed for ModelSept {}
+impl hardware::sealed::Sealed for ModelSept {}
 
-impl platform::Sept for ModelSept {
+impl hardware::Sept for ModelSept {
     const BASE: Base = Base::Model;
 
     fn prepare(vm: &Vm, gfn: Gfn, frame: &Frame<'_>) -> Result<(), Failed> {

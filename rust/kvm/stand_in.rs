@@ -9,12 +9,12 @@
 use crate::{
     fs::inode::GmemInode,
     kvm::{
-        memslot::Memslot,
-        platform::{
+        hardware::{
             Entry,
             Failed,
             SeptQuestions, //
         },
+        memslot::Memslot,
         vm::{
             Gfn,
             Vm, //

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     export::GuestMemfd,
     kvm::{
-        platform::{
+        hardware::{
             outcome,
             sealed::Sealed,
             Entry,

@@ -17,11 +17,11 @@ use crate::platform::vendor::Vendor;
 use core::marker::PhantomData;
 use gmem_sys::{
     kvm::{
-        platform::{
-            Fatal,
+        hardware::{
             Rmp,
             Unsplit, //
         },
+        platform::Fatal,
         vm::{
             Gfn,
             Vm, //

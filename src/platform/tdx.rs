@@ -10,8 +10,8 @@ use crate::platform::vendor::Vendor;
 use core::marker::PhantomData;
 use gmem_sys::{
     kvm::{
+        hardware::Sept,
         mmu::Mapped,
-        platform::Sept,
         vm::{
             Gfn,
             Vm, //

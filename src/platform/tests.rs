@@ -33,12 +33,12 @@ use gmem_policy::{
 use gmem_sys::{
     fs::file_ops::GmemFile,
     kvm::{
+        hardware::Rmp,
         mmu::Mapped,
         platform::{
             self,
             Fatal,
             GivenUp,
-            Rmp,
             Written, //
         },
         vm::{

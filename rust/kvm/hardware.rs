@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the hardware of a platform can do, and what it answers.
+//!
+//! SNP has the RMP, a table with an entry for each page of the host; TDX has the S-EPT, a page
+//! table for each guest. Both are small traits, with two implementations: the kernel's functions,
+//! which are here, and a software model. Vendor code is the same over both, and has no say in which
+//! it is.
+//!
+//! C headers: [`arch/x86/include/asm/sev.h`](srctree/arch/x86/include/asm/sev.h),
+//! [`arch/x86/kvm/mmu.h`](srctree/arch/x86/kvm/mmu.h)
+
+use crate::{
+    bindings,
+    kvm::vm::{
+        Gfn,
+        MmuGuard,
+        Vm, //
+    },
+    mm::folio::{
+        Frame,
+        PrivatePage, //
+    }, //
+};
+use gmem_types::platform::Base;
+use kernel::prelude::*;
+
+/// Only what is listed here is believed.
+pub(crate) mod sealed {
+    pub trait Sealed {}
+}
+
+/// What a platform answers that does not do what it was asked for, or whose answer is none that it
+/// should give.
+///
+/// User space hears `EIO` of it. It never is `EFAULT`, which comes with KVM_RUN's request to convert
+/// the page: that helps against no failure of a platform, and would be tried for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// The platform failed.
+    Platform,
+    /// There was no memory, and nothing has been asked of the platform.
+    Memory,
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Platform => EIO,
+            Failed::Memory => ENOMEM,
+        }
+    }
+}
+
+/// What the code of a C function means. 0 is success, and nothing else: instructions fail with
+/// positive codes, which [`to_result`](kernel::error::to_result) takes for success.
+pub(crate) fn outcome(code: c_int) -> Result<(), Failed> {
+    match code {
+        0 => Ok(()),
+        _ => Err(Failed::Platform),
+    }
+}
+
+/// What the RMP says of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// It is a guest's, or firmware's: a write of the host would fault.
+    pub assigned: bool,
+    /// The entry is one for 2M.
+    pub large: bool,
+}
+
+/// Why an entry was not split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsplit {
+    /// Somebody else is changing it, which does not take long.
+    InUse,
+    /// The platform failed, or there is no such entry any more.
+    Failed,
+}
+
+/// SNP's table of whose each page of the host is.
+///
+/// Updates do not look at what was before. Whoever calls them does, and nobody else assigns or
+/// takes back the pages of a file meanwhile: the folio is locked, or the invalidate lock held.
+pub trait Rmp: sealed::Sealed {
+    /// What it is.
+    const BASE: Base;
+
+    /// The number by which the table knows a guest.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`] if there is none.
+    fn asid(vm: &Vm) -> Result<u32, Failed>;
+
+    /// What the table says now.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`] if there is no such table or entry, or if it cannot be read. The page then is not
+    /// known to be the host's.
+    fn lookup(frame: &Frame<'_>) -> Result<Entry, Failed>;
+
+    /// Gives one page, which the host does not have, to the guest with `asid`, to be seen at `gfn`.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`]. The entry is unchanged.
+    fn assign(page: &PrivatePage<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed>;
+
+    /// Takes one page back, and flushes what caches have of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`]. The entry is unchanged.
+    fn unassign(frame: &Frame<'_>) -> Result<(), Failed>;
+
+    /// Tries once to split the entry for 2M that the page is in.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsplit`]. The entry is unchanged by this.
+    fn smash(frame: &Frame<'_>) -> Result<(), Unsplit>;
+}
+
+/// TDX's page table of a guest's private pages.
+pub trait Sept: sealed::Sealed {
+    /// What it is.
+    const BASE: Base;
+
+    /// Gets ready for the page to be mapped at `gfn`; may sleep, which the mapping may not.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`].
+    fn prepare(vm: &Vm, gfn: Gfn, frame: &Frame<'_>) -> Result<(), Failed>;
+
+    /// Whether there is a page at `gfn` of the VM.
+    fn contains(mmu: &MmuGuard<'_>, gfn: Gfn) -> bool;
+
+    /// Whether taking a page out leaves zeroes in it.
+    fn removal_zeroes(vm: &Vm) -> bool;
+}
+
+/// The RMP of this machine.
+pub struct HardwareRmp;
+
+impl sealed::Sealed for HardwareRmp {}
+
+impl Rmp for HardwareRmp {
+    const BASE: Base = Base::Hardware;
+
+    fn asid(vm: &Vm) -> Result<u32, Failed> {
+        // SAFETY: The VM is valid, and holds a reference to the vendor's module.
+        match unsafe { bindings::gmem_rmp_asid(vm.as_raw()) } {
+            0 => Err(Failed::Platform),
+            asid => Ok(asid),
+        }
+    }
+
+    fn lookup(frame: &Frame<'_>) -> Result<Entry, Failed> {
+        let (mut assigned, mut large) = (false, false);
+        // SAFETY: Both have room.
+        outcome(unsafe {
+            bindings::gmem_rmp_lookup(frame.pfn().get(), &mut assigned, &mut large)
+        })?;
+        Ok(Entry { assigned, large })
+    }
+
+    fn assign(page: &PrivatePage<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
+        // SAFETY: The page is private, so that the host has no mapping of it and gets none; the
+        // platform checks the rest.
+        outcome(unsafe { bindings::gmem_rmp_assign(page.frame().pfn().get(), gfn.get(), asid) })
+    }
+
+    fn unassign(frame: &Frame<'_>) -> Result<(), Failed> {
+        // SAFETY: The frame is one of a file's.
+        outcome(unsafe { bindings::gmem_rmp_unassign(frame.pfn().get()) })
+    }
+
+    fn smash(frame: &Frame<'_>) -> Result<(), Unsplit> {
+        let mut in_use = false;
+        // SAFETY: Splitting changes no owner, and `in_use` has room.
+        match outcome(unsafe { bindings::gmem_rmp_smash(frame.pfn().get(), &mut in_use) }) {
+            Ok(()) => Ok(()),
+            Err(_) if in_use => Err(Unsplit::InUse),
+            Err(_) => Err(Unsplit::Failed),
+        }
+    }
+}
+
+/// The S-EPT that the TDX module keeps.
+pub struct HardwareSept;
+
+impl sealed::Sealed for HardwareSept {}
+
+impl Sept for HardwareSept {
+    const BASE: Base = Base::Hardware;
+
+    fn prepare(_vm: &Vm, _gfn: Gfn, _frame: &Frame<'_>) -> Result<(), Failed> {
+        Ok(())
+    }
+
+    fn contains(mmu: &MmuGuard<'_>, gfn: Gfn) -> bool {
+        // SAFETY: The VM is valid, and its mmu_lock is held.
+        unsafe { bindings::gmem_sept_contains(mmu.vm().as_raw(), gfn.get()) }
+    }
+
+    fn removal_zeroes(_vm: &Vm) -> bool {
+        // SAFETY: Asks for a property of the machine.
+        unsafe { bindings::gmem_sept_removal_zeroes() }
+    }
+}
+
+/// Whether this machine has one.
+pub(super) fn has_hardware_rmp() -> bool {
+    // SAFETY: Asks for a property of the machine.
+    unsafe { bindings::gmem_rmp_exists() }
+}
+
+/// What is asked of the S-EPT that a platform's VMs have, whichever it is.
+#[derive(Clone, Copy)]
+pub(crate) struct SeptQuestions {
+    /// [`Sept::contains`].
+    pub(crate) contains: fn(&MmuGuard<'_>, Gfn) -> bool,
+    /// [`Sept::removal_zeroes`].
+    pub(crate) removal_zeroes: fn(&Vm) -> bool,
+}
+
+impl SeptQuestions {
+    pub(crate) const fn of<S: Sept>() -> Self {
+        Self {
+            contains: S::contains,
+            removal_zeroes: S::removal_zeroes,
+        }
+    }
+}
