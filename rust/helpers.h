@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What Rust cannot call by itself: inline functions and macros of the kernel
- * and of KVM, one thin function each.  See helpers.c.
+ * What Rust cannot call by itself.  Inline functions and macros of the kernel and
+ * of KVM are wrapped in helpers/, one function each.  What is decided in C is in a
+ * file of its own, beside that of Rust which calls it.
+ *
+ * They are objects of kvm.ko and not of the kernel's own rust/helpers, because
+ * several of them call what only kvm.ko has.
  */
 #ifndef _KVM_GMEM_HELPERS_H
 #define _KVM_GMEM_HELPERS_H

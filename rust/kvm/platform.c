@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What only C can ask the platforms that keep private memory private: the RMP
- * and the S-EPT through the functions of the kernel and of KVM.
+ * Which platform a VM is on, and what only C can ask the platforms that keep
+ * private memory private: the RMP and the S-EPT through the functions of the
+ * kernel and of KVM, and the hypervisor of pKVM.
  */
-#include "helpers.h"
+#include "../helpers.h"
 
 #ifdef CONFIG_X86
 #include <linux/cc_platform.h>
@@ -12,7 +13,72 @@
 #include <asm/sev.h>
 
 #include "mmu.h"
+#include "x86.h"
+#endif
+#ifdef CONFIG_ARM64
+#include <asm/kvm_pkvm.h>
+#endif
 
+u32 gmem_vm_platform(struct kvm *kvm)
+{
+#ifdef CONFIG_X86
+	switch (kvm->arch.vm_type) {
+	case KVM_X86_SW_PROTECTED_VM:
+		return IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) ? GMEM_PLATFORM_SW_PROTECTED :
+								GMEM_PLATFORM_NONE;
+	case KVM_X86_SNP_VM:
+		return GMEM_PLATFORM_SNP;
+	case KVM_X86_TDX_VM:
+		return GMEM_PLATFORM_TDX;
+	}
+#endif
+#ifdef CONFIG_ARM64
+	if (kvm_vm_is_protected(kvm))
+		return GMEM_PLATFORM_PKVM;
+#endif
+	return GMEM_PLATFORM_NONE;
+}
+
+bool gmem_platform_available(u32 platform)
+{
+#ifdef CONFIG_X86
+	static const unsigned long types[] = {
+		[GMEM_PLATFORM_SW_PROTECTED] = IS_ENABLED(CONFIG_KVM_SW_PROTECTED_VM) ?
+					 BIT(KVM_X86_SW_PROTECTED_VM) : 0,
+		[GMEM_PLATFORM_SNP] = BIT(KVM_X86_SNP_VM),
+		[GMEM_PLATFORM_TDX] = BIT(KVM_X86_TDX_VM),
+		[GMEM_PLATFORM_PKVM] = 0,
+	};
+
+	return kvm_caps.supported_vm_types & types[platform];
+#elif defined(CONFIG_ARM64)
+	return platform == GMEM_PLATFORM_PKVM && is_protected_kvm_enabled();
+#else
+	return false;
+#endif
+}
+
+/*
+ * What cannot be told counts as kept. What the guest waits to share becomes shared
+ * if it is @for_host.
+ */
+bool gmem_vm_keeps_from_host(struct kvm *kvm, gfn_t gfn, u64 nr, bool for_host, u64 *same)
+{
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK
+	int state = kvm_arch_gmem_page_state(kvm, gfn, nr, same);
+
+	if (state == PKVM_GUEST_PAGE_OWNED && for_host && !kvm_arch_gmem_share_page(kvm, gfn)) {
+		*same = 1;
+		return false;
+	}
+	return state < 0 || state == PKVM_GUEST_PAGE_OWNED;
+#else
+	*same = nr;
+	return false;
+#endif
+}
+
+#ifdef CONFIG_X86
 /* Without an RMP no page is anybody's in it. */
 bool gmem_rmp_exists(void)
 {

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Faults of the host: waiting for the file, and mapping more than what was asked
+ * for.
+ */
+#include <linux/userfaultfd_k.h>
+
+#include "../helpers.h"
+
+/*
+ * Takes the invalidate lock shared for a fault.  Returns 0 with the lock held,
+ * or what the fault has to return without it.
+ *
+ * Whoever has the lock may keep it for as long as converting many GiB takes.
+ * So the fault does not wait with mmap_lock or the VMA lock held, which others
+ * wait for, but drops it, waits, and is tried again.  Then it can have lost the
+ * next race, too: it is tried as often as it takes, as with handle_userfault(),
+ * and the fault core looks for signals in between.  Only if the caller cannot do
+ * without the lock is it held.  Where the fault core lets the task be killed,
+ * VM_FAULT_RETRY without the lock is how to say that it was.
+ */
+vm_fault_t gmem_fault_lock(struct vm_fault *vmf, struct address_space *mapping)
+{
+	struct rw_semaphore *lock = &mapping->invalidate_lock;
+	struct file *file;
+
+	if (down_read_trylock(lock))
+		return 0;
+	/* With this flag the lock is not dropped. */
+	if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
+		return VM_FAULT_RETRY;
+
+	if (vmf->flags & FAULT_FLAG_ALLOW_RETRY) {
+		/* Keeps the lock's memory: the VMA may be gone. */
+		file = get_file(vmf->vma->vm_file);
+		release_fault_lock(vmf);
+		if (!down_read_killable(lock))
+			up_read(lock);
+		fput(file);
+		return VM_FAULT_RETRY;
+	}
+
+	if (!(vmf->flags & FAULT_FLAG_KILLABLE)) {
+		down_read(lock);
+	} else if (down_read_killable(lock)) {
+		release_fault_lock(vmf);
+		return VM_FAULT_RETRY;
+	}
+	return 0;
+}
+
+/*
+ * Whether the host has the page before that of a fault mapped, and so is likely
+ * to want the next ones as well.  Who goes through new memory does not count: if
+ * the page itself is not in use, neither are those.  The table is freed behind
+ * RCU, if somebody takes it out meanwhile.
+ */
+bool gmem_fault_follows(struct vm_fault *vmf)
+{
+	unsigned long before = vmf->address - PAGE_SIZE;
+	pmd_t pmd;
+	u64 pfn;
+
+	if (!pte_index(vmf->address) || vmf->address < vmf->vma->vm_start + PAGE_SIZE ||
+	    uffd_disable_fault_around(vmf->vma))
+		return false;
+	guard(rcu)();
+	pmd = pmdp_get_lockless(vmf->pmd);
+	if (!pmd_present(pmd) || pmd_leaf(pmd))
+		return false;
+	return pte_present(ptep_get(pte_offset_kernel(&pmd, before))) &&
+	       gmem_mapping_pfn(vmf->vma->vm_file->f_mapping, vmf->pgoff, &pfn);
+}
+
+/*
+ * Maps what is in use of the pages from that of a fault to @last, a few at most,
+ * in the page table of the fault.  The caller has made sure that the host may
+ * have all of them.
+ */
+vm_fault_t gmem_fault_around(struct vm_fault *vmf, pgoff_t last)
+{
+	const pgoff_t few = 16;
+	struct vm_area_struct *vma = vmf->vma;
+	pgoff_t nr = min3(few, (pgoff_t)PTRS_PER_PTE - pte_index(vmf->address),
+			  (vma->vm_end - vmf->address) >> PAGE_SHIFT);
+
+	return filemap_map_pages(vmf, vmf->pgoff, min(last, vmf->pgoff + nr - 1));
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Inline functions and macros of memory management: folios, pages, mappings of
+ * the host, memory policies.  One function each, which decides nothing.
+ */
+#include "../helpers.h"
+
+struct folio *gmem_filemap_lock_folio(struct address_space *mapping, pgoff_t index)
+{
+	return filemap_lock_folio(mapping, index);
+}
+
+struct folio *gmem_filemap_create_folio(struct address_space *mapping, pgoff_t index,
+					struct mempolicy *policy)
+{
+	return __filemap_get_folio_mpol(mapping, index, FGP_LOCK | FGP_CREAT,
+					mapping_gfp_mask(mapping), policy);
+}
+
+void gmem_folio_lock(struct folio *folio)
+{
+	folio_lock(folio);
+}
+
+void gmem_folio_unlock_put(struct folio *folio)
+{
+	folio_unlock(folio);
+	folio_put(folio);
+}
+
+void gmem_folio_get(struct folio *folio)
+{
+	folio_get(folio);
+}
+
+bool gmem_folio_uptodate(struct folio *folio)
+{
+	return folio_test_uptodate(folio);
+}
+
+bool gmem_folio_hwpoison(struct folio *folio)
+{
+	/* The other flag is in a second page, which single pages do not have. */
+	return folio_test_hwpoison(folio) ||
+	       (folio_test_large(folio) && folio_test_has_hwpoisoned(folio));
+}
+
+bool gmem_folio_mapped(struct folio *folio)
+{
+	return folio_mapped(folio);
+}
+
+pgoff_t gmem_folio_index(struct folio *folio)
+{
+	return folio->index;
+}
+
+unsigned long gmem_folio_nr_pages(struct folio *folio)
+{
+	return folio_nr_pages(folio);
+}
+
+unsigned int gmem_folio_order(struct folio *folio)
+{
+	return folio_order(folio);
+}
+
+kvm_pfn_t gmem_folio_pfn(struct folio *folio)
+{
+	return folio_pfn(folio);
+}
+
+struct page *gmem_folio_file_page(struct folio *folio, pgoff_t index)
+{
+	return folio_file_page(folio, index);
+}
+
+void gmem_folio_clear(struct folio *folio, unsigned long page)
+{
+	clear_highpage(folio_page(folio, page));
+}
+
+void gmem_folio_fill(struct folio *folio, unsigned long page, u8 byte)
+{
+	void *kaddr = kmap_local_folio(folio, page * PAGE_SIZE);
+
+	memset(kaddr, byte, PAGE_SIZE);
+	flush_dcache_folio(folio);
+	kunmap_local(kaddr);
+}
+
+struct folio *gmem_page_folio(struct page *page)
+{
+	return page_folio(page);
+}
+
+kvm_pfn_t gmem_page_pfn(struct page *page)
+{
+	return page_to_pfn(page);
+}
+
+void gmem_put_page(struct page *page)
+{
+	put_page(page);
+}
+
+int gmem_pin_user_page(unsigned long addr, bool write, struct page **page)
+{
+	return get_user_pages_fast(addr, 1, write ? FOLL_WRITE : 0, page);
+}
+
+void gmem_folio_batch_init(struct folio_batch *batch)
+{
+	folio_batch_init(batch);
+}
+
+void gmem_folio_batch_release(struct folio_batch *batch)
+{
+	folio_batch_release(batch);
+}
+
+/* One for the module: it is all CPUs that are drained, whichever file it is for. */
+static DEFINE_MUTEX(gmem_drains_mutex);
+
+void gmem_drains_lock(void)
+{
+	mutex_lock(&gmem_drains_mutex);
+}
+
+void gmem_drains_unlock(void)
+{
+	mutex_unlock(&gmem_drains_mutex);
+}
+
+bool gmem_vma_is_shared(struct vm_area_struct *vma)
+{
+	const vm_flags_t shared = VM_SHARED | VM_MAYSHARE;
+
+	return (vma->vm_flags & shared) == shared;
+}
+
+pgoff_t gmem_vma_index(struct vm_area_struct *vma, unsigned long addr)
+{
+	return linear_page_index(vma, addr);
+}
+
+void gmem_policy_init(struct shared_policy *policy)
+{
+	mpol_shared_policy_init(policy, NULL);
+}
+
+void gmem_policy_free(struct shared_policy *policy)
+{
+	mpol_free_shared_policy(policy);
+}
+
+struct mempolicy *gmem_policy_lookup(struct shared_policy *policy, pgoff_t index)
+{
+	return mpol_shared_policy_lookup(policy, index);
+}
+
+void gmem_policy_put(struct mempolicy *policy)
+{
+	mpol_cond_put(policy);
+}
+
+/* The mapping is unmovable. */
+void gmem_warn_migrate(void)
+{
+	WARN_ON_ONCE(1);
+}

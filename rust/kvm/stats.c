@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What conversions add to the statistics of their VM.
+ *
+ * They are not atomic, here as anywhere in KVM: of two files that are converted at
+ * the same instant one may be missing.
+ */
+#include <uapi/linux/kvm_gmem.h>
+
+#include "../helpers.h"
+
+void gmem_vm_count_conversion(struct kvm *kvm, bool to_private, u64 policy, u64 pages, u64 zeroed)
+{
+	struct kvm_vm_stat_generic *stat = &kvm->stat.generic;
+
+	switch (policy) {
+	case KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_ZERO:
+		*(to_private ? &stat->gmem_to_private_zero : &stat->gmem_to_shared_zero) += 1;
+		*(to_private ? &stat->gmem_pages_to_private_zero :
+			       &stat->gmem_pages_to_shared_zero) += pages;
+		break;
+	case KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_PRESERVE:
+		*(to_private ? &stat->gmem_to_private_preserve :
+			       &stat->gmem_to_shared_preserve) += 1;
+		*(to_private ? &stat->gmem_pages_to_private_preserve :
+			       &stat->gmem_pages_to_shared_preserve) += pages;
+		break;
+	default:
+		*(to_private ? &stat->gmem_to_private_none : &stat->gmem_to_shared_none) += 1;
+		*(to_private ? &stat->gmem_pages_to_private_none :
+			       &stat->gmem_pages_to_shared_none) += pages;
+	}
+	stat->gmem_zeroed_bytes += zeroed;
+}
+
+void gmem_vm_count_busy(struct kvm *kvm)
+{
+	kvm->stat.generic.gmem_busy++;
+}
+
+void gmem_vm_count_unsupported(struct kvm *kvm)
+{
+	kvm->stat.generic.gmem_unsupported++;
+}
+
+void gmem_vm_note_locked(struct kvm *kvm, u64 ns)
+{
+	u64 *max = &kvm->stat.generic.gmem_locked_max_ns;
+
+	if (ns > *max)
+		*max = ns;
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Folios of a guest_memfd: when they are in use, what is remembered with them, and
+ * who else holds them.
+ */
+#include <kunit/test-bug.h>
+
+#include "../helpers.h"
+#include "guest_memfd.h"
+
+/* Without PG_private nobody but guest_memfd looks at it. */
+unsigned long gmem_folio_record(struct folio *folio)
+{
+	return (unsigned long)READ_ONCE(folio->private);
+}
+
+void gmem_folio_change_record(struct folio *folio, unsigned long out, unsigned long in)
+{
+	void *old = READ_ONCE(folio->private);
+
+	while (!try_cmpxchg(&folio->private, &old, (void *)(((unsigned long)old & ~out) | in)))
+		;
+}
+
+bool kvm_gmem_page_is_zero(struct page *page)
+{
+	return gmem_folio_record(page_folio(page)) & GMEM_RECORD_ZERO;
+}
+
+/*
+ * From its first use on a folio holds the only copy of its bytes, and a guest's
+ * page tables refer to it without being counted: a clean folio that nobody has
+ * mapped or holds could be dropped, as by soft offlining.  Who writes is not
+ * known, so each folio in use counts as dirty.
+ */
+static void gmem_folio_in_use(struct folio *folio)
+{
+	folio_mark_uptodate(folio);
+	folio_mark_dirty(folio);
+}
+
+/*
+ * Zero at first use; the test is on this side because every fault asks.
+ * Returns 1 if this was it, and -EHWPOISON for memory that failed before it.
+ */
+int gmem_folio_prepare(struct folio *folio)
+{
+	unsigned long page, nr = folio_nr_pages(folio);
+
+	if (folio_test_uptodate(folio))
+		return 0;
+	if (folio_test_hwpoison(folio))
+		return -EHWPOISON;
+	for (page = 0; page < nr; page++)
+		clear_highpage(folio_page(folio, page));
+	gmem_folio_in_use(folio);
+	return 1;
+}
+
+/* The caller's reference keeps the folio in its file until it is dirty. */
+void gmem_page_mark_uptodate(struct page *page)
+{
+	gmem_folio_in_use(page_folio(page));
+}
+
+/*
+ * References that are kept for ever to a page that has failed: by memory failure,
+ * and by us if a platform may still have it.
+ */
+static unsigned int gmem_folio_kept_refs(struct folio *folio)
+{
+	return !!folio_test_hwpoison(folio) +
+	       !!(gmem_folio_record(folio) & GMEM_RECORD_RETIRED);
+}
+
+/* References beyond those of the page cache, of page tables, kept ones, and the caller's own. */
+unsigned int gmem_folio_excess_refs(struct folio *folio, unsigned int own)
+{
+	int excess = folio_ref_count(folio) - folio_expected_ref_count(folio) -
+		     (int)(own + gmem_folio_kept_refs(folio));
+
+	return max(excess, 0);
+}
+
+/*
+ * Whether nobody but the page cache and @own have a reference: no page table of
+ * the host has the folio either, and no fault is about to map it.  A mapping has
+ * a reference of its own, which is the fault's before, and lasts until the TLBs
+ * are flushed.  So one look at the count tells; but not that somebody has one,
+ * as references can be kept for ever.
+ */
+bool gmem_folio_is_quiet(struct folio *folio, unsigned int own)
+{
+	return folio_ref_count(folio) == (int)(folio_nr_pages(folio) + own);
+}
+
+/* Drains for what gmem_folio_excess_refs() counts, and for nothing else. */
+void gmem_folio_drain(struct folio *folio, unsigned int own, enum lru_cache_drained *drained)
+{
+	lru_cache_drain_for_folio(folio, own + gmem_folio_kept_refs(folio), drained);
+}
+
+/* The platform does not give the page back, which nothing gets over. */
+void gmem_warn_leak(u64 pfn, bool model)
+{
+	/* A model fails because somebody has asked it to, as do the tests' platforms. */
+	WARN_ONCE(!model && !kunit_get_current_test(),
+		  "guest_memfd: a page was lost to the platform\n");
+	pr_err_ratelimited("guest_memfd: lost page 0x%llx to the platform\n", pfn);
+}
