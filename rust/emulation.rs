@@ -11,7 +11,10 @@
 
 use crate::{
     bindings,
-    fs::inode::GmemInode,
+    fs::{
+        inode::GmemInode,
+        page_cache::LockedFolio, //
+    },
     ioctl::UserPointer,
     kvm::{
         hardware::{
@@ -563,7 +566,7 @@ fn make_page(vm: &Vm, gfn: Gfn) -> Result<Pfn> {
     let at = slot.index_of(gfn).ok_or(ENOENT)?;
     let file = slot.active_file().ok_or(ENOENT)?;
     let inode = file.inode();
-    inode.locked_shared(|_guard| Ok(inode.folio(at)?.pfn()))
+    inode.locked_shared(|_guard| Ok(LockedFolio::get(inode, at)?.pfn()))
 }
 
 /// The page behind `gfn`, if there is one.

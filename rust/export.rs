@@ -13,29 +13,23 @@
 use crate::{
     bindings,
     fs::{
-        address_space::Stable,
-        debugfs,
-        file_ops::{
-            self,
+        self,
+        file::{
             ActiveFile,
             GmemFile, //
         },
-        inode::{
-            GmemInode,
-            PAGE, //
-        },
-        superblock, //
+        superblock,
+        tables::{
+            tables,
+            State,
+            Tables, //
+        }, //
     },
+    guest_memfd::GuestMemfd,
     ioctl::UserPointer,
     kvm::{
-        conversion::Done,
-        fault::{
-            GuestFault,
-            GuestPage, //
-        },
+        fault::GuestFault,
         memslot::Memslot,
-        mmu::InvalidateSpan,
-        platform,
         populate::Populate,
         stand_in,
         vcpu::Vcpu,
@@ -44,17 +38,7 @@ use crate::{
             Vm, //
         }, //
     },
-    mm::{
-        fault::{
-            self,
-            HostFault,
-            Served, //
-        },
-        folio::{
-            Frame,
-            PageRef, //
-        }, //
-    }, //
+    mm::folio::PageRef, //
 };
 use core::{
     cell::UnsafeCell,
@@ -62,111 +46,18 @@ use core::{
         self,
         NonNull, //
     },
-    sync::atomic::{
-        AtomicPtr,
-        Ordering, //
-    }, //
+    sync::atomic::AtomicPtr, //
 };
-use gmem_types::visibility::{
-    Run,
-    Visibility, //
-};
+use gmem_types::visibility::Visibility;
 use kernel::{
     error::from_result,
-    prelude::*,
-    seq_file::SeqFile, //
+    prelude::*, //
 };
 
-/// What a guest_memfd implementation does, called with everything checked that is not policy.
-pub trait GuestMemfd: Sized + 'static {
-    /// The operations tables, which [`register_entry_points!`](crate::register_entry_points) makes.
-    ///
-    /// Asked once, when KVM is loaded. What is returned then is used for everything from then on.
-    fn tables() -> &'static Tables;
-
-    /// KVM_CREATE_GUEST_MEMFD: a descriptor for a new file of `size` bytes.
-    fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32>;
-
-    /// KVM_CHECK_EXTENSION, on a VM or on /dev/kvm. [`None`] for a capability that is not ours.
-    fn capability(vm: Option<&Vm>, cap: u64) -> Option<i32>;
-
-    /// Whether files of this VM can convert in place.
-    fn supports_in_place(vm: &Vm) -> bool;
-
-    /// A guest fault. Called inside SRCU; sleeps.
-    fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>>;
-
-    /// Fills pages before launch; returns how many were. Called with slots_lock held.
-    fn populate(populate: &Populate<'_>) -> Result<u64>;
-
-    /// fallocate(), `offset` and `len` in bytes.
-    fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Result;
-
-    /// KVM_SET_MEMORY_ATTRIBUTES2 on the file. What it is done by says that it is.
-    fn set_memory_attributes<'f>(file: &'f GmemFile, arg: UserPointer) -> Result<Done<'f>>;
-
-    /// KVM_GET_MEMORY_ATTRIBUTES2 on the file.
-    fn get_memory_attributes(file: &GmemFile, arg: UserPointer) -> Result;
-
-    /// ioctl() on a vCPU, if nobody else knows it. Called with the vCPU's mutex held.
-    fn vcpu_ioctl(vcpu: &mut Vcpu<'_>, cmd: u32, arg: UserPointer) -> Result;
-
-    /// Prints the file's part of `/proc/PID/fdinfo/FD`. Sleeps.
-    fn show_fdinfo(file: &GmemFile, out: &SeqFile);
-
-    /// Prints a run of a file in debugfs. Sleeps.
-    fn show_run(run: &Run, out: &SeqFile);
-
-    /// A host fault, with the attributes of its file held. Called with mmap_lock or the VMA lock held.
-    fn fault<'a>(fault: &mut HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>>;
-
-    /// A page that was given to a platform is freed. The VM and its file may be gone.
-    fn reclaim(frame: &Frame<'_>);
-}
-
-/// The operations tables of an implementation, which nobody writes.
-pub struct Tables {
-    runs_sequence: bindings::seq_operations,
-    vm: bindings::vm_operations_struct,
-    mapping: bindings::address_space_operations,
-    inode: bindings::inode_operations,
-    superblock: bindings::super_operations,
-    state: &'static State,
-}
-
-// SAFETY: The tables are not written, and what they point to is static.
-unsafe impl Sync for Tables {}
-
-/// The tables in use: those of all files, of their inodes and of the file system, whatever
-/// [`GuestMemfd::tables`] may return later.
-static IN_USE: AtomicPtr<Tables> = AtomicPtr::new(ptr::null_mut());
-
-/// The tables in use.
-///
-/// # Errors
-///
-/// `ENODEV` before KVM is loaded.
-pub(crate) fn tables() -> Result<&'static Tables> {
-    // SAFETY: It is NULL, or what init() got, which is static.
-    unsafe { IN_USE.load(Ordering::Acquire).as_ref() }.ok_or(ENODEV)
-}
-
-/// What there is once for an implementation, and is written.
-pub struct State {
-    /// Its owner is written when a vendor's module is loaded, as in C: files belong to that from then
-    /// on, and keep it, as their VM runs its code and does not keep it by itself. So the table can be
-    /// neither constant nor read-only after this module's initialisation, which is earlier.
-    file: UnsafeCell<bindings::file_operations>,
-    /// As `file`.
-    runs: UnsafeCell<bindings::file_operations>,
-    /// The VFS links it into lists, as it does with every file system's.
-    file_system: UnsafeCell<bindings::file_system_type>,
-    cache: AtomicPtr<bindings::kmem_cache>,
-    mount: AtomicPtr<bindings::vfsmount>,
-}
-
-// SAFETY: What is in cells is written before KVM can be used, or by the VFS under its own locks.
-unsafe impl Sync for State {}
+mod debugfs;
+pub(crate) mod fault;
+pub mod file_ops;
+mod inode_ops;
 
 impl State {
     /// The state of `T` before anything is mounted.
@@ -202,23 +93,23 @@ impl Tables {
             runs_sequence: debugfs::sequence::<T>(),
             vm: bindings::vm_operations_struct {
                 fault: Some(fault::fault::<T>),
-                map_pages: Some(fault::map_pages),
+                map_pages: Some(fs::fault::map_pages),
                 #[cfg(CONFIG_NUMA)]
-                set_policy: Some(fault::set_policy),
+                set_policy: Some(fs::fault::set_policy),
                 #[cfg(CONFIG_NUMA)]
-                get_policy: Some(fault::get_policy),
+                get_policy: Some(fs::fault::get_policy),
                 ..pin_init::zeroed()
             },
             mapping: bindings::address_space_operations {
                 dirty_folio: Some(bindings::noop_dirty_folio),
-                migrate_folio: Some(migrate_folio),
-                error_remove_folio: Some(error_folio),
-                free_folio: Some(free_folio::<T>),
+                migrate_folio: Some(inode_ops::migrate_folio),
+                error_remove_folio: Some(inode_ops::error_folio),
+                free_folio: Some(inode_ops::free_folio::<T>),
                 ..pin_init::zeroed()
             },
             inode: bindings::inode_operations {
-                setattr: Some(setattr),
-                getattr: Some(getattr),
+                setattr: Some(inode_ops::setattr),
+                getattr: Some(inode_ops::getattr),
                 ..pin_init::zeroed()
             },
             superblock: bindings::super_operations {
@@ -230,59 +121,6 @@ impl Tables {
             },
             state,
         }
-    }
-
-    pub(crate) fn file_operations(&self) -> *const bindings::file_operations {
-        self.state.file.get()
-    }
-
-    pub(crate) fn runs_operations(&self) -> *const bindings::file_operations {
-        self.state.runs.get()
-    }
-
-    pub(crate) fn runs_sequence(&self) -> *const bindings::seq_operations {
-        &self.runs_sequence
-    }
-
-    pub(crate) fn vm_operations(&self) -> *const bindings::vm_operations_struct {
-        &self.vm
-    }
-
-    pub(crate) fn address_space_operations(&self) -> *const bindings::address_space_operations {
-        &self.mapping
-    }
-
-    pub(crate) fn inode_operations(&self) -> *const bindings::inode_operations {
-        &self.inode
-    }
-
-    pub(crate) fn super_operations(&self) -> *const bindings::super_operations {
-        &self.superblock
-    }
-
-    pub(crate) fn file_system(&self) -> *mut bindings::file_system_type {
-        self.state.file_system.get()
-    }
-
-    pub(crate) fn cache(&self) -> *mut bindings::kmem_cache {
-        self.state.cache.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_cache(&self, cache: *mut bindings::kmem_cache) {
-        self.state.cache.store(cache, Ordering::Relaxed);
-    }
-
-    pub(crate) fn mount(&self) -> *mut bindings::vfsmount {
-        self.state.mount.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_mount(&self, mount: *mut bindings::vfsmount) {
-        self.state.mount.store(mount, Ordering::Relaxed);
-    }
-
-    pub(crate) fn super_block(&self) -> *mut bindings::super_block {
-        // SAFETY: Files are created while the file system is mounted only.
-        unsafe { bindings::gmem_mount_sb(self.mount()) }
     }
 }
 
@@ -303,111 +141,6 @@ pub fn host_wide() -> bool {
 pub fn scramble() -> bool {
     // SAFETY: Reads a module parameter that does not change after load.
     unsafe { bindings::gmem_scramble() }
-}
-
-/// # Safety
-///
-/// To be called by memory management only.
-unsafe extern "C" fn migrate_folio(
-    _mapping: *mut bindings::address_space,
-    _dst: *mut bindings::folio,
-    _src: *mut bindings::folio,
-    _mode: bindings::migrate_mode,
-) -> c_int {
-    // SAFETY: Only warns.
-    unsafe { bindings::gmem_warn_migrate() };
-    EINVAL.to_errno()
-}
-
-/// # Safety
-///
-/// To be called by memory failure only, with the folio locked.
-unsafe extern "C" fn error_folio(
-    mapping: *mut bindings::address_space,
-    folio: *mut bindings::folio,
-) -> c_int {
-    // SAFETY: The folio is locked and in the mapping, which is one of ours.
-    let (inode, start, len) = unsafe {
-        (
-            GmemInode::of_mapping(mapping),
-            bindings::gmem_folio_index(folio) as u64,
-            bindings::gmem_folio_nr_pages(folio) as u64,
-        )
-    };
-
-    if let Some(range) = crate::fs::inode::clip(inode, start, start.saturating_add(len)) {
-        // The folio is locked, so the invalidate lock must not be waited for: its holder may be
-        // waiting for the folio. The bindings mutex keeps the slots in place instead.
-        let bindings = inode.lock_bindings();
-        bindings.take_from_guests(&range);
-        // What only a hypervisor can take from a guest.
-        if InvalidateSpan::begin(&bindings, range).retire() {
-            if let Some(folio) = NonNull::new(folio) {
-                // SAFETY: The folio is valid, and locked by the caller.
-                unsafe { Frame::from_raw(folio) }.retire();
-            }
-        }
-    }
-    // The folio stays: what to do about it is for user space to decide, whom get_pfn tells.
-    bindings::mf_result_MF_DELAYED as c_int
-}
-
-/// # Safety
-///
-/// To be called by the page cache only.
-unsafe extern "C" fn free_folio<T: GuestMemfd>(folio: *mut bindings::folio) {
-    // SAFETY: The folio is on its way out of the page cache, still valid, and nobody else's.
-    let frame = unsafe { Frame::from_raw(NonNull::new_unchecked(folio)) };
-
-    if !frame.is_known() {
-        // SAFETY: As above.
-        unsafe { bindings::gmem_reclaim(folio) };
-    } else if !frame.is_leaked() {
-        T::reclaim(&frame);
-    }
-    // Whoever gets the page next would not be let in.
-    if platform::is_assigned(&frame) {
-        frame.leak();
-    }
-    stand_in::all().for_each(|other| other.freed(&frame));
-    frame.clear();
-}
-
-/// # Safety
-///
-/// To be called by the VFS only.
-unsafe extern "C" fn setattr(
-    _idmap: *mut bindings::mnt_idmap,
-    _dentry: *mut bindings::dentry,
-    _attr: *mut bindings::iattr,
-) -> c_int {
-    EINVAL.to_errno()
-}
-
-/// Says of the file what the VFS knows, and how much memory it has.
-///
-/// # Safety
-///
-/// To be called by the VFS only.
-unsafe extern "C" fn getattr(
-    idmap: *mut bindings::mnt_idmap,
-    path: *const bindings::path,
-    stat: *mut bindings::kstat,
-    request: u32,
-    _flags: c_uint,
-) -> c_int {
-    /// The unit of `st_blocks`.
-    const SECTOR: u64 = 512;
-
-    // SAFETY: The path is that of a file of ours, and `stat` is valid for writes.
-    unsafe {
-        let vfs = (*(*path).dentry).d_inode;
-        let inode = &*GmemInode::from_vfs(vfs);
-
-        bindings::generic_fillattr(idmap, request, vfs, stat);
-        (*stat).blocks = inode.allocated() * (PAGE.bytes() / SECTOR);
-    }
-    0
 }
 
 /// Bodies of the C functions; see [`register_entry_points!`](crate::register_entry_points).
@@ -441,14 +174,11 @@ pub mod entry {
                 crate::emulation::init()
             };
             let tables = T::tables();
-            // SAFETY: Nobody uses the tables yet.
-            unsafe {
-                (*tables.state.file.get()).owner = module;
-                (*tables.state.runs.get()).owner = module;
-            }
-            IN_USE.store(ptr::from_ref(tables).cast_mut(), Ordering::Release);
             // SAFETY: By the contract of this function.
-            unsafe { superblock::mount(tables) }?;
+            unsafe {
+                tables.take_into_use(module);
+                superblock::mount(tables)?;
+            }
             Ok(0)
         })
     }
@@ -778,9 +508,10 @@ pub mod entry {
 #[macro_export]
 macro_rules! register_entry_points {
     ($implementation:ident, $tables:ident) => {
-        static $tables: $crate::export::Tables = {
-            static STATE: $crate::export::State = $crate::export::State::new::<$implementation>();
-            $crate::export::Tables::new::<$implementation>(&STATE)
+        static $tables: $crate::fs::tables::Tables = {
+            static STATE: $crate::fs::tables::State =
+                $crate::fs::tables::State::new::<$implementation>();
+            $crate::fs::tables::Tables::new::<$implementation>(&STATE)
         };
 
         /// The C functions, with the names and the contracts that KVM's headers give them.

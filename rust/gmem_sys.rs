@@ -22,6 +22,7 @@ pub mod attribute_map;
 #[cfg(CONFIG_KVM_GMEM_EMULATION)]
 pub mod emulation;
 pub mod export;
+pub mod guest_memfd;
 pub mod ioctl;
 pub mod task;
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
@@ -35,7 +36,6 @@ pub mod uapi;
 /// The page cache and memory management.
 pub mod mm {
     pub(crate) mod drain;
-    pub mod fault;
     pub mod folio;
     pub(crate) mod mempolicy;
 }
@@ -43,10 +43,15 @@ pub mod mm {
 /// The virtual file system.
 pub mod fs {
     pub mod address_space;
+    pub(crate) mod binding;
     pub(crate) mod debugfs;
-    pub mod file_ops;
+    pub mod fault;
+    pub mod file;
+    pub(crate) mod file_data;
     pub mod inode;
+    pub mod page_cache;
     pub(crate) mod superblock;
+    pub mod tables;
 }
 
 /// KVM's own objects.
@@ -65,7 +70,7 @@ pub mod kvm {
     pub mod vm;
 }
 
-/// The private bindings (KVM and `helpers.c`) on top of the kernel's.
+/// The private bindings (KVM and what `helpers.h` declares) on top of the kernel's.
 mod bindings {
     #![allow(
         clippy::all,

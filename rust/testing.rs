@@ -9,29 +9,26 @@ use crate::{
     bindings,
     export::{
         entry,
-        GuestMemfd, //
+        fault, //
     },
     fs::{
         address_space::Stable,
-        file_ops::GmemFile,
+        fault::HostFault,
+        file::GmemFile,
+        file_data::FileData,
         inode::{
             GmemInode,
             Size,
             Traits,
             PAGE, //
-        }, //
-    },
-    kvm::{
-        memslot::{
-            FileData,
-            Memslot, //
         },
+        page_cache::LockedFolio, //
+    },
+    guest_memfd::GuestMemfd,
+    kvm::{
+        memslot::Memslot,
         platform::of,
         vm::Vm, //
-    },
-    mm::fault::{
-        self,
-        HostFault, //
     }, //
 };
 use core::{
@@ -328,7 +325,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
     ///
     /// `ENOMEM`.
     pub fn fill(&self, at: u64, byte: u8) -> Result {
-        let folio = self.inode.get().folio(PageIndex::new(at))?;
+        let folio = LockedFolio::get(self.inode.get(), PageIndex::new(at))?;
         HostPage(folio.prepare()?.into_page().into_raw())
             .bytes_mut()
             .fill(byte);
@@ -341,7 +338,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
     ///
     /// `ENOMEM`.
     pub fn page(&self, at: u64) -> Result<HostPage> {
-        let folio = self.inode.get().folio(PageIndex::new(at))?;
+        let folio = LockedFolio::get(self.inode.get(), PageIndex::new(at))?;
         Ok(HostPage(folio.into_page().into_raw()))
     }
 
@@ -351,7 +348,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
     ///
     /// `ENOMEM`.
     pub fn populate(&self, at: u64, byte: u8) -> Result {
-        let page = self.inode.get().folio(PageIndex::new(at))?.into_page();
+        let page = LockedFolio::get(self.inode.get(), PageIndex::new(at))?.into_page();
         page.mark_uptodate();
         HostPage(page.into_raw()).fill(byte);
         Ok(())
@@ -377,7 +374,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
     ///
     /// `ENOMEM`.
     pub fn allocate(&self, at: u64) -> Result {
-        drop(self.inode.get().folio(PageIndex::new(at))?);
+        drop(LockedFolio::get(self.inode.get(), PageIndex::new(at))?);
         Ok(())
     }
 

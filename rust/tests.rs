@@ -12,11 +12,11 @@ use crate::{
         Reader,
         Writer, //
     },
-    fs::inode::PAGE,
-    kvm::{
-        memslot::FileData,
-        mmu::InvalidateSpan, //
+    fs::{
+        file_data::FileData,
+        inode::PAGE, //
     },
+    kvm::mmu::InvalidateSpan,
     testing::{
         memslot,
         slot,
@@ -438,22 +438,25 @@ mod caller {
     use super::*;
     use crate::{
         bindings,
-        export::{
-            GuestMemfd,
-            State,
-            Tables, //
-        },
+        export::file_ops::create,
         fs::{
             address_space::Stable,
-            file_ops::{
-                create,
-                GmemFile, //
+            fault::{
+                HostFault,
+                Served, //
             },
+            file::GmemFile,
             inode::{
                 Size,
                 Traits, //
+            },
+            page_cache::LockedFolio,
+            tables::{
+                State,
+                Tables, //
             }, //
         },
+        guest_memfd::GuestMemfd,
         ioctl::UserPointer,
         kvm::{
             conversion::Done,
@@ -469,15 +472,9 @@ mod caller {
                 Vm, //
             }, //
         },
-        mm::{
-            fault::{
-                HostFault,
-                Served, //
-            },
-            folio::{
-                Assignment,
-                Frame, //
-            }, //
+        mm::folio::{
+            Assignment,
+            Frame, //
         },
         testing::{
             platform::TestRmp,
@@ -725,7 +722,7 @@ mod caller {
                 writable_source: false,
             };
             let fill = || {
-                let folio = file.file().inode().folio(PageIndex::new(5))?;
+                let folio = LockedFolio::get(file.file().inode(), PageIndex::new(5))?;
                 populate.give(folio, populate.pin_source(0)?, to)
             };
             assert_eq!(fill(), Err(EIO));

@@ -7,11 +7,7 @@
 //!
 //! C header: [`include/linux/tracepoint.h`](srctree/include/linux/tracepoint.h)
 
-use crate::{
-    bindings,
-    fs::inode::GmemInode, //
-};
-use gmem_types::range::PageIndex;
+use crate::bindings;
 
 /// Whether a tracepoint is on.
 macro_rules! is_on {
@@ -141,17 +137,4 @@ events! {
         left: u64,
         result: i32,
     ) = __tracepoint_kvm_gmem_map_memory, gmem_trace_map_memory;
-}
-
-/// The number by which events know a file.
-#[inline]
-pub fn ino(inode: &GmemInode) -> u64 {
-    // CAST: It has 64 bits at most.
-    inode.number() as u64
-}
-
-/// Where a page lies in its file, in bytes.
-#[inline]
-pub fn offset(inode: &GmemInode, at: PageIndex) -> u64 {
-    inode.geometry().page_size().offset_of(at).get()
 }

@@ -39,7 +39,7 @@ use gmem_policy::request::Request;
 use gmem_sys::{
     fs::{
         address_space::Refused,
-        file_ops::GmemFile, //
+        file::GmemFile, //
     },
     kvm::{
         conversion::{

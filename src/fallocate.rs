@@ -4,7 +4,7 @@
 
 use gmem_sys::{
     fs::{
-        file_ops::GmemFile,
+        file::GmemFile,
         inode::{
             clip,
             GmemInode, //

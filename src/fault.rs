@@ -2,9 +2,9 @@
 
 //! Host faults.
 
-use gmem_sys::{
-    fs::address_space::Stable,
-    mm::fault::{
+use gmem_sys::fs::{
+    address_space::Stable,
+    fault::{
         HostFault,
         Served, //
     }, //

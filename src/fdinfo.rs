@@ -5,7 +5,7 @@
 use gmem_policy::plan::query;
 use gmem_sys::{
     fs::{
-        file_ops::GmemFile,
+        file::GmemFile,
         inode::{
             GmemInode,
             PAGE, //

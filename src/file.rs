@@ -3,13 +3,13 @@
 //! New files.
 
 use gmem_sys::{
-    export::host_wide,
-    fs::{
+    export::{
         file_ops,
-        inode::{
-            Size,
-            Traits, //
-        }, //
+        host_wide, //
+    },
+    fs::inode::{
+        Size,
+        Traits, //
     },
     kvm::{
         platform::of,

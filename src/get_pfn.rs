@@ -30,8 +30,8 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
     if let Some(page) = fault.serve_in_use() {
         trace::guest_fault(move || {
             let is_private = inode.visibility(at) == Visibility::Private;
-            let offset = trace::offset(inode, at);
-            (trace::ino(inode), offset, gfn.get(), is_private, false)
+            let offset = inode.offset_of(at);
+            (inode.number(), offset, gfn.get(), is_private, false)
         });
         return Ok(page);
     }
@@ -42,8 +42,8 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
             let first_use = folio.is_first_use();
             trace::guest_fault(move || {
                 let is_private = stable.visibility(at) == Visibility::Private;
-                let offset = trace::offset(inode, at);
-                (trace::ino(inode), offset, gfn.get(), is_private, first_use)
+                let offset = inode.offset_of(at);
+                (inode.number(), offset, gfn.get(), is_private, first_use)
             });
             Ok(platform::max_mapping_order(on, at, stable, folio.order()))
         })

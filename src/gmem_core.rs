@@ -23,14 +23,16 @@
 #![forbid(unsafe_code)]
 
 use gmem_sys::{
-    export::{
-        GuestMemfd,
-        Tables, //
-    },
     fs::{
         address_space::Stable,
-        file_ops::GmemFile, //
+        fault::{
+            HostFault,
+            Served, //
+        },
+        file::GmemFile,
+        tables::Tables, //
     },
+    guest_memfd::GuestMemfd,
     ioctl::UserPointer,
     kvm::{
         conversion::Done,
@@ -43,13 +45,7 @@ use gmem_sys::{
         vcpu::Vcpu,
         vm::Vm, //
     },
-    mm::{
-        fault::{
-            HostFault,
-            Served, //
-        },
-        folio::Frame, //
-    },
+    mm::folio::Frame,
     LocalModule, //
 };
 use kernel::{

@@ -19,7 +19,7 @@ use gmem_policy::{
     }, //
 };
 use gmem_sys::{
-    fs::file_ops::GmemFile,
+    fs::file::GmemFile,
     ioctl::UserPointer,
     kvm::conversion::Done,
     trace, //
@@ -82,7 +82,7 @@ fn ended<T>(file: &GmemFile, request: &Request, result: &Result<T, Failure>, out
             Ok(_) => (*outcome, 0, None),
             Err(Failure { error, at }) => (Outcome::default(), error.to_errno(), at),
         };
-        let at = at.map_or(u64::MAX, |at| trace::offset(file.inode(), at));
+        let at = at.map_or(u64::MAX, |at| file.inode().offset_of(at));
         (
             ino,
             offset,
@@ -103,11 +103,11 @@ fn ended<T>(file: &GmemFile, request: &Request, result: &Result<T, Failure>, out
 fn described(file: &GmemFile, request: &Request) -> (u64, u64, u64, bool, u64) {
     let inode = file.inode();
     let range = request.range();
-    let start = trace::offset(inode, range.start());
+    let start = inode.offset_of(range.start());
     (
-        trace::ino(inode),
+        inode.number(),
         start,
-        trace::offset(inode, range.end()) - start,
+        inode.offset_of(range.end()) - start,
         request.to() == Visibility::Private,
         request.content().flags(),
     )

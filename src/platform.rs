@@ -23,8 +23,12 @@ use gmem_policy::{
 use gmem_sys::{
     fs::{
         address_space::Stable,
-        file_ops::GmemFile,
-        inode::GmemInode, //
+        file::GmemFile,
+        inode::GmemInode,
+        page_cache::{
+            PreparedFolio,
+            PrivatePage, //
+        }, //
     },
     kvm::{
         conversion::Done,
@@ -44,9 +48,7 @@ use gmem_sys::{
     },
     mm::folio::{
         Assignment,
-        Frame,
-        PreparedFolio,
-        PrivatePage, //
+        Frame, //
     },
     uapi::{
         CAP_ATTRIBUTES,

@@ -5,6 +5,7 @@
 use super::page::Page;
 use crate::{
     bindings,
+    fs::page_cache::PrivatePage,
     kvm::{
         hardware::{
             self,
@@ -19,10 +20,7 @@ use crate::{
             Vm, //
         }, //
     },
-    mm::folio::{
-        Frame,
-        PrivatePage, //
-    }, //
+    mm::folio::Frame, //
 };
 use core::sync::atomic::{
     AtomicBool,

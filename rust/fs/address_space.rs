@@ -36,7 +36,6 @@ use core::{
 use gmem_policy::plan::Attributes;
 use gmem_types::{
     range::{
-        Geometry,
         PageIndex,
         PageRange, //
     },
@@ -48,7 +47,6 @@ use gmem_types::{
 use kernel::{
     error::to_result,
     prelude::*,
-    sync::MutexGuard,
     types::NotThreadSafe, //
 };
 
@@ -170,17 +168,6 @@ impl<'a, M: sealed::Mode> InvalidateGuard<'a, M> {
     #[inline]
     pub fn inode(&self) -> &'a GmemInode {
         self.inode
-    }
-}
-
-impl InvalidateGuard<'_, Shared> {
-    /// Allocates the folio of page `at`, unless it has one. It is zeroed at its first use.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` behind the end of the file, `ENOMEM`, and what else the page cache returns.
-    pub fn allocate(&self, at: PageIndex) -> Result {
-        self.inode.folio(at).map(drop)
     }
 }
 
@@ -373,57 +360,6 @@ pub(crate) fn check_killed(at: PageIndex) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Evidence that no slot is bound to, and no file added to or removed from, an inode.
-///
-/// Who changes them holds the invalidate lock exclusively *and* the bindings mutex, so holding
-/// either is enough.
-///
-/// # Safety
-///
-/// Implementors hold one of the two locks of the inode they return.
-pub(crate) unsafe trait Bindings {
-    /// The inode.
-    fn inode(&self) -> &GmemInode;
-
-    /// Its geometry.
-    #[inline]
-    fn geometry(&self) -> Geometry {
-        self.inode().geometry()
-    }
-}
-
-// SAFETY: The guard is the held invalidate lock.
-unsafe impl Bindings for InvalidateGuard<'_, Exclusive> {
-    #[inline]
-    fn inode(&self) -> &GmemInode {
-        self.inode
-    }
-}
-
-/// The held bindings mutex; for memory failure, which must not wait for the invalidate lock.
-pub(crate) struct BindingsGuard<'a> {
-    inode: &'a GmemInode,
-    _mutex: MutexGuard<'a, ()>,
-}
-
-impl<'a> BindingsGuard<'a> {
-    #[inline]
-    pub(crate) fn new(inode: &'a GmemInode, mutex: MutexGuard<'a, ()>) -> Self {
-        Self {
-            inode,
-            _mutex: mutex,
-        }
-    }
-}
-
-// SAFETY: The guard is the held bindings mutex.
-unsafe impl Bindings for BindingsGuard<'_> {
-    #[inline]
-    fn inode(&self) -> &GmemInode {
-        self.inode
-    }
-}
-
 /// The attributes of a file cannot change while this exists.
 ///
 /// For a file that converts in place it is the shared invalidate lock; the attributes of other
@@ -505,5 +441,65 @@ impl<'a> Stable<'a> {
         // SAFETY: The map is written with the invalidate lock held exclusively only, and this is
         // the shared lock. A file for which nothing is locked has no map.
         self.inode.visibility_for(at, unsafe { Reader::assume() })
+    }
+}
+
+/// Taking the lock.
+impl GmemInode {
+    /// Calls `f` with the invalidate lock held for writing; sleeps. For callers that have to go on
+    /// even if the task is being killed.
+    #[inline]
+    pub fn locked<R>(&self, f: impl FnOnce(&InvalidateGuard<'_, Exclusive>) -> R) -> R {
+        f(&self.lock())
+    }
+
+    /// Calls `f` with the invalidate lock held for writing; sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if a signal comes first that kills the task; those of `f`.
+    #[inline]
+    pub fn locked_killable<R, E: From<Error>>(
+        &self,
+        f: impl FnOnce(&InvalidateGuard<'_, Exclusive>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        f(&InvalidateGuard::new_killable(self)?)
+    }
+
+    /// Calls `f` with the invalidate lock held for reading; sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if a signal comes first that kills the task; those of `f`.
+    #[inline]
+    pub fn locked_shared<R, E: From<Error>>(
+        &self,
+        f: impl FnOnce(&InvalidateGuard<'_, Shared>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        f(&InvalidateGuard::new_killable(self)?)
+    }
+
+    /// Calls `f` while the attributes stay as they are; sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if a signal comes first that kills the task; those of `f`.
+    #[inline]
+    pub fn stable<R, E: From<Error>>(
+        &self,
+        f: impl FnOnce(&Stable<'_>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        f(&Stable::new(self)?)
+    }
+
+    #[inline]
+    pub(crate) fn lock(&self) -> InvalidateGuard<'_, Exclusive> {
+        InvalidateGuard::new(self)
+    }
+
+    /// The mapping whose invalidate lock a fault takes, if it takes it.
+    #[inline]
+    pub(crate) fn fault_lock(&self) -> Option<*mut bindings::address_space> {
+        self.converts_in_place().then(|| self.mapping())
     }
 }

@@ -12,22 +12,9 @@ use crate::{
         Writer, //
     },
     bindings,
-    fs::address_space::{
-        Bindings,
-        BindingsGuard,
-        Exclusive,
-        InvalidateGuard,
-        Shared,
-        Stable, //
-    },
-    kvm::{
-        memslot::FileData,
-        vm::Vm, //
-    },
-    mm::{
-        folio::LockedFolio,
-        mempolicy::SharedPolicy, //
-    },
+    fs::file_data::FileData,
+    kvm::vm::Vm,
+    mm::mempolicy::SharedPolicy,
     task::reschedule, //
 };
 use core::{
@@ -139,8 +126,8 @@ pub struct GmemInode {
     policy: SharedPolicy,
     vfs: Opaque<bindings::inode>,
     map: AttributeMap,
-    bindings_lock: Mutex<()>,
-    files: UnsafeCell<KVec<NonNull<FileData>>>,
+    pub(super) bindings_lock: Mutex<()>,
+    pub(super) files: UnsafeCell<KVec<NonNull<FileData>>>,
     traits: Option<Traits>,
 }
 
@@ -250,12 +237,12 @@ impl GmemInode {
         unsafe { (&raw const (*self.mapping()).nrpages).read_volatile() as u64 }
     }
 
-    /// The inode number.
+    /// The inode number, by which trace events know the file.
     #[inline]
-    pub(crate) fn number(&self) -> usize {
+    pub fn number(&self) -> u64 {
         // SAFETY: The VFS's part is initialised.
-        // CAST: An inode number is 64 bits, as a long is here.
-        unsafe { (*self.vfs()).i_ino as usize }
+        // CAST: It has 64 bits at most.
+        unsafe { (*self.vfs()).i_ino as u64 }
     }
 
     #[inline]
@@ -275,6 +262,12 @@ impl GmemInode {
     #[inline]
     pub fn geometry(&self) -> Geometry {
         self.traits().size.0
+    }
+
+    /// Where a page lies in the file, in bytes.
+    #[inline]
+    pub fn offset_of(&self, at: PageIndex) -> u64 {
+        self.geometry().page_size().offset_of(at).get()
     }
 
     /// Whether the host may map it.
@@ -332,144 +325,9 @@ impl GmemInode {
         }
     }
 
-    /// Calls `f` with the invalidate lock held for writing; sleeps. For callers that have to go on
-    /// even if the task is being killed.
-    #[inline]
-    pub fn locked<R>(&self, f: impl FnOnce(&InvalidateGuard<'_, Exclusive>) -> R) -> R {
-        f(&self.lock())
-    }
-
-    /// Calls `f` with the invalidate lock held for writing; sleeps.
-    ///
-    /// # Errors
-    ///
-    /// `EINTR` if a signal comes first that kills the task; those of `f`.
-    #[inline]
-    pub fn locked_killable<R, E: From<Error>>(
-        &self,
-        f: impl FnOnce(&InvalidateGuard<'_, Exclusive>) -> Result<R, E>,
-    ) -> Result<R, E> {
-        f(&InvalidateGuard::new_killable(self)?)
-    }
-
-    /// Calls `f` with the invalidate lock held for reading; sleeps.
-    ///
-    /// # Errors
-    ///
-    /// `EINTR` if a signal comes first that kills the task; those of `f`.
-    #[inline]
-    pub fn locked_shared<R, E: From<Error>>(
-        &self,
-        f: impl FnOnce(&InvalidateGuard<'_, Shared>) -> Result<R, E>,
-    ) -> Result<R, E> {
-        f(&InvalidateGuard::new_killable(self)?)
-    }
-
-    /// Calls `f` while the attributes stay as they are; sleeps.
-    ///
-    /// # Errors
-    ///
-    /// `EINTR` if a signal comes first that kills the task; those of `f`.
-    #[inline]
-    pub fn stable<R, E: From<Error>>(
-        &self,
-        f: impl FnOnce(&Stable<'_>) -> Result<R, E>,
-    ) -> Result<R, E> {
-        f(&Stable::new(self)?)
-    }
-
-    #[inline]
-    pub(crate) fn lock(&self) -> InvalidateGuard<'_, Exclusive> {
-        InvalidateGuard::new(self)
-    }
-
-    /// The mapping whose invalidate lock a fault takes, if it takes it.
-    #[inline]
-    pub(crate) fn fault_lock(&self) -> Option<*mut bindings::address_space> {
-        self.converts_in_place().then(|| self.mapping())
-    }
-
-    /// Takes the bindings mutex alone; sleeps. Allowed with a folio locked.
-    #[inline]
-    pub(crate) fn lock_bindings(&self) -> BindingsGuard<'_> {
-        BindingsGuard::new(self, self.bindings_lock.lock())
-    }
-
-    /// Takes both locks that changing bindings needs. The order is that of the lock hierarchy.
-    #[inline]
-    pub(crate) fn lock_to_bind(&self) -> (InvalidateGuard<'_, Exclusive>, BindingsGuard<'_>) {
-        let guard = self.lock();
-        (guard, self.lock_bindings())
-    }
-
-    /// As [`lock_to_bind`](Self::lock_to_bind), for callers that can fail.
-    ///
-    /// # Errors
-    ///
-    /// `EINTR` if a signal comes first that kills the task.
-    #[inline]
-    pub(crate) fn lock_to_bind_killable(
-        &self,
-    ) -> Result<(InvalidateGuard<'_, Exclusive>, BindingsGuard<'_>)> {
-        let guard = InvalidateGuard::new_killable(self)?;
-        Ok((guard, self.lock_bindings()))
-    }
-
-    /// The locked folio of page `at`, allocated if need be; sleeps.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` behind the end of the file, `ENOMEM`, and what else the page cache returns.
-    #[inline]
-    pub(crate) fn folio(&self, at: PageIndex) -> Result<LockedFolio<'_>> {
-        if at.get() >= self.geometry().pages() {
-            return Err(EINVAL);
-        }
-        LockedFolio::get(self, at)
-    }
-
     #[inline]
     pub(crate) fn policy(&self) -> &SharedPolicy {
         &self.policy
-    }
-
-    /// The files that show the inode to VMs.
-    #[inline]
-    pub(crate) fn files<'a>(
-        &'a self,
-        _stable: &'a dyn Bindings,
-    ) -> impl Iterator<Item = &'a FileData> {
-        // SAFETY: `files` cannot change, and its pointers stay valid, while the bindings are
-        // locked (see the type's invariants).
-        unsafe { (*self.files.get()).iter().map(|file| file.as_ref()) }
-    }
-
-    /// Adds a file.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`, `EINTR` if the task is being killed.
-    ///
-    /// # Safety
-    ///
-    /// `file` must be valid until [`remove_file`](Self::remove_file), or until the inode is gone.
-    pub(crate) unsafe fn add_file(&self, file: NonNull<FileData>) -> Result {
-        let _locks = self.lock_to_bind_killable()?;
-        // SAFETY: Both locks are held.
-        unsafe { (*self.files.get()).push(file, GFP_KERNEL)? };
-        Ok(())
-    }
-
-    /// Removes a file.
-    pub(crate) fn remove_file(
-        &self,
-        _invalidate: &InvalidateGuard<'_, Exclusive>,
-        _bindings: &BindingsGuard<'_>,
-        file: &FileData,
-    ) {
-        // SAFETY: Both locks are held.
-        let files = unsafe { &mut *self.files.get() };
-        files.retain(|other| !core::ptr::eq(other.as_ptr(), file));
     }
 }
 

@@ -7,11 +7,13 @@
 
 use crate::{
     bindings,
-    export::{
-        tables,
-        Tables, //
-    },
-    fs::inode::GmemInode, //
+    fs::{
+        inode::GmemInode,
+        tables::{
+            tables,
+            Tables, //
+        }, //
+    }, //
 };
 use core::ptr;
 use kernel::{

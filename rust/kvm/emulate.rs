@@ -10,6 +10,7 @@
 //! `kvm_gmem_emulate_access()`
 
 use crate::{
+    fs::page_cache::PrivatePage,
     kvm::{
         fault::GuestFault,
         memslot::Memslot,
@@ -17,8 +18,7 @@ use crate::{
             Gfn,
             Vm, //
         }, //
-    },
-    mm::folio::PrivatePage, //
+    }, //
 };
 use gmem_types::platform::Platform;
 use kernel::prelude::*;

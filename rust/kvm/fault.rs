@@ -9,18 +9,19 @@ use crate::{
     bindings,
     fs::{
         address_space::Stable,
-        file_ops::GmemFile,
-        inode::GmemInode, //
+        file::GmemFile,
+        inode::GmemInode,
+        page_cache::{
+            LockedFolio,
+            PreparedFolio, //
+        }, //
     },
     kvm::vm::{
         Gfn,
         Pfn,
         Vm, //
     },
-    mm::folio::{
-        PageRef,
-        PreparedFolio, //
-    }, //
+    mm::folio::PageRef, //
 };
 use core::{
     marker::PhantomData,
@@ -103,7 +104,7 @@ impl<'a> GuestFault<'a> {
         if !ptr::eq(stable.inode(), self.inode()) {
             return Err(EINVAL);
         }
-        let folio = stable.inode().folio(self.at)?;
+        let folio = LockedFolio::get(stable.inode(), self.at)?;
         if folio.is_poisoned() {
             return Err(EHWPOISON);
         }

@@ -12,15 +12,13 @@
 
 use crate::{
     bindings,
+    fs::page_cache::PrivatePage,
     kvm::vm::{
         Gfn,
         MmuGuard,
         Vm, //
     },
-    mm::folio::{
-        Frame,
-        PrivatePage, //
-    }, //
+    mm::folio::Frame, //
 };
 use gmem_types::platform::Base;
 use kernel::prelude::*;

@@ -13,19 +13,19 @@ use crate::{
     fs::{
         address_space::{
             check_killed,
-            Bindings,
-            BindingsGuard,
             Exclusive,
             InvalidateGuard,
             Refused, //
         },
+        binding::{
+            Bindings,
+            BindingsGuard, //
+        },
+        file_data::FileData,
         inode::GmemInode, //
     },
     kvm::{
-        memslot::{
-            FileData,
-            Memslot, //
-        },
+        memslot::Memslot,
         platform::{
             self,
             Fatal,
@@ -366,7 +366,7 @@ impl<'g> InvalidateSpan<'g> {
                     ..Default::default()
                 };
                 trace::zap(|| {
-                    let ino = trace::ino(self.stable.inode());
+                    let ino = self.stable.inode().number();
                     (ino, vm.as_raw(), start, end, kinds.filter())
                 });
                 // SAFETY: mmu_lock is held and the slot is valid.

@@ -11,7 +11,8 @@ use crate::{
             Exclusive,
             InvalidateGuard, //
         },
-        file_ops::ActiveFile, //
+        file::ActiveFile,
+        page_cache::LockedFolio, //
     },
     kvm::{
         memslot::Memslot,
@@ -21,10 +22,7 @@ use crate::{
             Vm, //
         }, //
     },
-    mm::folio::{
-        Assignment,
-        LockedFolio, //
-    }, //
+    mm::folio::Assignment, //
 };
 use kernel::{
     error::to_result,
@@ -176,7 +174,7 @@ impl Populate<'_> {
         if slot.with_inode(|inode, _| core::ptr::eq(inode, guard.inode())) != Some(true) {
             return Err(EINVAL);
         }
-        let folio = guard.inode().folio(at)?;
+        let folio = LockedFolio::get(guard.inode(), at)?;
         if folio.is_poisoned() {
             return Err(EHWPOISON);
         }

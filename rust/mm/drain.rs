@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Draining the batches in which CPUs hold folios on their way to the LRU lists.
+//! Whether anybody holds a folio, and draining the batches in which CPUs hold folios on their way to
+//! the LRU lists.
 //!
 //! To drain those of all CPUs interrupts them, and user space decides how often there is a reason:
 //! it has as many files, and as many pages held in them, as it likes. So the rate is limited for the
@@ -11,7 +12,8 @@
 use crate::{
     bindings,
     mm::folio::FolioRef,
-    time::RateLimit, //
+    time::RateLimit,
+    trace, //
 };
 use core::{
     cell::UnsafeCell,
@@ -20,6 +22,7 @@ use core::{
         Ordering, //
     }, //
 };
+use gmem_types::range::PageRange;
 use kernel::{
     sync::barrier::{
         smp_mb,
@@ -59,6 +62,52 @@ impl Drains {
         }
         ALL_CPUS.drain(folio, &mut self.0);
         self.0 != before
+    }
+}
+
+impl FolioRef<'_> {
+    /// Whether the folio has references that neither the page cache nor this walk explains, once the
+    /// LRU batches are drained.
+    pub(crate) fn is_held(&self, drains: &mut Drains) -> bool {
+        drains.drain_for(self);
+        self.has_unexplained_refs()
+    }
+
+    /// Whether nobody but the page cache (and this walk) holds the folio, after trying to make it
+    /// so. `unmap` takes pages out of the host's page tables.
+    pub(crate) fn settle(&self, drains: &mut Drains, unmap: impl Fn(&PageRange)) -> bool {
+        // SAFETY: The batch holds a reference.
+        if unsafe { bindings::gmem_folio_is_quiet(self.as_ptr(), Self::OWN_REFS) } {
+            return true;
+        }
+        // Draining may have to wait, which nobody does with a folio locked.
+        self.is_quiet(&unmap, None)
+            || drains.drain_for(self) && self.is_quiet(&unmap, None)
+            || self.is_quiet(&unmap, Some(drains))
+    }
+
+    /// The same without waiting for batches; the last look says in the trace what it has seen.
+    fn is_quiet(&self, unmap: impl Fn(&PageRange), last: Option<&Drains>) -> bool {
+        // SAFETY: The batch holds a reference; the lock is given back below.
+        unsafe { bindings::gmem_folio_lock(self.as_ptr()) };
+        // SAFETY: As above.
+        if unsafe { bindings::gmem_folio_mapped(self.as_ptr()) } {
+            unmap(&self.pages());
+        }
+        // SAFETY: As above.
+        let (mapped, unexplained) = unsafe {
+            (
+                bindings::gmem_folio_mapped(self.as_ptr()),
+                bindings::gmem_folio_excess_refs(self.as_ptr(), Self::OWN_REFS),
+            )
+        };
+        let quiet = !mapped && unexplained == 0;
+        if let (false, Some(drains)) = (quiet, last) {
+            trace::busy(|| (self.as_ptr(), unexplained, drains.level()));
+        }
+        // SAFETY: Locked above.
+        unsafe { bindings::folio_unlock(self.as_ptr()) };
+        quiet
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Folios of a guest_memfd's page cache.
+//! Folios, as a walk over a page cache finds them, and what is remembered with them.
 //!
 //! guest_memfd allocates single pages; what is said of folios here holds for larger ones, and the
 //! functions that walk a range clamp to it.
@@ -9,18 +9,11 @@
 
 use crate::{
     bindings,
-    fs::{
-        address_space::Stable,
-        inode::GmemInode, //
-    },
     kvm::vm::{
         Gfn,
-        Pfn,
-        Vm, //
+        Pfn, //
     },
-    mm::drain::Drains,
-    task::reschedule,
-    trace, //
+    task::reschedule, //
 };
 use core::{
     marker::PhantomData,
@@ -31,20 +24,11 @@ use core::{
     ptr::NonNull,
     slice, //
 };
-use gmem_types::{
-    range::{
-        PageIndex,
-        PageRange, //
-    },
-    visibility::Visibility, //
+use gmem_types::range::{
+    PageIndex,
+    PageRange, //
 };
-use kernel::{
-    error::{
-        from_err_ptr,
-        to_result, //
-    },
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 /// The pages of a folio in the file.
 ///
@@ -257,281 +241,20 @@ impl Frame<'_> {
     }
 }
 
-/// A locked folio with a reference to it; dropping it unlocks and puts.
-pub(crate) struct LockedFolio<'a> {
-    folio: NonNull<bindings::folio>,
-    at: PageIndex,
-    inode: &'a GmemInode,
-}
-
-impl<'a> LockedFolio<'a> {
-    /// Finds the folio of page `at`, or allocates one as the file's memory policy says.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`, `EAGAIN` and what else the page cache returns.
-    #[inline]
-    pub(crate) fn get(inode: &'a GmemInode, at: PageIndex) -> Result<Self> {
-        let mapping = inode.mapping();
-        let index = at.get() as usize;
-
-        // One look-up does for both if there is no policy. If there is one, the folio most of the
-        // time exists already, and the policy need not be looked up.
-        let folio = if inode.policy().is_unset() {
-            // SAFETY: The mapping of a live inode is valid.
-            from_err_ptr(unsafe {
-                bindings::gmem_filemap_create_folio(mapping, index, core::ptr::null_mut())
-            })?
-        } else {
-            // SAFETY: The mapping of a live inode is valid.
-            let found = from_err_ptr(unsafe { bindings::gmem_filemap_lock_folio(mapping, index) });
-            match found {
-                Ok(folio) => folio,
-                Err(_) => {
-                    let policy = inode.policy().at(at);
-                    // SAFETY: The mapping is valid, and `policy` holds a reference.
-                    from_err_ptr(unsafe {
-                        bindings::gmem_filemap_create_folio(mapping, index, policy.as_ptr())
-                    })?
-                }
-            }
-        };
-
-        Ok(Self {
-            folio: NonNull::new(folio).ok_or(EIO)?,
-            at,
-            inode,
-        })
-    }
-
-    #[inline]
-    fn as_ptr(&self) -> *mut bindings::folio {
-        self.folio.as_ptr()
-    }
-
-    /// Zeroes the folio if this is its first use, and marks it up to date.
-    ///
-    /// Until then it holds whatever its last owner left.
-    ///
-    /// # Errors
-    ///
-    /// `EHWPOISON` if it would have to be zeroed, but the memory has failed.
-    #[inline]
-    pub(crate) fn prepare(self) -> Result<PreparedFolio<'a>> {
-        // SAFETY: The folio is valid and locked.
-        let zeroed = unsafe { bindings::gmem_folio_prepare(self.as_ptr()) };
-        to_result(zeroed.min(0))?;
-        let first_use = zeroed != 0;
-        if first_use && cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK) {
-            self.frame().mark_zero(true);
-        }
-        Ok(PreparedFolio {
-            folio: self,
-            first_use,
-        })
-    }
-
-    /// Whether the memory has failed.
-    #[inline]
-    pub(crate) fn is_poisoned(&self) -> bool {
-        // SAFETY: The folio is valid.
-        unsafe { bindings::gmem_folio_hwpoison(self.as_ptr()) }
-    }
-
-    /// The `struct page`.
-    #[inline]
-    fn page(&self) -> *mut bindings::page {
-        // SAFETY: The folio is valid and contains the page.
-        unsafe { bindings::gmem_folio_file_page(self.as_ptr(), self.at.get() as usize) }
-    }
-
-    /// The host's frame of the page.
-    #[inline]
-    pub(crate) fn pfn(&self) -> Pfn {
-        // SAFETY: The page is valid.
-        Pfn::new(unsafe { bindings::gmem_page_pfn(self.page()) })
-    }
-
-    /// The page as the platforms know it.
-    #[inline]
-    pub(crate) fn frame(&self) -> Frame<'_> {
-        // SAFETY: The folio is valid and locked for as long as this exists.
-        unsafe { Frame::from_raw(self.folio) }
-    }
-
-    /// Unlocks, and gives the reference to the caller as one to the page. Nobody may be shown its
-    /// bytes who is not to see what the last owner left, unless it is prepared.
-    #[inline]
-    pub(crate) fn into_page(self) -> PageRef {
-        let page = PageRef(self.page());
-        let this = ManuallyDrop::new(self);
-        // SAFETY: The folio is locked by this task; the reference goes on living in `page`.
-        unsafe { bindings::folio_unlock(this.as_ptr()) };
-        page
-    }
-
-    /// Gives lock and reference to the caller.
-    #[inline]
-    fn into_locked_page(self) -> *mut bindings::page {
-        let page = self.page();
-        let _ = ManuallyDrop::new(self);
-        page
-    }
-}
-
-impl Drop for LockedFolio<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        // SAFETY: This task holds the lock and one reference.
-        unsafe { bindings::gmem_folio_unlock_put(self.as_ptr()) }
-    }
-}
-
-/// A locked folio of which each byte is the file's own. Only [`LockedFolio::prepare`] makes one.
-pub struct PreparedFolio<'a> {
-    folio: LockedFolio<'a>,
-    first_use: bool,
-}
-
-impl<'a> PreparedFolio<'a> {
-    /// Whether it has just been zeroed, as nobody had used it before.
-    #[inline]
-    pub fn is_first_use(&self) -> bool {
-        self.first_use
-    }
-
-    /// How many pages it has: 2 to the power of this.
-    #[inline]
-    pub fn order(&self) -> u8 {
-        // SAFETY: The folio is valid.
-        // CAST: Orders are a handful of small numbers.
-        unsafe { bindings::gmem_folio_order(self.folio.as_ptr()) as u8 }
-    }
-
-    /// The page that it was got for, if that is private and stays so: the host has no mapping of
-    /// it, and gets none.
-    #[inline]
-    pub fn as_private<'p>(&'p self, stable: &'p Stable<'_>) -> Option<PrivatePage<'p>> {
-        let of_it = core::ptr::eq(stable.inode(), self.folio.inode);
-        let is = of_it && stable.visibility(self.folio.at) == Visibility::Private;
-
-        is.then_some(PrivatePage(&self.folio))
-    }
-
-    /// Unlocks, and gives the reference to the caller as one to the page.
-    #[inline]
-    pub(crate) fn into_page(self) -> PageRef {
-        self.folio.into_page()
-    }
-
-    /// Gives lock and reference to the caller, who maps it for the host.
-    #[inline]
-    pub(crate) fn into_locked_page(self) -> *mut bindings::page {
-        self.folio.frame().mark_zero(false);
-        self.folio.into_locked_page()
-    }
-}
-
-/// A page that is prepared, and private for as long as this exists. Platforms get no other.
-pub struct PrivatePage<'p>(&'p LockedFolio<'p>);
-
-impl PrivatePage<'_> {
-    /// The page as the platforms know it.
-    #[inline]
-    pub fn frame(&self) -> Frame<'_> {
-        self.0.frame()
-    }
-
-    /// Lets the architecture give the page to the platform, as what `vm`'s guest sees at `gfn`; for
-    /// files that do not convert in place.
-    ///
-    /// # Errors
-    ///
-    /// What the architecture returns; without such a hook there are none.
-    #[inline]
-    pub fn make_private(&self, vm: &Vm, gfn: Gfn) -> Result {
-        // SAFETY: The VM and the folio are valid, and the folio is up to date and locked, as the
-        // hook expects.
-        match unsafe {
-            bindings::gmem_vm_make_private(vm.as_raw(), gfn.get(), self.0.pfn().get(), 1)
-        } {
-            0 => Ok(()),
-            _ => Err(EIO),
-        }
-    }
-}
-
-/// What KVM does in the place of the guest's processor.
-#[cfg(CONFIG_X86_64)]
-impl PrivatePage<'_> {
-    /// Whether `len` bytes from `offset` are bytes of the page.
-    fn has(offset: usize, len: usize) -> bool {
-        offset
-            .checked_add(len)
-            .is_some_and(|end| end <= kernel::page::PAGE_SIZE)
-    }
-
-    /// Reads `len` bytes from `offset`. Callers know that the host may.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` if that goes beyond the page.
-    ///
-    /// # Safety
-    ///
-    /// `to` must be valid for writes of `len` bytes.
-    pub(crate) unsafe fn read(&self, offset: usize, to: *mut c_void, len: usize) -> Result {
-        if !Self::has(offset, len) {
-            return Err(EINVAL);
-        }
-        // SAFETY: The bytes are the page's, which is the folio's; `to` is valid.
-        unsafe { bindings::gmem_page_read(self.0.page(), offset, to, len) };
-        Ok(())
-    }
-
-    /// Writes `len` bytes from `offset`. Callers know that the host may.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` if that goes beyond the page.
-    ///
-    /// # Safety
-    ///
-    /// `from` must be valid for reads of `len` bytes.
-    pub(crate) unsafe fn write(&self, offset: usize, from: *const c_void, len: usize) -> Result {
-        if !Self::has(offset, len) {
-            return Err(EINVAL);
-        }
-        // SAFETY: As for read().
-        unsafe { bindings::gmem_page_write(self.0.page(), offset, from, len) };
-        Ok(())
-    }
-
-    /// Writes the lowest `len` bytes of `new` if those of `old` are there, atomically; returns
-    /// whether they were, and what was there in `old`. Callers know that the host may.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` if `len` is not 1, 2, 4 or 8, or goes beyond the page.
-    pub(crate) fn compare_exchange(
-        &self,
-        offset: usize,
-        len: usize,
-        old: &mut u64,
-        new: u64,
-    ) -> Result<bool> {
-        if !matches!(len, 1 | 2 | 4 | 8) || !Self::has(offset, len) {
-            return Err(EINVAL);
-        }
-        // SAFETY: The page is the folio's, and the bytes are the page's.
-        Ok(unsafe { bindings::gmem_page_cmpxchg(self.0.page(), offset, len, old, new) })
-    }
-}
-
 /// A page with a reference to it, on its way to KVM.
 pub(crate) struct PageRef(*mut bindings::page);
 
 impl PageRef {
+    /// Takes over a reference.
+    ///
+    /// # Safety
+    ///
+    /// The caller gives up a reference to the page, which is in a page cache.
+    #[inline]
+    pub(crate) unsafe fn from_raw(page: *mut bindings::page) -> Self {
+        Self(page)
+    }
+
     /// The host's frame.
     #[inline]
     pub(crate) fn pfn(&self) -> Pfn {
@@ -673,10 +396,10 @@ pub struct FolioRef<'b> {
 
 impl FolioRef<'_> {
     /// References that the walk has.
-    const OWN_REFS: u32 = 1;
+    pub(super) const OWN_REFS: u32 = 1;
 
     #[inline]
-    fn as_ptr(&self) -> *mut bindings::folio {
+    pub(super) fn as_ptr(&self) -> *mut bindings::folio {
         self.folio.as_ptr()
     }
 
@@ -708,13 +431,6 @@ impl FolioRef<'_> {
         unsafe { bindings::gmem_folio_hwpoison(self.as_ptr()) }
     }
 
-    /// Whether the folio has references that neither the page cache nor this walk explains, once the
-    /// LRU batches are drained.
-    pub(crate) fn is_held(&self, drains: &mut Drains) -> bool {
-        drains.drain_for(self);
-        self.has_unexplained_refs()
-    }
-
     /// Drains LRU batches as far as that is what it takes to explain the folio's references.
     #[inline]
     pub(crate) fn drain(&self, level: &mut bindings::lru_cache_drained) {
@@ -728,43 +444,6 @@ impl FolioRef<'_> {
     pub(crate) fn has_unexplained_refs(&self) -> bool {
         // SAFETY: The batch holds a reference.
         unsafe { bindings::gmem_folio_excess_refs(self.as_ptr(), Self::OWN_REFS) != 0 }
-    }
-
-    /// Whether nobody but the page cache (and this walk) holds the folio, after trying to make it
-    /// so. `unmap` takes pages out of the host's page tables.
-    pub(crate) fn settle(&self, drains: &mut Drains, unmap: impl Fn(&PageRange)) -> bool {
-        // SAFETY: The batch holds a reference.
-        if unsafe { bindings::gmem_folio_is_quiet(self.as_ptr(), Self::OWN_REFS) } {
-            return true;
-        }
-        // Draining may have to wait, which nobody does with a folio locked.
-        self.is_quiet(&unmap, None)
-            || drains.drain_for(self) && self.is_quiet(&unmap, None)
-            || self.is_quiet(&unmap, Some(drains))
-    }
-
-    /// The same without waiting for batches; the last look says in the trace what it has seen.
-    fn is_quiet(&self, unmap: impl Fn(&PageRange), last: Option<&Drains>) -> bool {
-        // SAFETY: The batch holds a reference; the lock is given back below.
-        unsafe { bindings::gmem_folio_lock(self.as_ptr()) };
-        // SAFETY: As above.
-        if unsafe { bindings::gmem_folio_mapped(self.as_ptr()) } {
-            unmap(&self.pages);
-        }
-        // SAFETY: As above.
-        let (mapped, unexplained) = unsafe {
-            (
-                bindings::gmem_folio_mapped(self.as_ptr()),
-                bindings::gmem_folio_excess_refs(self.as_ptr(), Self::OWN_REFS),
-            )
-        };
-        let quiet = !mapped && unexplained == 0;
-        if let (false, Some(drains)) = (quiet, last) {
-            trace::busy(|| (self.as_ptr(), unexplained, drains.level()));
-        }
-        // SAFETY: Locked above.
-        unsafe { bindings::folio_unlock(self.as_ptr()) };
-        quiet
     }
 
     /// Zeroes the folio's pages that lie in the range. Callers know that the host may.

@@ -9,7 +9,11 @@ use super::{
     TestVm, //
 };
 use crate::{
-    export::GuestMemfd,
+    fs::page_cache::{
+        LockedFolio,
+        PrivatePage, //
+    },
+    guest_memfd::GuestMemfd,
     kvm::{
         hardware::{
             outcome,
@@ -31,10 +35,7 @@ use crate::{
             Vm, //
         }, //
     },
-    mm::folio::{
-        Frame,
-        PrivatePage, //
-    }, //
+    mm::folio::Frame, //
 };
 use core::cell::UnsafeCell;
 use gmem_types::{
@@ -107,6 +108,15 @@ impl State {
         removal_zeroes: false,
         vms: [None; 4],
     };
+
+    /// The platform and the ASID of a VM that is on one of these.
+    fn of(&self, vm: &Vm) -> Option<(Platform, u32)> {
+        let at = vm.as_raw().addr();
+        self.vms
+            .iter()
+            .flatten()
+            .find_map(|&(of, platform, asid)| (of == at).then_some((platform, asid)))
+    }
 
     fn rmp(&mut self, pfn: u64) -> Option<&mut RmpEntry> {
         self.rmp
@@ -181,14 +191,7 @@ impl StandIn for Tests {
     }
 
     fn platform(&self, vm: &Vm) -> Option<Platform> {
-        let at = vm.as_raw().addr();
-        with(|state| {
-            state
-                .vms
-                .iter()
-                .flatten()
-                .find_map(|&(of, platform, _)| (of == at).then_some(platform))
-        })
+        with(|state| state.of(vm)).map(|(platform, _)| platform)
     }
 
     fn has_rmp(&self) -> bool {
@@ -239,6 +242,16 @@ impl TestVm {
     }
 }
 
+/// The frame of the page `at` of a file, which is allocated if need be.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+fn pfn_of<T: GuestMemfd>(file: &TestFile<'_, T>, at: u64) -> Result<u64> {
+    let folio = LockedFolio::get(file.file().inode(), PageIndex::new(at))?;
+    Ok(folio.pfn().get())
+}
+
 /// The RMP, see the module's documentation.
 pub struct TestRmp;
 
@@ -253,7 +266,7 @@ impl TestRmp {
     ///
     /// `ENOMEM`, `ENOSPC`.
     pub fn set_large<T: GuestMemfd>(file: &TestFile<'_, T>, at: u64, others_split: bool) -> Result {
-        let pfn = file.file().inode().folio(PageIndex::new(at))?.pfn().get();
+        let pfn = pfn_of(file, at)?;
         with(|state| {
             let slot = state.large.iter_mut().find(|slot| slot.is_none());
             *slot.ok_or(ENOSPC)? = Some(pfn);
@@ -292,7 +305,7 @@ impl TestRmp {
     ///
     /// `ENOMEM`.
     pub fn entry<T: GuestMemfd>(file: &TestFile<'_, T>, at: u64) -> Result<Option<RmpEntry>> {
-        let pfn = file.file().inode().folio(PageIndex::new(at))?.pfn().get();
+        let pfn = pfn_of(file, at)?;
         Ok(with(|state| state.rmp(pfn).map(|entry| *entry)))
     }
 
@@ -302,7 +315,7 @@ impl TestRmp {
     ///
     /// `ENOMEM`.
     pub fn set<T: GuestMemfd>(file: &TestFile<'_, T>, at: u64, entry: Option<RmpEntry>) -> Result {
-        let pfn = file.file().inode().folio(PageIndex::new(at))?.pfn().get();
+        let pfn = pfn_of(file, at)?;
         Ok(with(|state| state.set_rmp(pfn, entry))?)
     }
 }
@@ -352,15 +365,9 @@ impl Rmp for TestRmp {
     const BASE: Base = Base::Test;
 
     fn asid(vm: &Vm) -> Result<u32, Failed> {
-        let at = vm.as_raw().addr();
-        with(|state| {
-            state
-                .vms
-                .iter()
-                .flatten()
-                .find_map(|&(of, _, asid)| (of == at).then_some(asid))
-                .ok_or(Failed::Platform)
-        })
+        with(|state| state.of(vm))
+            .map(|(_, asid)| asid)
+            .ok_or(Failed::Platform)
     }
 
     fn lookup(frame: &Frame<'_>) -> Result<Entry, Failed> {

@@ -16,6 +16,7 @@
 use crate::platform::vendor::Vendor;
 use core::marker::PhantomData;
 use gmem_sys::{
+    fs::page_cache::PrivatePage,
     kvm::{
         hardware::{
             Rmp,
@@ -30,8 +31,7 @@ use gmem_sys::{
     mm::folio::{
         Assignment,
         FolioRef,
-        Frame,
-        PrivatePage, //
+        Frame, //
     },
     trace, //
 };

@@ -9,6 +9,7 @@
 use crate::platform::vendor::Vendor;
 use core::marker::PhantomData;
 use gmem_sys::{
+    fs::page_cache::PrivatePage,
     kvm::{
         hardware::Sept,
         mmu::Mapped,
@@ -16,8 +17,7 @@ use gmem_sys::{
             Gfn,
             Vm, //
         }, //
-    },
-    mm::folio::PrivatePage, //
+    }, //
 };
 use gmem_types::{
     platform::Platform,

@@ -31,7 +31,10 @@ use gmem_policy::{
     }, //
 };
 use gmem_sys::{
-    fs::file_ops::GmemFile,
+    fs::{
+        file::GmemFile,
+        page_cache::PrivatePage, //
+    },
     kvm::{
         hardware::Rmp,
         mmu::Mapped,
@@ -49,8 +52,7 @@ use gmem_sys::{
     mm::folio::{
         Assignment,
         FolioRef,
-        Frame,
-        PrivatePage, //
+        Frame, //
     },
     testing::{
         killed_after,

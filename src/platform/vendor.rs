@@ -12,6 +12,7 @@ use gmem_policy::{
 };
 use gmem_sys::{
     export::scramble,
+    fs::page_cache::PrivatePage,
     kvm::{
         mmu::Mapped,
         platform::{
@@ -27,8 +28,7 @@ use gmem_sys::{
     mm::folio::{
         Assignment,
         FolioRef,
-        Frame,
-        PrivatePage, //
+        Frame, //
     }, //
 };
 use gmem_types::{

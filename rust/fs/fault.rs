@@ -6,12 +6,14 @@
 
 use crate::{
     bindings,
-    export::GuestMemfd,
     fs::{
         address_space::Stable,
-        inode::GmemInode, //
+        inode::GmemInode,
+        page_cache::{
+            LockedFolio,
+            PreparedFolio, //
+        }, //
     },
-    mm::folio::PreparedFolio,
     trace, //
 };
 use core::{
@@ -93,7 +95,7 @@ impl<'a> HostFault<'a> {
             return Err(EACCES);
         }
         // No byte of an earlier owner gets out.
-        let folio = inode.folio(at)?.prepare()?;
+        let folio = LockedFolio::get(inode, at)?.prepare()?;
         self.trace(folio.is_first_use());
         self.folio = Some(folio);
         Ok(Served(PhantomData))
@@ -108,7 +110,7 @@ impl<'a> HostFault<'a> {
     /// Returns what the fault handling core is to be told if the page that is asked for was mapped
     /// as well, and 0 otherwise.
     #[inline]
-    fn around(&self, stable: &Stable<'_>) -> bindings::vm_fault_t {
+    pub(crate) fn around(&self, stable: &Stable<'_>) -> bindings::vm_fault_t {
         // Where a hypervisor relies on what is remembered of a page, each page that the host gets is
         // to be noted down.
         if cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK) {
@@ -133,15 +135,12 @@ impl<'a> HostFault<'a> {
 
     fn trace(&self, first_use: bool) {
         let (inode, at) = (self.inode, self.at());
-        trace::host_fault(move || {
-            let offset = trace::offset(inode, at);
-            (trace::ino(inode), offset, first_use)
-        });
+        trace::host_fault(move || (inode.number(), inode.offset_of(at), first_use));
     }
 
     /// Gives the page to the fault handling core. Returns whether there is one.
     #[inline]
-    fn finish(self) -> bool {
+    pub(crate) fn finish(self) -> bool {
         let Some(folio) = self.folio else {
             return false;
         };
@@ -151,48 +150,7 @@ impl<'a> HostFault<'a> {
     }
 }
 
-/// The `fault` operation.
-///
-/// # Safety
-///
-/// To be called by the fault handling core only.
-pub(crate) unsafe extern "C" fn fault<T: GuestMemfd>(
-    vmf: *mut bindings::vm_fault,
-) -> bindings::vm_fault_t {
-    // SAFETY: The mapping's file is one of ours and is there while mmap_lock or the VMA lock is held.
-    let locks = unsafe { GmemInode::of_file((*(*vmf).__bindgen_anon_1.vma).vm_file) }.fault_lock();
-    if let Some(mapping) = locks {
-        // SAFETY: The fault is one of this mapping. If the lock is not taken, neither the fault's
-        // VMA nor the file may be there any more, and neither is used.
-        let result = unsafe { bindings::gmem_fault_lock(vmf, mapping) };
-        if result != 0 {
-            return result;
-        }
-    }
-    // SAFETY: The core handles a fault, and the mapping's operations are ours. As mmap_lock or the
-    // VMA lock was not dropped, the file is there.
-    let mut fault = unsafe { HostFault::from_raw(vmf) };
-    // SAFETY: Taken above for a file that converts in place.
-    let stable = unsafe { Stable::assume_locked(fault.inode()) };
-
-    let mapped = fault.around(&stable);
-    if mapped != 0 {
-        return mapped;
-    }
-
-    match T::fault(&mut fault, &stable) {
-        Ok(Served(_)) if fault.finish() => bindings::vm_fault_reason_VM_FAULT_LOCKED,
-        // The page of another fault was passed off as this one's.
-        Ok(Served(_)) => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
-        // RETRY would say that mmap_lock was dropped. This has the access made again.
-        Err(e) if e == EAGAIN => bindings::vm_fault_reason_VM_FAULT_NOPAGE,
-        Err(e) if e == ENOMEM => bindings::vm_fault_reason_VM_FAULT_OOM,
-        Err(e) if e == EHWPOISON => bindings::vm_fault_reason_VM_FAULT_HWPOISON,
-        Err(_) => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
-    }
-}
-
-/// The `map_pages` operation, which read faults come to first. Others call [`fault`] only.
+/// The `map_pages` operation, which read faults come to first. Others call `fault` only.
 ///
 /// That there is one has the core handle faults under the VMA lock alone.
 ///
@@ -244,7 +202,8 @@ pub(crate) unsafe extern "C" fn get_policy(
     // SAFETY: The mapping's file is one of ours, and `ilx` is valid for writes.
     unsafe {
         let inode = GmemInode::of_file((*vma).vm_file);
-        *ilx = inode.number();
+        // CAST: A long has 64 bits here.
+        *ilx = inode.number() as usize;
         let at = bindings::gmem_vma_index(vma, addr);
         inode.policy().at(PageIndex::new(at as u64)).into_raw()
     }

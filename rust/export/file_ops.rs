@@ -1,45 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! guest_memfd files and the operations of theirs that the VFS calls.
+//! Making a file, and the operations of files that the VFS calls.
 //!
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
 use crate::{
     bindings,
-    export::{
-        tables,
-        GuestMemfd, //
-    },
+    export::debugfs,
     fs::{
-        debugfs::RunsFile,
+        file::GmemFile,
+        file_data::FileData,
         inode::{
             GmemInode,
             Traits, //
-        }, //
+        },
+        tables::tables, //
     },
+    guest_memfd::GuestMemfd,
     ioctl::UserPointer,
     kvm::{
         conversion::Done,
-        memslot::{
-            Binding,
-            FileData, //
-        },
         platform,
         vm::Vm, //
     }, //
 };
-use core::{
-    ops::Deref,
-    ptr::{
-        self,
-        NonNull, //
-    }, //
+use core::ptr::{
+    self,
+    NonNull, //
 };
 use gmem_policy::request::{
     GET_MEMORY_ATTRIBUTES2,
     SET_MEMORY_ATTRIBUTES2, //
 };
-use gmem_types::platform::Platform;
 use kernel::{
     error::{
         from_err_ptr,
@@ -52,141 +44,8 @@ use kernel::{
     prelude::*,
     seq_file::SeqFile,
     sync::aref::ARef,
-    types::{
-        ForeignOwnable,
-        Opaque, //
-    }, //
+    types::ForeignOwnable, //
 };
-
-/// An open guest_memfd: one VM's view of an inode.
-///
-/// # Invariants
-///
-/// A reference to it is one to a file with our operations that has at least one user, or is being
-/// released; its private data is a [`FileData`].
-#[repr(transparent)]
-pub struct GmemFile(Opaque<bindings::file>);
-
-impl GmemFile {
-    /// Takes a pointer from C.
-    ///
-    /// # Safety
-    ///
-    /// `file` must be one of ours, and have a reference for as long as `'a`.
-    #[inline]
-    pub(crate) unsafe fn from_raw<'a>(file: *mut bindings::file) -> &'a Self {
-        // SAFETY: By the contract of this function; the type is transparent.
-        unsafe { &*file.cast() }
-    }
-
-    #[inline]
-    pub(crate) fn as_raw(&self) -> *mut bindings::file {
-        self.0.get()
-    }
-
-    /// The inode.
-    #[inline]
-    pub fn inode(&self) -> &GmemInode {
-        // SAFETY: By the type's invariants.
-        unsafe { GmemInode::of_file(self.as_raw()) }
-    }
-
-    #[inline]
-    pub(crate) fn data(&self) -> &FileData {
-        // SAFETY: By the type's invariants.
-        unsafe { &*(*self.as_raw()).private_data.cast() }
-    }
-
-    /// The VM.
-    #[inline]
-    pub fn vm(&self) -> &Vm {
-        self.data().vm()
-    }
-
-    /// The platform that the VM is on, if its memory can be converted in place.
-    #[inline]
-    pub fn platform(&self) -> Option<Platform> {
-        self.data().platform()
-    }
-
-    /// Calls `f` for each slot that is bound to the file, lowest page first.
-    ///
-    /// Takes the bindings mutex, with which `f` is called; sleeps.
-    pub fn for_each_binding(&self, mut f: impl FnMut(Binding)) {
-        let bindings = self.inode().lock_bindings();
-        let whole = self.inode().geometry().whole();
-
-        self.data().for_each_slot(&bindings, &whole, |slot| {
-            if let Some(binding) = slot.binding() {
-                f(binding);
-            }
-        });
-    }
-
-    /// Says that the file's contents changed, as fallocate() does.
-    #[inline]
-    pub fn modified(&self) {
-        // SAFETY: By the type's invariants. Nothing can be done about an error, nor by the C file.
-        unsafe { bindings::file_modified(self.as_raw()) };
-    }
-}
-
-/// A file with a reference to it; dropping it puts.
-pub struct ActiveFile(NonNull<bindings::file>);
-
-impl ActiveFile {
-    /// Takes over a reference. [`None`] for NULL.
-    ///
-    /// # Safety
-    ///
-    /// `file` is NULL or one of ours, and the caller gives up a reference.
-    #[inline]
-    pub(crate) unsafe fn from_raw(file: *mut bindings::file) -> Option<Self> {
-        NonNull::new(file).map(Self)
-    }
-
-    /// The open file with this descriptor, if it is a guest_memfd.
-    ///
-    /// # Errors
-    ///
-    /// `EBADF` if there is none, `EINVAL` if it is another kind of file.
-    pub(crate) fn from_fd(fd: u32) -> Result<Self> {
-        let tables = tables()?;
-        // SAFETY: Any number can be asked for.
-        let file = NonNull::new(unsafe { bindings::fget(fd) }).ok_or(EBADF)?;
-        // SAFETY: The file is valid and has a reference.
-        if !ptr::eq(unsafe { file.as_ref() }.f_op, tables.file_operations()) {
-            // SAFETY: fget() took it.
-            unsafe { bindings::fput(file.as_ptr()) };
-            return Err(EINVAL);
-        }
-        Ok(Self(file))
-    }
-
-    /// Gives the reference to the caller.
-    #[inline]
-    pub(crate) fn into_raw(self) -> *mut bindings::file {
-        core::mem::ManuallyDrop::new(self).0.as_ptr()
-    }
-}
-
-impl Deref for ActiveFile {
-    type Target = GmemFile;
-
-    #[inline]
-    fn deref(&self) -> &GmemFile {
-        // SAFETY: One of ours, and the reference keeps it.
-        unsafe { GmemFile::from_raw(self.0.as_ptr()) }
-    }
-}
-
-impl Drop for ActiveFile {
-    #[inline]
-    fn drop(&mut self) {
-        // SAFETY: The reference is ours.
-        unsafe { bindings::fput(self.0.as_ptr()) }
-    }
-}
 
 /// Makes a file on a new inode for `vm`, and a descriptor for it in the calling process.
 ///
@@ -244,7 +103,7 @@ pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
 
     // SAFETY: The data goes in release(), when the file still has the inode, and has a reference
     // to the VM.
-    if let Some(runs) = unsafe { RunsFile::new(vm, inode) } {
+    if let Some(runs) = unsafe { debugfs::runs_file(vm, inode) } {
         data.keep(runs);
     }
     // SAFETY: The file is not visible to anybody yet. The data lives until release(). The reference

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The operations of inodes and of their mappings.
+//!
+//! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
+
+use crate::{
+    bindings,
+    fs::inode::{
+        clip,
+        GmemInode,
+        PAGE, //
+    },
+    guest_memfd::GuestMemfd,
+    kvm::{
+        mmu::InvalidateSpan,
+        platform,
+        stand_in, //
+    },
+    mm::folio::Frame, //
+};
+use core::ptr::NonNull;
+use kernel::prelude::*;
+
+/// # Safety
+///
+/// To be called by memory management only.
+pub(super) unsafe extern "C" fn migrate_folio(
+    _mapping: *mut bindings::address_space,
+    _dst: *mut bindings::folio,
+    _src: *mut bindings::folio,
+    _mode: bindings::migrate_mode,
+) -> c_int {
+    // SAFETY: Only warns.
+    unsafe { bindings::gmem_warn_migrate() };
+    EINVAL.to_errno()
+}
+
+/// # Safety
+///
+/// To be called by memory failure only, with the folio locked.
+pub(super) unsafe extern "C" fn error_folio(
+    mapping: *mut bindings::address_space,
+    folio: *mut bindings::folio,
+) -> c_int {
+    // SAFETY: The folio is locked and in the mapping, which is one of ours.
+    let (inode, start, len) = unsafe {
+        (
+            GmemInode::of_mapping(mapping),
+            bindings::gmem_folio_index(folio) as u64,
+            bindings::gmem_folio_nr_pages(folio) as u64,
+        )
+    };
+
+    if let Some(range) = clip(inode, start, start.saturating_add(len)) {
+        // The folio is locked, so the invalidate lock must not be waited for: its holder may be
+        // waiting for the folio. The bindings mutex keeps the slots in place instead.
+        let bindings = inode.lock_bindings();
+        bindings.take_from_guests(&range);
+        // What only a hypervisor can take from a guest.
+        if InvalidateSpan::begin(&bindings, range).retire() {
+            if let Some(folio) = NonNull::new(folio) {
+                // SAFETY: The folio is valid, and locked by the caller.
+                unsafe { Frame::from_raw(folio) }.retire();
+            }
+        }
+    }
+    // The folio stays: what to do about it is for user space to decide, whom get_pfn tells.
+    bindings::mf_result_MF_DELAYED as c_int
+}
+
+/// # Safety
+///
+/// To be called by the page cache only.
+pub(super) unsafe extern "C" fn free_folio<T: GuestMemfd>(folio: *mut bindings::folio) {
+    // SAFETY: The folio is on its way out of the page cache, still valid, and nobody else's.
+    let frame = unsafe { Frame::from_raw(NonNull::new_unchecked(folio)) };
+
+    if !frame.is_known() {
+        // SAFETY: As above.
+        unsafe { bindings::gmem_reclaim(folio) };
+    } else if !frame.is_leaked() {
+        T::reclaim(&frame);
+    }
+    // Whoever gets the page next would not be let in.
+    if platform::is_assigned(&frame) {
+        frame.leak();
+    }
+    stand_in::all().for_each(|other| other.freed(&frame));
+    frame.clear();
+}
+
+/// # Safety
+///
+/// To be called by the VFS only.
+pub(super) unsafe extern "C" fn setattr(
+    _idmap: *mut bindings::mnt_idmap,
+    _dentry: *mut bindings::dentry,
+    _attr: *mut bindings::iattr,
+) -> c_int {
+    EINVAL.to_errno()
+}
+
+/// Says of the file what the VFS knows, and how much memory it has.
+///
+/// # Safety
+///
+/// To be called by the VFS only.
+pub(super) unsafe extern "C" fn getattr(
+    idmap: *mut bindings::mnt_idmap,
+    path: *const bindings::path,
+    stat: *mut bindings::kstat,
+    request: u32,
+    _flags: c_uint,
+) -> c_int {
+    /// The unit of `st_blocks`.
+    const SECTOR: u64 = 512;
+
+    // SAFETY: The path is that of a file of ours, and `stat` is valid for writes.
+    unsafe {
+        let vfs = (*(*path).dentry).d_inode;
+        let inode = &*GmemInode::from_vfs(vfs);
+
+        bindings::generic_fillattr(idmap, request, vfs, stat);
+        (*stat).blocks = inode.allocated() * (PAGE.bytes() / SECTOR);
+    }
+    0
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the crate above has to implement.
+
+use crate::{
+    fs::{
+        address_space::Stable,
+        fault::{
+            HostFault,
+            Served, //
+        },
+        file::GmemFile,
+        tables::Tables, //
+    },
+    ioctl::UserPointer,
+    kvm::{
+        conversion::Done,
+        fault::{
+            GuestFault,
+            GuestPage, //
+        },
+        populate::Populate,
+        vcpu::Vcpu,
+        vm::Vm, //
+    },
+    mm::folio::Frame, //
+};
+use gmem_types::visibility::Run;
+use kernel::{
+    prelude::*,
+    seq_file::SeqFile, //
+};
+
+/// What a guest_memfd implementation does, called with everything checked that is not policy.
+pub trait GuestMemfd: Sized + 'static {
+    /// The operations tables, which [`register_entry_points!`](crate::register_entry_points) makes.
+    ///
+    /// Asked once, when KVM is loaded. What is returned then is used for everything from then on.
+    fn tables() -> &'static Tables;
+
+    /// KVM_CREATE_GUEST_MEMFD: a descriptor for a new file of `size` bytes.
+    fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32>;
+
+    /// KVM_CHECK_EXTENSION, on a VM or on /dev/kvm. [`None`] for a capability that is not ours.
+    fn capability(vm: Option<&Vm>, cap: u64) -> Option<i32>;
+
+    /// Whether files of this VM can convert in place.
+    fn supports_in_place(vm: &Vm) -> bool;
+
+    /// A guest fault. Called inside SRCU; sleeps.
+    fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>>;
+
+    /// Fills pages before launch; returns how many were. Called with slots_lock held.
+    fn populate(populate: &Populate<'_>) -> Result<u64>;
+
+    /// fallocate(), `offset` and `len` in bytes.
+    fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Result;
+
+    /// KVM_SET_MEMORY_ATTRIBUTES2 on the file. What it is done by says that it is.
+    fn set_memory_attributes<'f>(file: &'f GmemFile, arg: UserPointer) -> Result<Done<'f>>;
+
+    /// KVM_GET_MEMORY_ATTRIBUTES2 on the file.
+    fn get_memory_attributes(file: &GmemFile, arg: UserPointer) -> Result;
+
+    /// ioctl() on a vCPU, if nobody else knows it. Called with the vCPU's mutex held.
+    fn vcpu_ioctl(vcpu: &mut Vcpu<'_>, cmd: u32, arg: UserPointer) -> Result;
+
+    /// Prints the file's part of `/proc/PID/fdinfo/FD`. Sleeps.
+    fn show_fdinfo(file: &GmemFile, out: &SeqFile);
+
+    /// Prints a run of a file in debugfs. Sleeps.
+    fn show_run(run: &Run, out: &SeqFile);
+
+    /// A host fault, with the attributes of its file held. Called with mmap_lock or the VMA lock held.
+    fn fault<'a>(fault: &mut HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>>;
+
+    /// A page that was given to a platform is freed. The VM and its file may be gone.
+    fn reclaim(frame: &Frame<'_>);
+}
