@@ -108,8 +108,8 @@ static void signal_eventfd(int eventfd)
 PVM_TEST(kvm_says_what_works)
 {
 	static const int works[] = {
-		KVM_CAP_IRQCHIP, KVM_CAP_DEVICE_CTRL, KVM_CAP_IRQFD, KVM_CAP_IOEVENTFD,
-		KVM_CAP_SIGNAL_MSI, KVM_CAP_ARM_IRQ_LINE_LAYOUT_2,
+		KVM_CAP_IRQCHIP, KVM_CAP_DEVICE_CTRL, KVM_CAP_IRQFD, KVM_CAP_IRQFD_RESAMPLE,
+		KVM_CAP_IOEVENTFD, KVM_CAP_SIGNAL_MSI, KVM_CAP_ARM_IRQ_LINE_LAYOUT_2,
 		KVM_CAP_ONE_REG, KVM_CAP_MP_STATE, KVM_CAP_IMMEDIATE_EXIT,
 		KVM_CAP_VCPU_ATTRIBUTES, KVM_CAP_ARM_PSCI_0_2,
 	};
@@ -173,6 +173,37 @@ PVM_TEST(interrupts)
 	TEST_ASSERT_EQ(cpu_takes_interrupt(c), IAR_SPURIOUS);
 
 	close(edge);
+}
+
+/* The owner of a line hears when the guest is done, and may raise it again. */
+PVM_TEST(resampling)
+{
+	struct pvm *p = &self->p;
+	struct cpu *c = &p->cpu[0];
+	struct kvm_irqfd level = {
+		.fd = kvm_new_eventfd(),
+		.gsi = LEVEL_SPI - MIN_SPI,
+		.flags = KVM_IRQFD_FLAG_RESAMPLE,
+		.resamplefd = eventfd(0, EFD_NONBLOCK),
+	};
+	int round;
+
+	TEST_REQUIRE(kvm_supports_vgic_v3());
+	TEST_ASSERT_EQ(vm_check_cap(p->vm, KVM_CAP_IRQFD_RESAMPLE), 1);
+	vm_ioctl(p->vm, KVM_IRQFD, &level);
+	cpu_start(c);
+	TEST_ASSERT_EQ(cpu_takes_interrupt(c), IAR_SPURIOUS);
+
+	for (round = 0; round < 2; round++) {
+		signal_eventfd(level.fd);
+		TEST_ASSERT_EQ(count_of(level.resamplefd), 0);
+		TEST_ASSERT_EQ(cpu_takes_interrupt(c), LEVEL_SPI);
+		TEST_ASSERT_EQ(count_of(level.resamplefd), 1);
+		TEST_ASSERT_EQ(cpu_takes_interrupt(c), IAR_SPURIOUS);
+	}
+
+	close(level.fd);
+	close(level.resamplefd);
 }
 
 /* When a vCPU runs is up to its VMM, and where it goes on as well. */
