@@ -54,6 +54,7 @@ macro_rules! for_each_emulation_check {
             sept_removes_in_order,
             sept_track_is_for_earlier_blocks,
             sept_phases,
+            sept_launch_needs_no_track,
         }
     };
 }
@@ -262,6 +263,7 @@ pub fn sept_removes_in_order() -> Check {
     check!(td.remove(&mut table, 3).is_err());
     check!(td.add(&mut table, 3, 77) == Ok(()));
     check!(td.add(&mut table, 3, 78) == refused);
+    check!(td.finalize() == Ok(()));
     check!(td.remove(&mut table, 3).is_err());
     td.track();
     check!(td.remove(&mut table, 3).is_err());
@@ -283,6 +285,7 @@ pub fn sept_track_is_for_earlier_blocks() -> Check {
 
     check!(td.add(&mut table, 3, 77) == Ok(()));
     check!(td.add(&mut table, 4, 78) == Ok(()));
+    check!(td.finalize() == Ok(()));
     check!(td.block(&mut table, 3) == Ok(()));
     td.track();
     check!(td.block(&mut table, 4) == Ok(()));
@@ -307,5 +310,17 @@ pub fn sept_phases() -> Check {
     check!(td.augment(&mut table, 3, 79) == refused);
     check!(td.augment(&mut table, 4, 78) == Ok(()));
     check!(sept::Table::get(&table, 3).pfn() == Some(77));
+    Ok(())
+}
+
+/// Before the end of the launch nobody has translations: there is nothing to track.
+pub fn sept_launch_needs_no_track() -> Check {
+    let td = sept::Td::new();
+    let mut table = sept_table();
+
+    check!(td.add(&mut table, 3, 77) == Ok(()));
+    check!(td.remove(&mut table, 3).is_err());
+    check!(td.block(&mut table, 3) == Ok(()));
+    check!(td.remove(&mut table, 3) == Ok(77));
     Ok(())
 }

@@ -58,6 +58,8 @@ pub enum Operation {
     Track,
     /// PAGE.REMOVE.
     Remove,
+    /// PHYMEM.PAGE.WBINVD, after which the host may use the page.
+    Flush,
 }
 
 /// Where the entries are kept.
@@ -149,9 +151,10 @@ impl Td {
         self.epoch = self.epoch.saturating_add(1);
     }
 
-    /// Whether an entry is blocked and all translations made before that are gone.
+    /// Whether an entry is blocked and no translation made before that is left. There is none
+    /// before [`finalize`](Self::finalize): no vCPU has run.
     pub const fn is_tracked(&self, entry: Entry) -> bool {
-        matches!(entry, Entry::Blocked { epoch, .. } if epoch < self.epoch)
+        matches!(entry, Entry::Blocked { epoch, .. } if epoch < self.epoch || !self.runnable)
     }
 
     /// PAGE.REMOVE: takes the page away from the TD; returns it.
