@@ -11,6 +11,7 @@
 
 #include "emulation.h"
 #include "helpers.h"
+#include "mirror.h"
 #include "testing.h"
 #include "guest_memfd.h"
 

@@ -9,6 +9,7 @@
 #include <asm/tlbflush.h>
 
 #include "emulation.h"
+#include "mirror.h"
 #include "mmu.h"
 
 void *gmem_vm_emulation(struct kvm *kvm)
@@ -23,7 +24,8 @@ void gmem_vm_close_emulation(struct kvm *kvm)
 	WRITE_ONCE(kvm->arch.gmem_emulation_closed, true);
 }
 
-int gmem_vm_set_emulation(struct kvm *kvm, void *emulation)
+/* @td is NULL, or for a VM whose page table is mirrored. */
+int gmem_vm_set_emulation(struct kvm *kvm, void *emulation, void *td)
 {
 	int i, r = -EINVAL;
 
@@ -36,6 +38,8 @@ int gmem_vm_set_emulation(struct kvm *kvm, void *emulation)
 		if (!kvm_memslots_empty(__kvm_memslots(kvm, i)))
 			goto out;
 	}
+	if (td)
+		gmem_td_attach(kvm, td);
 	/* No vCPU is allowed in before the launch has ended. */
 	WRITE_ONCE(kvm->arch.pre_fault_allowed, false);
 	/* Whoever sees the pointer sees what it points to, and the phase. */

@@ -21,7 +21,7 @@ enum {
 void gmem_trace_rmp(int operation, u64 pfn, bool large, gfn_t gfn, u32 asid, int code);
 void gmem_vm_fault_again(struct kvm *kvm, gfn_t gfn);
 void *gmem_vm_emulation(struct kvm *kvm);
-int gmem_vm_set_emulation(struct kvm *kvm, void *emulation);
+int gmem_vm_set_emulation(struct kvm *kvm, void *emulation, void *td);
 void gmem_vm_close_emulation(struct kvm *kvm);
 void gmem_vm_set_launched(struct kvm *kvm);
 int gmem_direct_map_split(kvm_pfn_t pfn);

@@ -39,6 +39,7 @@ use crate::{
 };
 use access::Access;
 use core::{
+    mem::forget,
     ops::Range,
     ptr::{
         self,
@@ -82,6 +83,7 @@ use uapi::{
 
 mod access;
 mod gate;
+mod module;
 mod page;
 mod snp;
 mod tdx;
@@ -106,6 +108,8 @@ enum Model {
 #[pin_data]
 struct Emulation {
     model: Model,
+    /// TDX: KVM mirrors its page table into the S-EPT, and the simulated module is told.
+    mirrored: bool,
     /// By which the platform tells its guests apart: SNP's ASID, TDX's HKID.
     id: u32,
     /// TDX: taking a page out of the S-EPT zeroes it.
@@ -125,7 +129,7 @@ struct Emulation {
 }
 
 impl Emulation {
-    fn new(model: Model, remove_zeroes: bool) -> Result<Pin<KBox<Self>>> {
+    fn new(model: Model, mirrored: bool, remove_zeroes: bool) -> Result<Pin<KBox<Self>>> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         /// As many as the record of a page has room for.
         const IDS: u32 = 1 << 20;
@@ -137,6 +141,7 @@ impl Emulation {
         KBox::pin_init(
             pin_init!(Self {
                 model,
+                mirrored,
                 id,
                 remove_zeroes,
                 destroyed: AtomicU64::new(0),
@@ -248,16 +253,46 @@ impl StandIn for Models {
 pub(crate) const CAP: u64 = bindings::KVM_CAP_GMEM_EMULATION as u64;
 const EMULATE_SNP: u64 = bindings::KVM_GMEM_EMULATE_SNP as u64;
 const EMULATE_TDX: u64 = bindings::KVM_GMEM_EMULATE_TDX as u64;
+const EMULATE_TDX_MIRROR: u64 = bindings::KVM_GMEM_EMULATE_TDX_MIRROR as u64;
 const REMOVE_ZEROES: u64 = bindings::KVM_GMEM_EMULATE_REMOVE_ZEROES as u64;
 
 /// The capability's value on a VM, or on /dev/kvm.
 pub(crate) fn capability(vm: Option<&Vm>) -> i32 {
     let possible =
         vm.is_none_or(|vm| of(vm).is_some() || platform::of(vm) == Some(Platform::SwProtected));
-    if possible {
-        1 << EMULATE_SNP | 1 << EMULATE_TDX
-    } else {
-        0
+    if !possible {
+        return 0;
+    }
+    1 << EMULATE_SNP | 1 << EMULATE_TDX | i32::from(can_mirror()) << EMULATE_TDX_MIRROR
+}
+
+/// Whether KVM can mirror page tables here.
+fn can_mirror() -> bool {
+    // SAFETY: Asks for a property of this kernel and machine.
+    unsafe { bindings::gmem_td_possible() }
+}
+
+/// What the simulated module keeps of a TD, until a VM has it; or nothing.
+struct Td(*mut c_void);
+
+impl Td {
+    fn new(mirrored: bool) -> Result<Self> {
+        if !mirrored {
+            return Ok(Self(ptr::null_mut()));
+        }
+        // SAFETY: Allocates.
+        let td = unsafe { bindings::gmem_td_create() };
+        if td.is_null() {
+            return Err(ENOMEM);
+        }
+        Ok(Self(td))
+    }
+}
+
+impl Drop for Td {
+    fn drop(&mut self) {
+        // SAFETY: It is null, or comes from gmem_td_create() and nobody else has it.
+        unsafe { bindings::gmem_td_free(self.0) }
     }
 }
 
@@ -266,23 +301,29 @@ fn enable(vm: &Vm, cap: &bindings::kvm_enable_cap) -> Result {
     let [model, flags, 0, 0] = cap.args else {
         return Err(EINVAL);
     };
+    let mirrored = model == EMULATE_TDX_MIRROR && can_mirror();
     let (model, zeroes) = match (model, flags) {
         (EMULATE_SNP, 0) => (Model::Snp, false),
         (EMULATE_TDX, 0) => (Model::Tdx, false),
         (EMULATE_TDX, REMOVE_ZEROES) => (Model::Tdx, true),
+        (EMULATE_TDX_MIRROR, 0) if mirrored => (Model::Tdx, false),
+        (EMULATE_TDX_MIRROR, REMOVE_ZEROES) if mirrored => (Model::Tdx, true),
         _ => return Err(EINVAL),
     };
     if u64::from(cap.cap) != CAP {
         return Err(EINVAL);
     }
 
-    let emulation = Emulation::new(model, zeroes)?.into_foreign();
-    // SAFETY: The VM is valid; the pointer becomes the VM's if the call succeeds.
-    to_result(unsafe { bindings::gmem_vm_set_emulation(vm.as_raw(), emulation.cast()) })
+    let td = Td::new(mirrored)?;
+    let emulation = Emulation::new(model, mirrored, zeroes)?.into_foreign();
+    // SAFETY: The VM is valid; the pointers become the VM's if the call succeeds.
+    to_result(unsafe { bindings::gmem_vm_set_emulation(vm.as_raw(), emulation.cast(), td.0) })
         .inspect_err(|_| {
             // SAFETY: It comes from into_foreign(), and nobody else has it.
             drop(unsafe { <Pin<KBox<Emulation>> as ForeignOwnable>::from_foreign(emulation) });
-        })
+        })?;
+    forget(td);
+    Ok(())
 }
 
 /// `struct kvm_gmem_emulate`.
@@ -339,11 +380,15 @@ fn ioctl(vm: &Vm, cmd: u32, arg: UserPointer) -> Result {
         .ok_or(ENOTTY)?;
     let mut operation = Operation::from_words(arg.read()?);
     let op = Op::new(operation.op)?;
+    let vcpu = match op {
+        Op::LaunchUpdate if emulation.mirrored => Some(LaunchVcpu::lock(vm)?),
+        _ => None,
+    };
     // HOLD comes without: who has slots_lock may be waiting for the task that is held.
     let _slots = (op != Op::Hold).then(|| vm.lock_slots());
 
     match op {
-        Op::LaunchUpdate => launch_update(vm, emulation, &mut operation)?,
+        Op::LaunchUpdate => launch_update(vm, emulation, vcpu.as_ref(), &mut operation)?,
         Op::LaunchFinish => launch_finish(vm, emulation, &operation)?,
         Op::Inject => inject(vm, emulation, &operation)?,
         Op::Query => query(vm, emulation, &mut operation)?,
@@ -353,14 +398,59 @@ fn ioctl(vm: &Vm, cmd: u32, arg: UserPointer) -> Result {
     arg.write(&operation.to_words())
 }
 
+/// A vCPU whose memory caches and page table the pages of a launch are mapped by. Nobody else uses
+/// it meanwhile.
+struct LaunchVcpu(*mut bindings::kvm_vcpu);
+
+impl LaunchVcpu {
+    /// Outer to slots_lock.
+    fn lock(vm: &Vm) -> Result<Self> {
+        // SAFETY: The VM is valid.
+        let vcpu = unsafe { bindings::gmem_td_lock_vcpu(vm.as_raw()) };
+        if vcpu.is_null() {
+            return Err(EINVAL);
+        }
+        Ok(Self(vcpu))
+    }
+
+    /// Maps a page of the VM's file, which the module adds to the TD.
+    ///
+    /// # Safety
+    ///
+    /// The VM's slots_lock and the invalidate lock of the file must be held, and `source` null or
+    /// pinned.
+    unsafe fn map(&self, gfn: Gfn, frame: &Frame<'_>, source: *mut bindings::page) -> Result {
+        // SAFETY: The vCPU is locked; the rest by the contract of this function.
+        to_result(unsafe {
+            bindings::gmem_td_load_vcpu(self.0);
+            let r = bindings::gmem_td_map(self.0, gfn.get(), frame.pfn().get(), source);
+            bindings::gmem_td_put_vcpu(self.0);
+            r
+        })
+    }
+}
+
+impl Drop for LaunchVcpu {
+    fn drop(&mut self) {
+        // SAFETY: It was locked by lock().
+        unsafe { bindings::gmem_td_unlock_vcpu(self.0) }
+    }
+}
+
 /// What the pages of one LAUNCH_UPDATE have in common.
 struct Launch<'a> {
     emulation: &'a Emulation,
+    vcpu: Option<&'a LaunchVcpu>,
     kind: snp::PageType,
 }
 
 /// LAUNCH_UPDATE; slots_lock is held.
-fn launch_update(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> Result {
+fn launch_update(
+    vm: &Vm,
+    emulation: &Emulation,
+    vcpu: Option<&LaunchVcpu>,
+    operation: &mut Operation,
+) -> Result {
     use snp::PageType;
 
     let gfn = operation.gfn()?;
@@ -385,7 +475,11 @@ fn launch_update(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> R
         });
     }
 
-    let mut launch = Launch { emulation, kind };
+    let mut launch = Launch {
+        emulation,
+        vcpu,
+        kind,
+    };
     // SAFETY: slots_lock is held; the callback gets the pointer while `launch` lives.
     let done = unsafe {
         bindings::kvm_gmem_populate(
@@ -447,6 +541,12 @@ unsafe extern "C" fn launch_page(
             Model::Snp => unsafe { snp::launch(emulation.id, gfn, &frame, launch.kind, source)? },
             Model::Tdx => {
                 Sept::prepare(&emulation.sept, gfn, &frame)?;
+                if let Some(vcpu) = launch.vcpu {
+                    // SAFETY: launch_update() holds slots_lock, and kvm_gmem_populate() the lock of
+                    // the file, and the source pinned.
+                    unsafe { vcpu.map(gfn, &frame, source)? };
+                    return Ok(0);
+                }
                 if !source.is_null() {
                     if Page::new(&frame).is_hidden() {
                         return Err(EEXIST);
@@ -470,6 +570,10 @@ fn launch_finish(vm: &Vm, emulation: &Emulation, operation: &Operation) -> Resul
     }
     if emulation.model == Model::Tdx {
         emulation.sept.lock().finalize()?;
+    }
+    if emulation.mirrored {
+        // SAFETY: The VM is valid, and a TD.
+        unsafe { bindings::gmem_td_finalize(vm.as_raw()) };
     }
     // SAFETY: The VM is valid, and slots_lock is held.
     unsafe { bindings::gmem_vm_set_launched(vm.as_raw()) };
@@ -522,6 +626,9 @@ fn query(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> Result {
 fn access(vm: &Vm, emulation: &Emulation, operation: &Operation) -> Result {
     operation.no_range()?;
     let gfn = operation.gfn()?;
+    if emulation.mirrored {
+        return Err(EOPNOTSUPP);
+    }
     let private = uapi::access(operation.value)?;
     emulation.access.lock().set(gfn.get(), private)?;
     // SAFETY: The VM is valid, and its mmu_lock, which is taken inside, is not held.
@@ -598,6 +705,8 @@ fn install(emulation: &Emulation, gfn: Gfn, pfn: Pfn, private: bool) -> Result<A
             snp::install(emulation.id, gfn, pfn, private)?;
             Ok(Answer::Go)
         }
+        // The module is asked, by the MMU.
+        Model::Tdx if private && emulation.mirrored => Ok(Answer::Go),
         Model::Tdx if private => emulation.sept.lock().install(gfn, pfn),
         // SAFETY: Whatever the number is, it is only looked up.
         Model::Tdx if unsafe { bindings::gmem_direct_map_lacks(pfn.get()) } => {
@@ -683,7 +792,8 @@ mod entry_points {
     ) {
         // SAFETY: KVM passes a valid pointer.
         let vm = unsafe { Vm::from_raw(kvm) };
-        if let Some(emulation) = of(vm) {
+        // Of a TD the MMU has had each page removed by the module.
+        if let Some(emulation) = of(vm).filter(|emulation| !emulation.mirrored) {
             let zeroes = emulation.remove_zeroes;
             emulation.sept.lock().remove(vm, start, end, zeroes);
         }
@@ -693,6 +803,8 @@ mod entry_points {
     unsafe extern "C" fn kvm_gmem_emulation_destroy(kvm: *mut bindings::kvm) {
         // SAFETY: KVM passes a valid pointer, for the last time.
         let emulation = unsafe { bindings::gmem_vm_emulation(kvm) };
+        // SAFETY: As above. It is null, or nobody's any more.
+        drop(Td(unsafe { bindings::gmem_vm_take_td(kvm) }));
         if !emulation.is_null() {
             // SAFETY: It comes from into_foreign(), and the VM has no other user any more.
             drop(unsafe {

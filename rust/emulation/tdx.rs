@@ -104,6 +104,31 @@ impl Table for Rows {
     }
 }
 
+/// The rows of a VM whose page table is mirrored. What they say is what vCPUs translate by.
+struct Mirror<'a> {
+    vm: &'a Vm,
+    rows: &'a mut Rows,
+}
+
+impl Table for Mirror<'_> {
+    fn get(&self, gfn: u64) -> Entry {
+        self.rows.get(gfn)
+    }
+
+    fn set(&mut self, gfn: u64, entry: Entry) {
+        self.rows.set(gfn, entry);
+        match entry {
+            // SAFETY: The VM is valid, and has an S-EPT. If that has no table for the frame, the
+            // function does nothing.
+            Entry::Present { pfn } => unsafe {
+                bindings::gmem_sept_set(self.vm.as_raw(), gfn, pfn)
+            },
+            // SAFETY: As above.
+            _ => unsafe { bindings::gmem_sept_clear(self.vm.as_raw(), gfn) },
+        }
+    }
+}
+
 /// What a fault is answered.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
@@ -120,6 +145,8 @@ pub(super) struct Sept {
     /// The task that takes pages away for an invalidation; those that another takes away leave
     /// with their slot. `mmu_lock` is released in between if somebody waits for it.
     invalidating: Option<usize>,
+    /// The frame that was blocked last, in a VM whose page table is mirrored.
+    leaving: u64,
 }
 
 impl Sept {
@@ -128,6 +155,7 @@ impl Sept {
             td: Td::new(),
             rows: Rows(RBTree::new()),
             invalidating: None,
+            leaving: 0,
         }
     }
 
@@ -282,17 +310,111 @@ impl Sept {
                     } else {
                         page.combine();
                     }
-                    let expected = self.invalidating != Some(Task::current_raw().addr());
-                    let lost = (!expected).then_some(pfn);
-                    if let Some(row) = self.rows.0.get_mut(&gfn) {
-                        row.lost = lost;
-                    }
+                    self.note_lost(gfn, pfn);
                 }
                 Err(_) => {
                     page.keep();
                     vm.kill();
                 }
             }
+        }
+    }
+
+    /// PAGE.ADD, from `source`, which can be the page itself.
+    pub(super) fn page_add(
+        &mut self,
+        vm: &Vm,
+        gfn: u64,
+        pfn: Pfn,
+        source: *mut bindings::page,
+    ) -> Result<(), Failure> {
+        let page = self.giveable(gfn, pfn)?;
+        let rows = &mut self.rows;
+        self.td.add(&mut Mirror { vm, rows }, gfn, pfn.get())?;
+        // SAFETY: The source is valid.
+        if unsafe { bindings::gmem_page_pfn(source) } != pfn.get() {
+            // SAFETY: As above.
+            unsafe { page.copy_from(source) };
+        }
+        page.hide().map_err(|_| Failure::Input)
+    }
+
+    /// PAGE.AUG, and the guest's ACCEPT, which zeroes.
+    pub(super) fn page_aug(&mut self, vm: &Vm, gfn: u64, pfn: Pfn) -> Result<(), Failure> {
+        let page = self.giveable(gfn, pfn)?;
+        let rows = &mut self.rows;
+        self.td.augment(&mut Mirror { vm, rows }, gfn, pfn.get())?;
+        page.zero();
+        if let Some(row) = self.rows.0.get_mut(&gfn) {
+            row.lost = None;
+        }
+        page.hide().map_err(|_| Failure::Input)
+    }
+
+    /// A page that the host has, and that is prepared to be the TD's.
+    fn giveable(&mut self, gfn: u64, pfn: Pfn) -> Result<Page<'static>, Failure> {
+        self.rows.strike(gfn, Operation::Add)?;
+        // SAFETY: The fault is not stale, so the page is the file's, and stays so as long as it is
+        // used here: mmu_lock is held.
+        let page = unsafe { Page::from_pfn(pfn) };
+        if page.is_hidden() || !page.is_prepared() || self.rows.0.get(&gfn).is_none() {
+            return Err(Failure::Input);
+        }
+        Ok(page)
+    }
+
+    /// RANGE.BLOCK.
+    pub(super) fn range_block(&mut self, vm: &Vm, gfn: u64) -> Result<(), Failure> {
+        self.leaving = gfn;
+        self.rows.strike(gfn, Operation::Block)?;
+        let rows = &mut self.rows;
+        self.td.block(&mut Mirror { vm, rows }, gfn)
+    }
+
+    /// TRACK, without the kick.
+    pub(super) fn track(&mut self) -> Result<(), Failure> {
+        self.rows.strike(self.leaving, Operation::Track)?;
+        self.td.track();
+        Ok(())
+    }
+
+    /// PAGE.REMOVE. The host does not have the page before caches are flushed of it.
+    pub(super) fn page_remove(&mut self, vm: &Vm, gfn: u64) -> Result<(), Failure> {
+        self.rows.strike(gfn, Operation::Remove)?;
+        let rows = &mut self.rows;
+        let pfn = self.td.remove(&mut Mirror { vm, rows }, gfn)?;
+        self.note_lost(gfn, pfn);
+        Ok(())
+    }
+
+    /// PHYMEM.PAGE.WBINVD.
+    pub(super) fn page_wbinvd(&mut self, pfn: Pfn) -> Result<(), Failure> {
+        self.rows.strike(self.leaving, Operation::Flush)?;
+        // SAFETY: A page that was removed just now was not given back before, so it is the file's
+        // still.
+        let page = unsafe { Page::from_pfn(pfn) };
+        if !page.is_hidden() {
+            return Err(Failure::State);
+        }
+        page.show();
+        page.combine();
+        Ok(())
+    }
+
+    /// Zeroes a page that was given back.
+    pub(super) fn page_reset(pfn: Pfn) {
+        // SAFETY: As in page_wbinvd(), after which this is called.
+        let page = unsafe { Page::from_pfn(pfn) };
+        if !page.is_hidden() {
+            page.zero();
+        }
+    }
+
+    /// A page was removed. Whether that was meant is known when the invalidation ends.
+    fn note_lost(&mut self, gfn: u64, pfn: u64) {
+        let expected = self.invalidating != Some(Task::current_raw().addr());
+        if let Some(row) = self.rows.0.get_mut(&gfn) {
+            row.lost = (!expected).then_some(pfn);
         }
     }
 
@@ -350,7 +472,15 @@ impl hardware::Sept for ModelSept {
     }
 
     fn contains(mmu: &MmuGuard<'_>, gfn: Gfn) -> bool {
-        super::of(mmu.vm()).is_some_and(|emulation| emulation.sept.lock().is_mirrored(gfn))
+        let vm = mmu.vm();
+        super::of(vm).is_some_and(|emulation| {
+            if emulation.mirrored {
+                // SAFETY: The VM is valid, and its mmu_lock is held.
+                unsafe { bindings::gmem_sept_contains(vm.as_raw(), gfn.get()) }
+            } else {
+                emulation.sept.lock().is_mirrored(gfn)
+            }
+        })
     }
 
     fn removal_zeroes(vm: &Vm) -> bool {

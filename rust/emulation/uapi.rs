@@ -88,6 +88,7 @@ pub(super) fn sept_fault(value: [u64; 4]) -> Result<Fault<sept::Operation, sept:
         KVM_GMEM_EMULATE_FAIL_BLOCK => sept::Operation::Block,
         KVM_GMEM_EMULATE_FAIL_TRACK => sept::Operation::Track,
         KVM_GMEM_EMULATE_FAIL_REMOVE => sept::Operation::Remove,
+        KVM_GMEM_EMULATE_FAIL_FLUSH => sept::Operation::Flush,
         _ => return Err(EINVAL),
     };
     let code = match code {

@@ -130,8 +130,15 @@ struct kvm_memory_mapping {
 
 #define KVM_GMEM_EMULATE_SNP				1
 #define KVM_GMEM_EMULATE_TDX				2
+/*
+ * TDX as well, but the guest itself says which kind of memory it means: bit 39
+ * of a guest physical address is set for shared memory.  KVM mirrors the page
+ * table for private memory into the S-EPT, as it does on hardware.
+ * LAUNCH_UPDATE needs a vCPU.
+ */
+#define KVM_GMEM_EMULATE_TDX_MIRROR			3
 
-/* args[1], TDX only: removing a page from the guest zeroes it. */
+/* args[1], both TDX: removing a page from the guest zeroes it. */
 #define KVM_GMEM_EMULATE_REMOVE_ZEROES			(1ULL << 0)
 
 /*
@@ -193,7 +200,8 @@ struct kvm_gmem_emulate {
  * Have the guest use the page at @gpa as memory of one kind, as the page tables
  * of a guest on hardware have it: value[0] is KVM_GMEM_EMULATE_ACCESS_*. If the
  * page is of the other kind, its next access is KVM_EXIT_MEMORY_FAULT. ENOSPC
- * for more than 16 pages.
+ * for more than 16 pages; EOPNOTSUPP for TDX_MIRROR, whose guests have an
+ * address of their own for each kind.
  */
 #define KVM_GMEM_EMULATE_OP_ACCESS			6
 
@@ -209,6 +217,8 @@ struct kvm_gmem_emulate {
 #define KVM_GMEM_EMULATE_FAIL_BLOCK			5
 #define KVM_GMEM_EMULATE_FAIL_TRACK			6
 #define KVM_GMEM_EMULATE_FAIL_REMOVE			7
+/* TDX_MIRROR: caches cannot be flushed of a page that was removed. */
+#define KVM_GMEM_EMULATE_FAIL_FLUSH			8
 
 /* Those of RMPUPDATE and PSMASH; BUSY is TDX's, which also has INPUT. */
 #define KVM_GMEM_EMULATE_ERROR_INPUT			1
