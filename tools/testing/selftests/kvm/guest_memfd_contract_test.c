@@ -6,7 +6,8 @@
  *
  * SW_PROTECTED is the real thing. SNP and TDX are the kernel's software models
  * (CONFIG_KVM_GMEM_EMULATION) under the vendor code that also drives the
- * hardware; without them those tests are skipped and say so.
+ * hardware, TDX a second time below KVM's mirrored page table; without them those
+ * tests are skipped and say so.
  */
 #include <errno.h>
 #include <signal.h>
@@ -169,6 +170,7 @@ static const u32 announced[NR_PLATFORMS] = {
 	[SNP]		= 0x030303,
 	[TDX]		= 0x030101,
 	[TDX_ZEROES]	= 0x030101,
+	[TDX_MIRROR]	= 0x030101,
 };
 
 #define NR_POLICIES	ARRAY_SIZE(policies)
@@ -183,7 +185,8 @@ struct outcome {
 static struct outcome outcome_of(enum platform platform, enum state state,
 				 u32 direction, u32 policy, bool scrambles)
 {
-	const char *row = contract[platform][state];
+	/* The mirrored page table changes nothing about it. */
+	const char *row = contract[platform == TDX_MIRROR ? TDX : platform][state];
 	struct outcome o = {};
 	const char *entry;
 
@@ -794,6 +797,7 @@ CONTRACT_VARIANTS(sw_protected, SW_PROTECTED);
 CONTRACT_VARIANTS(snp, SNP);
 CONTRACT_VARIANTS(tdx, TDX);
 CONTRACT_VARIANTS(tdx_that_zeroes, TDX_ZEROES);
+CONTRACT_VARIANTS(tdx_mirror, TDX_MIRROR);
 
 FIXTURE_SETUP(contract)
 {

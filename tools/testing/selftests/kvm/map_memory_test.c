@@ -736,6 +736,13 @@ VM_TEST(tdx_before_launch)
 	refused_before_launch(KVM_GMEM_EMULATE_TDX);
 }
 
+VM_TEST(mirror_before_launch)
+{
+	if (!gmem_emulates(KVM_GMEM_EMULATE_TDX_MIRROR))
+		SKIP(return, GMEM_NO_EMULATION);
+	refused_before_launch(KVM_GMEM_EMULATE_TDX_MIRROR);
+}
+
 /* Hazard 48: an error of the platform's is EIO, and nothing has changed. */
 static void platform_fails(u32 platform)
 {
@@ -753,6 +760,14 @@ static void platform_fails(u32 platform)
 		    snp ? KVM_GMEM_EMULATE_ERROR_PERMISSION : KVM_GMEM_EMULATE_ERROR_INPUT, 2);
 	assert_errno(map_once(x.vcpus[0], x.a.gpa, PG, 0, NULL), EIO);
 	assert_errno(prefault_ioctl(x.vcpus[0], KVM_PRE_FAULT_MEMORY, &range), EIO);
+	if (platform == KVM_GMEM_EMULATE_TDX_MIRROR) {
+		/* KVM takes it for a bug, of which the VM has died. */
+		assert_errno(-gmem_guest_resume(x.vcpus[0]), EIO);
+		kvm_munmap(x.a.hva, x.a.size);
+		kvm_close(x.a.fd);
+		kvm_vm_free(x.vm);
+		return;
+	}
 	TEST_ASSERT_EQ(gmem_state(x.vm, x.a.gpa), KVM_GMEM_EMULATE_STATE_NONE);
 	assert_errno(map_all(x.vcpus[0], x.a.gpa, NPAGES * PG), 0);
 	TEST_ASSERT_EQ(gmem_missing(&x, 0, NPAGES), 0);
@@ -771,6 +786,13 @@ VM_TEST(h48_tdx_fails)
 	if (!gmem_emulates(KVM_GMEM_EMULATE_TDX))
 		SKIP(return, GMEM_NO_EMULATION);
 	platform_fails(KVM_GMEM_EMULATE_TDX);
+}
+
+VM_TEST(h48_mirror_fails)
+{
+	if (!gmem_emulates(KVM_GMEM_EMULATE_TDX_MIRROR))
+		SKIP(return, GMEM_NO_EMULATION);
+	platform_fails(KVM_GMEM_EMULATE_TDX_MIRROR);
 }
 
 /* --- Modes of the vCPU ------------------------------------------------------ */
@@ -921,6 +943,14 @@ VM_TEST(against_conversion_on_tdx)
 	if (!gmem_emulates(KVM_GMEM_EMULATE_TDX))
 		SKIP(return, GMEM_NO_EMULATION);
 	map_against_conversion(KVM_GMEM_EMULATE_TDX);
+}
+
+/* Here it is the guest that says which kind it means, and a prefault that does for it. */
+VM_TEST(against_conversion_on_mirror)
+{
+	if (!gmem_emulates(KVM_GMEM_EMULATE_TDX_MIRROR))
+		SKIP(return, GMEM_NO_EMULATION);
+	map_against_conversion(KVM_GMEM_EMULATE_TDX_MIRROR);
 }
 
 #endif /* __x86_64__ */

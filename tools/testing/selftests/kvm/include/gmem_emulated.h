@@ -7,31 +7,6 @@
 
 #include "gmem_platform.h"
 
-/* --- One VM, one file -------------------------------------------------------- */
-
-static inline u8 *ctx_hva(struct ctx *x, u64 page)
-{
-	return x->a.hva + OFF(page);
-}
-
-/* What LAUNCH_UPDATE wants as the type of a page with contents. */
-static inline u32 normal_type(struct ctx *x)
-{
-	return x->platform == SNP ? KVM_GMEM_EMULATE_PAGE_NORMAL : 0;
-}
-
-static inline int add(struct ctx *x, u64 page, u64 n, const void *source, u64 *done)
-{
-	u64 bytes;
-	int r;
-
-	r = gmem_launch_update(x->vm, normal_type(x), page_gpa(x, page), OFF(n), source,
-			       &bytes);
-	if (done)
-		*done = bytes / PG;
-	return r;
-}
-
 FIXTURE(emulated)
 {
 	struct ctx x;
@@ -45,6 +20,7 @@ FIXTURE_VARIANT(emulated)
 FIXTURE_VARIANT_ADD(emulated, snp) { .platform = SNP };
 FIXTURE_VARIANT_ADD(emulated, tdx) { .platform = TDX };
 FIXTURE_VARIANT_ADD(emulated, tdx_that_zeroes) { .platform = TDX_ZEROES };
+FIXTURE_VARIANT_ADD(emulated, tdx_mirror) { .platform = TDX_MIRROR };
 
 FIXTURE_SETUP(emulated)
 {

@@ -23,6 +23,7 @@ enum platform {
 	SNP,
 	TDX,
 	TDX_ZEROES,	/* removing a page zeroes it, as on some parts */
+	TDX_MIRROR,	/* under KVM's mirrored page table */
 	NR_PLATFORMS,
 };
 
@@ -36,6 +37,7 @@ static const struct {
 	[TDX]		= { "TDX (emulated)", KVM_GMEM_EMULATE_TDX },
 	[TDX_ZEROES]	= { "TDX that zeroes (emulated)", KVM_GMEM_EMULATE_TDX,
 			    KVM_GMEM_EMULATE_REMOVE_ZEROES },
+	[TDX_MIRROR]	= { "TDX (mirror)", KVM_GMEM_EMULATE_TDX_MIRROR },
 };
 
 static inline bool is_available(enum platform platform)
@@ -136,6 +138,29 @@ do {										\
 			    "Page %lu is in state %lu of the model", __p, __state); \
 	}									\
 } while (0)
+
+static inline u8 *ctx_hva(struct ctx *x, u64 page)
+{
+	return x->a.hva + OFF(page);
+}
+
+/* What LAUNCH_UPDATE wants as the type of a page with contents. */
+static inline u32 normal_type(struct ctx *x)
+{
+	return x->platform == SNP ? KVM_GMEM_EMULATE_PAGE_NORMAL : 0;
+}
+
+static inline int add(struct ctx *x, u64 page, u64 n, const void *source, u64 *done)
+{
+	u64 bytes;
+	int r;
+
+	r = gmem_launch_update(x->vm, normal_type(x), page_gpa(x, page), OFF(n), source,
+			       &bytes);
+	if (done)
+		*done = bytes / PG;
+	return r;
+}
 
 #define NR_PAGES	16
 

@@ -34,6 +34,10 @@
 #include "test_util.h"
 #include "ucall_common.h"
 
+#ifdef __x86_64__
+#include "gmem_mirror.h"
+#endif
+
 #define GMEM_PRIVATE	KVM_MEMORY_ATTRIBUTE_PRIVATE
 #define GMEM_SHARED	0ULL
 
@@ -500,6 +504,8 @@ static inline struct kvm_vm *gmem_vm_create_emulated(u32 platform, u64 flags,
 	r = gmem_enable_emulation(vm, platform, flags);
 	TEST_ASSERT(!r, "KVM_CAP_GMEM_EMULATION, platform %u, flags %#lx: errno %d (%s)",
 		    platform, flags, r, strerror(r));
+	if (platform == KVM_GMEM_EMULATE_TDX_MIRROR)
+		vm->gpa_tag_mask = GMEM_SHARED_BIT;
 
 	/* The program, stacks, and page tables for all of that. */
 	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, 0, 0,
@@ -513,6 +519,8 @@ static inline struct kvm_vm *gmem_vm_create_emulated(u32 platform, u64 flags,
 	for (i = 0; i < nr_vcpus; i++) {
 		vcpus[i] = vm_vcpu_add(vm, i, gmem_guest_code);
 		vcpu_args_set(vcpus[i], 1, (u64)i);
+		if (gmem_guest_chooses(vm))
+			gmem_vcpu_shares_tables(vcpus[i]);
 	}
 
 	vm_enable_cap(vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE));
@@ -585,7 +593,13 @@ static inline void gmem_access(struct kvm_vm *vm, gpa_t gpa, u64 kind)
 		.gpa = gpa,
 		.value = { kind },
 	};
-	int r = gmem_emulate(vm, &args);
+	int r;
+
+	if (gmem_guest_chooses(vm)) {
+		gmem_guest_means(vm, gpa, kind);
+		return;
+	}
+	r = gmem_emulate(vm, &args);
 
 	TEST_ASSERT(!r, "ACCESS at %#lx: errno %d (%s)", (u64)gpa, r, strerror(r));
 }
@@ -658,6 +672,7 @@ struct gmem_area {
 /* KVM_SET_USER_MEMORY_REGION2 for the area; size 0 deletes the slot. */
 static inline int __gmem_area_set_slot(struct gmem_area *a, u64 size)
 {
+	gmem_bound_set(a->vm, a->gpa, size, a->fd, a->file_offset);
 	return __vm_set_user_memory_region2(a->vm, a->slot, KVM_MEM_GUEST_MEMFD,
 					    a->gpa, size, a->hva, a->fd,
 					    a->file_offset) ? errno : 0;
@@ -735,10 +750,13 @@ static inline volatile struct gmem_cmd *gmem_cmd_of(struct kvm_vcpu *vcpu)
  */
 static inline int gmem_guest_resume(struct kvm_vcpu *vcpu)
 {
+	volatile struct gmem_cmd *cmd = gmem_cmd_of(vcpu);
 	struct ucall uc;
 	int r;
 
 	do {
+		if (gmem_guest_chooses(vcpu->vm))
+			gmem_guest_decides(vcpu->vm, cmd->gpa, cmd->size);
 		r = __vcpu_run(vcpu);
 	} while (r < 0 && (errno == EINTR || errno == EAGAIN));
 	if (r < 0)
