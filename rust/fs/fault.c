@@ -3,6 +3,7 @@
  * Faults of the host: waiting for the file, and mapping more than what was asked
  * for.
  */
+#include <linux/mm.h>
 #include <linux/userfaultfd_k.h>
 
 #include "../helpers.h"
