@@ -290,6 +290,36 @@ MIRROR_TEST(each_kind_is_zapped_by_itself)
 	ownership_is(x, 12, 4, false);
 }
 
+/*
+ * Shared memory that is not the file's: the host unmaps it, also where the guest
+ * has private memory, and only what is shared leaves the guest.
+ */
+MIRROR_TEST(unmapping_in_the_host_leaves_private_pages)
+{
+	const gpa_t gpa = GMEM_GPA + SZ_2G;
+	struct ctx *x = &self->x;
+	u8 *mem;
+	int fd;
+
+	mem = kvm_mmap(OFF(2), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	fd = vm_create_guest_memfd(x->vm, OFF(2), 0);
+	TEST_ASSERT_EQ(__vm_set_user_memory_region2(x->vm, GMEM_SLOT + 1, KVM_MEM_GUEST_MEMFD, gpa,
+						    OFF(2), mem, fd, 0), 0);
+	virt_map(x->vm, gpa, gpa, 2);
+	gmem_guest_means(x->vm, gpa, KVM_GMEM_EMULATE_ACCESS_PRIVATE);
+	vm_set_memory_attributes(x->vm, gpa, PG, KVM_MEMORY_ATTRIBUTE_PRIVATE);
+	ctx_launch(x);
+	gmem_guest_write(x->vcpus[0], gpa, 0x11);
+	gmem_guest_write(x->vcpus[0], gpa + PG, 0x22);
+	TEST_ASSERT_EQ(mem[PG], 0x22);
+
+	TEST_ASSERT_EQ(madvise(mem, OFF(2), MADV_DONTNEED), 0);
+	TEST_ASSERT_EQ(gmem_guest_read(x->vcpus[0], gpa + PG), 0);
+	TEST_ASSERT_EQ(gmem_state(x->vm, gpa), KVM_GMEM_EMULATE_STATE_PRESENT);
+	TEST_ASSERT_EQ(gmem_guest_read(x->vcpus[0], gpa), 0x11);
+	kvm_close(fd);
+}
+
 MIRROR_TEST(a_slot_takes_its_pages_along)
 {
 	struct ctx *x = &self->x;
