@@ -332,8 +332,8 @@ static u8 *map_shared(struct machine *m, bool huge)
 	return hva;
 }
 
-static void machine_make(struct machine *m, enum backing backing, u64 npages,
-			 bool huge)
+static void machine_make_with(struct machine *m, enum backing backing, u64 npages,
+			      bool huge, void *guest, u32 nr, struct kvm_vcpu **vcpus)
 {
 	const struct vm_shape shape = {
 		.mode = VM_MODE_DEFAULT,
@@ -344,8 +344,8 @@ static void machine_make(struct machine *m, enum backing backing, u64 npages,
 	memset(m, 0, sizeof(*m));
 	m->backing = backing;
 	m->size = npages * PAGE_SIZE;
-	m->vm = __vm_create_with_vcpus(shape, 1, 2 * pages, guest_code,
-				       &m->vcpu);
+	m->vm = __vm_create_with_vcpus(shape, nr, 2 * pages, guest, vcpus);
+	m->vcpu = vcpus[0];
 	m->order = addr_gva2hva(m->vm, (gva_t)&order);
 	m->fd = vm_create_guest_memfd(m->vm, m->size,
 				      backing == TWO_BACKINGS ? 0 :
@@ -370,7 +370,9 @@ static void machine_make(struct machine *m, enum backing backing, u64 npages,
 static void machine_init(struct machine *m, enum backing backing, u64 npages,
 			 bool huge)
 {
-	machine_make(m, backing, npages, huge);
+	struct kvm_vcpu *vcpu;
+
+	machine_make_with(m, backing, npages, huge, guest_code, 1, &vcpu);
 	/* Once through the loop, so that the guest's own memory is there. */
 	run(m);
 	guest_do(m, OP_NOTHING, 0, 0);
@@ -1058,6 +1060,175 @@ static void bench_exit(enum backing backing)
 	machine_destroy(&m);
 }
 
+/* --- Several at once ---------------------------------------------------- */
+
+#define TRACING "/sys/kernel/tracing/"
+#define VCPUS 2
+
+static void tell(const char *file, const char *what)
+{
+	FILE *f = fopen(file, "w");
+
+	must(f && fputs(what, f) >= 0 && !fclose(f), "%s: errno %d", file, errno);
+}
+
+/* The kinds of lock that the kernel's trace tells apart. */
+enum lock_kind { SEM_READ, SEM_WRITE, SPIN_READ, SPIN_WRITE, OTHER, LOCK_KINDS };
+
+static const char * const lock_name[] = {
+	/* The invalidate lock is one, and so are mmap_lock and the like. */
+	[SEM_READ] = "rwsem-read",
+	[SEM_WRITE] = "rwsem-write",
+	/* KVM's mmu_lock. */
+	[SPIN_READ] = "rwlock-read",
+	[SPIN_WRITE] = "rwlock-write",
+	[OTHER] = "others",
+};
+
+struct waits {
+	u64 n;
+	u64 ticks;
+};
+
+static enum lock_kind lock_kind(const char *flags)
+{
+	const bool spin = strstr(flags, "SPIN"), read = strstr(flags, "READ");
+
+	if (strstr(flags, "MUTEX") || (!read && !strstr(flags, "WRITE")))
+		return OTHER;
+	return spin ? (read ? SPIN_READ : SPIN_WRITE) : (read ? SEM_READ : SEM_WRITE);
+}
+
+/* Adds up for how long tasks waited for locks, as the trace has it. */
+static void sum_waits(struct waits *waits)
+{
+	struct { long pid; u64 begin; enum lock_kind kind; } waiting[64] = {};
+	FILE *f = fopen(TRACING "trace", "r");
+	char line[512];
+
+	must(f, "No trace: errno %d", errno);
+	while (fgets(line, sizeof(line), f)) {
+		char *event = strstr(line, ": contention_"), *cpu = strstr(line, " [");
+		unsigned int slot;
+		char *at = event;
+		long pid;
+		u64 when;
+
+		if (!event || !cpu)
+			continue;
+		while (at > line && at[-1] >= '0' && at[-1] <= '9')
+			at--;
+		when = strtoull(at, NULL, 10);
+		for (at = cpu; at > line && at[-1] != '-'; at--)
+			;
+		pid = strtol(at, NULL, 10);
+		for (slot = 0; slot < ARRAY_SIZE(waiting) - 1 && waiting[slot].pid != pid; slot++)
+			if (!waiting[slot].pid)
+				break;
+		if (strstr(event, "contention_begin")) {
+			waiting[slot].pid = pid;
+			waiting[slot].begin = when;
+			waiting[slot].kind = lock_kind(event);
+			waits[waiting[slot].kind].n++;
+		} else if (waiting[slot].pid == pid && waiting[slot].begin) {
+			waits[waiting[slot].kind].ticks += when - waiting[slot].begin;
+			waiting[slot].begin = 0;
+		}
+	}
+	fclose(f);
+}
+
+static void guest_goes_through(u64 gva, u64 n)
+{
+	for (;;) {
+		for (u64 i = 0; i < n; i++)
+			*(volatile u64 *)(gva + i * PAGE_SIZE) = i;
+		asm volatile("outb %%al, $0xe9" :: "a"(0) : "memory");
+	}
+}
+
+struct goer {
+	pthread_t thread;
+	struct machine m;
+	atomic_int *left;
+};
+
+static void *go_through(void *arg)
+{
+	struct goer *g = arg;
+
+	for (int i = 0; i < 64; i++)
+		run(&g->m);
+	atomic_fetch_sub(g->left, 1);
+	return NULL;
+}
+
+/*
+ * Two vCPUs go through memory of one file, each through its half, while a third
+ * task converts all of it to and fro, 64 pages at a time. If the pages are to be
+ * new, it frees them as well. How often does somebody wait for a lock, and for
+ * how long?
+ */
+static void bench_contend(enum backing backing, bool new)
+{
+	const u64 each = pages / VCPUS, step = 64;
+	struct waits waits[LOCK_KINDS] = {};
+	const char *what = new ? "new" : "in-use";
+	struct goer goers[VCPUS] = {};
+	struct kvm_vcpu *vcpus[VCPUS];
+	u64 start, ticks, faults = 0, conversions = 0;
+	atomic_int left = VCPUS;
+	bool private = false;
+	struct machine m;
+
+	machine_make_with(&m, backing, pages, false, guest_goes_through, VCPUS, vcpus);
+	set_attributes(&m, 0, pages, private, GMEM_PRESERVE);
+	tell(TRACING "trace_clock", "x86-tsc");
+	tell(TRACING "buffer_size_kb", "16384");
+	tell(TRACING "trace", "");
+	for (int i = 0; i < VCPUS; i++) {
+		vcpu_args_set(vcpus[i], 2, BENCH_GPA + i * each * PAGE_SIZE, each);
+		goers[i].m = m;
+		goers[i].m.vcpu = vcpus[i];
+		goers[i].left = &left;
+		run(&goers[i].m);
+		faults -= vcpu_get_stat(vcpus[i], pf_taken);
+	}
+
+	tell(TRACING "events/lock/enable", "1");
+	start = now();
+	for (int i = 0; i < VCPUS; i++)
+		pthread_create(&goers[i].thread, NULL, go_through, &goers[i]);
+	while (atomic_load(&left)) {
+		private = !private;
+		for (u64 at = 0; at < pages && atomic_load(&left); at += step) {
+			set_attributes(&m, at, step, private, GMEM_PRESERVE);
+			if (new)
+				punch(&m, at, step);
+			conversions++;
+		}
+	}
+	ticks = now() - start;
+	tell(TRACING "events/lock/enable", "0");
+
+	for (int i = 0; i < VCPUS; i++) {
+		pthread_join(goers[i].thread, NULL);
+		faults += vcpu_get_stat(vcpus[i], pf_taken);
+	}
+	sum_waits(waits);
+	printf("bench,contend/%s/%s/time,ticks,%lu,,\n", backing_name[backing], what, ticks);
+	printf("bench,contend/%s/%s/faults,count,%lu,,\n", backing_name[backing], what, faults);
+	printf("bench,contend/%s/%s/conversions,count,%lu,,\n", backing_name[backing], what,
+	       conversions);
+	for (int k = 0; k < LOCK_KINDS; k++) {
+		printf("bench,contend/%s/%s/%s,count,%lu,,\n", backing_name[backing], what,
+		       lock_name[k], waits[k].n);
+		printf("bench,contend/%s/%s/%s/waited,ticks,%lu,,\n", backing_name[backing],
+		       what, lock_name[k], waits[k].ticks);
+	}
+	machine_destroy(&m);
+}
+
 /* Whether a section was asked for, which all are without -s. */
 static bool wanted(const char *section)
 {
@@ -1127,6 +1298,11 @@ int main(int argc, char **argv)
 			bench_fallocate(backing);
 		if (wanted("request") && backing != DEFAULT_SHARED)
 			bench_request(backing);
+	}
+	/* For a boot of its own, with a processor for each vCPU. */
+	if (sections && wanted("contend")) {
+		bench_contend(in_place ? IN_PLACE : TWO_BACKINGS, false);
+		bench_contend(in_place ? IN_PLACE : TWO_BACKINGS, true);
 	}
 	for (int single = 0; single < 2; single++) {
 		if (wanted("convert")) {
