@@ -34,6 +34,8 @@ enum {
 struct folio *gmem_filemap_lock_folio(struct address_space *mapping, pgoff_t index);
 struct folio *gmem_filemap_create_folio(struct address_space *mapping, pgoff_t index,
 					struct mempolicy *policy);
+struct folio *gmem_filemap_add_folio(struct address_space *mapping, pgoff_t index,
+				     struct mempolicy *policy);
 void gmem_folio_lock(struct folio *folio);
 void gmem_folio_unlock_put(struct folio *folio);
 bool gmem_folio_uptodate(struct folio *folio);
@@ -72,12 +74,20 @@ void gmem_invalidate_unlock(struct address_space *mapping);
 void gmem_invalidate_lock_shared(struct address_space *mapping);
 int gmem_invalidate_lock_shared_killable(struct address_space *mapping);
 vm_fault_t gmem_fault_lock(struct vm_fault *vmf, struct address_space *mapping);
-bool gmem_fault_follows(struct vm_fault *vmf);
+bool gmem_fault_follows(struct vm_fault *vmf, bool *missing);
 vm_fault_t gmem_fault_around(struct vm_fault *vmf, pgoff_t last);
 bool gmem_invalidate_trylock_shared(struct address_space *mapping);
-bool gmem_mapping_pfn(struct address_space *mapping, pgoff_t index, u64 *pfn);
+enum {
+	GMEM_FOUND_NOTHING,
+	/* A folio, but none that can be used as it is. */
+	GMEM_FOUND_FOLIO,
+	GMEM_FOUND_IN_USE,
+};
+u32 gmem_mapping_pfn(struct address_space *mapping, pgoff_t index, u64 *pfn);
 int gmem_mapping_pfns(struct address_space *mapping, pgoff_t index, int nr, u64 *pfns);
 bool gmem_mapping_next(struct address_space *mapping, pgoff_t *index, pgoff_t last);
+bool gmem_mapping_held(struct address_space *mapping, pgoff_t *index, pgoff_t last);
+bool gmem_mapping_missing(struct address_space *mapping, pgoff_t *index, pgoff_t last);
 void gmem_invalidate_unlock_shared(struct address_space *mapping);
 void *gmem_alloc_inode(struct super_block *sb, struct kmem_cache *cache);
 bool gmem_fops_get(const struct file_operations *fops);

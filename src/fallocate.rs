@@ -15,7 +15,6 @@ use gmem_sys::{
         signal_pending, //
     }, //
 };
-use gmem_types::range::PageIndex;
 use kernel::prelude::*;
 
 /// `FALLOC_FL_KEEP_SIZE`: the size of a file never changes, so callers have to say so.
@@ -70,11 +69,12 @@ fn allocate(inode: &GmemInode, offset: u64, len: u64) -> Result {
     let range = inode.geometry().range(offset, len).ok_or(EINVAL)?;
 
     inode.locked_shared(|guard| {
-        for at in range.start().get()..range.end().get() {
+        let mut rest = Some(range);
+        while let Some(range) = rest {
             if signal_pending() {
                 return Err(EINTR);
             }
-            guard.allocate(PageIndex::new(at))?;
+            rest = guard.allocate(&range)?;
             reschedule();
         }
         Ok(())

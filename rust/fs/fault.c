@@ -54,11 +54,13 @@ vm_fault_t gmem_fault_lock(struct vm_fault *vmf, struct address_space *mapping)
  * Whether the host has the page before that of a fault mapped, and so is likely
  * to want the next ones as well.  Who goes through new memory does not count: if
  * the page itself is not in use, neither are those.  The table is freed behind
- * RCU, if somebody takes it out meanwhile.
+ * RCU, if somebody takes it out meanwhile.  @missing: the page was looked for,
+ * and has no folio.
  */
-bool gmem_fault_follows(struct vm_fault *vmf)
+bool gmem_fault_follows(struct vm_fault *vmf, bool *missing)
 {
 	unsigned long before = vmf->address - PAGE_SIZE;
+	u32 found;
 	pmd_t pmd;
 	u64 pfn;
 
@@ -69,8 +71,11 @@ bool gmem_fault_follows(struct vm_fault *vmf)
 	pmd = pmdp_get_lockless(vmf->pmd);
 	if (!pmd_present(pmd) || pmd_leaf(pmd))
 		return false;
-	return pte_present(ptep_get(pte_offset_kernel(&pmd, before))) &&
-	       gmem_mapping_pfn(vmf->vma->vm_file->f_mapping, vmf->pgoff, &pfn);
+	if (!pte_present(ptep_get(pte_offset_kernel(&pmd, before))))
+		return false;
+	found = gmem_mapping_pfn(vmf->vma->vm_file->f_mapping, vmf->pgoff, &pfn);
+	*missing = found == GMEM_FOUND_NOTHING;
+	return found == GMEM_FOUND_IN_USE;
 }
 
 /*

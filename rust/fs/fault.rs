@@ -17,6 +17,7 @@ use crate::{
     trace, //
 };
 use core::{
+    cell::Cell,
     marker::PhantomData,
     ptr, //
 };
@@ -32,6 +33,8 @@ pub struct HostFault<'a> {
     inode: &'a GmemInode,
     /// The page that it has got. Dropping the fault unlocks and puts it.
     folio: Option<PreparedFolio<'a>>,
+    /// The page was looked for, and has no folio.
+    missing: Cell<bool>,
 }
 
 /// Says that a fault has got its page, which the fault itself has. Only [`HostFault::serve`] makes
@@ -53,6 +56,7 @@ impl<'a> HostFault<'a> {
             vmf,
             inode,
             folio: None,
+            missing: Cell::new(false),
         }
     }
 
@@ -95,7 +99,7 @@ impl<'a> HostFault<'a> {
             return Err(EACCES);
         }
         // No byte of an earlier owner gets out.
-        let folio = LockedFolio::get(inode, at)?.prepare()?;
+        let folio = LockedFolio::get_if_missing(inode, at, self.missing.get())?.prepare()?;
         self.trace(folio.is_first_use());
         self.folio = Some(folio);
         Ok(Served(PhantomData))
@@ -112,12 +116,15 @@ impl<'a> HostFault<'a> {
     #[inline]
     pub(crate) fn around(&self, stable: &Stable<'_>) -> bindings::vm_fault_t {
         // Where a hypervisor relies on what is remembered of a page, each page that the host gets is
-        // to be noted down.
-        if cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK) {
+        // to be noted down. Guests that it keeps from the host have no other memory to be mapped.
+        if cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK) && self.inode.converts_in_place() {
             return 0;
         }
+        let mut missing = false;
         // SAFETY: The fault is being handled.
-        if !unsafe { bindings::gmem_fault_follows(self.vmf) } {
+        let follows = unsafe { bindings::gmem_fault_follows(self.vmf, &mut missing) };
+        self.missing.set(missing);
+        if !follows {
             return 0;
         }
         let run = stable.run_at(self.at());

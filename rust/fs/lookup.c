@@ -26,12 +26,16 @@ static bool gmem_folio_in_use_pfn(struct folio *folio, u64 *pfn)
 	return true;
 }
 
-bool gmem_mapping_pfn(struct address_space *mapping, pgoff_t index, u64 *pfn)
+u32 gmem_mapping_pfn(struct address_space *mapping, pgoff_t index, u64 *pfn)
 {
 	XA_STATE(xas, &mapping->i_pages, index);
+	struct folio *folio;
 
 	guard(rcu)();
-	return gmem_folio_in_use_pfn(xas_load(&xas), pfn);
+	folio = xas_load(&xas);
+	if (gmem_folio_in_use_pfn(folio, pfn))
+		return GMEM_FOUND_IN_USE;
+	return folio ? GMEM_FOUND_FOLIO : GMEM_FOUND_NOTHING;
 }
 
 /* The same for @nr pages, as far as they are like that without a gap. Returns how many. */
@@ -63,4 +67,60 @@ bool gmem_mapping_next(struct address_space *mapping, pgoff_t *index, pgoff_t la
 		return false;
 	*index = max(*index, xas.xa_index);
 	return true;
+}
+
+/* How many folios are looked at before others get a chance to run. */
+#define GMEM_LOOKS 1024
+
+/*
+ * The first folio at or after *@index that is not beyond @last and that somebody
+ * but the page cache has a reference to, by its index.  After many that nobody
+ * has one to, it is the next folio, whatever it is.
+ *
+ * No reference is taken: the caller keeps folios in use in their file, and one
+ * that is not has nothing to lose.  If that leaves, its memory can be somebody
+ * else's, and the count, too; who looks again with a reference does not find it.
+ */
+bool gmem_mapping_held(struct address_space *mapping, pgoff_t *index, pgoff_t last)
+{
+	XA_STATE(xas, &mapping->i_pages, *index);
+	unsigned int looks = 0;
+	struct folio *folio;
+
+	/* Who finds a page by its page table has a reference before it looks there again. */
+	smp_mb();
+	guard(rcu)();
+	xas_for_each(&xas, folio, last) {
+		if (xas_retry(&xas, folio) || xa_is_value(folio))
+			continue;
+		/* A large folio has a reference for each of its pages. */
+		if (folio_ref_count(folio) != 1 || ++looks > GMEM_LOOKS) {
+			*index = max(*index, xas.xa_index);
+			return true;
+		}
+	}
+	/* Who had a reference had it until the TLBs were flushed. */
+	smp_acquire__after_ctrl_dep();
+	return false;
+}
+
+/*
+ * Whether a page from *@index to @last has no folio.  *@index is the first then,
+ * and behind the pages that were looked at otherwise: all, or many.  Folios do
+ * not leave meanwhile, or what leaves was never used.
+ */
+bool gmem_mapping_missing(struct address_space *mapping, pgoff_t *index, pgoff_t last)
+{
+	XA_STATE(xas, &mapping->i_pages, *index);
+	unsigned int looks = 0;
+	void *entry;
+
+	guard(rcu)();
+	for (entry = xas_load(&xas); *index <= last && looks++ < GMEM_LOOKS; entry = xas_next(&xas)) {
+		/* The entry of a large folio, too, tells no more than the folio itself. */
+		if (!entry || xa_is_internal(entry) || xa_is_value(entry))
+			return true;
+		++*index;
+	}
+	return false;
 }

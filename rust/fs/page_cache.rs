@@ -20,17 +20,26 @@ use crate::{
         Pfn,
         Vm, //
     },
-    mm::folio::{
-        Frame,
-        PageRef, //
+    mm::{
+        folio::{
+            Frame,
+            PageRef, //
+        },
+        mempolicy::PolicyRef, //
     }, //
 };
 use core::{
     mem::ManuallyDrop,
-    ptr::NonNull, //
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 use gmem_types::{
-    range::PageIndex,
+    range::{
+        PageIndex,
+        PageRange, //
+    },
     visibility::Visibility, //
 };
 use kernel::{
@@ -67,7 +76,7 @@ impl<'a> LockedFolio<'a> {
         let folio = if inode.policy().is_unset() {
             // SAFETY: The mapping of a live inode is valid.
             from_err_ptr(unsafe {
-                bindings::gmem_filemap_create_folio(mapping, index, core::ptr::null_mut())
+                bindings::gmem_filemap_create_folio(mapping, index, ptr::null_mut())
             })?
         } else {
             // SAFETY: The mapping of a live inode is valid.
@@ -89,6 +98,37 @@ impl<'a> LockedFolio<'a> {
             at,
             inode,
         })
+    }
+
+    /// As [`get`](Self::get), for a page that had no folio a moment ago if it was `missing`: it is
+    /// not looked for first then.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Self::get).
+    #[inline]
+    pub(crate) fn get_if_missing(
+        inode: &'a GmemInode,
+        at: PageIndex,
+        missing: bool,
+    ) -> Result<Self> {
+        if !missing || at.get() >= inode.geometry().pages() {
+            return Self::get(inode, at);
+        }
+        let policy = (!inode.policy().is_unset()).then(|| inode.policy().at(at));
+        let policy = policy.as_ref().map_or(ptr::null_mut(), PolicyRef::as_ptr);
+        // SAFETY: The mapping of a live inode is valid. `policy` is NULL or holds a reference.
+        let added = from_err_ptr(unsafe {
+            bindings::gmem_filemap_add_folio(inode.mapping(), at.get() as usize, policy)
+        });
+        match added {
+            Err(error) if error == EEXIST => Self::get(inode, at),
+            added => Ok(Self {
+                folio: NonNull::new(added?).ok_or(EIO)?,
+                at,
+                inode,
+            }),
+        }
     }
 
     #[inline]
@@ -200,7 +240,7 @@ impl<'a> PreparedFolio<'a> {
     /// it, and gets none.
     #[inline]
     pub fn as_private<'p>(&'p self, stable: &'p Stable<'_>) -> Option<PrivatePage<'p>> {
-        let of_it = core::ptr::eq(stable.inode(), self.folio.inode);
+        let of_it = ptr::eq(stable.inode(), self.folio.inode);
         let is = of_it && stable.visibility(self.folio.at) == Visibility::Private;
 
         is.then_some(PrivatePage(&self.folio))
@@ -317,12 +357,25 @@ impl PrivatePage<'_> {
 }
 
 impl InvalidateGuard<'_, Shared> {
-    /// Allocates the folio of page `at`, unless it has one. It is zeroed at its first use.
+    /// Allocates the folio of the first page of `range` that has none. It is zeroed at its first
+    /// use. Returns the pages behind, or those from one on that is behind many that have folios.
     ///
     /// # Errors
     ///
     /// `EINVAL` behind the end of the file, `ENOMEM`, and what else the page cache returns.
-    pub fn allocate(&self, at: PageIndex) -> Result {
-        LockedFolio::get(self.inode(), at).map(drop)
+    pub fn allocate(&self, range: &PageRange) -> Result<Option<PageRange>> {
+        let mapping = self.inode().mapping();
+        let mut at = range.start().get() as usize;
+        let last = range.last().get() as usize;
+        // SAFETY: The mapping is valid.
+        let found = unsafe { bindings::gmem_mapping_missing(mapping, &mut at, last) };
+        // CAST: An index is an unsigned long, which has 64 bits here.
+        let mut next = at as u64;
+        if found {
+            let at = PageIndex::new(next);
+            drop(LockedFolio::get_if_missing(self.inode(), at, true)?);
+            next += 1;
+        }
+        Ok(PageRange::new(PageIndex::new(next), range.end()))
     }
 }

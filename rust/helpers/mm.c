@@ -17,6 +17,24 @@ struct folio *gmem_filemap_create_folio(struct address_space *mapping, pgoff_t i
 					mapping_gfp_mask(mapping), policy);
 }
 
+/* For a page that had no folio a moment ago. -EEXIST if it has one now. */
+struct folio *gmem_filemap_add_folio(struct address_space *mapping, pgoff_t index,
+				     struct mempolicy *policy)
+{
+	gfp_t gfp = mapping_gfp_mask(mapping);
+	struct folio *folio = filemap_alloc_folio(gfp, 0, policy);
+	int err;
+
+	if (!folio)
+		return ERR_PTR(-ENOMEM);
+	err = filemap_add_folio(mapping, folio, index, gfp);
+	if (err) {
+		folio_put(folio);
+		return ERR_PTR(err);
+	}
+	return folio;
+}
+
 void gmem_folio_lock(struct folio *folio)
 {
 	folio_lock(folio);

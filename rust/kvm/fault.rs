@@ -24,6 +24,7 @@ use crate::{
     mm::folio::PageRef, //
 };
 use core::{
+    cell::Cell,
     marker::PhantomData,
     mem::MaybeUninit,
     ptr, //
@@ -44,6 +45,8 @@ pub struct GuestFault<'a> {
     file: &'a GmemFile,
     gfn: Gfn,
     at: PageIndex,
+    /// The page was looked for, and has no folio.
+    missing: Cell<bool>,
 }
 
 /// A page for a guest. Only a [`GuestFault`] makes one; it cannot be kept for another fault.
@@ -60,7 +63,13 @@ impl<'a> GuestFault<'a> {
     /// A fault of `vm` at `gfn`, where it sees the page `at` of the file.
     #[inline]
     pub(crate) fn new(vm: &'a Vm, file: &'a GmemFile, gfn: Gfn, at: PageIndex) -> Self {
-        Self { vm, file, gfn, at }
+        Self {
+            vm,
+            file,
+            gfn,
+            at,
+            missing: Cell::new(false),
+        }
     }
 
     /// The VM.
@@ -104,7 +113,7 @@ impl<'a> GuestFault<'a> {
         if !ptr::eq(stable.inode(), self.inode()) {
             return Err(EINVAL);
         }
-        let folio = LockedFolio::get(stable.inode(), self.at)?;
+        let folio = LockedFolio::get_if_missing(stable.inode(), self.at, self.missing.get())?;
         if folio.is_poisoned() {
             return Err(EHWPOISON);
         }
@@ -167,7 +176,8 @@ impl<'a> GuestFault<'a> {
         let found = unsafe {
             bindings::gmem_mapping_pfn(inode.mapping(), self.at.get() as usize, &mut pfn)
         };
-        found.then_some(GuestPage {
+        self.missing.set(found == bindings::GMEM_FOUND_NOTHING);
+        (found == bindings::GMEM_FOUND_IN_USE).then_some(GuestPage {
             pfn: Pfn::new(pfn),
             page: None,
             max_order: 0,

@@ -31,12 +31,13 @@ bool kvm_gmem_page_is_zero(struct page *page)
  * From its first use on a folio holds the only copy of its bytes, and a guest's
  * page tables refer to it without being counted: a clean folio that nobody has
  * mapped or holds could be dropped, as by soft offlining.  Who writes is not
- * known, so each folio in use counts as dirty.
+ * known, so each folio in use counts as dirty.  Nothing but the flag says so, see
+ * noop_dirty_folio().
  */
 static void gmem_folio_in_use(struct folio *folio)
 {
 	folio_mark_uptodate(folio);
-	folio_mark_dirty(folio);
+	folio_set_dirty(folio);
 }
 
 /*

@@ -141,6 +141,32 @@ TEST(allocation_is_counted)
 	kvm_vm_free(vm);
 }
 
+/* What is there already is passed over, by the thousand, and the rest is allocated. */
+TEST(allocation_fills_what_is_missing)
+{
+	static const u64 missing[] = { 0, 1, 511, 1023, 1024, 1025, 2047, 2048, 2500, 3071 };
+	const u64 pages = 3072;
+	struct kvm_vm *vm = create_vm();
+	int fd = vm_create_guest_memfd(vm, pages * PS, GMEM_MMAP_SHARED);
+	struct stat st;
+
+	TEST_ASSERT_EQ(gmem_allocate(fd, 0, (pages - 1) * PS), 0);
+	for (int i = 0; i < ARRAY_SIZE(missing); i++)
+		TEST_ASSERT_EQ(gmem_punch(fd, missing[i] * PS, PS), 0);
+	TEST_ASSERT_EQ(fstat(fd, &st), 0);
+	TEST_ASSERT_EQ(st.st_blocks, (pages - ARRAY_SIZE(missing)) * PS / 512);
+	/* One of them is not in the range. */
+	TEST_ASSERT_EQ(gmem_allocate(fd, 0, (pages - 1) * PS), 0);
+	TEST_ASSERT_EQ(fstat(fd, &st), 0);
+	TEST_ASSERT_EQ(st.st_blocks, (pages - 1) * PS / 512);
+	TEST_ASSERT_EQ(gmem_allocate(fd, 0, pages * PS), 0);
+	TEST_ASSERT_EQ(fstat(fd, &st), 0);
+	TEST_ASSERT_EQ(st.st_blocks, pages * PS / 512);
+
+	kvm_close(fd);
+	kvm_vm_free(vm);
+}
+
 static void expect_blocks(int fd, u64 pages)
 {
 	char path[64];
