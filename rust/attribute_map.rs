@@ -163,6 +163,7 @@ impl AttributeMap {
     ///
     /// `ENOMEM`; `EBUSY` while there is another reservation, whose commit could leave this one with
     /// too little.
+    #[inline]
     pub fn reserve<'g>(
         &'g self,
         _writer: Writer<'g>,
@@ -206,6 +207,7 @@ impl Reservation<'_> {
     ///
     /// What becomes private was taken from the host before, and what becomes shared was given up by
     /// its platform.
+    #[inline]
     pub(crate) fn store(mut self) {
         // SAFETY: By the type's invariants this is the only writer.
         let stored = unsafe { self.map.tree.store(&self.range, self.to, &mut self.spare) };

@@ -268,7 +268,7 @@ mod address_space {
         let inode = TestInode::new(16, SHARED)?;
         let guard = inode.get().lock();
 
-        assert!(guard.quiesce(&range(0, 16)?).is_ok());
+        assert!(guard.quiesce(core::iter::once(range(0, 16)?)).is_ok());
         assert!(guard.folios(&range(0, 16)?).next_batch().is_none());
         Ok(())
     }

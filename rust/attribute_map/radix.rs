@@ -218,20 +218,24 @@ impl Bitmap {
     }
 
     /// Makes the pages `start..end` what they become.
+    #[inline]
     fn set(&self, start: u64, end: u64, to: Visibility) {
-        for (index, word) in self.0.iter().enumerate() {
+        let mut at = start;
+        while at < end {
+            // The pages from `at` on that are in one word.
+            let next = (at | 63).wrapping_add(1).min(end);
+            let above = u64::MAX >> (63 - next.wrapping_sub(1) % 64);
+            let mask = above & u64::MAX << (at % 64);
             // CAST: Smaller than the number of words.
-            let base = index as u64 * 64;
-            let (low, high) = (start.max(base), end.min(base + 64));
-            if low >= high {
-                continue;
+            if let Some(word) = self.0.get((at / 64) as usize) {
+                let old = word.load(Ordering::Relaxed);
+                word.store(old & !mask | filled(to) & mask, Ordering::Relaxed);
             }
-            let mask = (u64::MAX >> (64 - (high - low))) << (low - base);
-            let old = word.load(Ordering::Relaxed);
-            word.store(old & !mask | filled(to) & mask, Ordering::Relaxed);
+            at = next;
         }
     }
 
+    #[inline]
     fn is_all(&self, visibility: Visibility) -> bool {
         (0..BITMAP_WORDS).all(|word| self.word(word) == filled(visibility))
     }
@@ -401,6 +405,10 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
         let mut spare = Spare::new();
         let (start, end) = self.covered(range);
         // SAFETY: By the contract of this function.
+        if unsafe { self.bitmap_with(start, end) }.is_some() {
+            return Some(spare);
+        }
+        // SAFETY: By the contract of this function.
         let done =
             unsafe { Self::prepare(self.root.load(), self.shift, start, end, to, &mut spare) };
         done.then_some(spare)
@@ -460,7 +468,46 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
     ) -> bool {
         let (start, end) = self.covered(range);
         // SAFETY: By the contract of this function.
-        unsafe { Self::write(&self.root, self.shift, start, end, to, spare) }
+        let Some((slot, bitmap)) = (unsafe { self.bitmap_with(start, end) }) else {
+            // SAFETY: By the contract of this function.
+            return unsafe { Self::write(&self.root, self.shift, start, end, to, spare) };
+        };
+        let base = start >> BITMAP_SHIFT << BITMAP_SHIFT;
+        bitmap.set(start - base, end - base, to);
+        if bitmap.is_all(to) {
+            // SAFETY: By the contract of this function.
+            unsafe { Self::replace(slot, BITMAP_SHIFT, to) };
+        }
+        true
+    }
+
+    /// Returns the bitmap that has all of the pages `start..end` and more, if there is one, and the
+    /// entry that points to it. What guests convert is most of the time a few pages.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the only writer.
+    #[inline]
+    unsafe fn bitmap_with(&self, start: u64, end: u64) -> Option<(&Slot, &Bitmap)> {
+        let same = start >> BITMAP_SHIFT == end.wrapping_sub(1) >> BITMAP_SHIFT;
+        if start >= end || !same || end - start == BITMAP_PAGES {
+            return None;
+        }
+        let (mut slot, mut shift) = (&self.root, self.shift);
+        while shift != BITMAP_SHIFT {
+            let Entry::Node(node) = slot.load() else {
+                return None;
+            };
+            // Not below a bitmap's, which is a number of levels away.
+            shift = shift.wrapping_sub(Self::TABLE_SHIFT);
+            // SAFETY: The writer's nodes stay, and this is an entry of a table's level.
+            slot = Self::slot(unsafe { Self::table(node) }, start, shift);
+        }
+        match slot.load() {
+            // SAFETY: The writer's nodes stay, and this is an entry of a bitmap's level.
+            Entry::Node(node) => Some((slot, unsafe { Self::bitmap(node) })),
+            Entry::All(_) => None,
+        }
     }
 
     /// [`store`](Self::store) for the pages `start..end` of an entry that has `1 << shift`.

@@ -241,6 +241,23 @@ impl InvalidateGuard<'_, Exclusive> {
         PageRange::new(PageIndex::new(first as u64), range.end())
     }
 
+    /// `range` from its first folio on that somebody but the page cache has a reference to, or from
+    /// one behind many that nobody has; [`None`] if there is none.
+    ///
+    /// Takes no reference itself. That the page tables of the host no longer have a page is seen
+    /// from the count as well: a mapping has a reference until it is gone from the TLBs, and the
+    /// fault that makes it has it before.
+    fn from_first_held(&self, range: &PageRange) -> Option<PageRange> {
+        let mut first = range.start().get() as usize;
+        let last = range.last().get() as usize;
+        // SAFETY: The mapping is valid, and locked exclusively.
+        if !unsafe { bindings::gmem_mapping_held(self.inode.mapping(), &mut first, last) } {
+            return None;
+        }
+        // CAST: An index is an unsigned long, which has 64 bits here.
+        PageRange::new(PageIndex::new(first as u64), range.end())
+    }
+
     /// The runs of `range`, each clipped to it.
     pub(crate) fn runs(&self, range: &PageRange) -> impl Iterator<Item = Run> + Clone + '_ {
         let mut rest = Some(*range);
@@ -273,24 +290,32 @@ impl InvalidateGuard<'_, Exclusive> {
         self.runs(range).all(|run| run.visibility == visibility)
     }
 
-    /// The parts of `range` that are `visibility`, as far as anything of it is allocated.
-    pub(crate) fn populated_parts(
+    /// The parts of `pages` that are `visibility`; `all` if that is known of all of them.
+    #[inline]
+    pub(crate) fn parts(
         &self,
-        range: &PageRange,
+        pages: Option<PageRange>,
         visibility: Visibility,
+        all: bool,
     ) -> impl Iterator<Item = PageRange> + Clone + '_ {
-        let mut runs = self.populated(range).map(|populated| self.runs(&populated));
+        let mut whole = pages.filter(|_| all);
+        let mut runs = pages.filter(|_| !all).map(|pages| self.runs(&pages));
 
         // Not adapters in one another: the names of their functions are too long for kallsyms.
-        iter::from_fn(move || loop {
-            let run = runs.as_mut()?.next()?;
-            if run.visibility == visibility {
-                return Some(run.range);
+        iter::from_fn(move || {
+            let Some(runs) = runs.as_mut() else {
+                return whole.take();
+            };
+            loop {
+                let run = runs.next()?;
+                if run.visibility == visibility {
+                    return Some(run.range);
+                }
             }
         })
     }
 
-    /// Takes the shared pages of `range` away from the host. It has none then, and nobody else holds
+    /// Takes `pages`, which are shared, away from the host. It has none then, and nobody else holds
     /// a reference to one, for as long as the lock is held: host faults take it shared.
     ///
     /// Page tables first, then the LRU batches (all CPUs at most once, and at a limited rate), then
@@ -303,29 +328,49 @@ impl InvalidateGuard<'_, Exclusive> {
     ///
     /// `EAGAIN` with the first page that is held elsewhere, `EINTR` if the task is being killed. Host
     /// mappings are gone then, too; they fault back.
-    pub(crate) fn quiesce(&self, range: &PageRange) -> Result<(), Refused> {
-        let shared = self.populated_parts(range, Visibility::Shared);
-        for pages in shared.clone() {
+    #[inline]
+    pub(crate) fn quiesce(
+        &self,
+        pages: impl Iterator<Item = PageRange> + Clone,
+    ) -> Result<(), Refused> {
+        for pages in pages.clone() {
             check_killed(pages.start())?;
             self.unmap(&pages);
         }
 
         let mut drains = Drains::new();
-        for pages in shared {
-            let mut folios = self.folios(&pages);
-            while let Some(batch) = folios.next_batch() {
-                for folio in batch {
-                    let at = folio.pages().start();
-                    check_killed(at)?;
-                    if !folio.settle(&mut drains, |pages| self.unmap(pages)) {
-                        let error = EAGAIN;
-                        return Err(Refused { error, at });
-                    }
-                }
+        for pages in pages {
+            let mut rest = Some(pages);
+            while let Some(range) = rest {
+                check_killed(range.start())?;
+                let Some(held) = self.from_first_held(&range) else {
+                    break;
+                };
+                rest = self.settle_some(&held, &mut drains)?;
                 reschedule();
             }
         }
         Ok(())
+    }
+
+    /// Settles the first folios of `pages`; returns the pages behind them.
+    #[inline(never)]
+    fn settle_some(
+        &self,
+        pages: &PageRange,
+        drains: &mut Drains,
+    ) -> Result<Option<PageRange>, Refused> {
+        let mut next = pages.end();
+        if let Some(batch) = self.folios(pages).next_batch() {
+            for folio in batch {
+                if !folio.settle(drains, |pages| self.unmap(pages)) {
+                    let (error, at) = (EAGAIN, folio.pages().start());
+                    return Err(Refused { error, at });
+                }
+                next = folio.pages().end();
+            }
+        }
+        Ok(PageRange::new(next, pages.end()))
     }
 
     /// Takes the pages of `range` out of the host's page tables, and so the entries that memory

@@ -52,7 +52,10 @@ use crate::{
     mm::folio::FolioRef,
     task::is_killed, //
 };
-use core::marker::PhantomData;
+use core::{
+    cell::OnceCell,
+    marker::PhantomData, //
+};
 use gmem_policy::{
     plan::{
         Change,
@@ -74,7 +77,11 @@ use gmem_types::{
 use kernel::prelude::*;
 
 /// The right to convert once, while the file `'f` is locked for it.
-pub struct Turn<'c, 'f>(&'c InvalidateGuard<'f, Exclusive>);
+pub struct Turn<'c, 'f> {
+    guard: &'c InvalidateGuard<'f, Exclusive>,
+    /// Where planning writes down what is converted, so that no step moves it.
+    work: &'c OnceCell<Work<'c, 'f>>,
+}
 
 /// What was asked for of the file `'f` is so: stored, or there was nothing to do. Nothing but this
 /// file makes one, and what is returned for one request cannot be kept for another.
@@ -92,7 +99,7 @@ pub enum Planning<'c, 'f> {
 /// A conversion that has come to a step.
 #[must_use = "a conversion that is dropped changes nothing more"]
 pub struct Conversion<'c, 'f, Step> {
-    work: Work<'c, 'f>,
+    work: &'c Work<'c, 'f>,
     /// [`None`] if no attribute changes and only contents do.
     reservation: Option<Reservation<'c>>,
     step: Step,
@@ -116,19 +123,29 @@ pub struct Asked<'s>(&'s InvalidateSpan<'s>);
 pub struct Converted(());
 
 /// What is converted, and the lock that is held for it.
-#[derive(Clone, Copy)]
 struct Work<'c, 'f> {
     guard: &'c InvalidateGuard<'f, Exclusive>,
     change: Change,
+    /// The range from its first folio on. None is added as long as the file is locked.
+    populated: Option<PageRange>,
 }
 
-impl Work<'_, '_> {
+impl<'c> Work<'c, '_> {
     fn range(&self) -> PageRange {
         self.change.range()
     }
 
     fn to(&self) -> Visibility {
         self.change.to()
+    }
+
+    /// What is allocated of the pages that change. There may be holes.
+    ///
+    /// That all of the range changes is the plan's word: more pages are unmapped if it is wrong.
+    #[inline]
+    fn changing(&self) -> impl Iterator<Item = PageRange> + Clone + 'c {
+        let (from, all) = (self.to().opposite(), self.change.changes_all());
+        self.guard.parts(self.populated, from, all)
     }
 
     fn refused(&self, error: Error) -> Refused {
@@ -141,6 +158,7 @@ impl Work<'_, '_> {
     ///
     /// Nothing is locked for the faults of other files, so that a page of theirs could be given to a
     /// platform while the conversion writes it.
+    #[inline]
     fn is_sound(&self) -> bool {
         let inode = self.guard.inode();
         let (range, whole) = (self.range(), inode.geometry().whole());
@@ -159,16 +177,14 @@ impl Work<'_, '_> {
     /// first use: nobody touches them.
     ///
     /// `goes_on` is called at least before each batch of folios.
+    #[inline]
     fn for_each_folio(
         &self,
         goes_on: impl Fn(PageIndex) -> Result<(), Refused>,
         work: impl Fn(bool) -> bool,
         mut f: impl FnMut(&FolioRef<'_>, bool) -> Result<(), Refused>,
     ) -> Result<(), Refused> {
-        if !work(true) && !work(false) {
-            return Ok(());
-        }
-        let Some(populated) = self.guard.populated(&self.range()) else {
+        let Some(populated) = self.populated.filter(|_| work(true) || work(false)) else {
             return Ok(());
         };
         for run in self.guard.runs(&populated) {
@@ -209,7 +225,9 @@ impl GmemInode {
         &'f self,
         f: impl FnOnce(Turn<'_, 'f>) -> Result<R, E>,
     ) -> Result<R, E> {
-        f(Turn(&InvalidateGuard::new_killable(self)?))
+        let guard = &InvalidateGuard::new_killable(self)?;
+        let work = &OnceCell::new();
+        f(Turn { guard, work })
     }
 }
 
@@ -220,6 +238,7 @@ impl<'c, 'f> Turn<'c, 'f> {
     ///
     /// `EOPNOTSUPP` if `action` gives less than was asked for. `EINVAL` for a request that is not one
     /// for this file, and for a file that does not convert in place.
+    #[inline]
     pub fn plan(self, request: &Request, action: Action) -> Result<Planning<'c, 'f>, Refused> {
         let at = request.range().start();
 
@@ -227,19 +246,20 @@ impl<'c, 'f> Turn<'c, 'f> {
             let error = EOPNOTSUPP;
             return Err(Refused { error, at });
         }
-        let plan = Plan::new(request, action, self.0);
+        let plan = Plan::new(request, action, self.guard);
         self.begin(&plan, request, action)
     }
 
     /// The plan is believed only as far as it can be seen to be one for this request, and for this
     /// file as it is.
+    #[inline]
     pub(crate) fn begin(
         self,
         plan: &Plan,
         request: &Request,
         action: Action,
     ) -> Result<Planning<'c, 'f>, Refused> {
-        let Self(guard) = self;
+        let Self { guard, work } = self;
 
         match *plan {
             Plan::Nothing
@@ -248,7 +268,11 @@ impl<'c, 'f> Turn<'c, 'f> {
                 Ok(Planning::Nothing(Done(PhantomData)))
             }
             Plan::Change(change) if change.request() == *request && change.action() == action => {
-                let work = Work { guard, change };
+                let work = work.get_or_init(|| Work {
+                    guard,
+                    change,
+                    populated: guard.populated(&change.range()),
+                });
                 if !work.is_sound() {
                     return Err(work.refused(EINVAL));
                 }
@@ -267,6 +291,7 @@ impl<'c, 'f> Turn<'c, 'f> {
 }
 
 impl<'c, 'f, Step> Conversion<'c, 'f, Step> {
+    #[inline]
     fn then<Next>(self, step: Next) -> Conversion<'c, 'f, Next> {
         Conversion {
             work: self.work,
@@ -282,6 +307,7 @@ impl<'c, 'f> Conversion<'c, 'f, Planned> {
     /// # Errors
     ///
     /// `EINTR` if the task is being killed.
+    #[inline]
     pub fn count(&self) -> Result<(u64, u64), Refused> {
         self.work
             .change
@@ -295,6 +321,7 @@ impl<'c, 'f> Conversion<'c, 'f, Planned> {
     /// # Errors
     ///
     /// The first that `question` returns; `EINTR` if the task is being killed.
+    #[inline]
     pub fn accept(
         self,
         question: Option<impl FnMut(&FolioRef<'_>) -> Result>,
@@ -319,6 +346,7 @@ impl<'c, 'f> Conversion<'c, 'f, Accepted> {
     /// # Errors
     ///
     /// `ENOMEM`.
+    #[inline]
     pub fn reserve(mut self) -> Result<Conversion<'c, 'f, Reserved>, Refused> {
         let work = self.work;
         if let Some(store) = work.change.store() {
@@ -336,10 +364,11 @@ impl<'c, 'f> Conversion<'c, 'f, Reserved> {
     ///
     /// `EAGAIN` with the first page that is held elsewhere, `EINTR` if the task is being killed. Host
     /// mappings are gone then, too; they fault back.
+    #[inline]
     pub fn quiesce(self) -> Result<Conversion<'c, 'f, Quiesced>, Refused> {
         // Only what becomes private has host mappings to lose.
-        if let (Visibility::Private, Some(store)) = (self.work.to(), self.work.change.store()) {
-            self.work.guard.quiesce(&store)?;
+        if self.work.to() == Visibility::Private && self.work.change.changes_attributes() {
+            self.work.guard.quiesce(self.work.changing())?;
         }
         Ok(self.then(Quiesced(())))
     }
@@ -351,6 +380,7 @@ impl<'c, 'f> Conversion<'c, 'f, Quiesced> {
     /// # Errors
     ///
     /// `EHWPOISON` with the first such page, `EINTR` if the task is being killed.
+    #[inline]
     pub fn check(self) -> Result<Conversion<'c, 'f, Checked>, Refused> {
         let change = self.work.change;
         self.work.for_each_folio(
@@ -370,6 +400,7 @@ impl<'c, 'f> Conversion<'c, 'f, Quiesced> {
 
 impl<'f> Conversion<'_, 'f, Checked> {
     /// Step 9a: calls `f` while no guest gets a page of the range.
+    #[inline]
     pub fn invalidate<R>(
         self,
         f: impl for<'s> FnOnce(Conversion<'s, 'f, Invalidating<'s>>) -> R,
@@ -391,6 +422,7 @@ impl<'s, 'f> Conversion<'s, 'f, Invalidating<'s>> {
     ///
     /// The first that `question` returns; `EPERM` for a page that becomes shared and that a guest
     /// keeps; `EINTR` if the task is being killed, for the last time.
+    #[inline]
     pub fn ask(
         self,
         question: Option<impl FnMut(&Mapped<'_>) -> Result>,
@@ -412,15 +444,13 @@ impl<'s, 'f> Conversion<'s, 'f, Asked<'s>> {
     ///
     /// `EIO` if a VM is dead, with the first page that its platform still has: it may have died of
     /// this, or earlier, and have no slot any more that shows the pages.
+    #[inline]
     pub fn zap(self) -> Result<Conversion<'s, 'f, Zapped<'s>>, Refused> {
         let Asked(span) = self.step;
-        let Work { guard, .. } = self.work;
+        let guard = self.work.guard;
         let old = self.work.to().opposite();
 
-        let zapped = span.zap_pages(
-            Kinds::Only(old),
-            guard.populated_parts(&self.work.range(), old),
-        );
+        let zapped = span.zap_pages(Kinds::Only(old), self.work.changing());
         if zapped.is_dead() || span.any_vm(Vm::is_dead) {
             let first = span.first_kept(guard, self.work.to());
             let at = first.unwrap_or(self.work.range().start());
@@ -441,12 +471,13 @@ impl<'s, 'f> Conversion<'s, 'f, Zapped<'s>> {
     ///
     /// `EIO` with a page that the platform did not give up, or that is not as promised. That page is
     /// lost, and the VMs dead.
+    #[inline]
     pub fn apply(
         self,
         mut make_shared: impl FnMut(&FolioRef<'_>) -> Result<(), Fatal>,
         mut write: impl for<'p> FnMut(GivenUp<'p>, Action) -> Result<Written<'p>, Fatal>,
     ) -> Result<Conversion<'s, 'f, Converted>, Refused> {
-        let Work { change, .. } = self.work;
+        let change = self.work.change;
         let span = self.step.span();
         // A vendor can give a page to an RMP whatever its VM is.
         let owns_pages = platform::has_rmp() || span.any_platform(platform::owns_pages);
@@ -482,6 +513,7 @@ impl<'s, 'f> Conversion<'s, 'f, Zapped<'s>> {
 
 impl<'f> Conversion<'_, 'f, Converted> {
     /// Step 11: stores the attributes. Cannot fail.
+    #[inline]
     pub fn commit(self) -> Done<'f> {
         if let Some(reservation) = self.reservation {
             reservation.store();

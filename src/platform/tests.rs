@@ -1127,7 +1127,7 @@ mod hostile_vendor {
                 }
                 // For a run, and for each batch or folio, of each step that has work.
                 let (pages, walk) = ((END - FIRST) as u32, 2);
-                let (quiesce, last) = (1 + pages, 1);
+                let (quiesce, last) = (2, 1);
                 let expected = match (to, content) {
                     (SHARED, Content::Zero) => walk + pages + last,
                     (SHARED, _) => pages + last,

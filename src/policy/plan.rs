@@ -112,6 +112,11 @@ impl Change {
         self.first.is_some()
     }
 
+    /// Tells whether no page of the range is what the request asks for.
+    pub fn changes_all(&self) -> bool {
+        self.first == Some(self.range())
+    }
+
     /// Returns the pages to store in the map, or [`None`] if no attribute changes.
     pub const fn store(&self) -> Option<PageRange> {
         match self.first {

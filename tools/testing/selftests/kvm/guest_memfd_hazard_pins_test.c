@@ -354,6 +354,36 @@ HAZARD(h10_long_term_pin)
 	HZ_REQUIRE(h10_one_kind(PIN_GUP), "needs debugfs and GUP_TEST");
 }
 
+/* Pages that nobody holds are passed over by the thousand, and what is held among them is not. */
+HAZARD(h10_pins_far_apart)
+{
+	static const u64 pinned[] = { 1023, 1024, 1025, 2500, 3071 };
+	const u64 npages = 3072;
+	struct pin pins[ARRAY_SIZE(pinned)];
+	struct hz h;
+	u64 eo;
+	int r;
+
+	hz_create(&h, npages, GMEM_MMAP_SHARED, 1);
+	for (u64 i = 0; i < npages; i++)
+		*hz_hva(&h, i) = i;
+	for (int i = 0; i < ARRAY_SIZE(pinned); i++) {
+		r = pin_page(&pins[i], PIN_VMSPLICE, hz_hva(&h, pinned[i]));
+		TEST_ASSERT(!r, "vmsplice: errno %d (%s)", r, strerror(r));
+	}
+	for (int i = 0; i < ARRAY_SIZE(pinned); i++) {
+		r = hz_set_until(&h, 0, npages, GMEM_PRIVATE, GMEM_PRESERVE, pinned[i], &eo);
+		TEST_ASSERT(r == EAGAIN && eo == OFF(pinned[i]),
+			    "Wanted EAGAIN at page %lu, got %d (%s) at %#lx", pinned[i], r,
+			    strerror(r), eo);
+		attributes_are(&h, 0, npages, GMEM_SHARED);
+		unpin_page(&pins[i]);
+	}
+	convert(&h, 0, npages, GMEM_PRIVATE, GMEM_PRESERVE);
+	host_refused(&h, 2500, 1);
+	kvm_vm_free(h.vm);
+}
+
 HAZARD(h10_long_term_pin_fast)
 {
 	HZ_REQUIRE(h10_one_kind(PIN_GUP_FAST), "needs debugfs and GUP_TEST");
