@@ -10,7 +10,13 @@ use crate::{
         vm::Vm, //
     }, //
 };
-use core::ptr;
+use core::{
+    ptr,
+    sync::atomic::{
+        AtomicPtr,
+        Ordering, //
+    }, //
+};
 use gmem_types::{
     platform::Platform,
     range::{
@@ -39,6 +45,9 @@ pub(crate) struct FileData {
     /// `struct kvm_memory_slot` by page index, a multi-index entry for each slot.
     #[pin]
     slots: Opaque<bindings::xarray>,
+    /// The slot, if there is one and no other: that is what most files have. Written with the
+    /// bindings.
+    only: AtomicPtr<bindings::kvm_memory_slot>,
 }
 
 impl FileData {
@@ -57,6 +66,7 @@ impl FileData {
                 platform,
                 // SAFETY: The array is at its final place and not in use.
                 slots <- Opaque::ffi_init(|slots| unsafe { bindings::gmem_xa_init(slots) }),
+                only: AtomicPtr::new(ptr::null_mut()),
             }),
             GFP_KERNEL,
         )
@@ -84,6 +94,9 @@ impl FileData {
     /// A slot that another one has taken the place of is a bug, of which it warns.
     #[inline]
     pub(crate) fn is_bound(&self, at: PageIndex, slot: &Memslot) -> bool {
+        if self.only.load(Ordering::Relaxed) == slot.as_raw() {
+            return slot.file_range().is_some_and(|seen| seen.contains(at));
+        }
         // SAFETY: The array is initialised; the entry is compared, not followed.
         let bound = unsafe { bindings::xa_load(self.slots.get(), at.get() as usize) };
         let is = ptr::eq(bound, slot.as_raw().cast());
@@ -98,6 +111,19 @@ impl FileData {
     /// locked.
     #[inline]
     pub(crate) fn next(&self, at: &mut PageIndex, range: &PageRange) -> Option<&Memslot> {
+        let rest = PageRange::new(*at, range.end())?;
+        let only = self.only.load(Ordering::Relaxed);
+        if !only.is_null() {
+            // SAFETY: As below.
+            let slot = unsafe { Memslot::from_raw(only) };
+            let seen = slot.file_range()?.intersect(&rest)?;
+            *at = seen.end();
+            return Some(slot);
+        }
+        self.find_next(at, range)
+    }
+
+    fn find_next(&self, at: &mut PageIndex, range: &PageRange) -> Option<&Memslot> {
         if at.get() >= range.end().get() {
             return None;
         }
@@ -140,8 +166,23 @@ impl FileData {
                 bindings::GFP_KERNEL,
             )
         };
+        self.remember_only();
         // SAFETY: `old` is what the call returned.
         to_result(unsafe { bindings::gmem_xa_err(old) })
+    }
+
+    /// The bindings have changed.
+    fn remember_only(&self) {
+        let mut only = ptr::null_mut();
+        let mut at = PageIndex::new(0);
+        if let Some(all) = PageRange::new(at, PageIndex::new(u64::MAX)) {
+            if let Some(slot) = self.find_next(&mut at, &all) {
+                if self.find_next(&mut at, &all).is_none() {
+                    only = slot.as_raw();
+                }
+            }
+        }
+        self.only.store(only, Ordering::Relaxed);
     }
 }
 
