@@ -76,6 +76,10 @@ pub(super) unsafe extern "C" fn free_folio<T: GuestMemfd>(folio: *mut bindings::
     // SAFETY: The folio is on its way out of the page cache, still valid, and nobody else's.
     let frame = unsafe { Frame::from_raw(NonNull::new_unchecked(folio)) };
 
+    // Where there is no RMP, nobody has a page of which nothing is remembered.
+    if !frame.is_known() && !platform::has_rmp() {
+        return;
+    }
     if !frame.is_known() {
         // SAFETY: As above.
         unsafe { bindings::gmem_reclaim(folio) };

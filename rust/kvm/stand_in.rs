@@ -22,7 +22,13 @@ use crate::{
     },
     mm::folio::Frame, //
 };
-use core::ops::Range;
+use core::{
+    ops::Range,
+    sync::atomic::{
+        AtomicBool,
+        Ordering, //
+    }, //
+};
 use gmem_types::platform::{
     Base,
     Platform, //
@@ -74,24 +80,53 @@ pub(crate) const POSSIBLE: bool = cfg!(any(
     CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST
 ));
 
-static MODELS: SetOnce<&'static dyn StandIn> = SetOnce::new();
-static TESTS: SetOnce<&'static dyn StandIn> = SetOnce::new();
-
-/// To be called for each kind before there is a VM of it; later calls do nothing.
-pub(crate) fn register(stand_in: &'static dyn StandIn) {
-    let slot = match stand_in.base() {
-        Base::Model => &MODELS,
-        _ => &TESTS,
-    };
-    slot.populate(stand_in);
+/// Those of one kind.
+struct Known {
+    stand_in: SetOnce<&'static dyn StandIn>,
+    /// There can be VMs of it. Nobody else is asked, as each fault would be.
+    used: AtomicBool,
 }
 
-/// All that are registered.
+impl Known {
+    const fn new() -> Self {
+        Self {
+            stand_in: SetOnce::new(),
+            used: AtomicBool::new(false),
+        }
+    }
+}
+
+static MODELS: Known = Known::new();
+static TESTS: Known = Known::new();
+
+fn known(base: Base) -> &'static Known {
+    match base {
+        Base::Model => &MODELS,
+        _ => &TESTS,
+    }
+}
+
+/// To be called for each kind before there is a VM of it; later calls end what
+/// [`set_unused`] says.
+pub(crate) fn register(stand_in: &'static dyn StandIn) {
+    let known = known(stand_in.base());
+    known.stand_in.populate(stand_in);
+    known.used.store(true, Ordering::Release);
+}
+
+/// There is no VM of a kind any more, and none comes before the kind is registered again.
+#[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+pub(crate) fn set_unused(base: Base) {
+    known(base).used.store(false, Ordering::Release);
+}
+
+/// All that are registered, and used.
 #[inline]
 pub(crate) fn all() -> impl Iterator<Item = &'static dyn StandIn> {
     let known = [&TESTS, &MODELS];
     known
         .into_iter()
         .take(if POSSIBLE { known.len() } else { 0 })
-        .filter_map(|slot| slot.as_ref().copied())
+        .filter(|known| known.used.load(Ordering::Acquire))
+        .filter_map(|known| known.stand_in.as_ref().copied())
 }

@@ -219,6 +219,7 @@ pub(super) fn forget(vm: &Vm) {
         }
         if state.vms.iter().all(Option::is_none) {
             *state = State::NEW;
+            stand_in::set_unused(Base::Test);
         }
     });
 }
