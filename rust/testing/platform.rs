@@ -232,10 +232,10 @@ impl TestVm {
     ///
     /// `ENOSPC`.
     pub fn put_on(&self, platform: Platform, asid: u32) -> Result {
-        // Tests of a module run before it is used, and initialised.
-        stand_in::register(&Tests);
         let at = self.vm().as_raw().addr();
         with(|state| {
+            // Tests of a module run before it is used, and initialised.
+            stand_in::register(&Tests);
             let slot = state.vms.iter_mut().find(|slot| slot.is_none());
             *slot.ok_or(ENOSPC)? = Some((at, platform, asid));
             Ok(())
