@@ -47,6 +47,9 @@ struct Heap {
     retired: Vec<usize>,
     /// How many nodes there is memory for, if that is limited.
     left: Option<usize>,
+    /// How many were retired since others could run, and the most of it.
+    at_once: usize,
+    most_at_once: usize,
 }
 
 thread_local! {
@@ -116,10 +119,14 @@ unsafe impl Memory for Counted {
             assert_eq!(heap.live.get(&at).expect("a node").0, kind);
             assert!(!heap.retired.contains(&at), "retired twice");
             heap.retired.push(at);
+            heap.at_once += 1;
+            heap.most_at_once = heap.most_at_once.max(heap.at_once);
         });
     }
 
-    fn reschedule() {}
+    fn reschedule() {
+        HEAP.with_borrow_mut(|heap| heap.at_once = 0);
+    }
 }
 
 /// A tree and what each of its pages is.
@@ -312,6 +319,30 @@ fn too_few_nodes() {
     model.check();
     assert!(model.store(5, 6, Shared));
     model.check();
+}
+
+/// Nobody waits for more than one node to be freed, however many there are: a processor has at most
+/// a table of entries to look at before it lets others run.
+#[test]
+fn others_run_after_each_node() {
+    for clear in [false, true] {
+        let mut model = Model::<8>::new(1 << 15, Private);
+        for page in (0..1 << 15).step_by(2) {
+            assert!(model.store(page, page + 1, Shared));
+        }
+        let nodes = Counted::live();
+        assert!(nodes > 64);
+        HEAP.with_borrow_mut(|heap| heap.most_at_once = 0);
+        if clear {
+            // SAFETY: One thread writes and reads.
+            unsafe { model.tree.clear() };
+        } else {
+            assert!(model.store(0, 1 << 15, Private));
+        }
+        assert_eq!(Counted::live(), 0);
+        assert_eq!(HEAP.with_borrow(|heap| heap.most_at_once), 1);
+        Counted::grace();
+    }
 }
 
 /// A reader that found a node before a change that frees it reads on.
