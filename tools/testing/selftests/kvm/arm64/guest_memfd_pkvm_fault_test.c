@@ -249,16 +249,16 @@ static void *to_and_fro(void *arg)
 	return NULL;
 }
 
-PVM_TEST(conversion_against_faults)
+/* The guest touches new pages again and again, with what @other does going on. */
+static void touch_anew(struct storm *s, void *(*other)(void *))
 {
-	struct pvm *p = &self->p;
-	struct storm s = { .p = p, .running = 1 };
+	struct pvm *p = s->p;
 	struct cpu *c = &p->cpu[0];
-	pthread_t converter;
+	pthread_t thread;
 	int i;
 
 	cpu_start(c);
-	pthread_create(&converter, NULL, to_and_fro, &s);
+	pthread_create(&thread, NULL, other, s);
 	for (i = 0; i < 30; i++) {
 		cpu_fill(c, 0, NPAGES * PG, GMEM_SEED(i));
 		cpu_check(c, 0, NPAGES * PG, GMEM_SEED(i));
@@ -266,8 +266,15 @@ PVM_TEST(conversion_against_faults)
 		cpu_relinquish(c, 0, NPAGES * PG);
 		gmem_punch(p->fd, 0, NPAGES * PG);
 	}
-	s.running = 0;
-	pthread_join(converter, NULL);
+	s->running = 0;
+	pthread_join(thread, NULL);
+}
+
+PVM_TEST(conversion_against_faults)
+{
+	struct storm s = { .p = &self->p, .running = 1 };
+
+	touch_anew(&s, to_and_fro);
 	TH_LOG("converted %lu times, refused %lu times", s.result[0], s.result[EPERM]);
 	TEST_ASSERT(s.result[0], "No conversion");
 }
@@ -287,28 +294,15 @@ static void *delete_in_vain(void *arg)
 	return NULL;
 }
 
-/* The guest faults while KVM has the memslot out of use for as long as it takes to say no. */
+/* The guest faults while KVM has the memslot out of use, before it refuses to delete it. */
 PVM_TEST(memslot_that_stays)
 {
-	struct pvm *p = &self->p;
-	struct storm s = { .p = p, .running = 1 };
-	struct cpu *c = &p->cpu[0];
-	pthread_t deleter;
-	int i;
+	struct storm s = { .p = &self->p, .running = 1 };
 
-	cpu_start(c);
-	pthread_create(&deleter, NULL, delete_in_vain, &s);
-	for (i = 0; i < 30; i++) {
-		cpu_fill(c, 0, NPAGES * PG, GMEM_SEED(i));
-		cpu_check(c, 0, NPAGES * PG, GMEM_SEED(i));
-		cpu_relinquish(c, 0, NPAGES * PG);
-		gmem_punch(p->fd, 0, NPAGES * PG);
-	}
-	s.running = 0;
-	pthread_join(deleter, NULL);
+	touch_anew(&s, delete_in_vain);
 	TH_LOG("refused %lu times", s.result[EPERM]);
 	TEST_ASSERT(s.result[EPERM], "Nobody was in the way");
-	TEST_ASSERT_EQ(c->wanted_private, 0);
+	TEST_ASSERT_EQ(self->p.cpu[0].wanted_private, 0);
 }
 
 TEST_HARNESS_MAIN
