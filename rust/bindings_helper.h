@@ -15,6 +15,10 @@
 #include "testing.h"
 #include "guest_memfd.h"
 
+#ifdef CONFIG_KVM_SNP_SIMULATION
+static_assert(SNP_SIM_KEY == KVM_GMEM_EMULATION_KEY);
+#endif
+
 /* bindgen does not evaluate macros that use sizeof. */
 enum {
 	GMEM_IOCTL_SET_MEMORY_ATTRIBUTES = KVM_SET_MEMORY_ATTRIBUTES,

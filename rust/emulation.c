@@ -9,6 +9,7 @@
 #include <asm/tlbflush.h>
 
 #include "emulation.h"
+#include "helpers.h"
 #include "mirror.h"
 #include "mmu.h"
 
@@ -17,6 +18,17 @@ void *gmem_vm_emulation(struct kvm *kvm)
 	/* Pairs with the release in gmem_vm_set_emulation(). */
 	return smp_load_acquire(&kvm->arch.gmem_emulation);
 }
+
+#ifdef CONFIG_KVM_SNP_SIMULATION
+/* 0 for a VM that is no SNP guest of the simulated hardware. */
+u32 gmem_vm_simulated_asid(struct kvm *kvm)
+{
+	if (!snp_simulated())
+		return 0;
+	guard(mutex)(&kvm->lock);
+	return gmem_rmp_asid(kvm);
+}
+#endif
 
 /* From its first guest_memfd on a VM is what it is. */
 void gmem_vm_close_emulation(struct kvm *kvm)

@@ -18,6 +18,19 @@ enum {
 	GMEM_RMP_ASSIGN_IMMUTABLE = SNP_RMP_ASSIGN_IMMUTABLE,
 	GMEM_RMP_SMASH = SNP_RMP_SMASH,
 };
+
+#ifdef CONFIG_KVM_SNP_SIMULATION
+#include <asm/snp_sim.h>
+
+enum {
+	GMEM_SIM_ASSIGNED = SNP_SIM_RMP_ASSIGNED,
+	GMEM_SIM_VALIDATED = SNP_SIM_RMP_VALIDATED,
+	GMEM_SIM_IMMUTABLE = SNP_SIM_RMP_IMMUTABLE,
+	GMEM_SIM_LARGE = SNP_SIM_RMP_LARGE,
+};
+u32 gmem_vm_simulated_asid(struct kvm *kvm);
+#endif
+
 void gmem_trace_rmp(int operation, u64 pfn, bool large, gfn_t gfn, u32 asid, int code);
 void gmem_vm_fault_again(struct kvm *kvm, gfn_t gfn);
 void *gmem_vm_emulation(struct kvm *kvm);

@@ -83,6 +83,8 @@ use uapi::{
 
 mod access;
 mod gate;
+#[cfg(CONFIG_KVM_SNP_SIMULATION)]
+mod machine;
 mod module;
 mod page;
 mod snp;
@@ -375,9 +377,14 @@ impl Operation {
 
 /// The VM's ioctl.
 fn ioctl(vm: &Vm, cmd: u32, arg: UserPointer) -> Result {
-    let emulation = of(vm)
-        .filter(|_| cmd == bindings::GMEM_IOCTL_EMULATE)
-        .ok_or(ENOTTY)?;
+    if cmd != bindings::GMEM_IOCTL_EMULATE {
+        return Err(ENOTTY);
+    }
+    #[cfg(CONFIG_KVM_SNP_SIMULATION)]
+    if let Some(asid) = machine::asid(vm) {
+        return machine::ioctl(vm, asid, arg);
+    }
+    let emulation = of(vm).ok_or(ENOTTY)?;
     let mut operation = Operation::from_words(arg.read()?);
     let op = Op::new(operation.op)?;
     let vcpu = match op {

@@ -91,15 +91,20 @@ global_lock! {
     unsafe(uninit) static RMP: SpinLock<Rows> = Rows(None);
 }
 
+/// Whether [`RMP`] is initialised.
+static READY: AtomicBool = AtomicBool::new(false);
+
 /// Whether there are rows at all: pages of other VMs are freed without a look at the lock.
 static USED: AtomicBool = AtomicBool::new(false);
 
 /// # Safety
 ///
-/// To be called once, before anything else here.
+/// To be called before anything else here. Who calls it again does so after the first call.
 pub(super) unsafe fn init() {
-    // SAFETY: By the contract of this function.
-    unsafe { RMP.init() }
+    if !READY.swap(true, Ordering::Relaxed) {
+        // SAFETY: The first call, and by the contract of this function.
+        unsafe { RMP.init() }
+    }
 }
 
 /// What whoever changes an entry hears of the instruction's code.
@@ -108,7 +113,7 @@ fn failed(_: Code) -> Failed {
 }
 
 /// Makes room for the rows of `pages` pages from `pfn` on.
-fn reserve(pfn: u64, pages: u64) -> Result<(), Failed> {
+pub(super) fn reserve(pfn: u64, pages: u64) -> Result<(), Failed> {
     for pfn in pfn..pfn.saturating_add(pages) {
         if RMP.lock().get_mut(pfn).is_some() {
             continue;
@@ -184,6 +189,49 @@ impl Instruction {
         // SAFETY: Only traces.
         // CAST: A small enumeration.
         unsafe { bindings::gmem_trace_rmp(operation as i32, pfn, large, gfn, entry.asid, code) }
+    }
+}
+
+/// The table without the pages below it, for simulated hardware, which takes care of them itself.
+///
+/// Room for the pages was made by [`reserve`].
+#[cfg(CONFIG_KVM_SNP_SIMULATION)]
+pub(super) mod table {
+    use super::*;
+
+    /// RMPUPDATE.
+    pub(in super::super) fn update(pfn: u64, entry: Entry) -> Result<(), Code> {
+        let mut rmp = RMP.lock();
+        rmp.strike(pfn, Instruction::Update(entry).operation())
+            // The kernel shows a stack then, which is nobody's bug.
+            .inspect_err(|_| pr_info!("emulation: a test has RMPUPDATE fail\n"))?;
+        rmp::update(&mut *rmp, pfn, entry)
+    }
+
+    /// PSMASH.
+    pub(in super::super) fn smash(pfn: u64) -> Result<(), Code> {
+        let mut rmp = RMP.lock();
+        rmp.strike(pfn, Operation::Smash)?;
+        rmp::smash(&mut *rmp, pfn)
+    }
+
+    /// How many entries are guests'.
+    pub(in super::super) fn assigned() -> u64 {
+        let rmp = RMP.lock();
+        let rows = rmp.0.iter().flat_map(|rows| rows.values());
+        let of_guests = rows.filter(|row| row.entry.assigned && row.entry.asid != 0);
+        // CAST: No more than there are pages.
+        of_guests.count() as u64
+    }
+
+    /// The end of LAUNCH_UPDATE.
+    pub(in super::super) fn launch(pfn: u64) -> Result<(), Code> {
+        rmp::launch(&mut *RMP.lock(), pfn)
+    }
+
+    /// The end of PAGE_RECLAIM.
+    pub(in super::super) fn reclaim(pfn: u64) -> Result<(), Code> {
+        rmp::reclaim(&mut *RMP.lock(), pfn)
     }
 }
 

@@ -204,6 +204,16 @@ struct kvm_gmem_emulate {
  * address of their own for each kind.
  */
 #define KVM_GMEM_EMULATE_OP_ACCESS			6
+/*
+ * VMs of type KVM_X86_SNP_VM on simulated hardware (CONFIG_KVM_SNP_SIMULATION):
+ * let the next commands of the PSP's firmware fail. value[0] is the command's
+ * number, value[1] the status that it returns, value[2] how often, 0 for never
+ * again. It is about the machine's firmware, whoever gives the command. These
+ * VMs have QUERY and INJECT, too, and nothing else of the above. QUERY has this
+ * VM's identifier in value[2] for a page that is nobody's, and in value[3] how
+ * many pages of the machine are guests'.
+ */
+#define KVM_GMEM_EMULATE_OP_COMMAND			7
 
 /* LAUNCH_UPDATE's types of pages. */
 #define KVM_GMEM_EMULATE_PAGE_NORMAL			1

@@ -50,6 +50,7 @@ macro_rules! for_each_emulation_check {
             rmp_sizes_overlap,
             rmp_smash_keeps_what_was,
             rmp_launch_makes_a_valid_page,
+            rmp_reclaim_ends_immutability,
             rmp_belongs_to_one,
             sept_removes_in_order,
             sept_track_is_for_earlier_blocks,
@@ -237,6 +238,24 @@ pub fn rmp_launch_makes_a_valid_page() -> Check {
     check!(!rmp::belongs(&table, 7, 1, 0x5000));
     check!(rmp::launch(&mut table, 7) == Ok(()));
     check!(rmp::lookup(&table, 7).validated && rmp::belongs(&table, 7, 1, 0x5000));
+    Ok(())
+}
+
+/// What was handed to firmware is the host's again only after firmware has given it up.
+pub fn rmp_reclaim_ends_immutability() -> Check {
+    let mut table = rmp_table();
+
+    check!(rmp::reclaim(&mut table, 7) == Err(rmp::Code::Permission));
+    let entry = rmp::Entry::assigned(1, 0x5000);
+    check!(rmp::update(&mut table, 7, entry) == Ok(()));
+    check!(rmp::reclaim(&mut table, 7) == Err(rmp::Code::Permission));
+    check!(rmp::update(&mut table, 7, entry.immutable()) == Ok(()));
+    let refused = Err(rmp::Code::Permission);
+    check!(rmp::update(&mut table, 7, rmp::Entry::HYPERVISOR) == refused);
+    check!(rmp::reclaim(&mut table, 7) == Ok(()));
+    check!(rmp::lookup(&table, 7).assigned && !rmp::belongs(&table, 7, 1, 0x5000));
+    check!(rmp::update(&mut table, 7, rmp::Entry::HYPERVISOR) == Ok(()));
+    check!(!rmp::lookup(&table, 7).assigned);
     Ok(())
 }
 

@@ -217,6 +217,28 @@ pub fn launch(table: &mut impl Table, pfn: u64) -> Result<(), Code> {
     Ok(())
 }
 
+/// What firmware does in PAGE_RECLAIM: a page that was handed to it is nobody's, for the host to take
+/// back.
+///
+/// # Errors
+///
+/// [`Code::Permission`] if the entry was not handed to firmware.
+pub fn reclaim(table: &mut impl Table, pfn: u64) -> Result<(), Code> {
+    let entry = table.get(pfn);
+
+    if !entry.assigned || !entry.immutable {
+        return Err(Code::Permission);
+    }
+    table.set(
+        pfn,
+        Entry {
+            assigned: true,
+            ..Entry::HYPERVISOR
+        },
+    );
+    Ok(())
+}
+
 /// Whether a guest that uses a page as its private one at `gpa` is allowed to.
 pub fn belongs(table: &impl Table, pfn: u64, asid: u32, gpa: u64) -> bool {
     let entry = lookup(table, pfn);
