@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "gmem_one_file.h"
+#include "gmem_snp.h"
 #include "kvm_test_harness.h"
 
 /* Emulated CPUs under sanitisers are slow; this only bounds a hang. */
@@ -24,6 +25,7 @@ enum platform {
 	TDX,
 	TDX_ZEROES,	/* removing a page zeroes it, as on some parts */
 	TDX_MIRROR,	/* under KVM's mirrored page table */
+	SNP_SIMULATED,	/* KVM's own code for SNP on simulated hardware */
 	NR_PLATFORMS,
 };
 
@@ -38,18 +40,31 @@ static const struct {
 	[TDX_ZEROES]	= { "TDX that zeroes (emulated)", KVM_GMEM_EMULATE_TDX,
 			    KVM_GMEM_EMULATE_REMOVE_ZEROES },
 	[TDX_MIRROR]	= { "TDX (mirror)", KVM_GMEM_EMULATE_TDX_MIRROR },
+	[SNP_SIMULATED]	= { "SNP (sev.c)" },
 };
 
 static inline bool is_available(enum platform platform)
 {
+	if (platform == SNP_SIMULATED)
+		return snp_is_simulated();
 	return platform == SW_PROTECTED || gmem_emulates(platforms[platform].model);
 }
 
 static inline struct kvm_vm *create_vm(enum platform platform, u32 nr_vcpus, u64 pages,
 				struct kvm_vcpu **vcpus)
 {
+	struct kvm_vm *vm;
+	u32 status;
+	int r;
+
 	if (platform == SW_PROTECTED)
 		return gmem_vm_create(nr_vcpus, pages, vcpus);
+	if (platform == SNP_SIMULATED) {
+		vm = snp_vm_create(nr_vcpus, pages, vcpus);
+		r = snp_start(vm, &status);
+		TEST_ASSERT(!r, "LAUNCH_START: errno %d (%s), status %#x", r, strerror(r), status);
+		return vm;
+	}
 	return gmem_vm_create_emulated(platforms[platform].model,
 				       platforms[platform].flags, nr_vcpus, pages,
 				       vcpus);
@@ -62,12 +77,35 @@ static inline void launch(enum platform platform, struct kvm_vm *vm, struct kvm_
 	u32 i;
 	int r;
 
+	if (platform == SNP_SIMULATED) {
+		snp_launch(vm, vcpus, nr_vcpus);
+		return;
+	}
 	if (platform != SW_PROTECTED) {
 		r = gmem_launch_finish(vm);
 		TEST_ASSERT(!r, "LAUNCH_FINISH: errno %d (%s)", r, strerror(r));
 	}
 	for (i = 0; i < nr_vcpus; i++)
 		gmem_guest_start(vcpus[i]);
+}
+
+/* In-place memory of a VM on the platform. */
+static inline void area_create(enum platform platform, struct gmem_area *a, struct kvm_vm *vm,
+			       u64 size)
+{
+	if (platform == SNP_SIMULATED)
+		snp_area_create(a, vm, size);
+	else
+		gmem_area_create(a, vm, GMEM_SLOT, GMEM_GPA, size, GMEM_MMAP_SHARED);
+}
+
+/* The pages of the range are the guest's from the start, with the bytes that they have. */
+static inline int launch_in_place(enum platform platform, struct kvm_vm *vm, gpa_t gpa, u64 size)
+{
+	if (platform == SNP_SIMULATED)
+		return snp_update(vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa, size, NULL, NULL);
+	return gmem_launch_update(vm, platform == SNP ? KVM_GMEM_EMULATE_PAGE_NORMAL : 0, gpa,
+				  size, NULL, NULL);
 }
 
 /* --- The contract --------------------------------------------------------- */
@@ -90,7 +128,7 @@ static inline void ctx_create(struct ctx *x, enum platform platform, u64 npages)
 	memset(x, 0, sizeof(*x));
 	x->platform = platform;
 	x->vm = create_vm(platform, ARRAY_SIZE(x->vcpus), npages, x->vcpus);
-	gmem_area_create(&x->a, x->vm, GMEM_SLOT, GMEM_GPA, OFF(npages), GMEM_MMAP_SHARED);
+	area_create(platform, &x->a, x->vm, OFF(npages));
 }
 
 /* Of a VM that is dead, too: its slots go with it. */

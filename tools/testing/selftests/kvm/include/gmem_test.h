@@ -77,13 +77,16 @@
 
 #define GMEM_ALL_GOOD		(~0ULL)
 
+/* The key; guests of simulated hardware have their own. */
+static u64 gmem_key __maybe_unused = KVM_GMEM_EMULATION_KEY;
+
 static inline u8 gmem_pattern_byte(u32 pattern, u64 pos)
 {
 	u32 p = (u32)pos;
 
 	if (pattern & GMEM_KEYED_BIT)
 		return gmem_pattern_byte(GMEM_KEYED(pattern), pos) ^
-		       (u8)(KVM_GMEM_EMULATION_KEY >> pos % 8 * 8);
+		       (u8)(gmem_key >> pos % 8 * 8);
 	if (pattern < 0x100)
 		return pattern;
 	return (pattern * 29 + p * 7 + (p >> 8) * 13 + (p >> 12) * 31) % 127 + 1;
@@ -735,8 +738,16 @@ static inline void gmem_area_destroy(struct gmem_area *a)
 
 /* --- Commands to the guest ---------------------------------------------- */
 
+/* Those of SNP guests on simulated hardware: gmem_snp.h. */
+static int (*gmem_guest_do_other)(struct kvm_vcpu *vcpu, enum gmem_op op, gpa_t gpa,
+				  u64 size, u64 pattern, u64 pos, u64 value);
+static int (*gmem_guest_resume_other)(struct kvm_vcpu *vcpu);
+
 static inline volatile struct gmem_cmd *gmem_cmd_of(struct kvm_vcpu *vcpu)
 {
+	/* Those of SNP guests are in a shared page; results come back here. */
+	if (vcpu->vm->type == KVM_X86_SNP_VM)
+		return &gmem_cmds[vcpu->id];
 	return addr_gva2hva(vcpu->vm, (gva_t)&gmem_cmds[vcpu->id]);
 }
 
@@ -753,6 +764,9 @@ static inline int gmem_guest_resume(struct kvm_vcpu *vcpu)
 	volatile struct gmem_cmd *cmd = gmem_cmd_of(vcpu);
 	struct ucall uc;
 	int r;
+
+	if (vcpu->vm->type == KVM_X86_SNP_VM)
+		return gmem_guest_resume_other(vcpu);
 
 	do {
 		if (gmem_guest_chooses(vcpu->vm))
@@ -795,6 +809,9 @@ static inline int __gmem_guest_do(struct kvm_vcpu *vcpu, enum gmem_op op,
 				  u64 value)
 {
 	volatile struct gmem_cmd *cmd = gmem_cmd_of(vcpu);
+
+	if (vcpu->vm->type == KVM_X86_SNP_VM)
+		return gmem_guest_do_other(vcpu, op, gpa, size, pattern, pos, value);
 
 	cmd->op = op;
 	cmd->gpa = gpa;

@@ -1,0 +1,755 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * KVM's own code for SNP (arch/x86/kvm/svm/sev.c) with memory that converts in
+ * place, on simulated hardware (CONFIG_KVM_SNP_SIMULATION): the launch, what the
+ * RMP has for each page, a guest that runs from its VMSA and changes the state
+ * of its pages through the GHCB, and firmware that fails.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <sys/wait.h>
+
+#include "gmem_snp.h"
+#include "kvm_test_harness.h"
+
+#define PG		((u64)PAGE_SIZE)
+#define OFF(page)	((u64)(page) * PG)
+#define NR_PAGES	32
+#define TIMEOUT		600
+
+/* What firmware returns. */
+#define INVALID_PARAM		0x16
+#define RESOURCE_LIMIT		0x17
+
+/* --- One VM, one file ---------------------------------------------------------- */
+
+FIXTURE(snp)
+{
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpus[2];
+	struct gmem_area a;
+};
+
+FIXTURE_SETUP(snp)
+{
+	if (!snp_is_simulated())
+		SKIP(return, SNP_NOT_SIMULATED);
+	self->vm = snp_vm_create(ARRAY_SIZE(self->vcpus), NR_PAGES, self->vcpus);
+	snp_area_create(&self->a, self->vm, OFF(NR_PAGES));
+}
+
+FIXTURE_TEARDOWN(snp)
+{
+	kvm_munmap(self->a.hva, self->a.size);
+	kvm_close(self->a.fd);
+	kvm_vm_free(self->vm);
+}
+
+typedef FIXTURE_DATA(snp) snp_fixture;
+
+#define SNP_TEST(name)	TEST_F_TIMEOUT(snp, name, TIMEOUT)
+
+static gpa_t gpa(snp_fixture *self, u64 page)
+{
+	return self->a.gpa + OFF(page);
+}
+
+/* Where the guest has the page with the C-bit. */
+static u64 private_gva(snp_fixture *self, u64 page)
+{
+	return gpa(self, page) + SNP_PRIVATE;
+}
+
+#define assert_errno(r, want)							\
+do {										\
+	int __r = (r), __want = (want);						\
+										\
+	TEST_ASSERT(__r == __want, "Wanted errno %d (%s), got %d (%s)", __want,	\
+		    strerror(__want), __r, strerror(__r));			\
+} while (0)
+
+/* What the RMP has for the page, and where; the ASID that it is assigned to. */
+#define assert_rmp(self, page, state)						\
+({										\
+	struct kvm_gmem_emulate __q;						\
+	u64 __page = (page), __state = (state);					\
+										\
+	gmem_query((self)->vm, gpa(self, __page), &__q);			\
+	TEST_ASSERT(__q.value[0] == __state, "RMP has state %llu for page %lu, wanted %lu", \
+		    __q.value[0], __page, __state);				\
+	TEST_ASSERT(__state == KVM_GMEM_EMULATE_STATE_NONE ||			\
+		    __q.value[1] == gpa(self, __page) >> PAGE_SHIFT,		\
+		    "RMP has gfn %#llx for page %lu", __q.value[1], __page);	\
+	(u32)__q.value[2];							\
+})
+
+/* How many pages are guests' on this machine. */
+static u64 nr_assigned(struct kvm_vm *vm)
+{
+	struct kvm_gmem_emulate q;
+
+	gmem_query(vm, GMEM_GPA, &q);
+	return q.value[3];
+}
+
+static void start(snp_fixture *self)
+{
+	u32 status;
+
+	assert_errno(snp_start(self->vm, &status), 0);
+}
+
+/* The guest's program, which libkvm knows, and the end of the launch. */
+static void finish(snp_fixture *self)
+{
+	u32 status;
+
+	snp_vm_launch_update(self->vm);
+	assert_errno(snp_finish(self->vm, &status), 0);
+}
+
+static void make_private(snp_fixture *self, u64 page, u64 n)
+{
+	gmem_convert(self->a.fd, OFF(page), OFF(n), GMEM_PRIVATE, GMEM_PRESERVE);
+}
+
+/* --- The launch ---------------------------------------------------------------- */
+
+SNP_TEST(launch_in_place)
+{
+	u32 asid, status;
+
+	start(self);
+	gmem_fill(self->a.hva, OFF(2), GMEM_SEED(1), 0);
+	make_private(self, 0, 4);
+	assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_NONE);
+
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa(self, 0), OFF(2),
+				NULL, &status), 0);
+	asid = assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_VALIDATED);
+	assert_rmp(self, 1, KVM_GMEM_EMULATE_STATE_VALIDATED);
+	assert_rmp(self, 2, KVM_GMEM_EMULATE_STATE_NONE);
+	gmem_host_assert_refused(self->a.hva, OFF(4));
+
+	/* Given to the guest once. */
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa(self, 1), PG, NULL,
+				&status), EIO);
+	TEST_ASSERT(asid >= 1 && asid <= 7, "ASID %u", asid);
+	finish(self);
+
+	/* The host gets the guest's bytes as the guest's key makes them. */
+	gmem_convert(self->a.fd, 0, OFF(2), GMEM_SHARED, GMEM_PRESERVE);
+	assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_NONE);
+	gmem_host_assert(self->a.hva, OFF(2), GMEM_KEYED(GMEM_SEED(1)), 0);
+}
+
+SNP_TEST(launch_from_source)
+{
+	u8 *source = kvm_mmap(OFF(2), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	u32 status;
+
+	start(self);
+	gmem_fill(source, OFF(2), GMEM_SEED(2), 0);
+	make_private(self, 0, 2);
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa(self, 0), OFF(2),
+				source, &status), 0);
+	assert_rmp(self, 1, KVM_GMEM_EMULATE_STATE_VALIDATED);
+	gmem_host_assert(source, OFF(2), GMEM_SEED(2), 0);
+	finish(self);
+
+	gmem_convert(self->a.fd, 0, OFF(2), GMEM_SHARED, GMEM_PRESERVE);
+	gmem_host_assert(self->a.hva, OFF(2), GMEM_KEYED(GMEM_SEED(2)), 0);
+	kvm_munmap(source, OFF(2));
+}
+
+/* Firmware corrects a CPUID page, and leaves it to the host to be read. */
+SNP_TEST(launch_cpuid_in_place)
+{
+	u32 *page = (u32 *)self->a.hva, status;
+
+	start(self);
+	page[0] = 65;
+	page[1] = 0x1234;
+	make_private(self, 0, 1);
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_CPUID, gpa(self, 0), PG, NULL,
+				&status), EIO);
+	TEST_ASSERT_EQ(status, INVALID_PARAM);
+	assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_NONE);
+
+	gmem_convert(self->a.fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
+	TEST_ASSERT_EQ(page[0], 64);
+	TEST_ASSERT_EQ(page[1], 0x1234);
+	make_private(self, 0, 1);
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_CPUID, gpa(self, 0), PG, NULL,
+				&status), 0);
+	assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_VALIDATED);
+	finish(self);
+}
+
+/* All that was the guest's is the host's when the guest is gone. */
+SNP_TEST(teardown_gives_all_back)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct gmem_area a;
+	u64 before = nr_assigned(self->vm);
+	u32 status;
+	int i;
+
+	/* More often than there are ASIDs: they are used again after a DF_FLUSH. */
+	for (i = 0; i < 9; i++) {
+		vm = snp_vm_create(1, NR_PAGES, &vcpu);
+		snp_area_create(&a, vm, OFF(NR_PAGES));
+		gmem_convert(a.fd, 0, a.size, GMEM_PRIVATE, GMEM_PRESERVE);
+		assert_errno(snp_start(vm, &status), 0);
+		if (i % 3) {
+			assert_errno(snp_update(vm, KVM_SEV_SNP_PAGE_TYPE_ZERO, a.gpa, a.size,
+						NULL, &status), 0);
+			snp_vm_launch_update(vm);
+		}
+		if (i % 3 == 2)
+			assert_errno(snp_finish(vm, &status), 0);
+		TEST_ASSERT(nr_assigned(self->vm) >= before + (i % 3 ? NR_PAGES : 0),
+			    "%lu pages are guests'", nr_assigned(self->vm));
+		kvm_munmap(a.hva, a.size);
+		kvm_close(a.fd);
+		kvm_vm_free(vm);
+		TEST_ASSERT_EQ(nr_assigned(self->vm), before);
+	}
+}
+
+/* --- The guest ------------------------------------------------------------------ */
+
+#define guest_fill(vcpu, gva, size, pattern, pos)				\
+	snp_run_ok(vcpu, __snp_run(vcpu, SNP_OP_FILL, gva, size, pattern, pos, 0))
+
+#define guest_assert(vcpu, gva, size, pattern, pos)				\
+do {										\
+	snp_run_ok(vcpu, __snp_run(vcpu, SNP_OP_CHECK, gva, size, pattern, pos, 0));	\
+	TEST_ASSERT(snp_cmd_of(vcpu)->bad == GMEM_ALL_GOOD,				\
+		    "Guest sees 0x%02lx at byte %#lx of %#lx",			\
+		    (u64)snp_cmd_of(vcpu)->value, (u64)snp_cmd_of(vcpu)->bad, (u64)(gva)); \
+} while (0)
+
+/* The host converts what the guest asks for, as a VMM does. */
+static void psc(snp_fixture *self, struct kvm_vcpu *vcpu, enum snp_op op, u64 page, u64 n, u64 to)
+{
+	struct kvm_run *run = vcpu->run;
+	int r = __snp_run(vcpu, op, gpa(self, page), OFF(n), 0, 0, to);
+
+	TEST_ASSERT(r == KVM_EXIT_HYPERCALL, "Wanted KVM_EXIT_HYPERCALL, got %d", r);
+	TEST_ASSERT_EQ(run->hypercall.nr, KVM_HC_MAP_GPA_RANGE);
+	TEST_ASSERT_EQ(run->hypercall.args[0], gpa(self, page));
+	TEST_ASSERT_EQ(run->hypercall.args[1], n);
+	TEST_ASSERT_EQ(!!(run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED), to == PSC_PRIVATE);
+	gmem_convert(self->a.fd, OFF(page), OFF(n), to == PSC_PRIVATE ? GMEM_PRIVATE : GMEM_SHARED,
+		     GMEM_PRESERVE);
+	run->hypercall.ret = 0;
+	snp_run_ok(vcpu, snp_resume(vcpu));
+}
+
+SNP_TEST(guest_runs_from_its_vmsa)
+{
+	struct kvm_vcpu *vcpu = self->vcpus[0];
+	u32 status;
+
+	start(self);
+	gmem_fill(self->a.hva, PG, GMEM_SEED(1), 0);
+	make_private(self, 0, 2);
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa(self, 0), PG, NULL,
+				&status), 0);
+	finish(self);
+	snp_run_ok(vcpu, snp_resume(vcpu));
+
+	/* What the launch gave it, and a page that its first touch assigns. */
+	guest_assert(vcpu, private_gva(self, 0), PG, GMEM_SEED(1), 0);
+	assert_rmp(self, 1, KVM_GMEM_EMULATE_STATE_NONE);
+	guest_fill(vcpu, private_gva(self, 1), PG, GMEM_SEED(2), 0);
+	assert_rmp(self, 1, KVM_GMEM_EMULATE_STATE_ASSIGNED);
+	guest_assert(vcpu, private_gva(self, 1), PG, GMEM_SEED(2), 0);
+
+	/* A shared page that both sides see. */
+	gmem_fill(self->a.hva + OFF(2), PG, GMEM_SEED(3), 0);
+	guest_assert(vcpu, gpa(self, 2), PG, GMEM_SEED(3), 0);
+	guest_fill(vcpu, gpa(self, 2), PG, GMEM_SEED(4), 0);
+	gmem_host_assert(self->a.hva + OFF(2), PG, GMEM_SEED(4), 0);
+	assert_rmp(self, 2, KVM_GMEM_EMULATE_STATE_NONE);
+
+	gmem_convert(self->a.fd, OFF(1), PG, GMEM_SHARED, GMEM_PRESERVE);
+	gmem_host_assert(self->a.hva + OFF(1), PG, GMEM_KEYED(GMEM_SEED(2)), 0);
+}
+
+/* A launched VM whose first vCPU waits for commands. */
+static struct kvm_vcpu *running(snp_fixture *self)
+{
+	start(self);
+	finish(self);
+	snp_run_ok(self->vcpus[0], snp_resume(self->vcpus[0]));
+	return self->vcpus[0];
+}
+
+static void check_page_state_changes(snp_fixture *self, enum snp_op op, u64 n)
+{
+	struct kvm_vcpu *vcpu = running(self);
+	u64 i;
+
+	make_private(self, 0, n);
+	guest_fill(vcpu, private_gva(self, 0), OFF(n), GMEM_SEED(1), 0);
+	assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_ASSIGNED);
+
+	psc(self, vcpu, op, 0, n, PSC_SHARED);
+	for (i = 0; i < n; i++)
+		assert_rmp(self, i, KVM_GMEM_EMULATE_STATE_NONE);
+	gmem_host_assert(self->a.hva, OFF(n), GMEM_KEYED(GMEM_SEED(1)), 0);
+	guest_assert(vcpu, gpa(self, 0), OFF(n), GMEM_KEYED(GMEM_SEED(1)), 0);
+	guest_fill(vcpu, gpa(self, 0), OFF(n), GMEM_SEED(2), 0);
+	gmem_host_assert(self->a.hva, OFF(n), GMEM_SEED(2), 0);
+
+	/* The page is assigned when the guest touches it, not before. */
+	psc(self, vcpu, op, 0, n, PSC_PRIVATE);
+	gmem_host_assert_refused(self->a.hva, OFF(n));
+	for (i = 0; i < n; i++)
+		assert_rmp(self, i, KVM_GMEM_EMULATE_STATE_NONE);
+	guest_assert(vcpu, private_gva(self, 0), OFF(n), GMEM_KEYED(GMEM_SEED(2)), 0);
+	for (i = 0; i < n; i++)
+		assert_rmp(self, i, KVM_GMEM_EMULATE_STATE_ASSIGNED);
+	guest_fill(vcpu, private_gva(self, 0), OFF(n), GMEM_SEED(3), 0);
+	guest_assert(vcpu, private_gva(self, 0), OFF(n), GMEM_SEED(3), 0);
+}
+
+SNP_TEST(guest_changes_states_by_ghcb)
+{
+	check_page_state_changes(self, SNP_OP_PSC, 5);
+}
+
+SNP_TEST(guest_changes_states_by_msr)
+{
+	check_page_state_changes(self, SNP_OP_PSC_MSR, 1);
+}
+
+/* The host refuses, and the guest hears of it. */
+SNP_TEST(guest_is_refused)
+{
+	struct kvm_vcpu *vcpu = running(self);
+
+	TEST_ASSERT_EQ(__snp_run(vcpu, SNP_OP_PSC, gpa(self, 0), OFF(2), 0, 0, PSC_PRIVATE),
+		       KVM_EXIT_HYPERCALL);
+	vcpu->run->hypercall.ret = EINVAL;
+	snp_run_ok(vcpu, snp_resume(vcpu));
+	TEST_ASSERT(snp_cmd_of(vcpu)->value, "The guest was not told");
+	gmem_assert_attributes(self->a.fd, 0, OFF(2), GMEM_SHARED);
+}
+
+/* A guest that means the other kind of memory asks for it by that. */
+SNP_TEST(guest_changes_states_by_access)
+{
+	struct kvm_vcpu *vcpu = running(self);
+
+	TEST_ASSERT_EQ(__snp_run(vcpu, SNP_OP_WRITE, private_gva(self, 3), 1, 0, 0, 7), -EFAULT);
+	TEST_ASSERT_EQ(vcpu->run->exit_reason, KVM_EXIT_MEMORY_FAULT);
+	TEST_ASSERT_EQ(vcpu->run->memory_fault.flags, KVM_MEMORY_EXIT_FLAG_PRIVATE);
+	TEST_ASSERT_EQ(vcpu->run->memory_fault.gpa, gpa(self, 3));
+	make_private(self, 3, 1);
+	snp_run_ok(vcpu, snp_resume(vcpu));
+	assert_rmp(self, 3, KVM_GMEM_EMULATE_STATE_ASSIGNED);
+
+	make_private(self, 4, 1);
+	TEST_ASSERT_EQ(__snp_run(vcpu, SNP_OP_READ, gpa(self, 4), 1, 0, 0, 0), -EFAULT);
+	TEST_ASSERT_EQ(vcpu->run->memory_fault.flags, 0);
+	TEST_ASSERT_EQ(vcpu->run->memory_fault.gpa, gpa(self, 4));
+	gmem_convert(self->a.fd, OFF(4), PG, GMEM_SHARED, GMEM_PRESERVE);
+	snp_run_ok(vcpu, snp_resume(vcpu));
+}
+
+/* KVM has the GHCB mapped until the guest goes on: nobody makes it private. */
+SNP_TEST(ghcb_in_a_converted_range)
+{
+	struct kvm_vcpu *vcpu = running(self);
+	u64 eo;
+
+	snp_run_ok(vcpu, __snp_run(vcpu, SNP_OP_GHCB, gpa(self, 8), 0, 0, gpa(self, 8), 0));
+	assert_errno(gmem_set_once(self->a.fd, OFF(6), OFF(4), GMEM_PRIVATE, GMEM_PRESERVE, &eo),
+		     EAGAIN);
+	TEST_ASSERT_EQ(eo, OFF(8));
+	gmem_assert_attributes(self->a.fd, OFF(6), OFF(4), GMEM_SHARED);
+
+	/* It is a page like any other when the guest has another one. */
+	snp_run_ok(vcpu, __snp_run(vcpu, SNP_OP_GHCB, gpa(self, 9), 0, 0, gpa(self, 9), 0));
+	make_private(self, 8, 1);
+}
+
+SNP_TEST(guest_terminates)
+{
+	struct kvm_vcpu *vcpu = running(self);
+
+	TEST_ASSERT_EQ(__snp_run(vcpu, SNP_OP_TERMINATE, 0, 0, 0, 0, 0), KVM_EXIT_SYSTEM_EVENT);
+	TEST_ASSERT_EQ(vcpu->run->system_event.type, KVM_SYSTEM_EVENT_SEV_TERM);
+}
+
+/* --- VMSAs that are the guest's --------------------------------------------------- */
+
+#define VMSA_CPL		0x0cb
+#define VMSA_EFER		0x0d0
+#define VMSA_CR4		0x148
+#define VMSA_CR3		0x150
+#define VMSA_CR0		0x158
+#define VMSA_DR7		0x160
+#define VMSA_DR6		0x168
+#define VMSA_RFLAGS		0x170
+#define VMSA_RIP		0x178
+#define VMSA_RSP		0x1d8
+#define VMSA_PAT		0x268
+#define VMSA_RDI		0x338
+#define VMSA_FEATURES		0x3b0
+#define VMSA_XCR0		0x3e8
+
+static void vmsa_segment(u8 *vmsa, u32 i, const struct kvm_segment *segment)
+{
+	u16 attributes = segment->type | segment->s << 4 | segment->dpl << 5 |
+			 segment->present << 7 | segment->avl << 8 | segment->l << 9 |
+			 segment->db << 10 | segment->g << 11;
+
+	memcpy(vmsa + 16 * i, &segment->selector, 2);
+	memcpy(vmsa + 16 * i + 2, &attributes, 2);
+	memcpy(vmsa + 16 * i + 4, &segment->limit, 4);
+	memcpy(vmsa + 16 * i + 8, &segment->base, 8);
+}
+
+static void vmsa_table(u8 *vmsa, u32 i, const struct kvm_dtable *table)
+{
+	u32 limit = table->limit;
+
+	memcpy(vmsa + 16 * i + 4, &limit, 4);
+	memcpy(vmsa + 16 * i + 8, &table->base, 8);
+}
+
+static void vmsa_put(u8 *vmsa, u32 at, u64 value)
+{
+	memcpy(vmsa + at, &value, sizeof(value));
+}
+
+/* The state in which the vCPU would start, before it is launched. */
+static void fill_vmsa(u8 *vmsa, struct kvm_vcpu *vcpu)
+{
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+
+	vcpu_sregs_get(vcpu, &sregs);
+	vcpu_regs_get(vcpu, &regs);
+	memset(vmsa, 0, PG);
+	vmsa_segment(vmsa, 0, &sregs.es);
+	vmsa_segment(vmsa, 1, &sregs.cs);
+	vmsa_segment(vmsa, 2, &sregs.ss);
+	vmsa_segment(vmsa, 3, &sregs.ds);
+	vmsa_segment(vmsa, 4, &sregs.fs);
+	vmsa_segment(vmsa, 5, &sregs.gs);
+	vmsa_table(vmsa, 6, &sregs.gdt);
+	vmsa_segment(vmsa, 7, &sregs.ldt);
+	vmsa_table(vmsa, 8, &sregs.idt);
+	vmsa_segment(vmsa, 9, &sregs.tr);
+	vmsa_put(vmsa, VMSA_EFER, sregs.efer | 1 << 12);
+	vmsa_put(vmsa, VMSA_CR0, sregs.cr0);
+	vmsa_put(vmsa, VMSA_CR3, sregs.cr3);
+	vmsa_put(vmsa, VMSA_CR4, sregs.cr4);
+	vmsa_put(vmsa, VMSA_DR6, 0xffff0ff0);
+	vmsa_put(vmsa, VMSA_DR7, 0x400);
+	vmsa_put(vmsa, VMSA_RFLAGS, 2);
+	vmsa_put(vmsa, VMSA_RIP, regs.rip);
+	vmsa_put(vmsa, VMSA_RSP, regs.rsp);
+	vmsa_put(vmsa, VMSA_RDI, regs.rdi);
+	vmsa_put(vmsa, VMSA_PAT, 0x7040600070406ULL);
+	vmsa_put(vmsa, VMSA_FEATURES, 1);
+	vmsa_put(vmsa, VMSA_XCR0, 1);
+}
+
+#define VMSA	17	/* The second vCPU's; hardware wants none at 2M */
+#define TEMPLATE 18	/* A copy of what it is at first */
+
+/* A launched VM whose second vCPU runs from a VMSA in the file. */
+static struct kvm_vcpu *running_ap(snp_fixture *self)
+{
+	struct kvm_vcpu *bsp = self->vcpus[0], *ap = self->vcpus[1];
+	u32 status;
+
+	fill_vmsa(self->a.hva + OFF(VMSA), ap);
+	memcpy(self->a.hva + OFF(TEMPLATE), self->a.hva + OFF(VMSA), PG);
+	make_private(self, VMSA, 2);
+	start(self);
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa(self, VMSA), OFF(2),
+				NULL, &status), 0);
+	finish(self);
+	snp_run_ok(bsp, snp_resume(bsp));
+	snp_run_ok(bsp, __snp_run(bsp, SNP_OP_AP_CREATE, gpa(self, VMSA), 0, 0, 0, ap->id));
+	TEST_ASSERT(!snp_cmd_of(bsp)->value, "AP creation: %#lx", (u64)snp_cmd_of(bsp)->value);
+	snp_run_ok(ap, snp_resume(ap));
+	return ap;
+}
+
+SNP_TEST(ap_creation)
+{
+	struct kvm_vcpu *ap = running_ap(self);
+
+	make_private(self, 0, 1);
+	guest_fill(ap, private_gva(self, 0), PG, GMEM_SEED(5), 0);
+	guest_assert(self->vcpus[0], private_gva(self, 0), PG, GMEM_SEED(5), 0);
+}
+
+/* The vCPU's state is lost with the page, and KVM looks for the page anew. */
+SNP_TEST(h29_vmsa_in_a_hole)
+{
+	struct kvm_vcpu *bsp = self->vcpus[0], *ap = running_ap(self);
+
+	TEST_ASSERT_EQ(gmem_punch(self->a.fd, OFF(VMSA), PG), 0);
+	/* Whoever gets the page that is free now, it is not the next VMSA. */
+	gmem_fill(self->a.hva, OFF(8), GMEM_SEED(1), 0);
+	snp_run_ok(bsp, __snp_run(bsp, SNP_OP_COPY, private_gva(self, VMSA), PG, 0,
+			  private_gva(self, TEMPLATE), 0));
+	snp_run_ok(ap, snp_resume(ap));
+	make_private(self, 9, 1);
+	guest_fill(ap, private_gva(self, 9), PG, GMEM_SEED(5), 0);
+	gmem_host_assert(self->a.hva, OFF(8), GMEM_SEED(1), 0);
+}
+
+SNP_TEST(h29_vmsa_in_a_converted_range)
+{
+	struct kvm_vcpu *bsp = self->vcpus[0], *ap = running_ap(self);
+	int r;
+
+	gmem_convert(self->a.fd, OFF(VMSA), PG, GMEM_SHARED, GMEM_PRESERVE);
+	assert_rmp(self, VMSA, KVM_GMEM_EMULATE_STATE_NONE);
+	/* The page is nobody's VMSA now. */
+	r = __snp_run(ap, SNP_OP_READ, gpa(self, 0), 1, 0, 0, 0);
+	TEST_ASSERT(r == KVM_EXIT_FAIL_ENTRY, "Wanted KVM_EXIT_FAIL_ENTRY, got %d", r);
+
+	make_private(self, VMSA, 1);
+	snp_run_ok(bsp, __snp_run(bsp, SNP_OP_COPY, private_gva(self, VMSA), PG, 0,
+			  private_gva(self, TEMPLATE), 0));
+	snp_run_ok(ap, snp_resume(ap));
+	snp_run_ok(ap, __snp_run(ap, SNP_OP_READ, gpa(self, 0), 1, 0, 0, 0));
+}
+
+static void *spin(void *arg)
+{
+	struct kvm_vcpu *vcpu = arg;
+
+	return (void *)(long)__snp_run(vcpu, SNP_OP_SPIN, 0, 0, 0, 0, 0);
+}
+
+/*
+ * The vCPU is in the guest when its VMSA is taken away. Nothing has mapped the
+ * page for the guest, so there is no translation whose removal would stop it.
+ */
+SNP_TEST(h29_vmsa_in_use_is_converted)
+{
+	struct kvm_vcpu *ap = running_ap(self);
+	pthread_t thread;
+	void *r;
+
+	snp_cmd_of(ap)->bad = 0;
+	TEST_ASSERT(!pthread_create(&thread, NULL, spin, ap), "No thread");
+	while (snp_cmd_of(ap)->bad != 1)
+		sched_yield();
+	gmem_convert(self->a.fd, OFF(VMSA), PG, GMEM_SHARED, GMEM_PRESERVE);
+	assert_rmp(self, VMSA, KVM_GMEM_EMULATE_STATE_NONE);
+	snp_cmd_of(ap)->value = 1;
+	TEST_ASSERT(!pthread_join(thread, &r), "No end of the thread");
+	TEST_ASSERT((long)r == KVM_EXIT_FAIL_ENTRY, "Wanted KVM_EXIT_FAIL_ENTRY, got %ld", (long)r);
+}
+
+/* --- The measurement -------------------------------------------------------------- */
+
+/* The launch digest that firmware tells the guest, of a launch with this page. */
+static u64 digest_of(u32 seed)
+{
+	struct kvm_vcpu *vcpu;
+	struct gmem_area a;
+	struct kvm_vm *vm;
+	u32 status;
+	u64 digest;
+
+	vm = snp_vm_create(1, NR_PAGES, &vcpu);
+	snp_area_create(&a, vm, OFF(NR_PAGES));
+	assert_errno(snp_start(vm, &status), 0);
+	gmem_fill(a.hva, PG, seed, 0);
+	gmem_convert(a.fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
+	assert_errno(snp_update(vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, a.gpa, PG, NULL, &status), 0);
+	snp_vm_launch_update(vm);
+	assert_errno(snp_finish(vm, &status), 0);
+	snp_run_ok(vcpu, snp_resume(vcpu));
+
+	gmem_fill(a.hva + OFF(1), PG, GMEM_SEED(9), 0);
+	snp_run_ok(vcpu, __snp_run(vcpu, SNP_OP_REPORT, a.gpa + OFF(1), 0, 0, a.gpa + OFF(2), 0));
+	TEST_ASSERT(!snp_cmd_of(vcpu)->value, "GUEST_REQUEST: %#lx", (u64)snp_cmd_of(vcpu)->value);
+	digest = *(u64 *)(a.hva + OFF(2));
+	TEST_ASSERT(!memcmp(a.hva + OFF(2) + 16, a.hva + OFF(1), 48),
+		    "The answer is not to the request");
+
+	kvm_munmap(a.hva, a.size);
+	kvm_close(a.fd);
+	kvm_vm_free(vm);
+	return digest;
+}
+
+SNP_TEST(measurement)
+{
+	u64 digest = digest_of(GMEM_SEED(1));
+
+	TEST_ASSERT_EQ(digest_of(GMEM_SEED(1)), digest);
+	TEST_ASSERT(digest_of(GMEM_SEED(2)) != digest, "Another page has the same digest");
+}
+
+/* --- Failures --------------------------------------------------------------------- */
+
+SNP_TEST(firmware_fails_to_start)
+{
+	static const struct {
+		u32 command;
+		int err;
+	} steps[] = {
+		{ SNP_GCTX_CREATE, ENOTTY },
+		{ SNP_LAUNCH_START, EIO },
+		{ SNP_ACTIVATE, EIO },
+	};
+	u64 before = nr_assigned(self->vm);
+	u32 i, status;
+
+	for (i = 0; i < ARRAY_SIZE(steps); i++) {
+		snp_inject(self->vm, steps[i].command, RESOURCE_LIMIT, 1);
+		assert_errno(snp_start(self->vm, &status), steps[i].err);
+		TEST_ASSERT_EQ(status, RESOURCE_LIMIT);
+		TEST_ASSERT_EQ(nr_assigned(self->vm), before);
+	}
+	start(self);
+	finish(self);
+	snp_run_ok(self->vcpus[0], snp_resume(self->vcpus[0]));
+}
+
+SNP_TEST(firmware_fails_to_update)
+{
+	u8 *source = kvm_mmap(PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	u32 status;
+
+	start(self);
+	gmem_fill(self->a.hva, OFF(2), GMEM_SEED(1), 0);
+	make_private(self, 0, 2);
+	gmem_fill(source, PG, GMEM_SEED(2), 0);
+
+	snp_inject(self->vm, SNP_LAUNCH_UPDATE, RESOURCE_LIMIT, 2);
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa(self, 0), PG, NULL,
+				&status), EIO);
+	TEST_ASSERT_EQ(status, RESOURCE_LIMIT);
+	assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_NONE);
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa(self, 1), PG, source,
+				&status), EIO);
+	assert_rmp(self, 1, KVM_GMEM_EMULATE_STATE_NONE);
+	gmem_host_assert(source, PG, GMEM_SEED(2), 0);
+
+	/* The pages are the host's as they were, and can be tried again. */
+	gmem_convert(self->a.fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
+	gmem_host_assert(self->a.hva, PG, GMEM_SEED(1), 0);
+	make_private(self, 0, 1);
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa(self, 0), OFF(2), NULL,
+				&status), 0);
+	finish(self);
+	snp_run_ok(self->vcpus[0], snp_resume(self->vcpus[0]));
+	guest_assert(self->vcpus[0], private_gva(self, 0), PG, GMEM_SEED(1), 0);
+	kvm_munmap(source, PG);
+}
+
+SNP_TEST(firmware_fails_to_finish)
+{
+	u32 status;
+
+	start(self);
+	snp_vm_launch_update(self->vm);
+	/* The first vCPU's VMSA. */
+	snp_inject(self->vm, SNP_LAUNCH_UPDATE, RESOURCE_LIMIT, 1);
+	assert_errno(snp_finish(self->vm, &status), EIO);
+	TEST_ASSERT_EQ(status, RESOURCE_LIMIT);
+	snp_inject(self->vm, SNP_LAUNCH_FINISH, RESOURCE_LIMIT, 1);
+	assert_errno(snp_finish(self->vm, &status), EIO);
+	TEST_ASSERT_EQ(status, RESOURCE_LIMIT);
+}
+
+SNP_TEST(firmware_fails_a_guest)
+{
+	struct kvm_vcpu *vcpu = running(self);
+
+	snp_inject(self->vm, SNP_GUEST_REQUEST, RESOURCE_LIMIT, 1);
+	snp_run_ok(vcpu, __snp_run(vcpu, SNP_OP_REPORT, gpa(self, 1), 0, 0, gpa(self, 2), 0));
+	TEST_ASSERT_EQ(snp_cmd_of(vcpu)->value, RESOURCE_LIMIT);
+	snp_run_ok(vcpu, __snp_run(vcpu, SNP_OP_REPORT, gpa(self, 1), 0, 0, gpa(self, 2), 0));
+	TEST_ASSERT_EQ(snp_cmd_of(vcpu)->value, 0);
+}
+
+/* ASIDs are used again only after a DF_FLUSH. */
+SNP_TEST(firmware_fails_to_flush)
+{
+	struct kvm_sev_init init = {};
+	struct kvm_vm *vm;
+	u32 i, status;
+	int r = 0;
+
+	/* No VM has an ASID of its own once each was used. */
+	snp_inject(self->vm, SNP_DF_FLUSH, RESOURCE_LIMIT, ~0ULL);
+	for (i = 0; i < 9 && !r; i++) {
+		vm = vm_create_barebones_type(KVM_X86_SNP_VM);
+		r = snp_command(vm, KVM_SEV_INIT2, &init, &status);
+		kvm_vm_free(vm);
+	}
+	snp_inject(self->vm, SNP_DF_FLUSH, RESOURCE_LIMIT, 0);
+	assert_errno(r, EBUSY);
+
+	vm = vm_create_barebones_type(KVM_X86_SNP_VM);
+	assert_errno(snp_command(vm, KVM_SEV_INIT2, &init, &status), 0);
+	kvm_vm_free(vm);
+}
+
+/* The process is killed while its guest runs: all that was the guest's is taken back. */
+SNP_TEST(killed_while_running)
+{
+	u64 before = nr_assigned(self->vm);
+	int ready[2], status;
+	pid_t pid;
+	char byte;
+
+	TEST_ASSERT(!pipe(ready), "No pipe");
+	pid = fork();
+	TEST_ASSERT(pid >= 0, "No process");
+	if (!pid) {
+		struct kvm_vcpu *vcpu;
+		struct gmem_area a;
+		struct kvm_vm *vm;
+		u32 fw;
+
+		vm = snp_vm_create(1, NR_PAGES, &vcpu);
+		snp_area_create(&a, vm, OFF(NR_PAGES));
+		gmem_convert(a.fd, 0, a.size, GMEM_PRIVATE, GMEM_PRESERVE);
+		assert_errno(snp_start(vm, &fw), 0);
+		snp_vm_launch_update(vm);
+		assert_errno(snp_finish(vm, &fw), 0);
+		snp_run_ok(vcpu, snp_resume(vcpu));
+		guest_fill(vcpu, a.gpa + SNP_PRIVATE, a.size, GMEM_SEED(1), 0);
+		TEST_ASSERT_EQ(write(ready[1], "r", 1), 1);
+		__snp_run(vcpu, SNP_OP_SPIN, 0, 0, 0, 0, 0);
+		_exit(1);
+	}
+	/* A child that fails closes the other end. */
+	close(ready[1]);
+	TEST_ASSERT_EQ(read(ready[0], &byte, 1), 1);
+	TEST_ASSERT(nr_assigned(self->vm) >= before + NR_PAGES, "The guest has no pages");
+	kill(pid, SIGKILL);
+	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "Status %#x", status);
+	while (nr_assigned(self->vm) != before)
+		sched_yield();
+	close(ready[0]);
+}
+
+TEST_HARNESS_MAIN
