@@ -66,14 +66,6 @@ static u64 private_gva(snp_fixture *self, u64 page)
 	return gpa(self, page) + SNP_PRIVATE;
 }
 
-#define assert_errno(r, want)							\
-do {										\
-	int __r = (r), __want = (want);						\
-										\
-	TEST_ASSERT(__r == __want, "Wanted errno %d (%s), got %d (%s)", __want,	\
-		    strerror(__want), __r, strerror(__r));			\
-} while (0)
-
 /* What the RMP has for the page, and where; the ASID that it is assigned to. */
 #define assert_rmp(self, page, state)						\
 ({										\

@@ -103,28 +103,12 @@ static volatile u64 *host_word(u64 page, u64 word)
 
 static bool host_read_word(volatile u64 *p, u64 *w)
 {
-	volatile bool ok = false;
-
-	if (!sigsetjmp(gmem_probe_env, 1)) {
-		gmem_probing = 1;
-		*w = *p;
-		ok = true;
-	}
-	gmem_probing = 0;
-	return ok;
+	return gmem_host_can(*w = *p);
 }
 
 static bool host_write_word(volatile u64 *p, u64 w)
 {
-	volatile bool ok = false;
-
-	if (!sigsetjmp(gmem_probe_env, 1)) {
-		gmem_probing = 1;
-		*p = w;
-		ok = true;
-	}
-	gmem_probing = 0;
-	return ok;
+	return gmem_host_can(*p = w);
 }
 
 /* The verdict about one access; before is the state as it was before it. */

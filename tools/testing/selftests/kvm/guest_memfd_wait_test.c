@@ -324,6 +324,22 @@ static void kill_stuck(pid_t vmm, int ready)
 	TEST_ASSERT(!kill(converter, SIGKILL), "The conversion has ended: errno %d", errno);
 }
 
+/* Has another process convert, which is held. Its number goes to @ready. */
+static void hold_another(struct machine *m, int ready)
+{
+	pid_t pid;
+
+	gmem_hold(m->vm, held_gpa(m), PLACE, true);
+	pid = fork();
+	if (!pid) {
+		convert_held(m);
+		_exit(0);
+	}
+	gmem_wait_held(m->vm, held_gpa(m), PLACE);
+	if (write(ready, &pid, sizeof(pid)) != sizeof(pid))
+		_exit(1);
+}
+
 /*
  * A VMM whose vCPU waits for a page can be killed, too. Another process converts, so that
  * only the vCPU can keep the VMM from ending.
@@ -337,18 +353,9 @@ WAIT(guest_faults_can_be_killed)
 	vmm = fork();
 	if (!vmm) {
 		struct machine m;
-		pid_t pid;
 
 		machine_create(&m);
-		gmem_hold(m.vm, held_gpa(&m), PLACE, true);
-		pid = fork();
-		if (!pid) {
-			convert_held(&m);
-			_exit(0);
-		}
-		gmem_wait_held(m.vm, held_gpa(&m), PLACE);
-		if (write(ready[1], &pid, sizeof(pid)) != sizeof(pid))
-			_exit(1);
+		hold_another(&m, ready[1]);
 		__gmem_guest_do(m.vcpus[0], GMEM_OP_READ, m.a.gpa, 1, 0, 0, 0);
 		_exit(0);
 	}
@@ -369,7 +376,6 @@ WAIT(binding_can_be_killed)
 	if (!vmm) {
 		struct kvm_vcpu *vcpus[1];
 		struct machine m;
-		pid_t pid;
 
 		m.vm = gmem_vm_create_emulated(KVM_GMEM_EMULATE_SNP, 0, 1, NPAGES, vcpus);
 		m.a.gpa = GMEM_GPA;
@@ -377,15 +383,7 @@ WAIT(binding_can_be_killed)
 		TEST_ASSERT(!__vm_set_user_memory_region2(m.vm, GMEM_SLOT, KVM_MEM_GUEST_MEMFD,
 							  GMEM_GPA, NPAGES * PS, NULL, m.a.fd, 0),
 			    "The first slot: errno %d", errno);
-		gmem_hold(m.vm, held_gpa(&m), PLACE, true);
-		pid = fork();
-		if (!pid) {
-			convert_held(&m);
-			_exit(0);
-		}
-		gmem_wait_held(m.vm, held_gpa(&m), PLACE);
-		if (write(ready[1], &pid, sizeof(pid)) != sizeof(pid))
-			_exit(1);
+		hold_another(&m, ready[1]);
 		__vm_set_user_memory_region2(m.vm, GMEM_SLOT + 1, KVM_MEM_GUEST_MEMFD,
 					     GMEM_GPA + NPAGES * PS, NPAGES * PS, NULL,
 					     m.a.fd, NPAGES * PS);

@@ -24,8 +24,8 @@
 #include "processor.h"
 #include "test_util.h"
 #include "ucall_common.h"
-#ifdef __x86_64__
 #include "gmem_test.h"
+#ifdef __x86_64__
 #include "svm_util.h"
 #endif
 
@@ -142,14 +142,6 @@ static int map_all(struct kvm_vcpu *vcpu, u64 base, u64 size)
 	} while (left.size && (!r || ((r == EAGAIN || r == EINTR) && --tries)));
 	return r;
 }
-
-#define assert_errno(got, want)							\
-do {										\
-	int __r = (got), __want = (want);					\
-										\
-	TEST_ASSERT(__r == __want, "Wanted errno %d (%s), got %d (%s)", __want,	\
-		    strerror(__want), __r, strerror(__r));			\
-} while (0)
 
 /* The guest's code and page tables, which are not what is looked at. */
 static void map_the_rest(struct kvm_vcpu *vcpu)

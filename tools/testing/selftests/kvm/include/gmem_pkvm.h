@@ -467,12 +467,4 @@ do {										\
 		    (u32)(pattern), __off + __bad);				\
 } while (0)
 
-#define assert_errno(got, want)							\
-do {										\
-	int __r = (got), __want = (want);					\
-										\
-	TEST_ASSERT(__r == __want, "Wanted errno %d (%s), got %d (%s)", __want,	\
-		    strerror(__want), __r, strerror(__r));			\
-} while (0)
-
 #endif /* SELFTEST_KVM_GMEM_PKVM_H */

@@ -146,14 +146,6 @@ static inline void ctx_launch(struct ctx *x)
 	launch(x->platform, x->vm, x->vcpus, ARRAY_SIZE(x->vcpus));
 }
 
-#define assert_errno(r, want)							\
-do {										\
-	int __r = (r), __want = (want);						\
-										\
-	TEST_ASSERT(__r == __want, "Wanted errno %d (%s), got %d (%s)", __want,	\
-		    strerror(__want), __r, strerror(__r));			\
-} while (0)
-
 /* A request that is refused because of a page. */
 #define refused(x, page, n, to, policy, want, want_page)			\
 do {										\

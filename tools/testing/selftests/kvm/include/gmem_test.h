@@ -163,32 +163,38 @@ static inline void gmem_install_sigbus_handler(void)
 #endif
 }
 
+#define assert_errno(got, want)							\
+do {										\
+	int __r = (got), __want = (want);					\
+										\
+	TEST_ASSERT(__r == __want, "Wanted errno %d (%s), got %d (%s)", __want,	\
+		    strerror(__want), __r, strerror(__r));			\
+} while (0)
+
+/* Whether @access of the host gives no SIGBUS. */
+#define gmem_host_can(access)							\
+({										\
+	volatile bool __ok = false;						\
+										\
+	if (!sigsetjmp(gmem_probe_env, 1)) {					\
+		gmem_probing = 1;						\
+		access;								\
+		__ok = true;							\
+	}									\
+	gmem_probing = 0;							\
+	__ok;									\
+})
+
 /* Read one byte; false if that gave SIGBUS. */
 static inline bool gmem_host_read(const volatile u8 *mem, u8 *val)
 {
-	volatile bool ok = false;
-
-	if (!sigsetjmp(gmem_probe_env, 1)) {
-		gmem_probing = 1;
-		*val = *mem;
-		ok = true;
-	}
-	gmem_probing = 0;
-	return ok;
+	return gmem_host_can(*val = *mem);
 }
 
 /* Write one byte; false if that gave SIGBUS. */
 static inline bool gmem_host_write(volatile u8 *mem, u8 val)
 {
-	volatile bool ok = false;
-
-	if (!sigsetjmp(gmem_probe_env, 1)) {
-		gmem_probing = 1;
-		*mem = val;
-		ok = true;
-	}
-	gmem_probing = 0;
-	return ok;
+	return gmem_host_can(*mem = val);
 }
 
 /* Whether reading and writing the page at @mem both give SIGBUS. */
