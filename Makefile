@@ -52,7 +52,9 @@ setup:
 kernel: setup
 	@$(vm)/kernel $(or $(FLAVOUR),$(if $(filter arm64 aarch64,$(ARCH)),arm64-rust,x86-rust))
 
-demo: setup
+demo:
+	@$(vm)/demo forecast
+	@$(vm)/setup
 	@$(vm)/demo
 
 vmm: setup
