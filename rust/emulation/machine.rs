@@ -30,7 +30,10 @@ use gmem_policy::emulation::rmp::{
     Entry,
     Size, //
 };
-use kernel::prelude::*;
+use kernel::{
+    error::to_result,
+    prelude::*, //
+};
 
 /// The ASID of an SNP guest of the simulated hardware; [`None`] for other VMs.
 pub(super) fn asid(vm: &Vm) -> Option<u32> {
@@ -73,7 +76,7 @@ pub(super) fn ioctl(vm: &Vm, asid: u32, arg: UserPointer) -> Result {
                 return Err(EINVAL);
             }
             // SAFETY: Whatever the numbers are.
-            unsafe { bindings::snp_sim_fail_command(command, status.into(), times) }
+            to_result(unsafe { bindings::snp_sim_fail_command(command, status.into(), times) })?;
         }
         _ => return Err(EINVAL),
     }

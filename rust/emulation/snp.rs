@@ -202,9 +202,10 @@ pub(super) mod table {
     /// RMPUPDATE.
     pub(in super::super) fn update(pfn: u64, entry: Entry) -> Result<(), Code> {
         let mut rmp = RMP.lock();
-        rmp.strike(pfn, Instruction::Update(entry).operation())
+        let operation = Instruction::Update(entry).operation();
+        rmp.strike(pfn, operation)
             // The kernel shows a stack then, which is nobody's bug.
-            .inspect_err(|_| pr_info!("emulation: a test has RMPUPDATE fail\n"))?;
+            .inspect_err(|_| pr_warn!("emulation: a test has {operation:?} fail\n"))?;
         rmp::update(&mut *rmp, pfn, entry)
     }
 

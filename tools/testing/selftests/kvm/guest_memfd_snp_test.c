@@ -286,6 +286,29 @@ static struct kvm_vcpu *running(snp_fixture *self)
 	return self->vcpus[0];
 }
 
+/*
+ * A page of the other kind of file, which KVM's hooks give to the guest when it
+ * touches the page; see the end of a VM for who takes it back.
+ */
+SNP_TEST(file_that_does_not_convert)
+{
+	gpa_t at = OFF(1023);
+	u64 gva = private_gva(self, NR_PAGES);
+	struct kvm_gmem_emulate q;
+	struct kvm_vcpu *vcpu;
+
+	snp_map(self->vm, gva, at, PG, true);
+	vcpu = running(self);
+	vm_mem_set_private(self->vm, at, PG);
+	gmem_query(self->vm, at, &q);
+	TEST_ASSERT_EQ(q.value[0], KVM_GMEM_EMULATE_STATE_NONE);
+	guest_fill(vcpu, gva, PG, GMEM_SEED(1), 0);
+	gmem_query(self->vm, at, &q);
+	TEST_ASSERT_EQ(q.value[0], KVM_GMEM_EMULATE_STATE_ASSIGNED);
+	TEST_ASSERT_EQ(q.value[1], at >> PAGE_SHIFT);
+	guest_assert(vcpu, gva, PG, GMEM_SEED(1), 0);
+}
+
 static void check_page_state_changes(snp_fixture *self, enum snp_op op, u64 n)
 {
 	struct kvm_vcpu *vcpu = running(self);
@@ -701,6 +724,182 @@ SNP_TEST(firmware_fails_to_flush)
 	vm = vm_create_barebones_type(KVM_X86_SNP_VM);
 	assert_errno(snp_command(vm, KVM_SEV_INIT2, &init, &status), 0);
 	kvm_vm_free(vm);
+}
+
+/* A command that is ordered to fail does so, and one that no longer is does not. */
+SNP_TEST(firmware_fails_as_ordered)
+{
+	u32 status;
+
+	snp_inject(self->vm, SNP_GCTX_CREATE, RESOURCE_LIMIT, 1);
+	snp_inject(self->vm, SNP_LAUNCH_START, RESOURCE_LIMIT, 2);
+	assert_errno(snp_start(self->vm, &status), ENOTTY);
+	assert_errno(snp_start(self->vm, &status), EIO);
+	snp_inject(self->vm, SNP_LAUNCH_START, RESOURCE_LIMIT, 0);
+	start(self);
+}
+
+/* --- Pages that the platform keeps --------------------------------------------------- */
+
+/* RMPUPDATE fails, and what the launch has not given to the guest is not the guest's. */
+SNP_TEST(rmpupdate_fails_to_launch)
+{
+	u32 status;
+
+	start(self);
+	make_private(self, 0, 3);
+	/* The first time the page before it hides the error. */
+	gmem_inject(self->vm, gpa(self, 1), KVM_GMEM_EMULATE_FAIL_ASSIGN,
+		    KVM_GMEM_EMULATE_ERROR_INPUT, 2);
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_ZERO, gpa(self, 0), OFF(3), NULL,
+				&status), EIO);
+	assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_VALIDATED);
+	assert_rmp(self, 1, KVM_GMEM_EMULATE_STATE_NONE);
+	assert_rmp(self, 2, KVM_GMEM_EMULATE_STATE_NONE);
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_ZERO, gpa(self, 1), OFF(2), NULL,
+				&status), 0);
+	assert_rmp(self, 1, KVM_GMEM_EMULATE_STATE_VALIDATED);
+	finish(self);
+}
+
+/* The guest's access fails, and can be tried again. */
+SNP_TEST(rmpupdate_fails_a_fault)
+{
+	struct kvm_vcpu *vcpu = running(self);
+
+	make_private(self, 0, 1);
+	gmem_inject(self->vm, gpa(self, 0), KVM_GMEM_EMULATE_FAIL_ASSIGN,
+		    KVM_GMEM_EMULATE_ERROR_INPUT, 1);
+	TEST_ASSERT_EQ(__snp_run(vcpu, SNP_OP_WRITE, private_gva(self, 0), 1, 0, 0, 7), -EIO);
+	assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_NONE);
+	snp_run_ok(vcpu, snp_resume(vcpu));
+	assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_ASSIGNED);
+}
+
+/* Ends a VM that has died with pages that nobody gets any more, and counts them. */
+static void assert_lost(snp_fixture *self, u64 before, u64 lost)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *other;
+	struct gmem_area a;
+
+	TEST_ASSERT_EQ(gmem_ioctl(self->vm->fd, KVM_CHECK_EXTENSION, (void *)0), EIO);
+	kvm_munmap(self->a.hva, self->a.size);
+	kvm_close(self->a.fd);
+	kvm_vm_free(self->vm);
+
+	other = snp_vm_create(1, NR_PAGES, &vcpu);
+	snp_area_create(&a, other, OFF(NR_PAGES));
+	TEST_ASSERT_EQ(nr_assigned(other), before + lost);
+	self->vm = other;
+	self->a = a;
+}
+
+/* The page cannot be taken back: the VM is dead, and neither the host nor a guest gets the page. */
+SNP_TEST(rmpupdate_fails_to_take_back)
+{
+	u64 before = nr_assigned(self->vm), eo;
+	struct kvm_vcpu *vcpu = running(self);
+
+	make_private(self, 0, 3);
+	guest_fill(vcpu, private_gva(self, 0), OFF(3), GMEM_SEED(1), 0);
+	gmem_inject(self->vm, gpa(self, 1), KVM_GMEM_EMULATE_FAIL_UNASSIGN,
+		    KVM_GMEM_EMULATE_ERROR_PERMISSION, 1000);
+	assert_errno(gmem_set(self->a.fd, 0, OFF(3), GMEM_SHARED, GMEM_PRESERVE, &eo), EIO);
+	TEST_ASSERT_EQ(eo, OFF(1));
+	gmem_host_assert_refused(self->a.hva + OFF(1), PG);
+	assert_lost(self, before, 1);
+}
+
+/* Firmware does not give a page back that it was to launch with. */
+SNP_TEST(firmware_keeps_a_page)
+{
+	u64 before = nr_assigned(self->vm), eo;
+	u32 status;
+
+	start(self);
+	make_private(self, 0, 2);
+	snp_inject(self->vm, SNP_LAUNCH_UPDATE, RESOURCE_LIMIT, 1);
+	snp_inject(self->vm, SNP_PAGE_RECLAIM, RESOURCE_LIMIT, 1);
+	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa(self, 1), PG, NULL,
+				&status), EIO);
+	TEST_ASSERT_EQ(status, RESOURCE_LIMIT);
+	assert_errno(gmem_set(self->a.fd, 0, OFF(2), GMEM_SHARED, GMEM_PRESERVE, &eo), EIO);
+	gmem_host_assert_refused(self->a.hva + OFF(1), PG);
+	assert_lost(self, before, 1);
+}
+
+/* How many SNP VMs there can be beside those that there are. */
+static u32 nr_asids(void)
+{
+	struct kvm_sev_init init = {};
+	struct kvm_vm *vms[8];
+	u32 i, n, status;
+	int r = 0;
+
+	for (n = 0; n < ARRAY_SIZE(vms) && !r; n++) {
+		vms[n] = vm_create_barebones_type(KVM_X86_SNP_VM);
+		r = snp_command(vms[n], KVM_SEV_INIT2, &init, &status);
+	}
+	for (i = 0; i < n; i++)
+		kvm_vm_free(vms[i]);
+	assert_errno(r, EBUSY);
+	return n - 1;
+}
+
+/* Firmware does not end a guest: its pages are the host's again, its ASID is not used again. */
+SNP_TEST(firmware_keeps_a_guest)
+{
+	u64 before = nr_assigned(self->vm);
+	u32 asids = nr_asids(), status;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct gmem_area a;
+
+	vm = snp_vm_create(1, NR_PAGES, &vcpu);
+	snp_area_create(&a, vm, OFF(NR_PAGES));
+	assert_errno(snp_start(vm, &status), 0);
+	gmem_convert(a.fd, 0, a.size, GMEM_PRIVATE, GMEM_PRESERVE);
+	assert_errno(snp_update(vm, KVM_SEV_SNP_PAGE_TYPE_ZERO, a.gpa, a.size, NULL, &status), 0);
+	snp_inject(self->vm, SNP_DECOMMISSION, RESOURCE_LIMIT, 1);
+	kvm_munmap(a.hva, a.size);
+	kvm_close(a.fd);
+	kvm_vm_free(vm);
+
+	TEST_ASSERT_EQ(nr_assigned(self->vm), before);
+	TEST_ASSERT_EQ(nr_asids(), asids - 1);
+	start(self);
+	finish(self);
+	snp_run_ok(self->vcpus[0], snp_resume(self->vcpus[0]));
+}
+
+/* Firmware does not give back pages of its own for a guest that is gone: the next has others. */
+SNP_TEST(firmware_keeps_its_pages)
+{
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	u32 status;
+
+	vm = snp_vm_create(1, NR_PAGES, &vcpu);
+	assert_errno(snp_start(vm, &status), 0);
+	snp_inject(self->vm, SNP_PAGE_RECLAIM, RESOURCE_LIMIT, ~0ULL);
+	kvm_vm_free(vm);
+	snp_inject(self->vm, SNP_PAGE_RECLAIM, RESOURCE_LIMIT, 0);
+	start(self);
+	finish(self);
+	snp_run_ok(self->vcpus[0], snp_resume(self->vcpus[0]));
+}
+
+/* The host writes no page before the guest has lost it. */
+SNP_TEST(zeroed_when_given_up)
+{
+	struct kvm_vcpu *vcpu = running(self);
+
+	make_private(self, 0, 4);
+	guest_fill(vcpu, private_gva(self, 0), OFF(2), GMEM_SEED(1), 0);
+	gmem_convert(self->a.fd, 0, OFF(4), GMEM_SHARED, GMEM_ZERO);
+	gmem_host_assert(self->a.hva, OFF(4), 0, 0);
+	guest_assert(vcpu, gpa(self, 0), OFF(4), 0, 0);
 }
 
 /* The process is killed while its guest runs: all that was the guest's is taken back. */
