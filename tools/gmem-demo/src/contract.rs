@@ -158,6 +158,11 @@ pub struct Platform {
 }
 
 impl Platform {
+    /// Whether the guest says by each address which kind of memory it means.
+    pub fn guest_means_kinds(&self) -> bool {
+        self.model == Some(emulation::Platform::MirroredTdx)
+    }
+
     /// Whether a guest that runs can ask for what `line` is about. One that shares its pages itself
     /// has to have them, and nothing to share that is shared.
     pub fn guest_asks(&self, line: &Line) -> bool {

@@ -8,6 +8,7 @@ use crate::{
         Platform,
         Scramble,
         EMULATED,
+        NOT_SHOWN,
         REAL, //
     },
     grid,
@@ -247,6 +248,10 @@ pub fn all(options: &Options) -> Result<(), Failure> {
         } else {
             println!("not shown: this kernel has no model of it (CONFIG_KVM_GMEM_EMULATION)");
         }
+    }
+    if let Some((name, why)) = NOT_SHOWN {
+        section(name);
+        println!("{why}");
     }
     tally.conclude()
 }

@@ -78,6 +78,7 @@ const GUEST_BASE: u64 = 0x100000;
 const CODE: u64 = SLOT.start;
 const STACK_TOP: u64 = SLOT.start + 2 * PAGE;
 const REPORT: Range<u64> = SLOT.start + 2 * PAGE..SLOT.start + 6 * PAGE;
+const TABLES: u64 = SLOT.start + 6 * PAGE;
 const FREE: u64 = SLOT.start + 16 * PAGE;
 
 /// How often a conversion is tried that is refused with `EAGAIN`.
@@ -130,7 +131,7 @@ impl Machine {
         let machine = Self {
             platform,
             emulation,
-            vcpu: arch::make_vcpu(kvm, vm, address(CODE), address(STACK_TOP))
+            vcpu: arch::make_vcpu(kvm, vm, platform, address(CODE), address(STACK_TOP))
                 .map_err(|error| format!("making the vCPU: {error}"))?,
             slot,
             regions,
@@ -455,8 +456,30 @@ impl Machine {
             .map_err(|_| format!("{range:x?} is beyond what a command can say"))
     }
 
+    /// Does for a guest that says by each address which kind of memory it means what its kernel
+    /// would: from here on it means what the file says.
+    fn follow_kinds(&self) -> Result<()> {
+        if !self.platform.guest_means_kinds() {
+            return Ok(());
+        }
+        let mut private = Vec::new();
+        let mut at = SLOT.start;
+        while at < SLOT.end {
+            let (run, visibility) = self.state_at(at)?;
+            let end = run.end.min(SLOT.end);
+            let pages = (at..end).step_by(PAGE as usize);
+            private.extend(pages.map(|_| visibility == Visibility::Private));
+            at = end;
+        }
+        self.host_write(
+            TABLES,
+            &arch::page_tables(address(TABLES), GUEST_BASE, &private),
+        )
+    }
+
     /// Runs the guest until it has done a command.
     fn command(&mut self, command: u32, a: u32, b: u32, c: u32) -> Result<u32> {
+        self.follow_kinds()?;
         let words = [command, a, b, c];
         let mut words = words.iter();
         loop {

@@ -77,6 +77,7 @@ fn numbers_are_those_of_the_header() {
         KVM_CAP_GMEM_EMULATION,
         KVM_GMEM_EMULATE_SNP,
         KVM_GMEM_EMULATE_TDX,
+        KVM_GMEM_EMULATE_TDX_MIRROR,
         KVM_GMEM_EMULATE_REMOVE_ZEROES,
         KVM_GMEM_EMULATION_KEY,
         KVM_GMEM_EMULATE,

@@ -103,6 +103,8 @@ pub const KVM_CAP_GMEM_EMULATION: c_ulong = 0x10004;
 pub const KVM_GMEM_EMULATE_SNP: u64 = 1;
 /// Intel TDX.
 pub const KVM_GMEM_EMULATE_TDX: u64 = 2;
+/// Intel TDX, whose guests say by an address which kind of memory they mean.
+pub const KVM_GMEM_EMULATE_TDX_MIRROR: u64 = 3;
 /// A page that is removed from an emulated TDX guest is zeroed.
 pub const KVM_GMEM_EMULATE_REMOVE_ZEROES: u64 = 1 << 0;
 /// What the other side of an emulated platform sees each word combined with, by exclusive or.

@@ -33,6 +33,9 @@ pub enum Platform {
         /// Whether a page reads as zeroes when it has been removed from the guest.
         removal_zeroes: bool,
     },
+    /// Intel TDX once more, under KVM's mirrored page table. Bit 39 of an address says that the
+    /// guest means shared memory, its code and page tables included, and the launch needs a vCPU.
+    MirroredTdx,
 }
 
 impl Platform {
@@ -40,6 +43,7 @@ impl Platform {
         match self {
             Self::Snp => abi::KVM_GMEM_EMULATE_SNP,
             Self::Tdx { .. } => abi::KVM_GMEM_EMULATE_TDX,
+            Self::MirroredTdx => abi::KVM_GMEM_EMULATE_TDX_MIRROR,
         }
     }
 
@@ -163,7 +167,7 @@ fn update(platform: Platform, page: Page, guest: &Range<u64>) -> Emulate {
         op: abi::KVM_GMEM_EMULATE_OP_LAUNCH_UPDATE,
         page_type: match (platform, page) {
             // There all pages are alike.
-            (Platform::Tdx { .. }, Page::Normal) => 0,
+            (Platform::Tdx { .. } | Platform::MirroredTdx, Page::Normal) => 0,
             (_, Page::Normal) => abi::KVM_GMEM_EMULATE_PAGE_NORMAL,
             (_, Page::Zero) => abi::KVM_GMEM_EMULATE_PAGE_ZERO,
             (_, Page::Cpuid) => abi::KVM_GMEM_EMULATE_PAGE_CPUID,
@@ -214,6 +218,8 @@ mod tests {
         assert_eq!((Platform::Snp.number(), Platform::Snp.flags()), (1, 0));
         assert_eq!((TDX.number(), TDX.flags()), (2, 0));
         assert_eq!((zeroes.number(), zeroes.flags()), (2, 1));
+        let mirrored = Platform::MirroredTdx;
+        assert_eq!((mirrored.number(), mirrored.flags()), (3, 0));
     }
 
     #[test]
@@ -225,7 +231,9 @@ mod tests {
             (operation.gpa, operation.size, operation.uaddr),
             (0x1000, 0x2000, 0)
         );
-        assert_eq!(update(TDX, Page::Normal, &(0..0)).page_type, 0);
+        for platform in [TDX, Platform::MirroredTdx] {
+            assert_eq!(update(platform, Page::Normal, &(0..0)).page_type, 0);
+        }
         // It knows no such pages, and it is the kernel's business to say so.
         assert_eq!(update(TDX, Page::Cpuid, &(0..0)).page_type, 6);
     }

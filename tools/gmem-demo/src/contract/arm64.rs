@@ -81,3 +81,6 @@ pub const REAL: Platform = Platform {
 
 /// There are no models.
 pub const EMULATED: [Platform; 0] = [];
+
+/// What is not shown, and why.
+pub const NOT_SHOWN: Option<(&str, &str)> = None;

@@ -7,7 +7,10 @@ use super::{
     Event,
     PAGE, //
 };
-use crate::guest;
+use crate::{
+    contract::Platform,
+    guest, //
+};
 use kvm_bindings::kvm_vcpu_init;
 use kvm_ioctls::{
     Error,
@@ -63,8 +66,19 @@ pub fn next_event(vcpu: &mut VcpuFd) -> Result<Event<'_>, Error> {
     })
 }
 
+/// Nothing: no guest here says by an address which kind of memory it means.
+pub fn page_tables(_tables: u64, _base: u64, _private: &[bool]) -> [u8; 0] {
+    []
+}
+
 /// A vCPU with the page that ends at `table_end` as its page table.
-pub fn make_vcpu(_kvm: &Kvm, vm: &VmFd, entry: u64, table_end: u64) -> Result<VcpuFd, Error> {
+pub fn make_vcpu(
+    _kvm: &Kvm,
+    vm: &VmFd,
+    _platform: &Platform,
+    entry: u64,
+    table_end: u64,
+) -> Result<VcpuFd, Error> {
     let vcpu = vm.create_vcpu(0)?;
     // Protected VMs are not asked for their preferred target.
     let mut init = kvm_vcpu_init {
