@@ -9,6 +9,7 @@
  * unless a subtest is about larger ones.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -946,6 +947,99 @@ VM_TEST(against_conversion_on_mirror)
 }
 
 #endif /* __x86_64__ */
+
+/* A VM whose memory is a file that does not convert, with all pages in use. */
+static int file_ctx_create(struct ctx *x)
+{
+	int fd, r;
+
+	x->vm = vm_create_with_one_vcpu(&x->vcpu, guest_code);
+	fd = vm_create_guest_memfd(x->vm, NPAGES * PG,
+				   GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED);
+	/* All in one page table of the host. */
+	x->hva = kvm_mmap(2 * SZ_2M, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	x->hva = mmap((void *)align_up((unsigned long)x->hva, SZ_2M), NPAGES * PG,
+		      PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	TEST_ASSERT(x->hva != MAP_FAILED, "mmap(): errno %d", errno);
+	r = __vm_set_user_memory_region2(x->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, NPAGES * PG,
+					 x->hva, fd, 0);
+	TEST_ASSERT(!r, "The memslot: errno %d", errno);
+	memset(x->hva, 0x5a, NPAGES * PG);
+	virt_map(x->vm, GPA, GPA, NPAGES * (PG / x->vm->page_size));
+	run_to_sync(x->vcpu);
+	return fd;
+}
+
+static void file_ctx_destroy(struct ctx *x, int fd)
+{
+	kvm_vm_free(x->vm);
+	kvm_munmap(x->hva, NPAGES * PG);
+	kvm_close(fd);
+}
+
+/* A guest that goes through pages in use takes a fault for each of a few only. */
+VM_TEST(pages_ahead_of_the_guest)
+{
+	u64 faults = NPAGES / 4;
+	struct ctx x;
+	int fd;
+
+	fd = file_ctx_create(&x);
+#ifdef __aarch64__
+	/* On protected hosts EL2 is asked for each page. */
+	if (kvm_check_cap(KVM_CAP_EXIT_HYPERCALL))
+		faults = NPAGES;
+#endif
+	TEST_ASSERT(missing(&x, 0, NPAGES, true) <= faults, "Nothing was mapped ahead");
+	/* A page that was freed does not stay mapped, whoever had it mapped. */
+	TEST_ASSERT(!fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, NPAGES * PG),
+		    "Punching: errno %d", errno);
+	TEST_ASSERT_EQ(missing(&x, 0, NPAGES, false), NPAGES);
+	for (u64 i = 0; i < NPAGES * PG; i += 8)
+		TEST_ASSERT(!*(u64 *)(x.hva + i), "A new page is not zero at %#lx", i);
+	file_ctx_destroy(&x, fd);
+}
+
+/* KVM_MAP_MEMORY maps pages in use, and others among them, and stops at none that is mapped. */
+VM_TEST(pages_in_use_and_others)
+{
+	struct ctx x;
+	int fd;
+
+	fd = file_ctx_create(&x);
+	TEST_ASSERT(!fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 5 * PG, PG),
+		    "Punching: errno %d", errno);
+	TEST_ASSERT(!fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 20 * PG, 3 * PG),
+		    "Punching: errno %d", errno);
+	missing(&x, 9, 1, true);
+	missing(&x, 33, 2, true);
+	assert_errno(map_all(x.vcpu, GPA, NPAGES * PG), 0);
+	TEST_ASSERT_EQ(missing(&x, 0, NPAGES, true), 0);
+	file_ctx_destroy(&x, fd);
+}
+
+/* The same for the host, on a file that does not convert. */
+VM_TEST(pages_ahead_of_the_host)
+{
+	int pagemap = open("/proc/self/pagemap", O_RDONLY);
+	u64 entry, ahead = 0;
+	struct ctx x;
+	int fd;
+
+	TEST_ASSERT(pagemap >= 0, "No pagemap: errno %d", errno);
+	fd = file_ctx_create(&x);
+	TEST_ASSERT(!madvise(x.hva, NPAGES * PG, MADV_DONTNEED), "errno %d", errno);
+	for (u64 i = 0; i < 2; i++)
+		*(volatile u8 *)(x.hva + i * PG) = 1;
+	for (u64 i = 0; i < NPAGES; i++) {
+		TEST_ASSERT_EQ(pread(pagemap, &entry, 8, (unsigned long)(x.hva + i * PG) / PG * 8),
+			       8);
+		ahead += i > 1 && entry >> 63;
+	}
+	TEST_ASSERT_EQ(ahead, 15);
+	kvm_close(pagemap);
+	file_ctx_destroy(&x, fd);
+}
 
 #ifdef __aarch64__
 
