@@ -302,7 +302,8 @@ pub mod entry {
         page: *mut *mut page,
         max_order: *mut c_int,
     ) -> c_int {
-        from_result(|| {
+        // By value: each guest fault comes here.
+        from_result(move || {
             // SAFETY: By the contract of this function.
             let (vm, slot) = unsafe { (Vm::from_raw(kvm), Memslot::from_raw(slot)) };
             let gfn = Gfn::new(gfn);
