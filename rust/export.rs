@@ -308,8 +308,11 @@ pub mod entry {
             let (vm, slot) = unsafe { (Vm::from_raw(kvm), Memslot::from_raw(slot)) };
             let gfn = Gfn::new(gfn);
             let (file, at) = slot.find(gfn)?;
-            let found = T::get_pfn(GuestFault::new(vm, &file, gfn, at))?;
+            let found = T::get_pfn(GuestFault::new(vm, &file, gfn, at).through(slot))?;
             stand_in::all().for_each(|other| other.has_pfn(vm, gfn));
+            if found.max_order != 0 {
+                vm.count_blocks(bindings::GMEM_BLOCK_MAPPED, 1);
+            }
             // SAFETY: By the contract of this function; `max_order` may be NULL.
             unsafe {
                 *pfn = found.pfn.get();
@@ -350,6 +353,45 @@ pub mod entry {
         let pfns = unsafe { core::slice::from_raw_parts_mut(pfns.cast(), room) };
         // CAST: No more than `nr`.
         GuestFault::new(vm, &file, gfn, at).in_use(pfns) as c_int
+    }
+
+    /// # Safety
+    ///
+    /// The pointers are valid, `pfn` for writes; SRCU is held. Any context.
+    pub unsafe fn max_order<T: GuestMemfd>(
+        kvm: *mut kvm,
+        slot: *const kvm_memory_slot,
+        gfn: u64,
+        pfn: *mut u64,
+    ) -> c_int {
+        // SAFETY: By the contract of this function.
+        let (vm, slot) = unsafe { (Vm::from_raw(kvm), Memslot::from_raw(slot.cast_mut())) };
+        let gfn = Gfn::new(gfn);
+        let Ok((file, at)) = slot.find(gfn) else {
+            return 0;
+        };
+        let Some(page) = T::in_use(&GuestFault::new(vm, &file, gfn, at).through(slot)) else {
+            return 0;
+        };
+        // SAFETY: By the contract of this function.
+        unsafe { *pfn = page.pfn.get() };
+        page.max_order.into()
+    }
+
+    /// # Safety
+    ///
+    /// The pointers are valid; SRCU is held.
+    pub unsafe fn allocate_block<T: GuestMemfd>(
+        kvm: *mut kvm,
+        slot: *mut kvm_memory_slot,
+        gfn: u64,
+    ) {
+        // SAFETY: By the contract of this function.
+        let (vm, slot) = unsafe { (Vm::from_raw(kvm), Memslot::from_raw(slot)) };
+        let gfn = Gfn::new(gfn);
+        if let Ok((file, at)) = slot.find(gfn) {
+            T::allocate_block(&GuestFault::new(vm, &file, gfn, at).through(slot));
+        }
     }
 
     /// # Safety
@@ -617,6 +659,27 @@ macro_rules! register_entry_points {
             ) -> c_int {
                 // SAFETY: The contract is the same.
                 unsafe { entry::pages_in_use(kvm, slot, gfn, nr, pfns) }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_max_order(
+                kvm: *mut entry::kvm,
+                slot: *const entry::kvm_memory_slot,
+                gfn: u64,
+                pfn: *mut u64,
+            ) -> c_int {
+                // SAFETY: The contract is the same.
+                unsafe { entry::max_order::<Implementation>(kvm, slot, gfn, pfn) }
+            }
+
+            #[no_mangle]
+            pub unsafe extern "C" fn kvm_gmem_allocate_large(
+                kvm: *mut entry::kvm,
+                slot: *mut entry::kvm_memory_slot,
+                gfn: u64,
+            ) {
+                // SAFETY: The contract is the same.
+                unsafe { entry::allocate_block::<Implementation>(kvm, slot, gfn) }
             }
 
             #[no_mangle]

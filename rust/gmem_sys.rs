@@ -44,6 +44,7 @@ pub mod mm {
 pub mod fs {
     pub mod address_space;
     pub(crate) mod binding;
+    pub mod block;
     pub(crate) mod debugfs;
     pub mod fault;
     pub mod file;

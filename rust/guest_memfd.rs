@@ -50,6 +50,14 @@ pub trait GuestMemfd: Sized + 'static {
     /// A guest fault. Called inside SRCU; sleeps.
     fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>>;
 
+    /// What such a fault would get if the page is in use, and no platform has a part in it. Any
+    /// context.
+    fn in_use<'a>(fault: &GuestFault<'a>) -> Option<GuestPage<'a>>;
+
+    /// Allocates what is wanted from a page on, as much as a large mapping has. Called inside SRCU;
+    /// sleeps.
+    fn allocate_block(fault: &GuestFault<'_>);
+
     /// Fills pages before launch; returns how many were. Called with slots_lock held.
     fn populate(populate: &Populate<'_>) -> Result<u64>;
 

@@ -53,7 +53,6 @@ void gmem_drains_lock(void);
 void gmem_drains_unlock(void);
 pgoff_t gmem_folio_index(struct folio *folio);
 unsigned long gmem_folio_nr_pages(struct folio *folio);
-unsigned int gmem_folio_order(struct folio *folio);
 struct page *gmem_folio_file_page(struct folio *folio, pgoff_t index);
 kvm_pfn_t gmem_page_pfn(struct page *page);
 kvm_pfn_t gmem_folio_pfn(struct folio *folio);
@@ -85,6 +84,18 @@ enum {
 };
 u32 gmem_mapping_pfn(struct address_space *mapping, pgoff_t index, u64 *pfn);
 int gmem_mapping_pfns(struct address_space *mapping, pgoff_t index, int nr, u64 *pfns);
+enum { GMEM_BLOCK_ORDER = PMD_ORDER };
+/* What becomes of blocks, as the VM's statistics have it. */
+enum {
+	GMEM_BLOCK_MADE,
+	GMEM_BLOCK_OCCUPIED,
+	GMEM_BLOCK_NO_MEMORY,
+	GMEM_BLOCK_POLICY,
+	GMEM_BLOCK_MAPPED,
+	GMEM_BLOCK_SPLIT,
+};
+bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, u64 *pfn);
+u32 gmem_mapping_add_block(struct address_space *mapping, pgoff_t index);
 bool gmem_mapping_next(struct address_space *mapping, pgoff_t *index, pgoff_t last);
 bool gmem_mapping_held(struct address_space *mapping, pgoff_t *index, pgoff_t last);
 bool gmem_mapping_missing(struct address_space *mapping, pgoff_t *index, pgoff_t last);
@@ -139,6 +150,8 @@ void gmem_vm_slots_lock(struct kvm *kvm);
 void gmem_vm_slots_unlock(struct kvm *kvm);
 void gmem_vm_assert_slots_lock(struct kvm *kvm);
 void gmem_vm_flush_remote_tlbs(struct kvm *kvm);
+bool gmem_vm_has_large(struct kvm *kvm);
+int gmem_vm_split(struct kvm *kvm, struct kvm_gfn_range *range);
 bool gmem_vm_zap(struct kvm *kvm, struct kvm_gfn_range *range);
 void gmem_vm_take_back(struct kvm *kvm, gfn_t start, gfn_t end);
 bool gmem_vm_retire(struct kvm *kvm, gfn_t start, gfn_t end);
@@ -159,6 +172,7 @@ bool gmem_vm_launched(struct kvm *kvm);
 void gmem_vm_kill(struct kvm *kvm);
 void gmem_vm_count_conversion(struct kvm *kvm, bool to_private, u64 policy, u64 pages, u64 zeroed);
 void gmem_vm_count_busy(struct kvm *kvm);
+void gmem_vm_count_blocks(struct kvm *kvm, u32 what, u64 nr);
 void gmem_vm_count_unsupported(struct kvm *kvm);
 void gmem_vm_note_locked(struct kvm *kvm, u64 ns);
 struct dentry *gmem_vm_debugfs_file(struct kvm *kvm, const char *name, void *data,
@@ -180,6 +194,7 @@ void gmem_trace_convert_end(u64 ino, u64 offset, u64 size, bool to_private, u64 
 			    u64 converted, u64 runs, u64 zeroed, u64 scrambled, int result,
 			    u64 error_offset);
 void gmem_trace_busy(struct folio *folio, u32 unexplained, int drained);
+void gmem_trace_split(u64 ino, struct kvm *kvm, u64 start, u64 end);
 void gmem_trace_zap(u64 ino, struct kvm *kvm, u64 start, u64 end, u32 kinds);
 void gmem_trace_guest_fault(u64 ino, u64 offset, u64 gfn, bool is_private, bool first_use);
 void gmem_trace_host_fault(u64 ino, u64 offset, bool first_use);

@@ -551,6 +551,12 @@ mod caller {
                 .stable(|stable| fault.serve(stable, |_| fails().map(|()| u8::MAX)))
         }
 
+        fn in_use<'a>(fault: &GuestFault<'a>) -> Option<GuestPage<'a>> {
+            fault.serve_in_use(|_| u8::MAX)
+        }
+
+        fn allocate_block(_fault: &GuestFault<'_>) {}
+
         fn populate(_populate: &Populate<'_>) -> Result<u64> {
             Err(ENOTTY)
         }
@@ -599,7 +605,7 @@ mod caller {
     }
 
     #[test]
-    fn mapping_is_no_larger_than_the_folio() -> Result {
+    fn mapping_is_small_without_a_block() -> Result {
         let vm = TestVm::new()?;
         let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
             return Ok(());

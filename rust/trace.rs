@@ -86,6 +86,14 @@ events! {
         drained: i32,
     ) = __tracepoint_kvm_gmem_busy, gmem_trace_busy;
 
+    /// Large guest mappings are split at the ends of guest frames: inode, VM, guest frames.
+    pub(crate) fn split(
+        ino: u64,
+        vm: *mut bindings::kvm,
+        start: u64,
+        end: u64,
+    ) = __tracepoint_kvm_gmem_split, gmem_trace_split;
+
     /// Guest mappings are taken away: inode, VM, guest frames, kinds.
     pub(crate) fn zap(
         ino: u64,

@@ -42,7 +42,7 @@ pub(crate) fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Re
     if mode & PUNCH_HOLE != 0 {
         punch_hole(inode, offset, len)?;
     } else {
-        allocate(inode, offset, len)?;
+        allocate(file, offset, len)?;
     }
     file.modified();
     Ok(())
@@ -64,8 +64,10 @@ fn punch_hole(inode: &GmemInode, offset: u64, len: u64) -> Result {
     })
 }
 
-/// The folios are not marked up to date: they are zeroed at their first use.
-fn allocate(inode: &GmemInode, offset: u64, len: u64) -> Result {
+/// The folios are not marked up to date: they are zeroed at their first use. All of the range is
+/// asked for, so that as much as a large mapping has is in one piece where that can be had.
+fn allocate(file: &GmemFile, offset: u64, len: u64) -> Result {
+    let inode = file.inode();
     let range = inode.geometry().range(offset, len).ok_or(EINVAL)?;
 
     inode.locked_shared(|guard| {
@@ -74,7 +76,7 @@ fn allocate(inode: &GmemInode, offset: u64, len: u64) -> Result {
             if signal_pending() {
                 return Err(EINTR);
             }
-            rest = guard.allocate(&range)?;
+            rest = guard.allocate(file.vm(), &range)?;
             reschedule();
         }
         Ok(())

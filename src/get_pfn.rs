@@ -4,6 +4,7 @@
 
 use crate::platform;
 use gmem_sys::{
+    fs::block,
     kvm::fault::{
         GuestFault,
         GuestPage, //
@@ -27,7 +28,7 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
     let (vm, inode, gfn, at) = (fault.vm(), fault.inode(), fault.gfn(), fault.at());
     let on = fault.platform();
 
-    if let Some(page) = fault.serve_in_use() {
+    if let Some(page) = in_use(&fault) {
         trace::guest_fault(move || {
             let is_private = inode.visibility(at) == Visibility::Private;
             let offset = inode.offset_of(at);
@@ -45,7 +46,26 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
                 let offset = inode.offset_of(at);
                 (inode.number(), offset, gfn.get(), is_private, first_use)
             });
-            Ok(platform::max_mapping_order(on, at, stable, folio.order()))
+            let of = || stable.visibility(at);
+            Ok(platform::max_mapping_order(on, of, block::ORDER))
         })
     })
+}
+
+/// What the fault would get if the page is in use, and no platform has a part in it. Any context.
+#[inline]
+pub(crate) fn in_use<'a>(fault: &GuestFault<'a>) -> Option<GuestPage<'a>> {
+    let on = fault.platform();
+
+    fault.serve_in_use(|of| platform::max_mapping_order(on, || of, block::ORDER))
+}
+
+/// Allocates in one piece what KVM_MAP_MEMORY wants from the page of the fault on, if it may be
+/// mapped large.
+pub(crate) fn allocate_block(fault: &GuestFault<'_>) {
+    let of = || fault.inode().visibility(fault.at());
+
+    if platform::max_mapping_order(fault.platform(), of, block::ORDER) == block::ORDER {
+        fault.allocate_block();
+    }
 }

@@ -101,6 +101,14 @@ impl GuestMemfd for Gmem {
         get_pfn::get_pfn(fault)
     }
 
+    fn in_use<'a>(fault: &GuestFault<'a>) -> Option<GuestPage<'a>> {
+        get_pfn::in_use(fault)
+    }
+
+    fn allocate_block(fault: &GuestFault<'_>) {
+        get_pfn::allocate_block(fault)
+    }
+
     fn populate(populate: &Populate<'_>) -> Result<u64> {
         populate::populate(populate)
     }

@@ -63,7 +63,6 @@ use gmem_types::{
         Base,
         Platform, //
     },
-    range::PageIndex,
     visibility::Visibility, //
 };
 use kernel::prelude::*;
@@ -191,22 +190,17 @@ pub(crate) fn make_private(
     }
 }
 
-/// How large a mapping of the page at `at` may be, in a folio of 2 to the power of `order` pages.
-///
-/// A folio of one page needs no look at the attributes. All folios have one page today.
+/// How large a mapping may be of pages that are all what `of` returns, of memory that allows 2 to
+/// the power of `order` pages.
 #[inline]
 pub(crate) fn max_mapping_order(
     platform: Option<Platform>,
-    at: PageIndex,
-    stable: &Stable<'_>,
+    of: impl FnOnce() -> Visibility,
     order: u8,
 ) -> u8 {
-    if order == 0 {
-        return 0;
-    }
     match select(platform) {
         None => order,
-        Some(vendor) => order.min((vendor.max_mapping_order)(stable.visibility(at))),
+        Some(vendor) => order.min((vendor.max_mapping_order)(of())),
     }
 }
 

@@ -8,11 +8,7 @@
 use crate::{
     bindings,
     fs::{
-        address_space::{
-            InvalidateGuard,
-            Shared,
-            Stable, //
-        },
+        address_space::Stable,
         inode::GmemInode, //
     },
     kvm::vm::{
@@ -36,10 +32,7 @@ use core::{
     }, //
 };
 use gmem_types::{
-    range::{
-        PageIndex,
-        PageRange, //
-    },
+    range::PageIndex,
     visibility::Visibility, //
 };
 use kernel::{
@@ -129,6 +122,19 @@ impl<'a> LockedFolio<'a> {
                 inode,
             }),
         }
+    }
+
+    /// Finds the folio of page `at`, if it is allocated; sleeps.
+    pub(crate) fn find(inode: &'a GmemInode, at: PageIndex) -> Option<Self> {
+        // SAFETY: The mapping of a live inode is valid.
+        let folio = from_err_ptr(unsafe {
+            bindings::gmem_filemap_lock_folio(inode.mapping(), at.get() as usize)
+        });
+        Some(Self {
+            folio: NonNull::new(folio.ok()?)?,
+            at,
+            inode,
+        })
     }
 
     #[inline]
@@ -226,14 +232,6 @@ impl<'a> PreparedFolio<'a> {
     #[inline]
     pub fn is_first_use(&self) -> bool {
         self.first_use
-    }
-
-    /// How many pages it has: 2 to the power of this.
-    #[inline]
-    pub fn order(&self) -> u8 {
-        // SAFETY: The folio is valid.
-        // CAST: Orders are a handful of small numbers.
-        unsafe { bindings::gmem_folio_order(self.folio.as_ptr()) as u8 }
     }
 
     /// The page that it was got for, if that is private and stays so: the host has no mapping of
@@ -353,29 +351,5 @@ impl PrivatePage<'_> {
         }
         // SAFETY: The page is the folio's, and the bytes are the page's.
         Ok(unsafe { bindings::gmem_page_cmpxchg(self.0.page(), offset, len, old, new) })
-    }
-}
-
-impl InvalidateGuard<'_, Shared> {
-    /// Allocates the folio of the first page of `range` that has none. It is zeroed at its first
-    /// use. Returns the pages behind, or those from one on that is behind many that have folios.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` behind the end of the file, `ENOMEM`, and what else the page cache returns.
-    pub fn allocate(&self, range: &PageRange) -> Result<Option<PageRange>> {
-        let mapping = self.inode().mapping();
-        let mut at = range.start().get() as usize;
-        let last = range.last().get() as usize;
-        // SAFETY: The mapping is valid.
-        let found = unsafe { bindings::gmem_mapping_missing(mapping, &mut at, last) };
-        // CAST: An index is an unsigned long, which has 64 bits here.
-        let mut next = at as u64;
-        if found {
-            let at = PageIndex::new(next);
-            drop(LockedFolio::get_if_missing(self.inode(), at, true)?);
-            next += 1;
-        }
-        Ok(PageRange::new(PageIndex::new(next), range.end()))
     }
 }

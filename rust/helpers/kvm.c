@@ -85,6 +85,24 @@ struct dentry *gmem_vm_debugfs_file(struct kvm *kvm, const char *name, void *dat
 	return debugfs_create_file(name, 0400, kvm->debugfs_dentry, data, fops);
 }
 
+bool gmem_vm_has_large(struct kvm *kvm)
+{
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_SPLIT
+	return kvm_arch_gmem_has_large(kvm);
+#else
+	return false;
+#endif
+}
+
+int gmem_vm_split(struct kvm *kvm, struct kvm_gfn_range *range)
+{
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_SPLIT
+	return kvm_arch_gmem_split_range(kvm, range);
+#else
+	return 0;
+#endif
+}
+
 bool gmem_vm_zap(struct kvm *kvm, struct kvm_gfn_range *range)
 {
 	bool flush;

@@ -78,11 +78,6 @@ unsigned long gmem_folio_nr_pages(struct folio *folio)
 	return folio_nr_pages(folio);
 }
 
-unsigned int gmem_folio_order(struct folio *folio)
-{
-	return folio_order(folio);
-}
-
 kvm_pfn_t gmem_folio_pfn(struct folio *folio)
 {
 	return folio_pfn(folio);

@@ -450,6 +450,7 @@ impl<'s, 'f> Conversion<'s, 'f, Asked<'s>> {
         let guard = self.work.guard;
         let old = self.work.to().opposite();
 
+        span.split(guard, self.work.changing());
         let zapped = span.zap_pages(Kinds::Only(old), self.work.changing());
         if zapped.is_dead() || span.any_vm(Vm::is_dead) {
             let first = span.first_kept(guard, self.work.to());

@@ -9,6 +9,10 @@ use crate::{
     bindings,
     fs::{
         address_space::Stable,
+        block::{
+            self,
+            Block, //
+        },
         file::GmemFile,
         inode::GmemInode,
         page_cache::{
@@ -16,10 +20,13 @@ use crate::{
             PreparedFolio, //
         }, //
     },
-    kvm::vm::{
-        Gfn,
-        Pfn,
-        Vm, //
+    kvm::{
+        memslot::Memslot,
+        vm::{
+            Gfn,
+            Pfn,
+            Vm, //
+        }, //
     },
     mm::folio::PageRef, //
 };
@@ -47,6 +54,9 @@ pub struct GuestFault<'a> {
     at: PageIndex,
     /// The page was looked for, and has no folio.
     missing: Cell<bool>,
+    /// The slot has all guest frames that a large mapping of the page would show, aligned like the
+    /// pages of the file.
+    fits: bool,
 }
 
 /// A page for a guest. Only a [`GuestFault`] makes one; it cannot be kept for another fault.
@@ -69,7 +79,16 @@ impl<'a> GuestFault<'a> {
             gfn,
             at,
             missing: Cell::new(false),
+            fits: false,
         }
+    }
+
+    /// The same, through `slot`: the mapping may be a large one.
+    #[inline]
+    pub(crate) fn through(self, slot: &Memslot) -> Self {
+        let fits = block::within(self.gfn.get()) == block::within(self.at.get())
+            && slot.has_all_around(self.gfn, block::PAGES);
+        Self { fits, ..self }
     }
 
     /// The VM.
@@ -129,6 +148,43 @@ impl<'a> GuestFault<'a> {
         shared || self.platform() == Some(Platform::SwProtected)
     }
 
+    /// How large a mapping may be that shows `pfn` at the place of the fault, as a power of two in
+    /// pages. Any context.
+    ///
+    /// It is as large as a block, if there is evidence of one, or a single page. So are those of
+    /// memory that a platform has a part in, which is given to it page by page. `allowed` says how
+    /// large the mapping of a block may be whose pages are all private or all shared.
+    #[inline]
+    fn max_order(&self, pfn: Pfn, allowed: impl FnOnce(Visibility) -> u8) -> u8 {
+        // Of pages that are anywhere in memory, hardly one comes further.
+        let aligned = block::within(pfn.get()) == block::within(self.at.get());
+        if !self.fits || !aligned || !self.is_plain() {
+            return 0;
+        }
+        match Block::find(self.inode(), self.at, Reader::from(&rcu::read_lock())) {
+            // There is one size.
+            Some(block)
+                if block.pfn(self.at) == pfn && allowed(block.visibility()) >= block::ORDER =>
+            {
+                block::ORDER
+            }
+            _ => 0,
+        }
+    }
+
+    /// Allocates the pages of the mapping that the fault is the first page of, all of which are
+    /// wanted, as a block, if one mapping could show them; sleeps. If not, or if it cannot be had,
+    /// they are allocated as they are mapped.
+    pub fn allocate_block(&self) {
+        if self.fits && self.is_plain() {
+            // Without the lock the fault fails as well, and says why.
+            let _ = self.inode().locked_shared(|guard| -> Result {
+                guard.allocate_block(self.vm, self.at);
+                Ok(())
+            });
+        }
+    }
+
     /// The frames of pages in use, from that of the fault on, that are all private or all shared, at
     /// this moment; returns how many there are of `pfns`. Any context.
     ///
@@ -165,8 +221,11 @@ impl<'a> GuestFault<'a> {
     /// A page leaves the file, fails, or changes between private and shared inside an invalidation.
     /// KVM has read `mmu_invalidate_seq` before, so it does not map the page if that has happened
     /// since.
+    ///
+    /// `allowed` says how large a mapping of pages may be that are all private or all shared, as a
+    /// power of two in pages.
     #[inline]
-    pub fn serve_in_use(&self) -> Option<GuestPage<'a>> {
+    pub fn serve_in_use(&self, allowed: impl FnOnce(Visibility) -> u8) -> Option<GuestPage<'a>> {
         let inode = self.inode();
         if !self.is_plain() || self.at.get() >= inode.geometry().pages() {
             return None;
@@ -177,10 +236,10 @@ impl<'a> GuestFault<'a> {
             bindings::gmem_mapping_pfn(inode.mapping(), self.at.get() as usize, &mut pfn)
         };
         self.missing.set(found == bindings::GMEM_FOUND_NOTHING);
-        (found == bindings::GMEM_FOUND_IN_USE).then_some(GuestPage {
+        (found == bindings::GMEM_FOUND_IN_USE).then(|| GuestPage {
             pfn: Pfn::new(pfn),
             page: None,
-            max_order: 0,
+            max_order: self.max_order(Pfn::new(pfn), allowed),
             _fault: PhantomData,
         })
     }
@@ -188,7 +247,8 @@ impl<'a> GuestFault<'a> {
     /// Gives the page to KVM, after `f` has seen its folio; sleeps.
     ///
     /// `f` returns how large a mapping it may be a part of, as a power of two in pages. It gets no
-    /// larger than the folio.
+    /// larger than there is evidence for. The first use of a page of a block that is allocated is the
+    /// first use of all of it.
     ///
     /// # Errors
     ///
@@ -200,10 +260,14 @@ impl<'a> GuestFault<'a> {
         f: impl FnOnce(&PreparedFolio<'_>) -> Result<u8>,
     ) -> Result<GuestPage<'a>> {
         let folio = self.folio(stable)?;
-        let max_order = f(&folio)?.min(folio.order());
+        let max_order = f(&folio)?;
+        let first_use = folio.is_first_use();
         let page = folio.into_page();
+        if first_use && self.fits && self.is_plain() {
+            block::prepare_around(stable, self.at);
+        }
         Ok(GuestPage {
-            max_order,
+            max_order: self.max_order(page.pfn(), |_| max_order),
             pfn: page.pfn(),
             page: Some(page),
             _fault: PhantomData,

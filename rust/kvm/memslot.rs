@@ -86,6 +86,17 @@ impl Memslot {
         self.npages().saturating_sub(before) as usize
     }
 
+    /// Whether the slot has all of the `pages` guest frames, a power of two and aligned, that `gfn` is
+    /// one of.
+    #[inline]
+    pub(crate) fn has_all_around(&self, gfn: Gfn, pages: u64) -> bool {
+        let Some(before) = gfn.get().checked_sub(self.base_gfn()) else {
+            return false;
+        };
+        let within = gfn.get() & (pages - 1);
+        before >= within && before - within + pages <= self.npages()
+    }
+
     /// The pages of the file that the slot shows.
     #[inline]
     pub fn file_range(&self) -> Option<PageRange> {

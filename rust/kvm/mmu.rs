@@ -291,6 +291,44 @@ impl<'g> InvalidateSpan<'g> {
         }
     }
 
+    /// Splits the large mappings that one of `ranges` begins or ends within, so that a zap leaves
+    /// guests what is outside of it. Sleeps: it allocates page tables, and where there is no memory
+    /// for one, the mapping stays, and the zap takes all of it.
+    ///
+    /// The lock of the file is evidence that it may: who has the bindings mutex alone, as the
+    /// handling of failed memory, does not wait for memory.
+    pub(crate) fn split(
+        &self,
+        _guard: &InvalidateGuard<'_, Exclusive>,
+        ranges: impl Iterator<Item = PageRange> + Clone,
+    ) {
+        self.for_each_file(|file| {
+            let vm = file.vm();
+            // SAFETY: The VM is valid. What is mapped from here on is small, in the span's range.
+            if !unsafe { bindings::gmem_vm_has_large(vm.as_raw()) } {
+                return;
+            }
+            for pages in ranges.clone() {
+                self.for_each_gfn_range(file, &pages, |slot, start, end| {
+                    let mut range = bindings::kvm_gfn_range {
+                        slot,
+                        start,
+                        end,
+                        ..Default::default()
+                    };
+                    // SAFETY: The VM and the slot are valid, and mmu_lock, which is taken inside,
+                    // is not held. The invalidation that is in progress has the range.
+                    let split = unsafe { bindings::gmem_vm_split(vm.as_raw(), &mut range) };
+                    if split != 0 {
+                        trace::split(|| (self.stable.inode().number(), vm.as_raw(), start, end));
+                        // CAST: One or two.
+                        vm.count_blocks(bindings::GMEM_BLOCK_SPLIT, split as u64);
+                    }
+                });
+            }
+        });
+    }
+
     /// Like [`zap`](Self::zap), but only mappings of `kinds`, and of the pages of `ranges`, as far
     /// as they are in the span's.
     pub(crate) fn zap_pages(
@@ -651,6 +689,7 @@ impl InvalidateGuard<'_, Exclusive> {
             .and_then(|range| self.populated(&range));
         if let Some(range) = range {
             let span = InvalidateSpan::begin(self, range);
+            span.split(self, iter::once(range));
             self.truncate(span.zap());
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What conversions add to the statistics of their VM.
+ * What conversions and large mappings add to the statistics of their VM.
  *
  * They are not atomic, here as anywhere in KVM: of two files that are converted at
  * the same instant one may be missing.
@@ -36,6 +36,32 @@ void gmem_vm_count_conversion(struct kvm *kvm, bool to_private, u64 policy, u64 
 void gmem_vm_count_busy(struct kvm *kvm)
 {
 	kvm->stat.generic.gmem_busy++;
+}
+
+void gmem_vm_count_blocks(struct kvm *kvm, u32 what, u64 nr)
+{
+	struct kvm_vm_stat_generic *stat = &kvm->stat.generic;
+
+	switch (what) {
+	case GMEM_BLOCK_MADE:
+		stat->gmem_blocks_made += nr;
+		break;
+	case GMEM_BLOCK_OCCUPIED:
+		stat->gmem_blocks_occupied += nr;
+		break;
+	case GMEM_BLOCK_NO_MEMORY:
+		stat->gmem_blocks_no_memory += nr;
+		break;
+	case GMEM_BLOCK_POLICY:
+		stat->gmem_blocks_policy += nr;
+		break;
+	case GMEM_BLOCK_MAPPED:
+		stat->gmem_blocks_mapped += nr;
+		break;
+	case GMEM_BLOCK_SPLIT:
+		stat->gmem_blocks_split += nr;
+		break;
+	}
 }
 
 void gmem_vm_count_unsupported(struct kvm *kvm)

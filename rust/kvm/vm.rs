@@ -133,6 +133,13 @@ impl Vm {
         unsafe { bindings::gmem_vm_count_busy(self.as_raw()) }
     }
 
+    /// Counts `nr` blocks that `what` has become of.
+    #[inline]
+    pub(crate) fn count_blocks(&self, what: u32, nr: u64) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_count_blocks(self.as_raw(), what, nr) }
+    }
+
     /// Counts a conversion that the platform cannot do.
     #[inline]
     pub fn count_unsupported(&self) {

@@ -45,7 +45,8 @@ use kernel::{
 ///
 /// Taking a page out of the guests' page tables is the architecture's
 /// (`kvm_unmap_gfn_range()`, `kvm_arch_gmem_invalidate_range()`), and happens before
-/// [`make_shared`](Self::make_shared). All pages are small ones.
+/// [`make_shared`](Self::make_shared). All pages are small ones, also where a guest maps many as
+/// one.
 #[vtable]
 pub(crate) trait Vendor {
     /// Its rows of the contract.
@@ -88,7 +89,7 @@ pub(crate) trait Vendor {
     }
 
     /// Guest fault: how large a mapping of pages of this kind may be, as a power of two in pages.
-    /// KVM and the folio may allow less.
+    /// KVM and the memory may allow less.
     fn max_mapping_order(_of: Visibility) -> u8 {
         u8::MAX
     }

@@ -139,6 +139,32 @@ TRACE_EVENT(kvm_gmem_busy,
 	{ KVM_FILTER_SHARED, "shared" },		\
 	{ KVM_FILTER_PRIVATE, "private" }
 
+/*
+ * Large guest mappings that have pages of start to end and others are split, in the VM
+ * of process pid.
+ */
+TRACE_EVENT(kvm_gmem_split,
+	TP_PROTO(u64 ino, int pid, u64 start, u64 end),
+	TP_ARGS(ino, pid, start, end),
+
+	TP_STRUCT__entry(
+		__field(u64, ino)
+		__field(u64, start)
+		__field(u64, end)
+		__field(int, pid)
+	),
+
+	TP_fast_assign(
+		__entry->ino		= ino;
+		__entry->start		= start;
+		__entry->end		= end;
+		__entry->pid		= pid;
+	),
+
+	TP_printk("ino %llu pid %d gfns 0x%llx-0x%llx", __entry->ino, __entry->pid,
+		  __entry->start, __entry->end)
+);
+
 /* Guest mappings of a file's pages are taken away, in the VM of process pid. */
 TRACE_EVENT(kvm_gmem_zap,
 	TP_PROTO(u64 ino, int pid, u64 start, u64 end, u32 kinds),

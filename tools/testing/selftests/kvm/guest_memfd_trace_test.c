@@ -200,6 +200,32 @@ TRACE_TEST(mappings_taken_away)
 	expect(1, "kvm_gmem_zap", "gfns 0x%lx-0x%lx kinds shared|private\n", gfn + 1, gfn + 3);
 }
 
+/* What is mapped large is split, if a part of it is taken away. */
+TRACE_TEST(large_mappings_split)
+{
+	const u64 gpa = GMEM_GPA + SZ_1G, gfn = gpa / PS;
+	struct gmem_area a;
+	struct stat st;
+
+	/* Its memory is in one piece. */
+	gmem_area_create(&a, self->vm, GMEM_SLOT + 1, gpa, SZ_2M, GMEM_MMAP_SHARED);
+	TEST_ASSERT(!fstat(a.fd, &st), "fstat: %d", errno);
+	TEST_ASSERT(!gmem_allocate(a.fd, 0, SZ_2M), "fallocate: %d", errno);
+	gmem_guest_start(self->vcpu);
+	gmem_guest_write(self->vcpu, gpa, 1);
+	if (!vm_get_stat(self->vm, gmem_blocks_mapped)) {
+		gmem_area_destroy(&a);
+		SKIP(return, "needs large mappings, and memory in one piece");
+	}
+	clear();
+	gmem_convert(a.fd, 3 * PS, 2 * PS, GMEM_PRIVATE, GMEM_PRESERVE);
+	expect(1, "kvm_gmem_split", "ino %lu pid %d gfns 0x%lx-0x%lx\n", st.st_ino, getpid(), gfn + 3,
+	       gfn + 5);
+	gmem_convert(a.fd, 5 * PS, PS, GMEM_PRIVATE, GMEM_PRESERVE);
+	expect(1, "kvm_gmem_split", "ino");
+	gmem_area_destroy(&a);
+}
+
 TRACE_TEST(map_memory)
 {
 	struct kvm_memory_mapping args = {

@@ -362,7 +362,7 @@ enum gmem_op {
 	GMEM_OP_RELINQUISH,	/* arm64: MEM_RELINQUISH, value = its result */
 	GMEM_OP_HVC,		/* arm64: function @pattern of gpa and pos, value = its result */
 	GMEM_OP_SMC,		/* arm64: the same by SMC */
-	GMEM_OP_CALL,		/* arm64: value = what the function at gpa returns */
+	GMEM_OP_CALL,		/* value = what the function at gpa returns */
 	GMEM_OP_COPY,		/* arm64: from pos to gpa, in words */
 	GMEM_OP_STORM,		/* arm64: share and unshare, value = times that bytes were lost */
 	GMEM_OP_RELINQUISHES,	/* arm64: relinquish and use anew, value = the same */
@@ -412,6 +412,9 @@ static void gmem_guest_code(u64 index)
 			break;
 		case GMEM_OP_WRITE:
 			*mem = cmd->value;
+			break;
+		case GMEM_OP_CALL:
+			cmd->value = ((u64 (*)(void))cmd->gpa)();
 			break;
 		case GMEM_OP_MAP_GPA:
 			cmd->value = __kvm_hypercall_map_gpa_range(cmd->gpa,

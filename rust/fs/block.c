@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Pages of a file whose memory is in one piece.
+ */
+#include "../helpers.h"
+
+/*
+ * Whether @folio is what memory in one piece has there, by the flags that are
+ * looked at.  It can be somebody else's, as with gmem_mapping_pfn().
+ */
+static bool gmem_block_has(struct folio *folio, u64 pfn, unsigned long mask, unsigned long flags)
+{
+	return folio && !xa_is_internal(folio) && !xa_is_value(folio) &&
+	       folio_pfn(folio) == pfn && (READ_ONCE(folio->flags.f) & mask) == flags;
+}
+
+/*
+ * Whether the memory of the block with the page @at is in one piece, aligned, and
+ * has not failed, and all of it in use if that is asked for; with the first frame.
+ *
+ * Pages are mostly used in the order of their addresses, up or down: so those next
+ * to the page and the last one tell first that a block is not in use.
+ */
+bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, u64 *pfn)
+{
+	const unsigned long bad = BIT(PG_head) | __PG_HWPOISON;
+	const unsigned long nr = 1UL << GMEM_BLOCK_ORDER;
+	const pgoff_t first = round_down(at, nr);
+	const unsigned long used = in_use ? BIT(PG_uptodate) : 0;
+	const pgoff_t hints[] = { max(at, first + 1) - 1, min(at + 1, first + nr - 1),
+				  first + nr - 1 };
+	XA_STATE(xas, &mapping->i_pages, at);
+	struct folio *folio;
+	unsigned long i;
+
+	guard(rcu)();
+	folio = xas_load(&xas);
+	if (!folio || xa_is_internal(folio) || xa_is_value(folio))
+		return false;
+	*pfn = folio_pfn(folio) - (at - first);
+	if (!IS_ALIGNED(*pfn, nr))
+		return false;
+
+	for (i = 0; i < ARRAY_SIZE(hints); i++) {
+		xas_set(&xas, hints[i]);
+		if (!gmem_block_has(xas_load(&xas), *pfn + (hints[i] - first), bad | used, used))
+			return false;
+	}
+	xas_set(&xas, first);
+	for (i = 0, folio = xas_load(&xas); i < nr; i++, folio = xas_next(&xas))
+		if (!gmem_block_has(folio, *pfn + i, bad | used, used))
+			return false;
+	/* Pairs with the barrier of folio_mark_uptodate(): bytes after the flag. */
+	smp_rmb();
+	return true;
+}
+
+/*
+ * Adds a block to the file, as folios of one page, if it has no page there.  Memory in
+ * one piece is not tried hard to get.  If somebody else adds a page meanwhile, or not
+ * all can be charged to the cgroup, what was added stays.
+ */
+u32 gmem_mapping_add_block(struct address_space *mapping, pgoff_t index)
+{
+	const gfp_t gfp = mapping_gfp_mask(mapping);
+	const unsigned long nr = 1UL << GMEM_BLOCK_ORDER;
+	const loff_t start = (loff_t)index << PAGE_SHIFT;
+	u32 made = GMEM_BLOCK_MADE;
+	unsigned long i;
+	struct folio *folio;
+	struct page *page;
+	int err = 0;
+
+	if (filemap_range_has_page(mapping, start, start + (nr << PAGE_SHIFT) - 1))
+		return GMEM_BLOCK_OCCUPIED;
+	page = alloc_pages(gfp | __GFP_NORETRY | __GFP_NOWARN, GMEM_BLOCK_ORDER);
+	if (!page)
+		return GMEM_BLOCK_NO_MEMORY;
+	split_page(page, GMEM_BLOCK_ORDER);
+
+	for (i = 0; i < nr; i++) {
+		/* Only that of the first is new: nothing is remembered of any. */
+		set_page_private(page + i, 0);
+		folio = page_folio(page + i);
+		/* A cgroup that has no room for one has none for the next. */
+		if (err != -ENOMEM)
+			err = filemap_add_folio(mapping, folio, index + i, gfp);
+		if (!err)
+			folio_unlock(folio);
+		else
+			made = err == -ENOMEM ? GMEM_BLOCK_NO_MEMORY : GMEM_BLOCK_OCCUPIED;
+		folio_put(folio);
+		cond_resched();
+	}
+	return made;
+}

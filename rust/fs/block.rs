@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Blocks: as many pages of a file as one large mapping has, aligned, whose memory is aligned and in
+//! one piece.
+//!
+//! They are folios of one page each, like all others: locks, references, what is remembered of a
+//! page, and failed memory are the page's own. A block is nothing but a place in memory, and it is
+//! nowhere written down that there is one. It is looked for when a guest could have a large mapping.
+//! So nothing has to be kept up to date when a page leaves the file, fails, or is converted.
+
+use crate::{
+    attribute_map::Reader,
+    bindings,
+    fs::{
+        address_space::{
+            InvalidateGuard,
+            Shared,
+            Stable, //
+        },
+        inode::GmemInode,
+        page_cache::LockedFolio, //
+    },
+    kvm::vm::{
+        Pfn,
+        Vm, //
+    },
+    task::{
+        is_killed,
+        reschedule, //
+    }, //
+};
+use gmem_types::{
+    range::{
+        PageIndex,
+        PageRange, //
+    },
+    visibility::{
+        Run,
+        Visibility, //
+    }, //
+};
+use kernel::prelude::*;
+
+/// How many pages a block has: 2 to the power of this.
+// CAST: A small number.
+pub const ORDER: u8 = bindings::GMEM_BLOCK_ORDER as u8;
+
+/// How many pages a block has.
+pub const PAGES: u64 = 1 << ORDER;
+
+/// Where in its block a page is, or a guest frame in the mapping of one.
+#[inline]
+pub(crate) const fn within(number: u64) -> u64 {
+    number & (PAGES - 1)
+}
+
+/// The pages of a block of `inode` that has the page `at`, if one that is as large fits there.
+#[inline]
+fn around(inode: &GmemInode, at: PageIndex) -> Option<PageRange> {
+    let start = at.get() - within(at.get());
+    let end = start.checked_add(PAGES)?;
+    let pages = PageRange::new(PageIndex::new(start), PageIndex::new(end))?;
+
+    (end <= inode.geometry().pages()).then_some(pages)
+}
+
+/// The same, if all of these pages are private or all are shared. Any context.
+///
+/// It is one walk of the map, whose lowest nodes are for as many pages: where they differ, the run
+/// ends within the node.
+#[inline]
+fn same_around(inode: &GmemInode, at: PageIndex, reader: Reader<'_>) -> Option<Run> {
+    let pages = around(inode, at)?;
+    let run = inode.run_for(at, reader);
+
+    (run.range.intersect(&pages) == Some(pages)).then_some(Run {
+        range: pages,
+        ..run
+    })
+}
+
+/// Evidence that one mapping can show a block: its memory is in one piece, all pages are in use and
+/// have not failed, and all are private or all shared.
+///
+/// As with a single page that is looked up without a lock, an invalidation is what ends it.
+pub(crate) struct Block {
+    first: Pfn,
+    start: PageIndex,
+    visibility: Visibility,
+}
+
+impl Block {
+    /// Looks for the block with the page `at`. Any context.
+    pub(crate) fn find(inode: &GmemInode, at: PageIndex, reader: Reader<'_>) -> Option<Self> {
+        let same = same_around(inode, at, reader)?;
+        Some(Self {
+            first: memory(inode, at, true)?,
+            start: same.range.start(),
+            visibility: same.visibility,
+        })
+    }
+
+    /// What all of its pages are.
+    pub(crate) fn visibility(&self) -> Visibility {
+        self.visibility
+    }
+
+    /// The frame of the page `at` of the block.
+    pub(crate) fn pfn(&self, at: PageIndex) -> Pfn {
+        Pfn::new(self.first.get() + (at.get() - self.start.get()))
+    }
+}
+
+/// The first frame of the block with the page `at`, if its memory is in one piece, and, if asked
+/// for, all pages are in use. Any context.
+fn memory(inode: &GmemInode, at: PageIndex, in_use: bool) -> Option<Pfn> {
+    let mut pfn = 0;
+    // SAFETY: The mapping of a live inode is valid, and `pfn` valid for writes.
+    let found = unsafe {
+        bindings::gmem_mapping_block(inode.mapping(), at.get() as usize, in_use, &mut pfn)
+    };
+    found.then_some(Pfn::new(pfn))
+}
+
+impl InvalidateGuard<'_, Shared> {
+    /// Allocates the folio of the first page of `range` that has none; if it begins a block that
+    /// the range has all of, and there is memory in one piece, those of the block. They are zeroed
+    /// at their first use. Returns the pages behind, or those from one on that is behind many that
+    /// have folios. `vm` counts blocks.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` behind the end of the file, `ENOMEM`, and what else the page cache returns.
+    pub fn allocate(&self, vm: &Vm, range: &PageRange) -> Result<Option<PageRange>> {
+        let mapping = self.inode().mapping();
+        let mut at = range.start().get() as usize;
+        let last = range.last().get() as usize;
+        // SAFETY: The mapping is valid.
+        let found = unsafe { bindings::gmem_mapping_missing(mapping, &mut at, last) };
+        // CAST: An index is an unsigned long, which has 64 bits here.
+        let mut next = at as u64;
+        if found {
+            let at = PageIndex::new(next);
+            if range.end().get() - next >= PAGES && self.allocate_block(vm, at) {
+                next += PAGES;
+            } else {
+                drop(LockedFolio::get_if_missing(self.inode(), at, true)?);
+                next += 1;
+            }
+        }
+        Ok(PageRange::new(PageIndex::new(next), range.end()))
+    }
+
+    /// Allocates the pages from `at` on as a block, and returns whether that has been done: if the
+    /// file has room for one there, none of them is allocated, and there is memory in one piece. If
+    /// not, they can be allocated one by one, those that are missing. `vm` counts what came of it.
+    ///
+    /// A file with a NUMA policy gets none: the policy is for each page, and may want them in
+    /// different places.
+    pub(crate) fn allocate_block(&self, vm: &Vm, at: PageIndex) -> bool {
+        let inode = self.inode();
+        let fits = within(at.get()) == 0 && around(inode, at).is_some();
+
+        // Where the MMU has no large mappings of guest_memfd there is no use for one.
+        if !cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_SPLIT) || !fits {
+            return false;
+        }
+        let made = if inode.policy().is_unset() {
+            // SAFETY: The mapping of a live inode is valid; the pages are in the file.
+            unsafe { bindings::gmem_mapping_add_block(inode.mapping(), at.get() as usize) }
+        } else {
+            bindings::GMEM_BLOCK_POLICY
+        };
+        vm.count_blocks(made, 1);
+        made == bindings::GMEM_BLOCK_MADE
+    }
+}
+
+/// Zeroes the other pages of the block with the page `at`, which has just been, as far as they were
+/// never used, if one mapping can show it then; sleeps. They are the file's already: nothing is
+/// allocated.
+pub(crate) fn prepare_around(stable: &Stable<'_>, at: PageIndex) {
+    let inode = stable.inode();
+    // SAFETY: The map is written with the invalidate lock held exclusively only, and this is the
+    // shared lock.
+    let Some(Run { range: pages, .. }) = same_around(inode, at, unsafe { Reader::assume() }) else {
+        return;
+    };
+    if memory(inode, at, false).is_none() {
+        return;
+    }
+    for other in pages.start().get()..pages.end().get() {
+        if is_killed() {
+            return;
+        }
+        // A page that has failed stays as it is, and so the block small.
+        if let Some(folio) = LockedFolio::find(inode, PageIndex::new(other)) {
+            let _ = folio.prepare();
+        }
+        reschedule();
+    }
+}

@@ -1,0 +1,983 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Large mappings of a guest_memfd: when a guest has its memory by one mapping of
+ * 2M, when not any more, and when again. The bytes are the same either way.
+ *
+ * How memory is mapped is what KVM's statistics say, "pages_2m". The memory of
+ * the guest's code has none.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <sys/mman.h>
+
+#include "gmem_hazard.h"
+#include "numaif.h"
+#include "svm_util.h"
+
+#define BLOCK		((u64)SZ_2M)
+#define PAGES		(BLOCK / PG)
+/*
+ * As many faults as the guest's own page tables take, and fewer than pages of a block
+ * that are mapped one by one, or sixteen at a time.
+ */
+#define FEW		24
+/* Enough for each page to be told from each other, and from one that is shifted. */
+#define SOME		64
+/* Wherever something is at an end: of the block, or of a word or a node of the map. */
+static const u64 borders[] = { 0, 1, 63, 64, 255, 256, 510, 511 };
+
+/* In each page elsewhere. */
+static u64 some_at(u64 page)
+{
+	return OFF(page) + (page * 192 + 7) % (PG - SOME);
+}
+
+/* A VM with a file of which a part shows in a slot. Page numbers are the file's. */
+struct lg {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpus[1];
+	struct gmem_area a;
+	/* Where the host has the file. */
+	u8 *file;
+};
+
+static u64 large(struct lg *l)
+{
+	return vm_get_stat(l->vm, pages_2m);
+}
+
+#define large_is(l, want)							\
+do {										\
+	u64 __got = large(l), __want = (want);					\
+										\
+	TEST_ASSERT(__got == __want, "%lu mappings of 2M, wanted %lu", __got, __want); \
+} while (0)
+
+/* What became of blocks since the VM was created. */
+#define became(l, what, want)							\
+	TEST_ASSERT_EQ(vm_get_stat((l)->vm, gmem_blocks_##what), want)
+
+/* What fdinfo says, in pages. */
+static u64 pages_of(struct lg *l, const char *key)
+{
+	char path[64], line[256], format[64];
+	unsigned long bytes = ~0ul;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", l->a.fd);
+	snprintf(format, sizeof(format), "gmem-%s: %%lu", key);
+	f = fopen(path, "r");
+	TEST_ASSERT(f, "%s cannot be read", path);
+	while (fgets(line, sizeof(line), f))
+		sscanf(line, format, &bytes);
+	fclose(f);
+	TEST_ASSERT(bytes != ~0ul, "No gmem-%s in %s", key, path);
+	return bytes / PG;
+}
+
+#define allocated(l)	pages_of(l, "allocated")
+
+static u64 faults(struct lg *l)
+{
+	return vcpu_get_stat(l->vcpus[0], pf_taken);
+}
+
+static gpa_t gpa_of(struct lg *l, u64 page)
+{
+	return l->a.gpa + OFF(page) - l->a.file_offset;
+}
+
+/* A VM of @type with a file of @npages, of which [@first, @npages) shows at @gpa. */
+static void lg_create(struct lg *l, u32 type, u64 npages, u64 flags, gpa_t gpa, u64 first,
+		      u64 hva_off)
+{
+	const struct vm_shape shape = { .mode = VM_MODE_DEFAULT, .type = type };
+	u8 *mem;
+
+	memset(l, 0, sizeof(*l));
+	l->vm = __vm_create_with_vcpus(shape, 1, npages, gmem_guest_code, l->vcpus);
+	vcpu_args_set(l->vcpus[0], 1, 0ul);
+	gmem_install_sigbus_handler();
+
+	l->a.vm = l->vm;
+	l->a.slot = GMEM_SLOT;
+	l->a.gpa = gpa;
+	l->a.size = OFF(npages - first);
+	l->a.file_offset = OFF(first);
+	l->a.fd = vm_create_guest_memfd(l->vm, OFF(npages), flags);
+
+	/* The slot's memory at an address that is aligned, but for hva_off. */
+	mem = kvm_mmap(OFF(npages) + 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	mem = (u8 *)(((u64)mem + BLOCK - 1) & ~(BLOCK - 1)) + hva_off;
+	l->file = mmap(mem, OFF(npages), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, l->a.fd, 0);
+	TEST_ASSERT(l->file == mem, "mmap(): errno %d", errno);
+	l->a.hva = l->file + OFF(first);
+
+	gmem_area_bind(&l->a);
+	gmem_area_virt_map(&l->a);
+	gmem_guest_start(l->vcpus[0]);
+	large_is(l, 0);
+}
+
+static void lg_simple(struct lg *l, u64 npages, bool private)
+{
+	lg_create(l, KVM_X86_SW_PROTECTED_VM, npages,
+		  private ? GUEST_MEMFD_FLAG_MMAP : GMEM_MMAP_SHARED, GMEM_GPA, 0, 0);
+}
+
+static void lg_destroy(struct lg *l)
+{
+	kvm_vm_free(l->vm);
+	kvm_close(l->a.fd);
+}
+
+/* What other programs have left is between what is free; the rest of the test leaves whole pieces. */
+static void want_memory_in_one_piece(void)
+{
+	static bool done;
+
+	if (done)
+		return;
+	done = true;
+	hz_write_file("/proc/sys/vm/compact_memory", "%lu", 1);
+}
+
+static void allocate(struct lg *l, u64 page, u64 n)
+{
+	int r;
+
+	want_memory_in_one_piece();
+	r = gmem_allocate(l->a.fd, OFF(page), OFF(n));
+	TEST_ASSERT(!r, "fallocate(): errno %d (%s)", r, strerror(r));
+}
+
+static void g_write(struct lg *l, u64 page, u64 n, u32 pattern)
+{
+	u64 i;
+
+	for (i = page; i < page + n; i++)
+		gmem_guest_fill(l->vcpus[0], gpa_of(l, 0) + some_at(i), SOME, pattern, some_at(i));
+}
+
+#define g_sees(l, page, n, pattern)						\
+do {										\
+	u64 __i, __first = (page), __n = (n);					\
+										\
+	for (__i = __first; __i < __first + __n; __i++)				\
+		gmem_guest_assert((l)->vcpus[0], gpa_of(l, 0) + some_at(__i), SOME, \
+				  pattern, some_at(__i));			\
+} while (0)
+
+#define h_sees(l, page, n, pattern)						\
+do {										\
+	u64 __i, __first = (page), __n = (n);					\
+										\
+	for (__i = __first; __i < __first + __n; __i++)				\
+		gmem_host_assert((l)->file + some_at(__i), SOME, pattern, some_at(__i)); \
+} while (0)
+
+static void touch(struct lg *l, u64 page)
+{
+	gmem_guest_read(l->vcpus[0], gpa_of(l, page));
+}
+
+/* A block that the guest has by one mapping, with its bytes. */
+static void lg_filled(struct lg *l, u64 page, u32 pattern)
+{
+	u64 before;
+
+	allocate(l, page, PAGES);
+	gmem_guest_write(l->vcpus[0], gpa_of(l, page + 3), 1);
+	large_is(l, 1);
+	before = faults(l);
+	g_write(l, page, PAGES, pattern);
+	TEST_ASSERT(faults(l) - before < FEW, "%lu faults on what is mapped", faults(l) - before);
+	large_is(l, 1);
+}
+
+static void to(struct lg *l, u64 page, u64 n, u64 attributes)
+{
+	gmem_convert(l->a.fd, OFF(page), OFF(n), attributes, GMEM_PRESERVE);
+}
+
+/* One mapping for all of it, of either kind, and of a VM that has but one kind. */
+HAZARD(block_is_mapped_at_once)
+{
+	struct lg l;
+	int kind;
+
+	for (kind = 0; kind < 3; kind++) {
+		lg_create(&l, kind == 2 ? KVM_X86_DEFAULT_VM : KVM_X86_SW_PROTECTED_VM, 2 * PAGES,
+			  kind ? GMEM_MMAP_SHARED : GUEST_MEMFD_FLAG_MMAP, GMEM_GPA, 0, 0);
+		lg_filled(&l, PAGES, GMEM_SEED(kind));
+		TEST_ASSERT_EQ(allocated(&l), PAGES);
+		became(&l, made, 1);
+		became(&l, mapped, 1);
+		became(&l, split, 0);
+		g_sees(&l, PAGES, PAGES, GMEM_SEED(kind));
+		if (kind)
+			h_sees(&l, PAGES, PAGES, GMEM_SEED(kind));
+		else
+			gmem_host_assert_refused(l.file + OFF(PAGES), BLOCK);
+		/* Bytes that nobody has written are zero. */
+		gmem_guest_assert(l.vcpus[0], gpa_of(&l, PAGES + 1), 64, GMEM_ZEROES, 0);
+		lg_destroy(&l);
+	}
+}
+
+/* Nobody gets memory that he has not asked for. */
+HAZARD(memory_is_what_was_asked_for)
+{
+	struct lg l;
+
+	lg_simple(&l, 3 * PAGES, true);
+	touch(&l, 7);
+	TEST_ASSERT_EQ(allocated(&l), 1);
+	large_is(&l, 0);
+
+	/* All but one page of a block, and then that: no block, as the pages are anywhere. */
+	allocate(&l, PAGES + 1, PAGES - 1);
+	TEST_ASSERT_EQ(allocated(&l), PAGES);
+	touch(&l, PAGES + 1);
+	large_is(&l, 0);
+
+	/* From the middle of one block to that of the next, of which one page is there. */
+	allocate(&l, 5, 2 * PAGES);
+	TEST_ASSERT_EQ(allocated(&l), 2 * PAGES);
+	became(&l, occupied, 1);
+	allocate(&l, 0, 3 * PAGES);
+	TEST_ASSERT_EQ(allocated(&l), 3 * PAGES);
+	became(&l, occupied, 2);
+	became(&l, made, 0);
+	became(&l, no_memory, 0);
+	touch(&l, 2 * PAGES);
+	lg_destroy(&l);
+}
+
+/* Pages that nobody has used are not shown with one that somebody has. */
+HAZARD(unused_pages_of_a_block)
+{
+	struct lg l;
+	u64 i;
+
+	lg_simple(&l, PAGES, false);
+	gmem_dirty_free_pages();
+	allocate(&l, 0, PAGES);
+	/* The host's first use is of one page. */
+	for (i = 0; i < 8; i += 2)
+		l.file[OFF(64 * i)] = 0x11;
+	l.file[OFF(PAGES - 1)] = 0x11;
+	TEST_ASSERT_EQ(gmem_guest_read(l.vcpus[0], gpa_of(&l, 0)), 0x11);
+	large_is(&l, 0);
+
+	/* The guest's is of all. */
+	g_sees(&l, 1, 63, GMEM_ZEROES);
+	large_is(&l, 1);
+	g_sees(&l, 1, PAGES - 2, GMEM_ZEROES);
+	lg_destroy(&l);
+}
+
+/* A block of which one page is of the other kind, wherever, is mapped small; and large again. */
+static void borders_of(bool private)
+{
+	const u64 was = private ? GMEM_PRIVATE : GMEM_SHARED;
+	const u64 other = private ? GMEM_SHARED : GMEM_PRIVATE;
+	const u32 seed = GMEM_SEED(9);
+	u64 before, page;
+	struct lg l;
+	int i;
+
+	lg_simple(&l, 2 * PAGES, private);
+	lg_filled(&l, PAGES, seed);
+
+	for (i = 0; i < ARRAY_SIZE(borders); i++) {
+		page = PAGES + borders[i];
+
+		became(&l, split, i);
+		to(&l, page, 1, other);
+		became(&l, split, i + 1);
+		large_is(&l, 0);
+		/* The guest has all other pages still. */
+		before = faults(&l);
+		g_sees(&l, PAGES, PAGES, seed);
+		TEST_ASSERT(faults(&l) - before < FEW, "Page %lu: the guest lost %lu others",
+			    borders[i], faults(&l) - before);
+		large_is(&l, 0);
+		if (private) {
+			h_sees(&l, page, 1, seed);
+			if (borders[i])
+				gmem_host_assert_refused(l.file + OFF(page - 1), PG);
+			if (borders[i] < PAGES - 1)
+				gmem_host_assert_refused(l.file + OFF(page + 1), PG);
+		} else {
+			gmem_host_assert_refused(l.file + OFF(page), PG);
+			h_sees(&l, PAGES, borders[i], seed);
+			h_sees(&l, page + 1, PAGES - borders[i] - 1, seed);
+		}
+
+		to(&l, page, 1, was);
+		g_sees(&l, page, 1, seed);
+		large_is(&l, 1);
+		g_sees(&l, PAGES, PAGES, seed);
+		if (private)
+			gmem_host_assert_refused(l.file + OFF(PAGES), BLOCK);
+		else
+			h_sees(&l, PAGES, PAGES, seed);
+	}
+
+	/* Each came back. */
+	became(&l, mapped, 1 + i);
+
+	/* As a whole, there and back. */
+	to(&l, PAGES, PAGES, other);
+	large_is(&l, 0);
+	g_sees(&l, PAGES, PAGES, seed);
+	large_is(&l, 1);
+	to(&l, PAGES, PAGES, was);
+	large_is(&l, 0);
+	g_sees(&l, PAGES, PAGES, seed);
+	large_is(&l, 1);
+	became(&l, split, i);
+	became(&l, made, 1);
+	lg_destroy(&l);
+}
+
+HAZARD(page_of_private_block_converts)
+{
+	borders_of(true);
+}
+
+HAZARD(page_of_shared_block_converts)
+{
+	borders_of(false);
+}
+
+/* Ranges that begin or end within a block, with blocks between. */
+HAZARD(range_across_blocks_converts)
+{
+	const u32 seed = GMEM_SEED(4);
+	struct lg l;
+	u64 i;
+
+	lg_simple(&l, 4 * PAGES, true);
+	allocate(&l, 0, 4 * PAGES);
+	for (i = 0; i < 4; i++)
+		touch(&l, i * PAGES);
+	large_is(&l, 4);
+	g_write(&l, 0, 4 * PAGES, seed);
+
+	to(&l, 100, 3 * PAGES, GMEM_SHARED);
+	large_is(&l, 0);
+	h_sees(&l, 100, 3 * PAGES, seed);
+	gmem_host_assert_refused(l.file, OFF(100));
+	gmem_host_assert_refused(l.file + OFF(3 * PAGES + 100), BLOCK - OFF(100));
+	g_sees(&l, 0, 4 * PAGES, seed);
+	/* Those in the middle are of one kind. */
+	large_is(&l, 2);
+
+	to(&l, 100, 3 * PAGES, GMEM_PRIVATE);
+	g_sees(&l, 0, 4 * PAGES, seed);
+	large_is(&l, 4);
+	lg_destroy(&l);
+}
+
+HAZARD(hole_in_a_block)
+{
+	const u32 seed = GMEM_SEED(5);
+	u64 page;
+	int i, r;
+
+	for (i = 0; i < ARRAY_SIZE(borders); i++) {
+		struct lg l;
+
+		lg_simple(&l, PAGES, i & 1);
+		lg_filled(&l, 0, seed);
+		page = borders[i];
+		r = gmem_punch(l.a.fd, OFF(page), PG);
+		TEST_ASSERT(!r, "punch: errno %d", r);
+		large_is(&l, 0);
+		TEST_ASSERT_EQ(allocated(&l), PAGES - 1);
+		/* Next to it, through no mapping that has it. */
+		g_sees(&l, 0, page, seed);
+		g_sees(&l, page + 1, PAGES - page - 1, seed);
+		large_is(&l, 0);
+		g_sees(&l, page, 1, GMEM_ZEROES);
+		TEST_ASSERT_EQ(allocated(&l), PAGES);
+
+		/* All of it, and new. */
+		r = gmem_punch(l.a.fd, 0, BLOCK);
+		TEST_ASSERT(!r, "punch: errno %d", r);
+		large_is(&l, 0);
+		allocate(&l, 0, PAGES);
+		touch(&l, 1);
+		large_is(&l, 1);
+		g_sees(&l, 0, PAGES, GMEM_ZEROES);
+		lg_destroy(&l);
+	}
+}
+
+HAZARD(failed_memory_in_a_block)
+{
+	const u32 seed = GMEM_SEED(6);
+	u64 page;
+	int i, r;
+
+	HZ_REQUIRE(can_poison_mapped(), "needs MEMORY_FAILURE and root");
+
+	for (i = 0; i < ARRAY_SIZE(borders); i += 2) {
+		struct lg l;
+
+		lg_simple(&l, PAGES, false);
+		lg_filled(&l, 0, seed);
+		page = borders[i];
+		r = poison_mapped(l.file + OFF(page));
+		TEST_ASSERT(!r, "MADV_HWPOISON: errno %d (%s)", r, strerror(r));
+		large_is(&l, 0);
+		/* Who handles it does not wait for memory: nothing is split. */
+		became(&l, split, 0);
+		gmem_host_assert_refused(l.file + OFF(page), PG);
+
+		/* Its neighbours live on, small. */
+		to(&l, (page + 1) % PAGES, 1, GMEM_PRIVATE);
+		to(&l, (page + 1) % PAGES, 1, GMEM_SHARED);
+		g_sees(&l, 0, page, seed);
+		g_sees(&l, page + 1, PAGES - page - 1, seed);
+		h_sees(&l, 0, page, seed);
+		h_sees(&l, page + 1, PAGES - page - 1, seed);
+		large_is(&l, 0);
+		r = __gmem_guest_do(l.vcpus[0], GMEM_OP_READ, gpa_of(&l, page), 1, 0, 0, 0);
+		TEST_ASSERT(r == -EHWPOISON, "The guest's read: %d", r);
+		lg_destroy(&l);
+	}
+}
+
+/* Failed before anybody has used the block: the first use leaves it alone. */
+HAZARD(failed_memory_in_an_unused_block)
+{
+	struct lg l;
+	int r;
+
+	HZ_REQUIRE(can_poison_mapped(), "needs MEMORY_FAILURE and root");
+	lg_simple(&l, PAGES, false);
+	allocate(&l, 0, PAGES);
+	r = poison_mapped(l.file + OFF(300));
+	TEST_ASSERT(!r, "MADV_HWPOISON: errno %d (%s)", r, strerror(r));
+	touch(&l, 5);
+	large_is(&l, 0);
+	g_write(&l, 0, 300, GMEM_SEED(1));
+	g_write(&l, 301, PAGES - 301, GMEM_SEED(1));
+	large_is(&l, 0);
+	h_sees(&l, 0, 300, GMEM_SEED(1));
+	h_sees(&l, 301, PAGES - 301, GMEM_SEED(1));
+	lg_destroy(&l);
+}
+
+/* A page that somebody holds is in the way of its conversion, and of no other. */
+HAZARD(pinned_page_of_a_block)
+{
+	const u32 seed = GMEM_SEED(7);
+	struct pin pin;
+	struct lg l;
+	u64 eo;
+	int r;
+
+	lg_simple(&l, PAGES, false);
+	lg_filled(&l, 0, seed);
+	h_sees(&l, 0, PAGES, seed);
+	r = pin_page(&pin, PIN_IO_URING, l.file + OFF(100));
+	HZ_REQUIRE(r != ENODEV, "needs io_uring");
+	TEST_ASSERT(!r, "pin: errno %d", r);
+
+	r = gmem_set(l.a.fd, 0, BLOCK, GMEM_PRIVATE, GMEM_PRESERVE, &eo);
+	TEST_ASSERT(r == EAGAIN && eo == OFF(100), "errno %d, error_offset %#lx", r, eo);
+	large_is(&l, 1);
+	g_sees(&l, 0, PAGES, seed);
+	h_sees(&l, 0, PAGES, seed);
+
+	to(&l, 99, 1, GMEM_PRIVATE);
+	to(&l, 101, 1, GMEM_PRIVATE);
+	large_is(&l, 0);
+	h_sees(&l, 100, 1, seed);
+	gmem_host_assert_refused(l.file + OFF(99), PG);
+	gmem_host_assert_refused(l.file + OFF(101), PG);
+	g_sees(&l, 0, PAGES, seed);
+
+	unpin_page(&pin);
+	to(&l, 0, PAGES, GMEM_PRIVATE);
+	g_sees(&l, 0, PAGES, seed);
+	large_is(&l, 1);
+	gmem_host_assert_refused(l.file, BLOCK);
+	lg_destroy(&l);
+}
+
+static void enter_smm(struct kvm_vcpu *vcpu, bool in)
+{
+	struct kvm_vcpu_events events;
+
+	vcpu_events_get(vcpu, &events);
+	events.flags |= KVM_VCPUEVENT_VALID_SMM;
+	events.smi.smm = in;
+	vcpu_events_set(vcpu, &events);
+}
+
+/* KVM_MAP_MEMORY; returns the errno, and what is left. */
+static int map_memory(struct lg *l, u64 page, u64 n, u64 *left)
+{
+	struct kvm_memory_mapping args = {
+		.base_address = gpa_of(l, page),
+		.size = OFF(n),
+	};
+	int i, r;
+
+	want_memory_in_one_piece();
+	for (i = 0; i < GMEM_MAX_RETRIES; i++) {
+		r = gmem_ioctl(l->vcpus[0]->fd, KVM_MAP_MEMORY, &args);
+		TEST_ASSERT(args.base_address + args.size == gpa_of(l, page + n) &&
+			    args.size <= OFF(n), "%#llx + %#llx is left", args.base_address, args.size);
+		if (!args.size || (r && r != EAGAIN && r != EINTR))
+			break;
+	}
+	*left = args.size;
+	return r;
+}
+
+#define maps(l, page, n)							\
+do {										\
+	u64 __left;								\
+	int __r = map_memory(l, page, n, &__left);				\
+										\
+	TEST_ASSERT(!__r && !__left, "errno %d, %#lx left", __r, __left);	\
+} while (0)
+
+HAZARD(map_memory_maps_large)
+{
+	u64 before;
+	struct lg l;
+	int kind;
+
+	for (kind = 0; kind < 2; kind++) {
+		lg_simple(&l, 6 * PAGES, kind);
+		/* One call, for two blocks that are not allocated, and some pages on either side. */
+		maps(&l, PAGES - 3, 2 * PAGES + 7);
+		large_is(&l, 2);
+		TEST_ASSERT_EQ(allocated(&l), 2 * PAGES + 7);
+		before = faults(&l);
+		g_write(&l, PAGES - 3, 2 * PAGES + 7, GMEM_SEED(kind));
+		TEST_ASSERT(faults(&l) - before < FEW, "%lu faults", faults(&l) - before);
+		g_sees(&l, PAGES - 3, 2 * PAGES + 7, GMEM_SEED(kind));
+
+		/* More than is asked for, where it is allocated. */
+		allocate(&l, 4 * PAGES, 2 * PAGES);
+		maps(&l, 5 * PAGES - 1, 1);
+		large_is(&l, 3);
+		maps(&l, 5 * PAGES - 1, 2);
+		large_is(&l, 4);
+		maps(&l, 4 * PAGES + 17, 2 * PAGES - 17);
+		large_is(&l, 4);
+		TEST_ASSERT_EQ(allocated(&l), 4 * PAGES + 7);
+
+		/* Large again, although there is a table. */
+		to(&l, PAGES + 5, 1, kind ? GMEM_SHARED : GMEM_PRIVATE);
+		to(&l, PAGES + 5, 1, kind ? GMEM_PRIVATE : GMEM_SHARED);
+		large_is(&l, 3);
+		maps(&l, PAGES, PAGES);
+		large_is(&l, 4);
+		g_sees(&l, PAGES - 3, 2 * PAGES + 7, GMEM_SEED(kind));
+		lg_destroy(&l);
+	}
+}
+
+/* What decides is where the pages are in the file, not where the host has them. */
+HAZARD(slots_that_are_not_aligned)
+{
+	static const struct {
+		u64 gpa_off, first, hva_off;
+		u64 want;
+	} slots[] = {
+		{ 0, 0, 0, 3 },
+		{ 0, 0, SZ_4K, 3 },
+		{ 0, 0, SZ_1M, 3 },
+		/* The file's offset moves pages against gfns; also if userspace_addr is aligned. */
+		{ 0, 1, 0, 0 },
+		{ 0, 1, BLOCK - SZ_4K, 0 },
+		{ SZ_4K, 0, 0, 0 },
+		{ SZ_4K, 0, SZ_4K, 0 },
+		/* It moves both. */
+		{ SZ_4K, 1, 0, 2 },
+		{ BLOCK - SZ_4K, PAGES - 1, SZ_4K, 2 },
+	};
+	struct lg l;
+	int i, type;
+	u64 page;
+
+	for (i = 0; i < ARRAY_SIZE(slots); i++) {
+		for (type = 0; type < 2; type++) {
+			const u32 seed = GMEM_SEED(i);
+
+			lg_create(&l, type ? KVM_X86_DEFAULT_VM : KVM_X86_SW_PROTECTED_VM,
+				  3 * PAGES, GMEM_MMAP_SHARED, GMEM_GPA + slots[i].gpa_off,
+				  slots[i].first, slots[i].hva_off);
+			allocate(&l, 0, 3 * PAGES);
+			for (page = slots[i].first; page < 3 * PAGES; page++)
+				gmem_fill(l.file + some_at(page), SOME, seed, some_at(page));
+			g_sees(&l, slots[i].first, 3 * PAGES - slots[i].first, seed);
+			large_is(&l, slots[i].want);
+			g_write(&l, slots[i].first, 3 * PAGES - slots[i].first, seed + 1);
+			h_sees(&l, slots[i].first, 3 * PAGES - slots[i].first, seed + 1);
+			lg_destroy(&l);
+		}
+	}
+}
+
+/* So nothing has to be mapped small while dirty pages are logged, and large afterwards. */
+HAZARD(dirty_logging_is_refused)
+{
+	struct lg l;
+	int r;
+
+	lg_create(&l, KVM_X86_DEFAULT_VM, PAGES, GMEM_MMAP_SHARED, GMEM_GPA, 0, 0);
+	lg_filled(&l, 0, GMEM_SEED(8));
+	r = __vm_set_user_memory_region2(l.vm, l.a.slot, KVM_MEM_GUEST_MEMFD | KVM_MEM_LOG_DIRTY_PAGES,
+					 l.a.gpa, l.a.size, l.a.hva, l.a.fd, 0) ? errno : 0;
+	TEST_ASSERT_EQ(r, EINVAL);
+	r = __vm_set_user_memory_region(l.vm, l.a.slot, KVM_MEM_LOG_DIRTY_PAGES, l.a.gpa, l.a.size,
+					l.a.hva) ? errno : 0;
+	TEST_ASSERT_EQ(r, EINVAL);
+	gmem_area_unbind(&l.a);
+	large_is(&l, 0);
+	r = __vm_set_user_memory_region2(l.vm, l.a.slot, KVM_MEM_GUEST_MEMFD | KVM_MEM_LOG_DIRTY_PAGES,
+					 l.a.gpa, l.a.size, l.a.hva, l.a.fd, 0) ? errno : 0;
+	TEST_ASSERT_EQ(r, EINVAL);
+	gmem_area_bind(&l.a);
+	g_sees(&l, 0, PAGES, GMEM_SEED(8));
+	large_is(&l, 1);
+	lg_destroy(&l);
+}
+
+#define KVM_PARAM	"/sys/module/kvm/parameters/"
+
+/* Where the processor wants no large mapping executed: small while it is, large afterwards. */
+HAZARD(executed_block)
+{
+	/* mov $42, %eax; ret */
+	static const u8 code[] = { 0xb8, 42, 0, 0, 0, 0xc3 };
+	const u32 seed = GMEM_SEED(2);
+	struct lg l;
+	int i, r;
+
+	HZ_REQUIRE(!hz_write_file(KVM_PARAM "nx_huge_pages", "%lu", 1), "needs kvm.nx_huge_pages");
+	hz_write_file(KVM_PARAM "nx_huge_pages_recovery_ratio", "%lu", 0);
+	for (i = 0; i < 2; i++) {
+		lg_create(&l, i ? KVM_X86_DEFAULT_VM : KVM_X86_SW_PROTECTED_VM, PAGES,
+			  GMEM_MMAP_SHARED, GMEM_GPA, 0, 0);
+		lg_filled(&l, 0, seed);
+		memcpy(l.file + OFF(200) + 8, code, sizeof(code));
+		r = __gmem_guest_do(l.vcpus[0], GMEM_OP_CALL, gpa_of(&l, 200) + 8, 0, 0, 0, 0);
+		gmem_guest_ok(l.vcpus[0], r);
+		TEST_ASSERT_EQ(gmem_cmd_of(l.vcpus[0])->value, 42);
+		large_is(&l, 0);
+		TEST_ASSERT(vm_get_stat(l.vm, nx_lpage_splits), "Not split");
+		g_sees(&l, 0, 200, seed);
+		g_sees(&l, 201, PAGES - 201, seed);
+
+		/* A worker takes the small mappings away. */
+		hz_write_file(KVM_PARAM "nx_huge_pages_recovery_period_ms", "%lu", 10);
+		hz_write_file(KVM_PARAM "nx_huge_pages_recovery_ratio", "%lu", 1);
+		while (vm_get_stat(l.vm, nx_lpage_splits))
+			sched_yield();
+		hz_write_file(KVM_PARAM "nx_huge_pages_recovery_ratio", "%lu", 0);
+		touch(&l, 0);
+		large_is(&l, 1);
+		g_sees(&l, 0, 200, seed);
+		g_sees(&l, 201, PAGES - 201, seed);
+		h_sees(&l, 0, 200, seed);
+		lg_destroy(&l);
+	}
+	hz_write_file(KVM_PARAM "nx_huge_pages", "%lu", 0);
+}
+
+/* Pages of the block, in an order that no large mapping has. */
+static const u64 l1_has[] = { 5, 9, 511, 0 };
+/* Where L2 has them: by 4K, as L1 has them there, and all of the block by 2M. */
+#define L2_SMALL	(GMEM_GPA + SZ_1G)
+#define L2_LARGE	(GMEM_GPA + 2ul * SZ_1G)
+
+static u64 l2_saw[2][ARRAY_SIZE(l1_has)];
+
+static void l2_code(void)
+{
+	u64 i, round;
+
+	for (round = 0; round < 3; round++) {
+		for (i = 0; i < ARRAY_SIZE(l1_has); i++) {
+			l2_saw[0][i] = *(volatile u64 *)(L2_SMALL + i * SZ_4K);
+			l2_saw[1][i] = *(volatile u64 *)(L2_LARGE + l1_has[i] * SZ_4K);
+		}
+		/* To L0. */
+		GUEST_SYNC(round);
+	}
+	vmmcall();
+}
+
+/* Lets L2 look at what it has. A page of which L0 has taken the bytes is @gone. */
+static void l2_sees(struct kvm_vm *vm, struct kvm_vcpu *vcpu, u64 gone)
+{
+	u64 i, want, saw[2][ARRAY_SIZE(l1_has)];
+	struct ucall uc;
+
+	vcpu_run(vcpu);
+	switch (get_ucall(vcpu, &uc)) {
+	case UCALL_ABORT:
+		REPORT_GUEST_ASSERT(uc);
+		break;
+	case UCALL_SYNC:
+		break;
+	default:
+		TEST_FAIL("Unexpected ucall %lu, exit %u", uc.cmd, vcpu->run->exit_reason);
+	}
+	memcpy(saw, addr_gva2hva(vm, (gva_t)&l2_saw), sizeof(saw));
+	for (i = 0; i < ARRAY_SIZE(l1_has); i++) {
+		want = l1_has[i] == gone ? 0 : 0x1000 + l1_has[i];
+		TEST_ASSERT_EQ(saw[0][i], want);
+		TEST_ASSERT_EQ(saw[1][i], want);
+	}
+}
+
+static void l1_code(struct svm_test_data *svm)
+{
+	generic_svm_setup(svm, l2_code);
+	run_guest(svm->vmcb, svm->vmcb_gpa);
+	GUEST_ASSERT_EQ(svm->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+	GUEST_DONE();
+}
+
+/*
+ * A nested guest has what L1 has given it, in pieces that are no larger, and loses what
+ * L1 loses. Its page table is a shadow one, which is not split.
+ */
+static void nested(u32 type)
+{
+	const struct vm_shape shape = { .mode = VM_MODE_DEFAULT, .type = type };
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct gmem_area a = {};
+	gva_t svm;
+	u64 i;
+
+	vm = vm_create_shape_with_one_vcpu(shape, &vcpu, l1_code);
+	vm_enable_npt(vm);
+	vcpu_alloc_svm(vm, &svm);
+	vcpu_args_set(vcpu, 1, svm);
+
+	a.vm = vm;
+	a.slot = GMEM_SLOT;
+	a.gpa = GMEM_GPA;
+	a.size = BLOCK;
+	a.fd = vm_create_guest_memfd(vm, BLOCK, GMEM_MMAP_SHARED);
+	a.hva = kvm_mmap(BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, a.fd);
+	gmem_area_bind(&a);
+	want_memory_in_one_piece();
+	TEST_ASSERT(!gmem_allocate(a.fd, 0, BLOCK), "fallocate()");
+	for (i = 0; i < PAGES; i++)
+		*(volatile u64 *)(a.hva + OFF(i)) = 0x1000 + i;
+
+	virt_map(vm, L2_SMALL, L2_SMALL, ARRAY_SIZE(l1_has));
+	virt_map(vm, L2_LARGE, L2_LARGE, PAGES);
+	tdp_identity_map_default_memslots(vm);
+	for (i = 0; i < ARRAY_SIZE(l1_has); i++)
+		tdp_map(vm, L2_SMALL + OFF(i), GMEM_GPA + OFF(l1_has[i]), PG);
+	__virt_pg_map(vm, &vm->stage2_mmu, L2_LARGE, GMEM_GPA, PG_LEVEL_2M);
+
+	l2_sees(vm, vcpu, PAGES);
+	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 1);
+
+	/* There and back, as L2 can have no private memory; and then another frame. */
+	if (type == KVM_X86_SW_PROTECTED_VM) {
+		gmem_convert(a.fd, OFF(9), PG, GMEM_PRIVATE, GMEM_ZERO);
+		TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 0);
+		gmem_convert(a.fd, OFF(9), PG, GMEM_SHARED, GMEM_PRESERVE);
+		l2_sees(vm, vcpu, 9);
+		TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 1);
+		*(volatile u64 *)(a.hva + OFF(9)) = 1;
+	}
+	TEST_ASSERT(!gmem_punch(a.fd, OFF(9), PG), "punch: %d", errno);
+	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 0);
+	/* The frame is somebody else's now. */
+	gmem_dirty_free_pages();
+	l2_sees(vm, vcpu, 9);
+	kvm_vm_free(vm);
+}
+
+HAZARD(nested_guest)
+{
+	HZ_REQUIRE(kvm_cpu_has(X86_FEATURE_SVM) && kvm_cpu_has_npt(), "needs nested SVM with NPT");
+	nested(KVM_X86_DEFAULT_VM);
+}
+
+HAZARD(nested_guest_of_a_vm_that_converts)
+{
+	HZ_REQUIRE(kvm_cpu_has(X86_FEATURE_SVM) && kvm_cpu_has_npt(), "needs nested SVM with NPT");
+	nested(KVM_X86_SW_PROTECTED_VM);
+}
+
+/* Whether memory in one piece is refused from now on, or again to be had. */
+static bool refuse_blocks(bool refuse)
+{
+	static const char dir[] = DEBUGFS "/fail_page_alloc/";
+	char path[128];
+	const struct { const char *file; long value; } set[] = {
+		{ "ignore-gfp-wait", 0 }, { "ignore-gfp-highmem", 0 }, { "min-order", 9 },
+		{ "task-filter", 0 }, { "verbose", 0 }, { "times", -1 },
+		{ "probability", refuse ? 100 : 0 },
+	};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(set); i++) {
+		snprintf(path, sizeof(path), "%s%s", dir, set[i].file);
+		if (hz_write_file(path, "%ld", set[i].value))
+			return false;
+	}
+	return true;
+}
+
+HAZARD(no_memory_in_one_piece)
+{
+	struct lg l;
+
+	HZ_REQUIRE(hz_have_debugfs() && refuse_blocks(false), "needs FAIL_PAGE_ALLOC");
+	lg_simple(&l, 2 * PAGES, true);
+	TEST_ASSERT(refuse_blocks(true), "Cannot refuse");
+	allocate(&l, 0, PAGES);
+	TEST_ASSERT_EQ(allocated(&l), PAGES);
+	maps(&l, PAGES, PAGES);
+	TEST_ASSERT_EQ(allocated(&l), 2 * PAGES);
+	refuse_blocks(false);
+	became(&l, no_memory, 2);
+	became(&l, made, 0);
+
+	g_write(&l, 0, 2 * PAGES, GMEM_SEED(3));
+	g_sees(&l, 0, 2 * PAGES, GMEM_SEED(3));
+	large_is(&l, 0);
+	/* New memory is memory in one piece again. */
+	TEST_ASSERT(!gmem_punch(l.a.fd, 0, OFF(2 * PAGES)), "punch");
+	lg_filled(&l, 0, GMEM_SEED(3));
+	lg_destroy(&l);
+}
+
+/* A NUMA policy is for each page: they are anywhere. */
+HAZARD(numa_policy)
+{
+	unsigned long node = 1;
+	struct lg l;
+	int r;
+
+	lg_simple(&l, PAGES, false);
+	r = mbind(l.file, BLOCK, MPOL_BIND, &node, 8, 0) ? errno : 0;
+	HZ_REQUIRE(r != ENOSYS, "needs NUMA");
+	TEST_ASSERT(!r, "mbind(): errno %d (%s)", r, strerror(r));
+	allocate(&l, 0, PAGES);
+	TEST_ASSERT_EQ(allocated(&l), PAGES);
+	became(&l, policy, 1);
+	became(&l, made, 0);
+	g_write(&l, 0, PAGES, GMEM_SEED(3));
+	h_sees(&l, 0, PAGES, GMEM_SEED(3));
+	large_is(&l, 0);
+	lg_destroy(&l);
+}
+
+/* A request that is refused allocates nothing. */
+HAZARD(refused_map_memory)
+{
+	struct lg l;
+	u64 left;
+	int r;
+
+	lg_simple(&l, 2 * PAGES, true);
+	gmem_area_unbind(&l.a);
+	r = map_memory(&l, 0, PAGES, &left);
+	TEST_ASSERT(r == ENOENT && left == BLOCK, "errno %d, %#lx left", r, left);
+	TEST_ASSERT_EQ(allocated(&l), 0);
+	gmem_area_bind(&l.a);
+
+	/* A vCPU in SMM has other page tables. */
+	enter_smm(l.vcpus[0], true);
+	r = map_memory(&l, 0, PAGES, &left);
+	TEST_ASSERT(r == EOPNOTSUPP && left == BLOCK, "errno %d, %#lx left", r, left);
+	TEST_ASSERT_EQ(allocated(&l), 0);
+	became(&l, made, 0);
+	enter_smm(l.vcpus[0], false);
+
+	maps(&l, 0, PAGES);
+	TEST_ASSERT_EQ(allocated(&l), PAGES);
+	became(&l, made, 1);
+	large_is(&l, 1);
+	lg_destroy(&l);
+}
+
+struct racer {
+	pthread_t thread;
+	struct lg *l;
+	pthread_barrier_t *start;
+};
+
+static void *racing_guest(void *arg)
+{
+	struct racer *r = arg;
+
+	pthread_barrier_wait(r->start);
+	gmem_guest_read(r->l->vcpus[0], gpa_of(r->l, 0));
+	return NULL;
+}
+
+/*
+ * A fault next to what is being freed, or converted, while it is: no mapping of it
+ * comes back with the neighbour's.
+ */
+HAZARD(fault_next_to_what_goes_away)
+{
+	/* Long enough for a fault to come while it goes. */
+	const u64 blocks = 16;
+	pthread_barrier_t start;
+	struct racer racer;
+	struct lg l;
+	u64 round;
+	int r;
+
+	lg_simple(&l, blocks * PAGES, true);
+	pthread_barrier_init(&start, NULL, 2);
+	for (round = 0; round < 60; round++) {
+		allocate(&l, 0, blocks * PAGES);
+		gmem_guest_write(l.vcpus[0], gpa_of(&l, 256), 0x77);
+		/* The guest has none of it, but the pages are in use. */
+		to(&l, 0, PAGES, GMEM_SHARED);
+		to(&l, 0, PAGES, GMEM_PRIVATE);
+		racer = (struct racer) { .l = &l, .start = &start };
+		kvm_pthread_create(&racer.thread, NULL, racing_guest, &racer);
+		pthread_barrier_wait(&start);
+		if (round & 1) {
+			r = gmem_punch(l.a.fd, OFF(256), OFF(blocks * PAGES - 256));
+			TEST_ASSERT(!r, "punch: errno %d", r);
+		} else {
+			gmem_convert(l.a.fd, OFF(256), OFF(blocks * PAGES - 256), GMEM_SHARED,
+				     GMEM_ZERO);
+		}
+		kvm_pthread_join(racer.thread, NULL);
+		large_is(&l, 0);
+		TEST_ASSERT_EQ(gmem_guest_read(l.vcpus[0], gpa_of(&l, 256)), 0);
+		to(&l, 0, blocks * PAGES, GMEM_PRIVATE);
+		TEST_ASSERT(!gmem_punch(l.a.fd, 0, OFF(blocks * PAGES)), "punch");
+	}
+	lg_destroy(&l);
+}
+
+int main(int argc, char *argv[])
+{
+	gmem_require_in_place();
+	return test_harness_run(argc, argv);
+}
