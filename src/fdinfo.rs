@@ -5,6 +5,7 @@
 use gmem_policy::plan::query;
 use gmem_sys::{
     fs::{
+        block,
         file::GmemFile,
         inode::{
             GmemInode,
@@ -92,6 +93,10 @@ pub(crate) fn show(file: &GmemFile, out: &SeqFile) {
         seq_print!(out, "gmem-private:\t{}\n", bytes(totals.private));
         seq_print!(out, "gmem-shared:\t{}\n", bytes(totals.shared));
         seq_print!(out, "gmem-runs:\t{}\n", totals.runs);
+    }
+    if let Some(count) = block::Count::of(inode) {
+        seq_print!(out, "gmem-contiguous:\t{}\n", bytes(count.contiguous));
+        seq_print!(out, "gmem-large:\t{}\n", bytes(count.large));
     }
     file.for_each_binding(|Binding { pages, gfn }| {
         seq_print!(

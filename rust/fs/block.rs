@@ -26,7 +26,8 @@ use crate::{
     },
     task::{
         is_killed,
-        reschedule, //
+        reschedule,
+        signal_pending, //
     }, //
 };
 use gmem_types::{
@@ -39,7 +40,10 @@ use gmem_types::{
         Visibility, //
     }, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::rcu, //
+};
 
 /// How many pages a block has: 2 to the power of this.
 // CAST: A small number.
@@ -173,6 +177,50 @@ impl InvalidateGuard<'_, Shared> {
         };
         vm.count_blocks(made, 1);
         made == bindings::GMEM_BLOCK_MADE
+    }
+}
+
+/// How many pages of a file are in blocks, at a moment.
+pub struct Count {
+    /// Their memory is in one piece.
+    pub contiguous: u64,
+    /// All of the block is in use and of one kind, too, so that one mapping can show it.
+    pub large: u64,
+}
+
+impl Count {
+    /// Counts; sleeps. [`None`] if there is a signal, as it takes a look at each page of each block.
+    ///
+    /// No lock is taken, so that a block that changes meanwhile may be counted or not.
+    pub fn of(inode: &GmemInode) -> Option<Self> {
+        let mut count = Self {
+            contiguous: 0,
+            large: 0,
+        };
+        let last = inode.geometry().pages() - 1;
+        let mut next = 0;
+
+        while next <= last {
+            let mut found = next as usize;
+            // SAFETY: The mapping of a live inode is valid.
+            if !unsafe { bindings::gmem_mapping_next(inode.mapping(), &mut found, last as usize) } {
+                break;
+            }
+            // CAST: An index is an unsigned long, which has 64 bits here.
+            let at = PageIndex::new(found as u64);
+            if around(inode, at).is_some() && memory(inode, at, false).is_some() {
+                count.contiguous += PAGES;
+                if Block::find(inode, at, Reader::from(&rcu::read_lock())).is_some() {
+                    count.large += PAGES;
+                }
+            }
+            if signal_pending() {
+                return None;
+            }
+            reschedule();
+            next = at.get() - within(at.get()) + PAGES;
+        }
+        Some(count)
     }
 }
 

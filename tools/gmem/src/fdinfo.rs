@@ -25,6 +25,12 @@ pub struct FdInfo {
     /// How much is private, shared, and in how many runs; [`None`] if the kernel was interrupted
     /// while it counted.
     pub totals: Option<Totals>,
+    /// How much lies in physically contiguous pieces of the size of a large mapping; [`None`] if the
+    /// kernel does not say, as for [`large`](Self::large).
+    pub contiguous: Option<u64>,
+    /// How much of that a guest can have by large mappings, as it is in use and all private or all
+    /// shared.
+    pub large: Option<u64>,
     /// The memslots that show pages of the file, lowest page first.
     pub slots: Vec<BoundSlot>,
 }
@@ -119,6 +125,8 @@ impl FdInfo {
                 "gmem-private" => private = Some(number()?),
                 "gmem-shared" => shared = Some(number()?),
                 "gmem-runs" => runs = Some(number()?),
+                "gmem-contiguous" => info.contiguous = Some(number()?),
+                "gmem-large" => info.large = Some(number()?),
                 "gmem-slot" => info.slots.push(slot(value).ok_or_else(malformed)?),
                 // What a later kernel adds.
                 _ => (),
@@ -156,6 +164,7 @@ mod tests {
     const LINES: &str =
         "pos:\t0\ngmem-mode:\tin-place\ngmem-vendor:\tsnp (model)\ngmem-size:\t65536\n\
         gmem-allocated:\t20480\ngmem-private:\t28672\ngmem-shared:\t36864\ngmem-runs:\t2\n\
+        gmem-contiguous:\t4194304\ngmem-large:\t2097152\n\
         gmem-slot:\t0x100020-0x100022 offset 0x1000\n";
 
     #[test]
@@ -170,6 +179,8 @@ mod tests {
                 shared: 36864,
                 runs: 2,
             }),
+            contiguous: Some(4194304),
+            large: Some(2097152),
             slots: vec![BoundSlot {
                 gfns: 0x100020..0x100022,
                 offset: 0x1000,

@@ -687,6 +687,8 @@ fn fdinfo_follows_a_file() {
             shared: SIZE - 2 * PAGE,
             runs: 3,
         }),
+        contiguous: Some(0),
+        large: Some(0),
         slots: vec![BoundSlot {
             gfns: 0x100..0x104,
             offset: 4 * PAGE,

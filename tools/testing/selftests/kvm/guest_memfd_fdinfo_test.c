@@ -18,7 +18,7 @@
 /* The lines of one file. The slots are those of up to two lines. */
 struct fdinfo {
 	char mode[16], vendor[16];
-	u64 size, allocated, private, shared, runs;
+	u64 size, allocated, private, shared, runs, contiguous, large;
 	unsigned int lines, nr_slots;
 	struct {
 		u64 first, end, offset;
@@ -55,12 +55,14 @@ static void fdinfo_read(int fd, struct fdinfo *info)
 			    sscanf(line, "gmem-allocated:\t%lu\n", &info->allocated) == 1 ||
 			    sscanf(line, "gmem-private:\t%lu\n", &info->private) == 1 ||
 			    sscanf(line, "gmem-shared:\t%lu\n", &info->shared) == 1 ||
-			    sscanf(line, "gmem-runs:\t%lu\n", &info->runs) == 1,
+			    sscanf(line, "gmem-runs:\t%lu\n", &info->runs) == 1 ||
+			    sscanf(line, "gmem-contiguous:\t%lu\n", &info->contiguous) == 1 ||
+			    sscanf(line, "gmem-large:\t%lu\n", &info->large) == 1,
 			    "Unknown line: %s", line);
 		info->lines++;
 	}
 	fclose(f);
-	TEST_ASSERT_EQ(info->lines, 7);
+	TEST_ASSERT_EQ(info->lines, 9);
 }
 
 static void expect_pages(int fd, u64 allocated, u64 private, u64 runs)

@@ -83,6 +83,13 @@ static u64 pages_of(struct lg *l, const char *key)
 
 #define allocated(l)	pages_of(l, "allocated")
 
+/* What is in one piece, and what of that can be mapped so. */
+#define blocks_are(l, contiguous, large)					\
+do {										\
+	TEST_ASSERT_EQ(pages_of(l, "contiguous"), (contiguous) * PAGES);	\
+	TEST_ASSERT_EQ(pages_of(l, "large"), (large) * PAGES);			\
+} while (0)
+
 static u64 faults(struct lg *l)
 {
 	return vcpu_get_stat(l->vcpus[0], pf_taken);
@@ -199,6 +206,7 @@ static void lg_filled(struct lg *l, u64 page, u32 pattern)
 	g_write(l, page, PAGES, pattern);
 	TEST_ASSERT(faults(l) - before < FEW, "%lu faults on what is mapped", faults(l) - before);
 	large_is(l, 1);
+	blocks_are(l, 1, 1);
 }
 
 static void to(struct lg *l, u64 page, u64 n, u64 attributes)
@@ -275,6 +283,7 @@ HAZARD(unused_pages_of_a_block)
 	l.file[OFF(PAGES - 1)] = 0x11;
 	TEST_ASSERT_EQ(gmem_guest_read(l.vcpus[0], gpa_of(&l, 0)), 0x11);
 	large_is(&l, 0);
+	blocks_are(&l, 1, 0);
 
 	/* The guest's is of all. */
 	g_sees(&l, 1, 63, GMEM_ZEROES);
@@ -303,6 +312,7 @@ static void borders_of(bool private)
 		to(&l, page, 1, other);
 		became(&l, split, i + 1);
 		large_is(&l, 0);
+		blocks_are(&l, 1, 0);
 		/* The guest has all other pages still. */
 		before = faults(&l);
 		g_sees(&l, PAGES, PAGES, seed);
@@ -402,6 +412,7 @@ HAZARD(hole_in_a_block)
 		r = gmem_punch(l.a.fd, OFF(page), PG);
 		TEST_ASSERT(!r, "punch: errno %d", r);
 		large_is(&l, 0);
+		blocks_are(&l, 0, 0);
 		TEST_ASSERT_EQ(allocated(&l), PAGES - 1);
 		/* Next to it, through no mapping that has it. */
 		g_sees(&l, 0, page, seed);
@@ -864,6 +875,7 @@ HAZARD(no_memory_in_one_piece)
 	g_write(&l, 0, 2 * PAGES, GMEM_SEED(3));
 	g_sees(&l, 0, 2 * PAGES, GMEM_SEED(3));
 	large_is(&l, 0);
+	blocks_are(&l, 0, 0);
 	/* New memory is memory in one piece again. */
 	TEST_ASSERT(!gmem_punch(l.a.fd, 0, OFF(2 * PAGES)), "punch");
 	lg_filled(&l, 0, GMEM_SEED(3));

@@ -99,6 +99,8 @@ impl Found {
             "vendor": self.info.vendor,
             "size": self.info.size,
             "allocated": self.info.allocated,
+            "contiguous": self.info.contiguous,
+            "large": self.info.large,
             "private": self.info.totals.map(|totals| totals.private),
             "shared": self.info.totals.map(|totals| totals.shared),
             "runs": self.info.totals.map(|totals| totals.runs),

@@ -91,8 +91,12 @@ impl Look {
                 totals.runs
             )
         });
+        let large = info
+            .large
+            .filter(|large| *large != 0)
+            .map_or_else(String::new, |large| format!(", {} large", size(large)));
         let title = format!(
-            "process {pid}, descriptor {fd}: {}, {} allocated{totals}",
+            "process {pid}, descriptor {fd}: {}, {} allocated{totals}{large}",
             size(info.size),
             size(info.allocated)
         );
@@ -122,6 +126,8 @@ impl Look {
             "fd": self.fd,
             "size": self.info.size,
             "allocated": self.info.allocated,
+            "contiguous": self.info.contiguous,
+            "large": self.info.large,
             "runs": runs,
         })
     }
