@@ -1042,6 +1042,61 @@ static void bench_round_trip(enum backing backing, const char *name, u64 policy,
 	machine_destroy(&m);
 }
 
+/* Memory that is allocated ahead, so that the guest can have it by large mappings. */
+static void bench_large(void)
+{
+	struct figure fault = {}, map = {}, to_private = {}, to_shared = {}, one = {}, back = {};
+	const u64 block = SZ_2M / PAGE_SIZE, n = pages & ~(block - 1);
+	struct machine m;
+	u64 start;
+
+	if (!n)
+		return;
+	machine_init(&m, IN_PLACE, pages, false);
+	for_each_rep(r) {
+		punch(&m, 0, pages);
+		allocate(&m, 0, pages);
+		guest_touch(&m, 0, n);
+
+		machine_bind(&m, false);
+		machine_bind(&m, true);
+		start = now();
+		guest_touch(&m, 0, n);
+		figure_add(&fault, now() - start);
+
+		machine_bind(&m, false);
+		machine_bind(&m, true);
+		start = now();
+		guest_map(&m, 0, n);
+		figure_add(&map, now() - start);
+
+		start = now();
+		set_attributes(&m, 0, n, true, GMEM_PRESERVE);
+		figure_add(&to_private, now() - start);
+		guest_touch(&m, 0, n);
+		start = now();
+		set_attributes(&m, 0, n, false, GMEM_PRESERVE);
+		figure_add(&to_shared, now() - start);
+
+		/* One page of what is mapped large, which is split; and what makes it large again. */
+		guest_touch(&m, 0, n);
+		start = now();
+		set_attributes(&m, block / 2, 1, true, GMEM_PRESERVE);
+		figure_add(&one, now() - start);
+		set_attributes(&m, block / 2, 1, false, GMEM_PRESERVE);
+		start = now();
+		guest_touch(&m, block / 2, 1);
+		figure_add(&back, now() - start);
+	}
+	figure_print(&fault, n, PER_PAGE, "large/in-place/guest-fault");
+	figure_print(&map, n, PER_PAGE, "large/in-place/map-memory");
+	figure_print(&to_private, n, PER_PAGE, "large/in-place/to-private/preserve/one-call");
+	figure_print(&to_shared, n, PER_PAGE, "large/in-place/to-shared/preserve/one-call");
+	figure_print(&one, 1, PER_CALL, "large/in-place/to-private/preserve/one-page-split");
+	figure_print(&back, 1, PER_CALL, "large/in-place/guest-fault/one-page-large-again");
+	machine_destroy(&m);
+}
+
 /* What entering and leaving the guest costs, which all of the above pay. */
 static void bench_exit(enum backing backing)
 {
@@ -1332,6 +1387,8 @@ int main(int argc, char **argv)
 	if (!in_place)
 		return 0;
 
+	if (wanted("large") && can_map_memory)
+		bench_large();
 	if (wanted("empty"))
 		bench_empty();
 	if (wanted("runs"))
