@@ -310,7 +310,7 @@ pub mod entry {
             let (file, at) = slot.find(gfn)?;
             let found = T::get_pfn(GuestFault::new(vm, &file, gfn, at).through(slot))?;
             stand_in::all().for_each(|other| other.has_pfn(vm, gfn));
-            if found.max_order != 0 {
+            if found.max_order != 0 && !max_order.is_null() {
                 vm.count_blocks(bindings::GMEM_BLOCK_MAPPED, 1);
             }
             // SAFETY: By the contract of this function; `max_order` may be NULL.
