@@ -148,6 +148,13 @@ impl<'a> GuestFault<'a> {
         shared || self.platform() == Some(Platform::SwProtected)
     }
 
+    /// Whether a large mapping could show `pfn` at the place of the fault, as far as the two of them
+    /// tell. Of pages that are anywhere in memory, hardly one could.
+    #[inline]
+    fn may_be_large(&self, pfn: Pfn) -> bool {
+        self.fits && block::within(pfn.get()) == block::within(self.at.get()) && self.is_plain()
+    }
+
     /// How large a mapping may be that shows `pfn` at the place of the fault, as a power of two in
     /// pages. Any context.
     ///
@@ -156,9 +163,7 @@ impl<'a> GuestFault<'a> {
     /// large the mapping of a block may be whose pages are all private or all shared.
     #[inline]
     fn max_order(&self, pfn: Pfn, allowed: impl FnOnce(Visibility) -> u8) -> u8 {
-        // Of pages that are anywhere in memory, hardly one comes further.
-        let aligned = block::within(pfn.get()) == block::within(self.at.get());
-        if !self.fits || !aligned || !self.is_plain() {
+        if !self.may_be_large(pfn) {
             return 0;
         }
         match Block::find(self.inode(), self.at, Reader::from(&rcu::read_lock())) {
@@ -263,7 +268,7 @@ impl<'a> GuestFault<'a> {
         let max_order = f(&folio)?;
         let first_use = folio.is_first_use();
         let page = folio.into_page();
-        if first_use && self.fits && self.is_plain() {
+        if first_use && self.may_be_large(page.pfn()) {
             block::prepare_around(stable, self.at);
         }
         Ok(GuestPage {
