@@ -195,17 +195,25 @@ pub fn smash(table: &mut impl Table, pfn: u64) -> Result<(), Code> {
     Ok(())
 }
 
+/// The entry of a page that was handed to firmware.
+fn at_firmware(table: &impl Table, pfn: u64) -> Result<Entry, Code> {
+    let entry = table.get(pfn);
+
+    if entry.assigned && entry.immutable {
+        Ok(entry)
+    } else {
+        Err(Code::Permission)
+    }
+}
+
 /// What firmware does at the end of LAUNCH_UPDATE: the page is the guest's, and accepted.
 ///
 /// # Errors
 ///
 /// [`Code::Permission`] if the entry was not handed to firmware.
 pub fn launch(table: &mut impl Table, pfn: u64) -> Result<(), Code> {
-    let entry = table.get(pfn);
+    let entry = at_firmware(table, pfn)?;
 
-    if !entry.assigned || !entry.immutable {
-        return Err(Code::Permission);
-    }
     table.set(
         pfn,
         Entry {
@@ -224,11 +232,7 @@ pub fn launch(table: &mut impl Table, pfn: u64) -> Result<(), Code> {
 ///
 /// [`Code::Permission`] if the entry was not handed to firmware.
 pub fn reclaim(table: &mut impl Table, pfn: u64) -> Result<(), Code> {
-    let entry = table.get(pfn);
-
-    if !entry.assigned || !entry.immutable {
-        return Err(Code::Permission);
-    }
+    at_firmware(table, pfn)?;
     table.set(
         pfn,
         Entry {
