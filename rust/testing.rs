@@ -29,7 +29,8 @@ use crate::{
         memslot::Memslot,
         platform::of,
         vm::Vm, //
-    }, //
+    },
+    mm::folio::Frame, //
 };
 use core::{
     marker::PhantomData,
@@ -557,6 +558,14 @@ impl HostPage {
             }
             locked
         }
+    }
+
+    /// Whether something is remembered of the page.
+    pub(crate) fn is_remembered(&self) -> bool {
+        // SAFETY: The reference keeps the page.
+        let folio = NonNull::new(unsafe { bindings::gmem_page_folio(self.0) });
+        // SAFETY: As above; nobody is at work with it.
+        folio.is_some_and(|folio| unsafe { Frame::from_raw(folio) }.is_known())
     }
 
     /// Whether a hypervisor that gives the page to a guest is to make sure that it is zero.

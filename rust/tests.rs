@@ -483,6 +483,7 @@ mod caller {
     };
     use core::sync::atomic::{
         AtomicBool,
+        AtomicU32,
         Ordering, //
     };
     use gmem_policy::{
@@ -513,6 +514,8 @@ mod caller {
 
     /// Whether the implementation fails once it has the page. KUnit runs one test after another.
     static FAILS: AtomicBool = AtomicBool::new(false);
+    /// How many pages the implementation was asked to take back.
+    static TAKEN_BACK: AtomicU32 = AtomicU32::new(0);
 
     fn fails() -> Result {
         if FAILS.load(Ordering::Relaxed) {
@@ -590,7 +593,9 @@ mod caller {
             Ok(served)
         }
 
-        fn reclaim(_frame: &Frame<'_>) {}
+        fn reclaim(_frame: &Frame<'_>) {
+            TAKEN_BACK.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     type File<'v> = TestFile<'v, Greedy>;
@@ -800,6 +805,37 @@ mod caller {
         assert_eq!(file.host_fault(5).err(), Some(EFAULT));
         drop(file);
         assert_eq!(page.references(), 1);
+        Ok(())
+    }
+
+    /// A platform that has a page gives it back when it is freed, and nothing is remembered of the
+    /// page then, whether or not there is an RMP.
+    #[test]
+    fn remembered_page_is_taken_back() -> Result {
+        for has_rmp in [false, true] {
+            TestRmp::reset();
+            let vm = TestVm::new()?;
+            if has_rmp {
+                vm.put_on(Platform::SwProtected, 0)?;
+            }
+            let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+                return Ok(());
+            };
+            LockedFolio::get(file.file().inode(), PageIndex::new(5))?
+                .frame()
+                .record(Assignment {
+                    gfn: Gfn::new(BASE + 5),
+                    asid: 7,
+                })?;
+            let (page, other) = (file.page(5)?, file.page(6)?);
+            assert!(page.is_remembered() && !other.is_remembered());
+
+            TAKEN_BACK.store(0, Ordering::Relaxed);
+            drop(file);
+            assert_eq!(TAKEN_BACK.load(Ordering::Relaxed), 1);
+            assert!(!page.is_remembered() && !other.is_remembered());
+            assert_eq!((page.references(), other.references()), (1, 1));
+        }
         Ok(())
     }
 

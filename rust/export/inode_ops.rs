@@ -77,9 +77,23 @@ pub(super) unsafe extern "C" fn free_folio<T: GuestMemfd>(folio: *mut bindings::
     let frame = unsafe { Frame::from_raw(NonNull::new_unchecked(folio)) };
 
     // Where there is no RMP, nobody has a page of which nothing is remembered.
-    if !frame.is_known() && !platform::has_rmp() {
-        return;
+    if frame.is_known() || platform::has_rmp() {
+        // SAFETY: As above.
+        unsafe { take_back::<T>(folio) };
     }
+}
+
+/// Takes a page that is freed back from whoever had it. Out of line, so that pages that no platform
+/// can have do not pay for it.
+///
+/// # Safety
+///
+/// As for [`free_folio`].
+#[inline(never)]
+unsafe fn take_back<T: GuestMemfd>(folio: *mut bindings::folio) {
+    // SAFETY: By the contract of this function.
+    let frame = unsafe { Frame::from_raw(NonNull::new_unchecked(folio)) };
+
     if !frame.is_known() {
         // SAFETY: As above.
         unsafe { bindings::gmem_reclaim(folio) };

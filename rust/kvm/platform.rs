@@ -104,8 +104,15 @@ fn is_taken(entry: Result<Entry, Failed>) -> bool {
 }
 
 /// Whether pages can be somebody's in an RMP here, whatever their VMs are.
+#[inline]
 pub(crate) fn has_rmp() -> bool {
-    stand_in::all().any(|other| other.has_rmp()) || has_hardware_rmp()
+    has_hardware_rmp() || (stand_in::is_any() && any_stand_in_has_rmp())
+}
+
+/// Out of line, so that each page that is freed does not pay for it.
+#[cold]
+fn any_stand_in_has_rmp() -> bool {
+    stand_in::all().any(|other| other.has_rmp())
 }
 
 /// Whether the page is somebody's in an RMP, whatever is remembered of it and whatever its VM is. A

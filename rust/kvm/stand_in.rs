@@ -128,6 +128,12 @@ pub(crate) fn set_unused(base: Base) {
     known(base).used.store(false, Ordering::Release);
 }
 
+/// Whether there are any.
+#[inline]
+pub(crate) fn is_any() -> bool {
+    POSSIBLE && (TESTS.used.load(Ordering::Acquire) || MODELS.used.load(Ordering::Acquire))
+}
+
 /// All that are registered, and used.
 ///
 /// Each fault asks, and each page that is freed, so this is no loop.
