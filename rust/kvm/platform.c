@@ -47,10 +47,9 @@ bool gmem_platform_available(u32 platform)
 					 BIT(KVM_X86_SW_PROTECTED_VM) : 0,
 		[GMEM_PLATFORM_SNP] = BIT(KVM_X86_SNP_VM),
 		[GMEM_PLATFORM_TDX] = BIT(KVM_X86_TDX_VM),
-		[GMEM_PLATFORM_PKVM] = 0,
 	};
 
-	return kvm_caps.supported_vm_types & types[platform];
+	return platform < ARRAY_SIZE(types) && kvm_caps.supported_vm_types & types[platform];
 #elif defined(CONFIG_ARM64)
 	return platform == GMEM_PLATFORM_PKVM && is_protected_kvm_enabled();
 #else
