@@ -166,7 +166,7 @@ impl InvalidateGuard<'_, Shared> {
         let fits = within(at.get()) == 0 && around(inode, at).is_some();
 
         // Where the MMU has no large mappings of guest_memfd there is no use for one.
-        if !cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_SPLIT) || !fits {
+        if !cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_LARGE) || !fits {
             return false;
         }
         let made = if inode.policy().is_unset() {

@@ -1058,6 +1058,73 @@ VM_TEST(vcpu_that_was_not_initialised)
 	kvm_vm_free(vm);
 }
 
+/* The host sees what the guest has written: of each page of the slot its number. */
+static void each_page_is_its_own(struct ctx *x, u64 npages)
+{
+	u64 i;
+
+	for (i = 0; i < npages; i++)
+		TEST_ASSERT_EQ(*(u64 *)(x->hva + i * PG), i);
+}
+
+/*
+ * Memory of a guest_memfd that is in one piece is mapped by one block, until a part of
+ * it leaves the file. x86 has a test of its own for that.
+ */
+VM_TEST(block_of_a_guest_memfd)
+{
+	const u64 npages = SZ_2M / PG;
+	struct ctx x;
+	u64 mapped;
+	int fd, r;
+
+	/* EL2 takes pages one by one. */
+	if (kvm_check_cap(KVM_CAP_EXIT_HYPERCALL))
+		SKIP(return, "pKVM maps page by page");
+	x.vm = vm_create_with_one_vcpu(&x.vcpu, guest_code);
+	fd = vm_create_guest_memfd(x.vm, SZ_2M, GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED);
+	x.hva = kvm_mmap(SZ_2M, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	r = __vm_set_user_memory_region2(x.vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, SZ_2M, x.hva, fd, 0);
+	TEST_ASSERT(!r, "The memslot: errno %d", errno);
+	virt_map(x.vm, GPA, GPA, npages);
+	run_to_sync(x.vcpu);
+
+	r = fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, SZ_2M);
+	TEST_ASSERT(!r, "fallocate(): errno %d", errno);
+	TEST_ASSERT_EQ(vm_get_stat(x.vm, gmem_blocks_made), 1);
+	/* Wherever the fault is. */
+	missing(&x, 5, 1, true);
+	TEST_ASSERT_EQ(vm_get_stat(x.vm, gmem_blocks_mapped), 1);
+	TEST_ASSERT_EQ(missing(&x, 0, npages, true), 0);
+	TEST_ASSERT_EQ(vm_get_stat(x.vm, gmem_blocks_mapped), 1);
+	each_page_is_its_own(&x, npages);
+
+	/* A hole: of the other pages nothing is lost, and of the old one nothing is left. */
+	r = fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 5 * PG, PG);
+	TEST_ASSERT(!r, "punch: errno %d", errno);
+	TEST_ASSERT_EQ(*(u64 *)(x.hva + 5 * PG), 0);
+	*(u64 *)(x.hva + 5 * PG) = 5;
+	each_page_is_its_own(&x, npages);
+	*(u64 *)(x.hva + 5 * PG) = 0;
+	missing(&x, 0, npages, true);
+	each_page_is_its_own(&x, npages);
+	/* The page can get the same frame again, and the block be one again. */
+	mapped = vm_get_stat(x.vm, gmem_blocks_mapped);
+
+	/* Allocated anew by KVM_MAP_MEMORY, and mapped by one call. */
+	r = fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, SZ_2M);
+	TEST_ASSERT(!r, "punch: errno %d", errno);
+	assert_errno(map_all(x.vcpu, GPA, SZ_2M), 0);
+	TEST_ASSERT_EQ(vm_get_stat(x.vm, gmem_blocks_made), 2);
+	TEST_ASSERT_EQ(vm_get_stat(x.vm, gmem_blocks_mapped), mapped + 1);
+	TEST_ASSERT_EQ(missing(&x, 0, npages, true), 0);
+	each_page_is_its_own(&x, npages);
+
+	kvm_vm_free(x.vm);
+	kvm_munmap(x.hva, SZ_2M);
+	kvm_close(fd);
+}
+
 #endif /* __aarch64__ */
 
 int main(int argc, char *argv[])
