@@ -262,6 +262,7 @@ struct table {
 	enum platform platform;
 	enum phase phase;
 	bool scrambles;
+	bool block;	/* the file is 2 MiB of memory in one piece: that changes nothing */
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpu;
 	struct gmem_area a;
@@ -782,21 +783,25 @@ FIXTURE_VARIANT(contract)
 {
 	enum platform platform;
 	enum phase phase;
+	bool block;
 };
 
-#define CONTRACT_VARIANTS(_name, _platform)					\
+#define CONTRACT_VARIANTS(_name, _platform, ...)				\
 FIXTURE_VARIANT_ADD(contract, _name##_before_launch)				\
 {										\
 	.platform = _platform,							\
 	.phase = BEFORE_LAUNCH,							\
+	__VA_ARGS__								\
 };										\
 FIXTURE_VARIANT_ADD(contract, _name##_after_launch)				\
 {										\
 	.platform = _platform,							\
 	.phase = AFTER_LAUNCH,							\
+	__VA_ARGS__								\
 }
 
 CONTRACT_VARIANTS(sw_protected, SW_PROTECTED);
+CONTRACT_VARIANTS(sw_protected_in_a_block, SW_PROTECTED, .block = true);
 CONTRACT_VARIANTS(snp, SNP);
 CONTRACT_VARIANTS(tdx, TDX);
 CONTRACT_VARIANTS(tdx_that_zeroes, TDX_ZEROES);
@@ -825,13 +830,22 @@ TEST_F_TIMEOUT(contract, every_cell, TIMEOUT)
 	TEST_ASSERT(t, "No memory");
 	t->platform = variant->platform;
 	t->phase = variant->phase;
+	t->block = variant->block;
 	t->scrambles = gmem_scrambles();
 	memset(t->granted, true, sizeof(t->granted));
 	plan_table(t);
 
+	if (t->block) {
+		TEST_ASSERT(OFF(t->npages) <= SZ_2M, "%lu pages are no block", t->npages);
+		t->npages = SZ_2M / PG;
+	}
 	t->vm = create_vm(t->platform, 1, t->npages, &t->vcpu);
 	area_create(t->platform, &t->a, t->vm, OFF(t->npages));
 	gmem_dirty_free_pages();
+	if (t->block) {
+		gmem_allocate_blocks(t->a.fd, 0, SZ_2M);
+		TEST_ASSERT_EQ(vm_get_stat(t->vm, gmem_blocks_made), 1);
+	}
 
 	prepare(t, true);
 	if (t->phase == AFTER_LAUNCH)

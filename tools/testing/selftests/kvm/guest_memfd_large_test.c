@@ -144,24 +144,9 @@ static void lg_destroy(struct lg *l)
 	kvm_close(l->a.fd);
 }
 
-/* What other programs have left is between what is free; the rest of the test leaves whole pieces. */
-static void want_memory_in_one_piece(void)
-{
-	static bool done;
-
-	if (done)
-		return;
-	done = true;
-	hz_write_file("/proc/sys/vm/compact_memory", "%lu", 1);
-}
-
 static void allocate(struct lg *l, u64 page, u64 n)
 {
-	int r;
-
-	want_memory_in_one_piece();
-	r = gmem_allocate(l->a.fd, OFF(page), OFF(n));
-	TEST_ASSERT(!r, "fallocate(): errno %d (%s)", r, strerror(r));
+	gmem_allocate_blocks(l->a.fd, OFF(page), OFF(n));
 }
 
 static void g_write(struct lg *l, u64 page, u64 n, u32 pattern)
@@ -546,7 +531,7 @@ static int map_memory(struct lg *l, u64 page, u64 n, u64 *left)
 	};
 	int i, r;
 
-	want_memory_in_one_piece();
+	gmem_want_blocks();
 	for (i = 0; i < GMEM_MAX_RETRIES; i++) {
 		r = gmem_ioctl(l->vcpus[0]->fd, KVM_MAP_MEMORY, &args);
 		TEST_ASSERT(args.base_address + args.size == gpa_of(l, page + n) &&
@@ -793,8 +778,7 @@ static void nested(u32 type)
 	a.fd = vm_create_guest_memfd(vm, BLOCK, GMEM_MMAP_SHARED);
 	a.hva = kvm_mmap(BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, a.fd);
 	gmem_area_bind(&a);
-	want_memory_in_one_piece();
-	TEST_ASSERT(!gmem_allocate(a.fd, 0, BLOCK), "fallocate()");
+	gmem_allocate_blocks(a.fd, 0, BLOCK);
 	for (i = 0; i < PAGES; i++)
 		*(volatile u64 *)(a.hva + OFF(i)) = 0x1000 + i;
 

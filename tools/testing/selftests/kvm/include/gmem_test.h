@@ -343,6 +343,29 @@ static inline int gmem_allocate(int fd, u64 offset, u64 size)
 	return fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, size) ? errno : 0;
 }
 
+/* What other programs have left is between what is free; the rest of a test leaves whole pieces. */
+static inline void gmem_want_blocks(void)
+{
+	static bool done;
+	int fd;
+
+	if (done)
+		return;
+	done = true;
+	fd = open("/proc/sys/vm/compact_memory", O_WRONLY);
+	TEST_ASSERT(fd >= 0 && write(fd, "1", 1) == 1, "compact_memory: errno %d", errno);
+	close(fd);
+}
+
+static inline void gmem_allocate_blocks(int fd, u64 offset, u64 size)
+{
+	int r;
+
+	gmem_want_blocks();
+	r = gmem_allocate(fd, offset, size);
+	TEST_ASSERT(!r, "fallocate(): errno %d (%s)", r, strerror(r));
+}
+
 /* What a page that CONTENT_POLICY_NONE has been applied to holds. */
 static inline bool gmem_scrambles(void)
 {
