@@ -148,18 +148,23 @@ impl<'a> GuestFault<'a> {
         shared || self.platform() == Some(Platform::SwProtected)
     }
 
+    /// Whether the file says of its pages which are private, or none is.
+    #[inline]
+    fn knows_kinds(&self) -> bool {
+        self.inode().converts_in_place() || self.is_plain()
+    }
+
     /// Whether a large mapping could show `pfn` at the place of the fault, as far as the two of them
     /// tell. Of pages that are anywhere in memory, hardly one could.
     #[inline]
     fn may_be_large(&self, pfn: Pfn) -> bool {
-        self.fits && block::within(pfn.get()) == block::within(self.at.get()) && self.is_plain()
+        self.fits && block::within(pfn.get()) == block::within(self.at.get()) && self.knows_kinds()
     }
 
     /// How large a mapping may be that shows `pfn` at the place of the fault, as a power of two in
     /// pages. Any context.
     ///
-    /// It is as large as a block, if there is evidence of one, or a single page. So are those of
-    /// memory that a platform has a part in, which is given to it page by page. `allowed` says how
+    /// It is as large as a block, if there is evidence of one, or a single page. `allowed` says how
     /// large the mapping of a block may be whose pages are all private or all shared.
     #[inline]
     fn max_order(&self, pfn: Pfn, allowed: impl FnOnce(Visibility) -> u8) -> u8 {
@@ -181,7 +186,7 @@ impl<'a> GuestFault<'a> {
     /// wanted, as a block, if one mapping could show them; sleeps. If not, or if it cannot be had,
     /// they are allocated as they are mapped.
     pub fn allocate_block(&self) {
-        if self.fits && self.is_plain() {
+        if self.fits && self.knows_kinds() {
             // Without the lock the fault fails as well, and says why.
             let _ = self.inode().locked_shared(|guard| -> Result {
                 guard.allocate_block(self.vm, self.at);
@@ -268,7 +273,7 @@ impl<'a> GuestFault<'a> {
         let max_order = f(&folio)?;
         let first_use = folio.is_first_use();
         let page = folio.into_page();
-        if first_use && self.may_be_large(page.pfn()) {
+        if first_use && max_order >= block::ORDER && self.may_be_large(page.pfn()) {
             block::prepare_around(stable, self.at);
         }
         Ok(GuestPage {

@@ -72,12 +72,10 @@ impl<R: Rmp> Vendor for Snp<R> {
         Err(EEXIST)
     }
 
-    /// Pages are assigned one by one, and no mapping may be larger than its RMP entry.
-    fn max_mapping_order(of: Visibility) -> u8 {
-        match of {
-            Visibility::Private => 0,
-            Visibility::Shared => u8::MAX,
-        }
+    /// Pages are assigned one by one, and no mapping may be larger than its RMP entry. KVM maps what
+    /// is not assigned page by page, too (`sev_gmem_max_mapping_level()`).
+    fn max_mapping_order(_of: Visibility) -> u8 {
+        0
     }
 
     fn populate(vm: &Vm, gfn: Gfn) -> Result<Assignment> {

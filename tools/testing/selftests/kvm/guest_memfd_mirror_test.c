@@ -117,6 +117,50 @@ MIRROR_TEST(the_other_address_is_refused)
 	host_refused(x, 1, 1);
 }
 
+/* One entry of KVM's page table for 2M of shared memory; the S-EPT has pages. */
+MIRROR_TEST(shared_memory_is_mapped_large)
+{
+	const u64 npages = SZ_2M / PG;
+	struct ctx x;
+
+	ctx_create(&x, TDX_MIRROR, npages);
+	ctx_launch(&x);
+	gmem_allocate_blocks(x.a.fd, 0, SZ_2M);
+	TEST_ASSERT_EQ(vm_get_stat(x.vm, gmem_blocks_made), 1);
+	guest_fill(&x, 0, npages, GMEM_SEED(1));
+	TEST_ASSERT_EQ(vm_get_stat(x.vm, pages_2m), 1);
+	host_sees(&x, 0, npages, GMEM_SEED(1));
+
+	/* The guest keeps the rest. */
+	convert(&x, 5, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+	TEST_ASSERT_EQ(vm_get_stat(x.vm, pages_2m), 0);
+	TEST_ASSERT_EQ(vm_get_stat(x.vm, gmem_blocks_split), 1);
+	guest_sees(&x, 5, 1, GMEM_ZEROES);
+	guest_sees(&x, 0, 5, GMEM_SEED(1));
+	guest_sees(&x, 6, npages - 6, GMEM_SEED(1));
+	TEST_ASSERT_EQ(vm_get_stat(x.vm, pages_2m), 0);
+	host_refused(&x, 5, 1);
+	ownership_is(&x, 5, 1, true);
+	ownership_is(&x, 6, 1, false);
+
+	/* It comes back with the page. */
+	convert(&x, 5, 1, GMEM_SHARED, GMEM_ZERO);
+	guest_sees(&x, 5, 1, GMEM_ZEROES);
+	TEST_ASSERT_EQ(vm_get_stat(x.vm, pages_2m), 1);
+	guest_sees(&x, 6, npages - 6, GMEM_SEED(1));
+	host_sees(&x, 0, 5, GMEM_SEED(1));
+
+	/* The same memory as the guest's own. */
+	convert(&x, 0, npages, GMEM_PRIVATE, GMEM_PRESERVE);
+	guest_sees(&x, 0, npages, GMEM_ZEROES);
+	guest_fill(&x, 0, npages, GMEM_SEED(2));
+	guest_sees(&x, 0, npages, GMEM_SEED(2));
+	TEST_ASSERT_EQ(vm_get_stat(x.vm, pages_2m), 0);
+	host_refused(&x, 0, npages);
+	ownership_is(&x, 0, npages, true);
+	ctx_destroy(&x);
+}
+
 /* Memory that is no guest_memfd's is shared, and nothing else. */
 MIRROR_TEST(ordinary_memory_is_shared_only)
 {
