@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # Reads what gmem_bench printed on the kernel with the C guest_memfd and on the one with the Rust guest_memfd (-v c=FILE,
-# -v rust=FILE, each several runs one after another), and on the latter without trace events (-v untraced=FILE), prints a table and the goals, and writes both to -v csv=FILE.
+# -v rust=FILE, each several runs one after another), and on the latter without trace events (-v untraced=FILE), prints a
+# table and the goals, and writes both to -v csv=FILE. With -v figures_only=1 there is the table only.
 
 function read(file, kernel,    line, f, name) {
 	while ((getline line < file) > 0) {
@@ -85,7 +86,7 @@ function result(text, name, figure, verdict) {
 BEGIN {
 	read(c, "c")
 	read(rust, "rust")
-	read(untraced, "untraced")
+	if (untraced != "") read(untraced, "untraced")
 	if (!count) { print "No figures." > "/dev/stderr"; exit 1 }
 
 	printf "%-54s %12s %12s %7s  %s\n", "figure", "C", "Rust", "Rust/C", "unit"
@@ -101,6 +102,8 @@ BEGIN {
 			p == "" ? "" : value["c", p], p == "" ? "" : median["c", p], p == "" ? "" : high["c", p],
 			has ? value["rust", name] : "", has ? median["rust", name] : "", has ? high["rust", name] : "", ratio >csv
 	}
+
+	if (figures_only) exit
 
 	printf "\n%-54s %12s %12s %7s\n", "trace events that are off", "compiled out", "off", "off/out"
 	for (i = 1; i <= count; i++) {
