@@ -5,13 +5,14 @@
 #include "../helpers.h"
 
 /*
- * Whether @folio is what memory in one piece has there, by the flags that are
- * looked at.  It can be somebody else's, as with gmem_mapping_pfn().
+ * Whether @entry of a file is @page, by the flags that are looked at.  A folio has the
+ * address of its first page.  The page can be somebody else's, as with
+ * gmem_mapping_pfn().
  */
-static bool gmem_block_has(struct folio *folio, u64 pfn, unsigned long mask, unsigned long flags)
+static bool gmem_block_has(const void *entry, const struct page *page, unsigned long mask,
+			   unsigned long flags)
 {
-	return folio && !xa_is_internal(folio) && !xa_is_value(folio) &&
-	       folio_pfn(folio) == pfn && (READ_ONCE(folio->flags.f) & mask) == flags;
+	return entry == page && (READ_ONCE(page->flags.f) & mask) == flags;
 }
 
 /*
@@ -30,8 +31,9 @@ bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, 
 	const pgoff_t hints[] = { max(at, first + 1) - 1, min(at + 1, first + nr - 1),
 				  first + nr - 1 };
 	XA_STATE(xas, &mapping->i_pages, at);
+	const struct page *page;
 	struct folio *folio;
-	unsigned long i;
+	unsigned long i, j;
 
 	guard(rcu)();
 	folio = xas_load(&xas);
@@ -40,16 +42,23 @@ bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, 
 	*pfn = folio_pfn(folio) - (at - first);
 	if (!IS_ALIGNED(*pfn, nr))
 		return false;
+	page = pfn_to_page(*pfn);
 
 	for (i = 0; i < ARRAY_SIZE(hints); i++) {
 		xas_set(&xas, hints[i]);
-		if (!gmem_block_has(xas_load(&xas), *pfn + (hints[i] - first), bad | used, used))
+		if (!gmem_block_has(xas_load(&xas), page + (hints[i] - first), bad | used, used))
 			return false;
 	}
-	xas_set(&xas, first);
-	for (i = 0, folio = xas_load(&xas); i < nr; i++, folio = xas_next(&xas))
-		if (!gmem_block_has(folio, *pfn + i, bad | used, used))
+	/* Node by node: each fault on a block comes here, and each page of it costs. */
+	for (i = 0; i < nr; i += XA_CHUNK_SIZE, page += XA_CHUNK_SIZE) {
+		xas_set(&xas, first + i);
+		if (xas_load(&xas) != page || !xas.xa_node)
 			return false;
+		for (j = 0; j < XA_CHUNK_SIZE; j++)
+			if (!gmem_block_has(xa_entry(xas.xa, xas.xa_node, j), page + j, bad | used,
+					    used))
+				return false;
+	}
 	/* Pairs with the barrier of folio_mark_uptodate(): bytes after the flag. */
 	smp_rmb();
 	return true;
