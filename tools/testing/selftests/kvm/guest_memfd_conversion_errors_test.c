@@ -561,21 +561,6 @@ GMEM_TEST(poisoned_page_gives_ehwpoison)
 
 #define CORRUPT_PFN	"/sys/kernel/debug/hwpoison/corrupt-pfn"
 
-/* The frame of a page that the host has mapped, 0 if it is not told. */
-static u64 frame_of(const u8 *mem)
-{
-	u64 entry = 0;
-	int fd = open("/proc/self/pagemap", O_RDONLY);
-
-	if (fd < 0)
-		return 0;
-	if (pread(fd, &entry, sizeof(entry), (u64)mem / PS * sizeof(entry)) !=
-	    sizeof(entry))
-		entry = 0;
-	close(fd);
-	return entry >> 63 ? entry & (BIT(55) - 1) : 0;
-}
-
 /* A private page is out of madvise()'s reach, so go by its frame. */
 GMEM_TEST(poisoned_private_page_exits_private)
 {
@@ -592,7 +577,7 @@ GMEM_TEST(poisoned_private_page_exits_private)
 		SKIP(return, "No %s: %s", CORRUPT_PFN, strerror(errno));
 
 	fill_area(a, GMEM_SEED(6));
-	snprintf(pfn, sizeof(pfn), "%#lx", frame_of(a->hva + bad));
+	snprintf(pfn, sizeof(pfn), "%#lx", gmem_frame_of(a->hva + bad));
 	TEST_ASSERT(strcmp(pfn, "0"), "No frame number of a mapped page");
 	gmem_convert(a->fd, 0, a->size, GMEM_PRIVATE, GMEM_PRESERVE);
 	gmem_guest_start(self->vcpu);

@@ -94,21 +94,6 @@ static int poison_frame(u64 pfn)
 	return r;
 }
 
-/* The frame of a page that the host has mapped. */
-static u64 frame_of(const volatile u8 *hva)
-{
-	u64 entry = 0;
-	int fd = open("/proc/self/pagemap", O_RDONLY);
-
-	TEST_ASSERT(fd >= 0, "/proc/self/pagemap: %s", strerror(errno));
-	TEST_ASSERT_EQ(pread(fd, &entry, sizeof(entry), (unsigned long)hva / PG * sizeof(entry)),
-		       sizeof(entry));
-	close(fd);
-	entry = entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
-	TEST_ASSERT(entry, "No frame number of a mapped page");
-	return entry;
-}
-
 /* A second mapping of the file, with every page of it touched. */
 static u8 *map_again(struct gmem_area *a)
 {
@@ -203,7 +188,8 @@ TEST_F_TIMEOUT(failure, h54_mappings_see_a_converted_page, TIMEOUT)
 	TEST_ASSERT(!r, "MADV_HWPOISON: %s", strerror(r));
 	gmem_host_assert_refused(other + OFF(2), PG);
 	if (!access(CORRUPT_PFN, W_OK)) {
-		pfn = frame_of(a->hva + OFF(3));
+		pfn = gmem_frame_of(a->hva + OFF(3));
+		TEST_ASSERT(pfn, "No frame number of a mapped page");
 		gmem_convert(a->fd, OFF(3), PG, GMEM_PRIVATE, GMEM_PRESERVE);
 		r = poison_frame(pfn);
 		TEST_ASSERT(!r, "%s: %s", CORRUPT_PFN, strerror(r));
@@ -305,7 +291,8 @@ TEST_F_TIMEOUT(failure, is_reported_as_delayed, TIMEOUT)
 	more++;
 	/* Private. */
 	if (!access(CORRUPT_PFN, W_OK)) {
-		pfn = frame_of(a->hva + OFF(4));
+		pfn = gmem_frame_of(a->hva + OFF(4));
+		TEST_ASSERT(pfn, "No frame number of a mapped page");
 		gmem_convert(a->fd, OFF(4), PG, GMEM_PRIVATE, GMEM_PRESERVE);
 		gmem_guest_assert(self->vcpus[0], a->gpa + OFF(4), PG, GMEM_SEED(1), OFF(4));
 		r = poison_frame(pfn);

@@ -85,7 +85,7 @@ HAZARD(h37_map_populate_and_mlock)
 		   h.a.fd, 0);
 	TEST_ASSERT(mem != MAP_FAILED, "mmap() failed");
 	TEST_ASSERT(gmem_host_refused(mem + PG), "Populated");
-	TEST_ASSERT(!(hz_pagemap(mem + PG) >> 63), "A private page is mapped");
+	TEST_ASSERT(!(gmem_pagemap(mem + PG) >> 63), "A private page is mapped");
 	fails(mmap(NULL, OFF(3), PROT_READ | PROT_WRITE, MAP_PRIVATE, h.a.fd, 0));
 
 	fails(mlock(mem, OFF(3)));
@@ -673,7 +673,7 @@ HAZARD(h58_host_unmaps)
 	before = vcpu_get_stat(h.vcpus[0], pf_taken);
 
 	TEST_ASSERT(!madvise((void *)hz_hva(&h, 0), OFF(n), MADV_DONTNEED), "madvise() failed");
-	TEST_ASSERT(!(hz_pagemap(hz_hva(&h, 0)) >> 63), "The host still has it mapped");
+	TEST_ASSERT(!(gmem_pagemap(hz_hva(&h, 0)) >> 63), "The host still has it mapped");
 	for (u64 page = 0; page < n; page++)
 		TEST_ASSERT_EQ(gmem_guest_read(h.vcpus[0], h.a.gpa + OFF(page)), page);
 	TEST_ASSERT(!mprotect((void *)hz_hva(&h, 0), OFF(n), PROT_NONE), "mprotect() failed");
@@ -710,16 +710,16 @@ static void h60_around(bool write)
 		   MAP_SHARED | MAP_FIXED, h.a.fd, 0);
 	TEST_ASSERT(mem != MAP_FAILED, "mmap() failed");
 	for (u64 page = 0; page < n; page++)
-		TEST_ASSERT(!(hz_pagemap(mem + OFF(page)) >> 63), "Page %lu is mapped", page);
+		TEST_ASSERT(!(gmem_pagemap(mem + OFF(page)) >> 63), "Page %lu is mapped", page);
 
 	for (u64 page = 0; page < 2; page++)
 		TEST_ASSERT(write ? gmem_host_write(mem + OFF(page), 1) :
 				    gmem_host_read(mem + OFF(page), &val), "Refused");
 	for (u64 page = 2; page < first; page++)
-		ahead += hz_pagemap(mem + OFF(page)) >> 63;
+		ahead += gmem_pagemap(mem + OFF(page)) >> 63;
 	for (u64 page = first; page < n; page++)
-		TEST_ASSERT(!(hz_pagemap(mem + OFF(page)) >> 63), "Page %lu is mapped", page);
-	TEST_ASSERT(!(hz_pagemap(mem + OFF(unused)) >> 63), "A page never used is mapped");
+		TEST_ASSERT(!(gmem_pagemap(mem + OFF(page)) >> 63), "Page %lu is mapped", page);
+	TEST_ASSERT(!(gmem_pagemap(mem + OFF(unused)) >> 63), "A page never used is mapped");
 #ifdef __x86_64__
 	TEST_ASSERT_EQ(ahead, first - 2 - 1);
 #else
@@ -732,7 +732,7 @@ static void h60_around(bool write)
 	/* What was mapped ahead is not in the way, nor left over. */
 	convert(&h, 0, first, GMEM_PRIVATE, GMEM_PRESERVE);
 	for (u64 page = 0; page < next; page++) {
-		TEST_ASSERT(!(hz_pagemap(mem + OFF(page)) >> 63), "Page %lu is mapped", page);
+		TEST_ASSERT(!(gmem_pagemap(mem + OFF(page)) >> 63), "Page %lu is mapped", page);
 		TEST_ASSERT(gmem_host_refused(mem + OFF(page)), "Page %lu is reached", page);
 	}
 }

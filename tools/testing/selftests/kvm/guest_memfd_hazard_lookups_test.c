@@ -690,7 +690,7 @@ HAZARD(h32_shared_and_private_are_the_same_page)
 
 	hz_create(&h, 2, GMEM_MMAP_SHARED, 1);
 	host_fill(&h, 0, 2, GMEM_SEED(32));
-	pfn = hz_pfn(hz_hva(&h, 1));
+	pfn = gmem_frame_of(hz_hva(&h, 1));
 
 	convert(&h, 0, 2, GMEM_PRIVATE, GMEM_PRESERVE);
 	guest_sees(&h, 0, 2, GMEM_SEED(32));
@@ -700,7 +700,7 @@ HAZARD(h32_shared_and_private_are_the_same_page)
 	convert(&h, 0, 2, GMEM_SHARED, GMEM_PRESERVE);
 	host_sees(&h, 0, 2, GMEM_SEED(33));
 	guest_sees(&h, 0, 2, GMEM_SEED(33));
-	again = hz_pfn(hz_hva(&h, 1));
+	again = gmem_frame_of(hz_hva(&h, 1));
 	TEST_ASSERT(pfn == again, "Frame %#lx became %#lx", pfn, again);
 
 	host_fill(&h, 0, 2, GMEM_SEED(34));

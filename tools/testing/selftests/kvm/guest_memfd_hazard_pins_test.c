@@ -284,7 +284,7 @@ HAZARD(h07_folios_are_on_the_lru)
 	pin_self_to_any_cpu();
 	host_fill(&h, 0, 128, 1);
 
-	pfn = hz_pfn(hz_hva(&h, 0));
+	pfn = gmem_frame_of(hz_hva(&h, 0));
 	HZ_REQUIRE(pfn, "needs /proc/self/pagemap with frame numbers");
 	fd = open("/proc/kpageflags", O_RDONLY);
 	HZ_REQUIRE(fd >= 0, "needs /proc/kpageflags");

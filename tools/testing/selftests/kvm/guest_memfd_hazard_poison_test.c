@@ -49,7 +49,7 @@ HAZARD(h18_memory_failure_invalidates_both_kinds)
 		h18_create(&h, flags[i]);
 		convert(&h, 6, 1, GMEM_SHARED, GMEM_PRESERVE);
 		host_sees(&h, 6, 1, GMEM_SEED(18));
-		pfn = hz_pfn(hz_hva(&h, 6));
+		pfn = gmem_frame_of(hz_hva(&h, 6));
 		TEST_ASSERT(pfn, "No frame number of a mapped page");
 		convert(&h, 6, 1, GMEM_PRIVATE, GMEM_PRESERVE);
 		guest_sees(&h, 6, 1, GMEM_SEED(18));
@@ -265,9 +265,9 @@ static void h42_storm(bool by_pfn)
 			 */
 			struct pin pin;
 
-			pfn = hz_pfn(hva);
+			pfn = gmem_frame_of(hva);
 			if (!pin_page(&pin, PIN_VMSPLICE, hva) && pfn &&
-			    pfn == hz_pfn(hva) && !poison_pfn(pfn))
+			    pfn == gmem_frame_of(hva) && !poison_pfn(pfn))
 				n++;
 			unpin_page(&pin);
 		}
@@ -314,7 +314,7 @@ HAZARD(h42_poison_storm_frame)
 	HZ_REQUIRE(can_poison_pfn(), "needs HWPOISON_INJECT");
 	hz_create(&h, 1, GMEM_MMAP_SHARED, 1);
 	*hz_hva(&h, 0) = 1;
-	HZ_REQUIRE(hz_pfn(hz_hva(&h, 0)), "needs frame numbers in /proc/self/pagemap");
+	HZ_REQUIRE(gmem_frame_of(hz_hva(&h, 0)), "needs frame numbers in /proc/self/pagemap");
 	h42_storm(true);
 }
 

@@ -419,19 +419,6 @@ WAIT(conversion_of_a_killed_task_does_not_happen)
 
 #define CORRUPT_PFN	"/sys/kernel/debug/hwpoison/corrupt-pfn"
 
-static u64 frame_of(const void *mem)
-{
-	u64 entry = 0;
-	int fd = open("/proc/self/pagemap", O_RDONLY);
-
-	if (fd < 0)
-		return 0;
-	if (pread(fd, &entry, sizeof(entry), (u64)mem / PS * sizeof(entry)) != sizeof(entry))
-		entry = 0;
-	close(fd);
-	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
-}
-
 static void *close_file(void *arg)
 {
 	struct machine *m = arg;
@@ -457,7 +444,7 @@ WAIT(memory_failure_does_not_wait_for_a_close)
 		SKIP(return, "needs HWPOISON_INJECT");
 	machine_create(m);
 	m->a.hva[0] = 7;
-	pfn = frame_of(m->a.hva);
+	pfn = gmem_frame_of(m->a.hva);
 	TEST_ASSERT(pfn, "The frame is not known");
 	len = snprintf(frame, sizeof(frame), "%#lx", pfn);
 

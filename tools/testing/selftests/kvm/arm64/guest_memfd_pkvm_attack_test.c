@@ -660,19 +660,6 @@ ATTACK(conversion_against_relinquish)
 
 /* --- Memory that fails ------------------------------------------------------ */
 
-/* The frame of a page that the host has mapped. */
-static u64 frame_of(const u8 *mem)
-{
-	u64 entry = 0;
-	int fd = open("/proc/self/pagemap", O_RDONLY);
-
-	TEST_ASSERT(fd >= 0, "/proc/self/pagemap: %d", errno);
-	TEST_ASSERT_EQ(pread(fd, &entry, sizeof(entry), (u64)mem / PG * sizeof(entry)),
-		       sizeof(entry));
-	close(fd);
-	return entry & GENMASK_ULL(54, 0);
-}
-
 /* A page that the guest shares. It does not read on, and can have another one. */
 ATTACK(memory_that_fails_while_shared)
 {
@@ -707,7 +694,7 @@ ATTACK(memory_that_fails_while_kept)
 	cpu_share(c, 2 * PG, PG);
 	gmem_convert(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
 	host_check(p, 2 * PG, PG, GMEM_SEED(1));
-	n = snprintf(frame, sizeof(frame), "%#lx\n", frame_of(p->mem + 2 * PG));
+	n = snprintf(frame, sizeof(frame), "%#lx\n", gmem_frame_of(p->mem + 2 * PG));
 	gmem_convert(p->fd, 2 * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
 	cpu_unshare(c, 2 * PG, PG);
 	cpu_check(c, 0, 4 * PG, GMEM_SEED(1));

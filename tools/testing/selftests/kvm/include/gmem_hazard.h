@@ -151,28 +151,6 @@ static inline int hz_write_file(const char *path, const char *fmt, u64 val)
 	return r;
 }
 
-/* Bit 63 of a page map entry: present; the low 55: the frame, for root. */
-static inline u64 hz_pagemap(const volatile void *hva)
-{
-	u64 entry = 0;
-	int fd = open("/proc/self/pagemap", O_RDONLY);
-
-	if (fd < 0)
-		return 0;
-	if (pread(fd, &entry, sizeof(entry),
-		  (unsigned long)hva / PG * sizeof(entry)) != sizeof(entry))
-		entry = 0;
-	close(fd);
-	return entry;
-}
-
-static inline u64 hz_pfn(const volatile void *hva)
-{
-	u64 entry = hz_pagemap(hva);
-
-	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
-}
-
 static inline u32 hz_rand(u32 *state)
 {
 	*state ^= *state << 13;
@@ -378,7 +356,7 @@ do {										\
 	guest_sees(h, 1, 1, GMEM_SEED(37));					\
 	host_sees(h, 2, 1, GMEM_SEED(2));					\
 	host_refused(h, 1, 1);						\
-	TEST_ASSERT(!(hz_pagemap(hz_hva(h, 1)) >> 63),				\
+	TEST_ASSERT(!(gmem_pagemap(hz_hva(h, 1)) >> 63),				\
 		    "A private page is mapped by the host");			\
 } while (0)
 

@@ -366,6 +366,29 @@ static inline void gmem_allocate_blocks(int fd, u64 offset, u64 size)
 	TEST_ASSERT(!r, "fallocate(): errno %d (%s)", r, strerror(r));
 }
 
+/* The entry of /proc/self/pagemap; 0 if there is none. Bit 63: the page is present. */
+static inline u64 gmem_pagemap(const volatile void *hva)
+{
+	u64 entry = 0;
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+
+	if (fd < 0)
+		return 0;
+	if (pread(fd, &entry, sizeof(entry), (unsigned long)hva / getpagesize() * sizeof(entry)) !=
+	    sizeof(entry))
+		entry = 0;
+	close(fd);
+	return entry;
+}
+
+/* The frame of a page that the host has mapped; 0 if there is none, or only root is told. */
+static inline u64 gmem_frame_of(const volatile void *hva)
+{
+	u64 entry = gmem_pagemap(hva);
+
+	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+}
+
 /* What a page that CONTENT_POLICY_NONE has been applied to holds. */
 static inline bool gmem_scrambles(void)
 {
