@@ -30,10 +30,20 @@ bool gmem_test_can_zap(void)
 #endif
 }
 
+/* What a vendor's module has of a VM lies behind what KVM has. It need not be loaded. */
+static size_t gmem_test_vm_size(void)
+{
+#ifdef CONFIG_X86
+	return max_t(size_t, sizeof(struct kvm), kvm_x86_ops.vm_size);
+#else
+	return sizeof(struct kvm);
+#endif
+}
+
 /* Enough of a VM to count users, to be invalidated in and to die. */
 struct kvm *gmem_test_vm_alloc(void)
 {
-	struct kvm *kvm = kvzalloc(sizeof(*kvm), GFP_KERNEL);
+	struct kvm *kvm = kvzalloc(gmem_test_vm_size(), GFP_KERNEL);
 
 	if (!kvm)
 		return NULL;
