@@ -829,6 +829,21 @@ SNP_TEST(firmware_keeps_a_page)
 	assert_lost(self, before, 1);
 }
 
+/* Nor the page of a vCPU's state. */
+SNP_TEST(firmware_keeps_a_vmsa)
+{
+	u64 before = nr_assigned(self->vm);
+	u32 status;
+
+	start(self);
+	snp_vm_launch_update(self->vm);
+	snp_inject(self->vm, SNP_LAUNCH_UPDATE, RESOURCE_LIMIT, 1);
+	snp_inject(self->vm, SNP_PAGE_RECLAIM, RESOURCE_LIMIT, 1);
+	assert_errno(snp_finish(self->vm, &status), EIO);
+	TEST_ASSERT_EQ(status, RESOURCE_LIMIT);
+	assert_lost(self, before, 1);
+}
+
 /* How many SNP VMs there can be beside those that there are. */
 static u32 nr_asids(void)
 {
