@@ -627,7 +627,7 @@ SNP_TEST(firmware_fails_to_start)
 		u32 command;
 		int err;
 	} steps[] = {
-		{ SNP_GCTX_CREATE, ENOTTY },
+		{ SNP_GCTX_CREATE, EIO },
 		{ SNP_LAUNCH_START, EIO },
 		{ SNP_ACTIVATE, EIO },
 	};
@@ -733,7 +733,7 @@ SNP_TEST(firmware_fails_as_ordered)
 
 	snp_inject(self->vm, SNP_GCTX_CREATE, RESOURCE_LIMIT, 1);
 	snp_inject(self->vm, SNP_LAUNCH_START, RESOURCE_LIMIT, 2);
-	assert_errno(snp_start(self->vm, &status), ENOTTY);
+	assert_errno(snp_start(self->vm, &status), EIO);
 	assert_errno(snp_start(self->vm, &status), EIO);
 	snp_inject(self->vm, SNP_LAUNCH_START, RESOURCE_LIMIT, 0);
 	start(self);
