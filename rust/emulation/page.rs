@@ -60,10 +60,7 @@ impl<'a> Page<'a> {
     /// Makes [`hide`](Self::hide) possible in atomic context. Sleeps.
     pub(super) fn prepare(self) -> Result<(), Failed> {
         // SAFETY: By the type's invariants.
-        match unsafe { bindings::gmem_direct_map_split(self.0) } {
-            code if code == ENOMEM.to_errno() => Err(Failed::Memory),
-            code => outcome(code),
-        }
+        outcome(unsafe { bindings::gmem_direct_map_split(self.0) })
     }
 
     /// Whether [`prepare`](Self::prepare) has been called.

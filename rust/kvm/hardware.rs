@@ -55,6 +55,7 @@ impl From<Failed> for Error {
 pub(crate) fn outcome(code: c_int) -> Result<(), Failed> {
     match code {
         0 => Ok(()),
+        code if code == ENOMEM.to_errno() => Err(Failed::Memory),
         _ => Err(Failed::Platform),
     }
 }
