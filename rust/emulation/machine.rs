@@ -140,12 +140,10 @@ mod entry_points {
         }
     }
 
+    /// Waits for the memory, as no instruction fails for lack of it.
     #[no_mangle]
-    extern "C" fn kvm_gmem_rmp_reserve(pfn: u64, pages: u64) -> c_int {
-        match snp::reserve(pfn, pages) {
-            Ok(()) => 0,
-            Err(_) => ENOMEM.to_errno(),
-        }
+    extern "C" fn kvm_gmem_rmp_reserve(pfn: u64, pages: u64) {
+        while snp::reserve(pfn, pages).is_err() {}
     }
 
     #[no_mangle]
