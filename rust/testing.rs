@@ -379,6 +379,16 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         Ok(())
     }
 
+    /// Allocates the first pages as a block, without using them. Returns whether there is such memory.
+    ///
+    /// # Errors
+    ///
+    /// None in a test.
+    pub fn allocate_block(&self) -> Result<bool> {
+        let inode = self.inode.get();
+        inode.locked_shared(|guard| Ok(guard.allocate_block(self.vm(), PageIndex::new(0))))
+    }
+
     /// The byte that all bytes of the page `at` are, whatever it is; [`None`] if they differ.
     ///
     /// # Errors

@@ -441,6 +441,7 @@ mod caller {
         export::file_ops::create,
         fs::{
             address_space::Stable,
+            block,
             fault::{
                 HostFault,
                 Served, //
@@ -616,6 +617,37 @@ mod caller {
             return Ok(());
         };
         assert_eq!(file.guest_fault_order(BASE + 5)?.1, 0);
+        Ok(())
+    }
+
+    /// A platform is given the page of the fault. It is shown no others with it.
+    #[test]
+    fn private_pages_that_a_platform_is_given_are_mapped_one_by_one() -> Result {
+        let kinds = [
+            Platform::SwProtected,
+            Platform::Snp(Base::Test),
+            Platform::Tdx(Base::Test),
+        ];
+        for kind in kinds {
+            for initial in [PRIVATE, SHARED] {
+                TestRmp::reset();
+                let vm = TestVm::new()?;
+                vm.put_on(kind, 7)?;
+                let Some(file) = File::new(&vm, block::PAGES, initial, BASE)? else {
+                    return Ok(());
+                };
+                if !file.allocate_block()? {
+                    pr_info!("skipped: there are no blocks\n");
+                    return Ok(());
+                }
+                let one_by_one = initial == PRIVATE && kind != Platform::SwProtected;
+                let want = if one_by_one { 0 } else { block::ORDER };
+                // The first use, and a later one.
+                for _ in 0..2 {
+                    assert_eq!(file.guest_fault_order(BASE + 5)?.1, want.into());
+                }
+            }
+        }
         Ok(())
     }
 

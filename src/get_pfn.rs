@@ -46,8 +46,7 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
                 let offset = inode.offset_of(at);
                 (inode.number(), offset, gfn.get(), is_private, first_use)
             });
-            let of = || stable.visibility(at);
-            Ok(platform::max_mapping_order(on, of, block::ORDER))
+            Ok(platform::max_mapping_order(on, block::ORDER))
         })
     })
 }
@@ -55,17 +54,13 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
 /// What the fault would get if the page is in use, and no platform has a part in it. Any context.
 #[inline]
 pub(crate) fn in_use<'a>(fault: &GuestFault<'a>) -> Option<GuestPage<'a>> {
-    let on = fault.platform();
-
-    fault.serve_in_use(|of| platform::max_mapping_order(on, || of, block::ORDER))
+    fault.serve_in_use(platform::max_mapping_order(fault.platform(), block::ORDER))
 }
 
 /// Allocates in one piece what KVM_MAP_MEMORY wants from the page of the fault on, if it may be
 /// mapped large.
 pub(crate) fn allocate_block(fault: &GuestFault<'_>) {
-    let of = || fault.inode().visibility(fault.at());
-
-    if platform::max_mapping_order(fault.platform(), of, block::ORDER) == block::ORDER {
+    if platform::max_mapping_order(fault.platform(), block::ORDER) == block::ORDER {
         fault.allocate_block();
     }
 }

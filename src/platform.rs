@@ -94,7 +94,7 @@ struct Operations {
     convert: for<'f> fn(&'f GmemFile, &Request, &mut Outcome) -> Result<Done<'f>, Failure>,
     make_private: Option<fn(&Vm, Gfn, &PrivatePage<'_>) -> Result>,
     populate: Option<fn(&Vm, Gfn) -> Result<Assignment>>,
-    max_mapping_order: fn(Visibility) -> u8,
+    max_mapping_order: u8,
 }
 
 impl Operations {
@@ -106,6 +106,8 @@ impl Operations {
         assert!(!V::HAS_MAKE_SHARED || V::HAS_MAKE_PRIVATE);
         // One of the two is what keeps the answer true.
         assert!(!(V::HAS_OWNS && V::HAS_OWNS_MAPPED));
+        // Of other platforms a private page in use is mapped without it, and with its neighbours.
+        assert!(!V::HAS_MAKE_PRIVATE || platform::owns_pages(V::PLATFORM));
 
         Self {
             convert: convert::convert::<V>,
@@ -119,7 +121,7 @@ impl Operations {
             } else {
                 None
             },
-            max_mapping_order: V::max_mapping_order,
+            max_mapping_order: V::MAX_MAPPING_ORDER,
         }
     }
 }
@@ -190,18 +192,11 @@ pub(crate) fn make_private(
     }
 }
 
-/// How large a mapping may be of pages that are all what `of` returns, of memory that allows 2 to
-/// the power of `order` pages.
+/// How large a mapping may be, as far as the platform is concerned, of memory that allows 2 to the
+/// power of `order` pages.
 #[inline]
-pub(crate) fn max_mapping_order(
-    platform: Option<Platform>,
-    of: impl FnOnce() -> Visibility,
-    order: u8,
-) -> u8 {
-    match select(platform) {
-        None => order,
-        Some(vendor) => order.min((vendor.max_mapping_order)(of())),
-    }
+pub(crate) fn max_mapping_order(platform: Option<Platform>, order: u8) -> u8 {
+    select(platform).map_or(order, |vendor| order.min(vendor.max_mapping_order))
 }
 
 /// To whom a page is given when it is populated, if that is to be recorded.

@@ -22,6 +22,7 @@ use crate::{
     },
     kvm::{
         memslot::Memslot,
+        platform::owns_pages,
         vm::{
             Gfn,
             Pfn,
@@ -154,6 +155,13 @@ impl<'a> GuestFault<'a> {
         self.inode().converts_in_place() || self.is_plain()
     }
 
+    /// Whether pages of this kind are mapped one by one, as the platform is given private pages so:
+    /// a large mapping would show it pages that it was never given.
+    #[inline]
+    fn is_one_by_one(&self, of: Visibility) -> bool {
+        of == Visibility::Private && self.platform().is_some_and(owns_pages)
+    }
+
     /// Whether a large mapping could show `pfn` at the place of the fault, as far as the two of them
     /// tell. Of pages that are anywhere in memory, hardly one could.
     #[inline]
@@ -164,18 +172,16 @@ impl<'a> GuestFault<'a> {
     /// How large a mapping may be that shows `pfn` at the place of the fault, as a power of two in
     /// pages. Any context.
     ///
-    /// It is as large as a block, if there is evidence of one, or a single page. `allowed` says how
-    /// large the mapping of a block may be whose pages are all private or all shared.
+    /// It is as large as a block, if there is evidence of one and `allowed` is no less, or a single
+    /// page.
     #[inline]
-    fn max_order(&self, pfn: Pfn, allowed: impl FnOnce(Visibility) -> u8) -> u8 {
-        if !self.may_be_large(pfn) {
+    fn max_order(&self, pfn: Pfn, allowed: u8) -> u8 {
+        // There is one size.
+        if allowed < block::ORDER || !self.may_be_large(pfn) {
             return 0;
         }
         match Block::find(self.inode(), self.at, Reader::from(&rcu::read_lock())) {
-            // There is one size.
-            Some(block)
-                if block.pfn(self.at) == pfn && allowed(block.visibility()) >= block::ORDER =>
-            {
+            Some(block) if block.pfn(self.at) == pfn && !self.is_one_by_one(block.visibility()) => {
                 block::ORDER
             }
             _ => 0,
@@ -186,7 +192,8 @@ impl<'a> GuestFault<'a> {
     /// wanted, as a block, if one mapping could show them; sleeps. If not, or if it cannot be had,
     /// they are allocated as they are mapped.
     pub fn allocate_block(&self) {
-        if self.fits && self.knows_kinds() {
+        let is_one_by_one = self.is_one_by_one(self.inode().visibility(self.at));
+        if self.fits && self.knows_kinds() && !is_one_by_one {
             // Without the lock the fault fails as well, and says why.
             let _ = self.inode().locked_shared(|guard| -> Result {
                 guard.allocate_block(self.vm, self.at);
@@ -232,10 +239,9 @@ impl<'a> GuestFault<'a> {
     /// KVM has read `mmu_invalidate_seq` before, so it does not map the page if that has happened
     /// since.
     ///
-    /// `allowed` says how large a mapping of pages may be that are all private or all shared, as a
-    /// power of two in pages.
+    /// `allowed` says how large a mapping may be, as a power of two in pages.
     #[inline]
-    pub fn serve_in_use(&self, allowed: impl FnOnce(Visibility) -> u8) -> Option<GuestPage<'a>> {
+    pub fn serve_in_use(&self, allowed: u8) -> Option<GuestPage<'a>> {
         let inode = self.inode();
         if !self.is_plain() || self.at.get() >= inode.geometry().pages() {
             return None;
@@ -257,8 +263,9 @@ impl<'a> GuestFault<'a> {
     /// Gives the page to KVM, after `f` has seen its folio; sleeps.
     ///
     /// `f` returns how large a mapping it may be a part of, as a power of two in pages. It gets no
-    /// larger than there is evidence for. The first use of a page of a block that is allocated is the
-    /// first use of all of it.
+    /// larger than there is evidence for, and private pages that a platform is given get small ones,
+    /// as `f` sees one of them. The first use of a page of a block that is allocated, and could be
+    /// mapped at once, is the first use of all of it.
     ///
     /// # Errors
     ///
@@ -273,11 +280,15 @@ impl<'a> GuestFault<'a> {
         let max_order = f(&folio)?;
         let first_use = folio.is_first_use();
         let page = folio.into_page();
-        if first_use && max_order >= block::ORDER && self.may_be_large(page.pfn()) {
+        if first_use
+            && max_order >= block::ORDER
+            && self.may_be_large(page.pfn())
+            && !self.is_one_by_one(stable.visibility(self.at))
+        {
             block::prepare_around(stable, self.at);
         }
         Ok(GuestPage {
-            max_order: self.max_order(page.pfn(), |_| max_order),
+            max_order: self.max_order(page.pfn(), max_order),
             pfn: page.pfn(),
             page: Some(page),
             _fault: PhantomData,

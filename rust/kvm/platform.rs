@@ -74,10 +74,11 @@ pub fn is_available(platform: Platform) -> bool {
         && unsafe { bindings::gmem_platform_available(number(platform)) }
 }
 
-/// Whether pages can be the platform's, so that the host may not write them.
+/// Whether pages can be the platform's, so that the host may not write them. It is given them one by
+/// one, each by a guest fault of its own.
 #[inline]
-pub(crate) fn owns_pages(platform: Platform) -> bool {
-    platform != Platform::SwProtected
+pub const fn owns_pages(platform: Platform) -> bool {
+    !matches!(platform, Platform::SwProtected)
 }
 
 /// Whether the hypervisor takes guests' pages back when they are to be freed.

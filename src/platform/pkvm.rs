@@ -21,10 +21,7 @@ use gmem_sys::kvm::{
         Written, //
     }, //
 };
-use gmem_types::{
-    platform::Platform,
-    visibility::Visibility, //
-};
+use gmem_types::platform::Platform;
 use kernel::prelude::*;
 
 /// The vendor.
@@ -34,13 +31,11 @@ pub(super) struct Pkvm;
 impl Vendor for Pkvm {
     const PLATFORM: Platform = Platform::Pkvm;
 
+    /// EL2 donates, shares and takes back single pages.
+    const MAX_MAPPING_ORDER: u8 = 0;
+
     fn owns_mapped(mapped: &Mapped<'_>) -> bool {
         mapped.is_kept_from_host()
-    }
-
-    /// EL2 donates, shares and takes back single pages.
-    fn max_mapping_order(_of: Visibility) -> u8 {
-        0
     }
 
     fn zero(page: GivenUp<'_>) -> Result<Written<'_>, Fatal> {

@@ -35,10 +35,7 @@ use gmem_sys::{
     },
     trace, //
 };
-use gmem_types::{
-    platform::Platform,
-    visibility::Visibility, //
-};
+use gmem_types::platform::Platform;
 use kernel::prelude::*;
 
 /// The vendor, on whichever RMP.
@@ -47,6 +44,10 @@ pub(super) struct Snp<R: Rmp>(PhantomData<R>);
 #[vtable]
 impl<R: Rmp> Vendor for Snp<R> {
     const PLATFORM: Platform = Platform::Snp(R::BASE);
+
+    /// Pages are assigned one by one, and no mapping may be larger than its RMP entry. KVM maps what
+    /// is not assigned page by page, too (`sev_gmem_max_mapping_level()`).
+    const MAX_MAPPING_ORDER: u8 = 0;
 
     fn owns(_vm: &Vm, folio: &FolioRef<'_>) -> Result<bool> {
         Ok(R::lookup(&folio.frame())?.assigned)
@@ -70,12 +71,6 @@ impl<R: Rmp> Vendor for Snp<R> {
             (pfn, to.gfn.get(), to.asid, known.is_some(), gfn, asid)
         });
         Err(EEXIST)
-    }
-
-    /// Pages are assigned one by one, and no mapping may be larger than its RMP entry. KVM maps what
-    /// is not assigned page by page, too (`sev_gmem_max_mapping_level()`).
-    fn max_mapping_order(_of: Visibility) -> u8 {
-        0
     }
 
     fn populate(vm: &Vm, gfn: Gfn) -> Result<Assignment> {

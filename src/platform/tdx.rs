@@ -19,10 +19,7 @@ use gmem_sys::{
         }, //
     }, //
 };
-use gmem_types::{
-    platform::Platform,
-    visibility::Visibility, //
-};
+use gmem_types::platform::Platform;
 use kernel::prelude::*;
 
 /// The vendor, on whichever S-EPT.
@@ -38,13 +35,5 @@ impl<S: Sept> Vendor for Tdx<S> {
 
     fn make_private(vm: &Vm, gfn: Gfn, page: &PrivatePage<'_>) -> Result {
         Ok(S::prepare(vm, gfn, &page.frame())?)
-    }
-
-    /// The S-EPT gets small pages only.
-    fn max_mapping_order(of: Visibility) -> u8 {
-        match of {
-            Visibility::Private => 0,
-            Visibility::Shared => u8::MAX,
-        }
     }
 }

@@ -5,7 +5,6 @@
 //! Files and folios are real, the platforms are those of [`gmem_sys::testing::platform`].
 
 use super::{
-    max_mapping_order,
     snp::Snp,
     tdx::Tdx,
     vendor::Vendor,
@@ -32,6 +31,7 @@ use gmem_policy::{
 };
 use gmem_sys::{
     fs::{
+        block,
         file::GmemFile,
         page_cache::PrivatePage, //
     },
@@ -192,18 +192,27 @@ fn guest_uses(file: &File<'_>) -> Result {
     Ok(())
 }
 
-/// How large a mapping may be for a folio of each order, of a page of a file on `kind`.
-fn check_orders(kind: Platform, page: Visibility, limit: u8) -> Result {
+/// How large the mapping may be that the fault of a page of a block gets on `kind`; [`None`] where
+/// there are no blocks.
+fn order_in_block(kind: Platform, initial: Visibility) -> Result<Option<i32>> {
     let vm = test_vm(kind)?;
-    let Some(file) = File::new(&vm, PAGES, page, BASE)? else {
-        return Ok(());
+    let Some(file) = File::new(&vm, block::PAGES, initial, BASE)? else {
+        return Ok(None);
     };
-    let of = file.file().inode().visibility(PageIndex::new(FIRST));
-    for order in 0..=9 {
-        let max = max_mapping_order(file.file().platform(), || of, order);
-        assert_eq!(max, order.min(limit));
+    if !file.allocate_block()? {
+        pr_info!("skipped: there are no blocks\n");
+        return Ok(None);
     }
-    Ok(())
+    let order = file.guest_fault_order(BASE + 5)?.1;
+    // No page but that of the fault is anybody's, and each use is asked about.
+    assert_eq!(file.guest_fault_order(BASE + 6)?.1, order);
+    let given = if kind == ON_SNP && initial == PRIVATE {
+        2
+    } else {
+        0
+    };
+    assert_eq!(TestRmp::assigned(), given);
+    Ok(Some(order))
 }
 
 #[kunit_tests(kvm_gmem_snp)]
@@ -213,8 +222,11 @@ mod snp {
     /// Whatever the memory allows.
     #[test]
     fn mappings_are_small() -> Result {
-        check_orders(ON_SNP, PRIVATE, 0)?;
-        check_orders(ON_SNP, SHARED, 0)
+        for initial in [PRIVATE, SHARED] {
+            let order = order_in_block(ON_SNP, initial)?;
+            assert_eq!(order.unwrap_or(0), 0);
+        }
+        Ok(())
     }
 
     #[test]
@@ -569,8 +581,11 @@ mod tdx {
 
     #[test]
     fn private_mappings_are_small() -> Result {
-        check_orders(ON_TDX, PRIVATE, 0)?;
-        check_orders(ON_TDX, SHARED, 9)
+        for (initial, want) in [(PRIVATE, 0), (SHARED, block::ORDER)] {
+            let order = order_in_block(ON_TDX, initial)?;
+            assert_eq!(order.unwrap_or(want.into()), want.into());
+        }
+        Ok(())
     }
 
     /// Step 9b: PRESERVE is refused exactly where a page is in the S-EPT.

@@ -33,8 +33,7 @@ use gmem_sys::{
 };
 use gmem_types::{
     content::Action,
-    platform::Platform,
-    visibility::Visibility, //
+    platform::Platform, //
 };
 use kernel::{
     error::VTABLE_DEFAULT_ERROR,
@@ -51,6 +50,10 @@ use kernel::{
 pub(crate) trait Vendor {
     /// Its rows of the contract.
     const PLATFORM: Platform;
+
+    /// Guest fault: how large a mapping may be, as a power of two in pages. KVM and the memory may
+    /// allow less. Private pages that the platform is given are mapped one by one anyway.
+    const MAX_MAPPING_ORDER: u8 = u8::MAX;
 
     /// Step 5: what is done to the bytes of pages that the platform does not own, or has given back.
     ///
@@ -86,12 +89,6 @@ pub(crate) trait Vendor {
     /// What the platform returns. The page has not changed then.
     fn make_private(_vm: &Vm, _gfn: Gfn, _page: &PrivatePage<'_>) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
-    }
-
-    /// Guest fault: how large a mapping of pages of this kind may be, as a power of two in pages.
-    /// KVM and the memory may allow less.
-    fn max_mapping_order(_of: Visibility) -> u8 {
-        u8::MAX
     }
 
     /// Launch: to whom the vendor's own populate callback gives the page, to be recorded.
