@@ -308,9 +308,14 @@ pub mod entry {
             let (vm, slot) = unsafe { (Vm::from_raw(kvm), Memslot::from_raw(slot)) };
             let gfn = Gfn::new(gfn);
             let (file, at) = slot.find(gfn)?;
-            let found = T::get_pfn(GuestFault::new(vm, &file, gfn, at).through(slot))?;
+            let mut fault = GuestFault::new(vm, &file, gfn, at);
+            // Who does not ask maps one page.
+            if !max_order.is_null() {
+                fault = fault.through(slot);
+            }
+            let found = T::get_pfn(fault)?;
             stand_in::all().for_each(|other| other.has_pfn(vm, gfn));
-            if found.max_order != 0 && !max_order.is_null() {
+            if found.max_order != 0 {
                 vm.count_blocks(bindings::GMEM_BLOCK_MAPPED, 1);
             }
             // SAFETY: By the contract of this function; `max_order` may be NULL.

@@ -190,6 +190,7 @@ pub struct Count {
 
 impl Count {
     /// Counts; sleeps. [`None`] if there is a signal, as it takes a look at each page of each block.
+    /// Where the MMU has no large mappings of guest_memfd there is nothing to count.
     ///
     /// No lock is taken, so that a block that changes meanwhile may be counted or not.
     pub fn of(inode: &GmemInode) -> Option<Self> {
@@ -197,6 +198,9 @@ impl Count {
             contiguous: 0,
             large: 0,
         };
+        if !cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_LARGE) {
+            return Some(count);
+        }
         let last = inode.geometry().pages() - 1;
         let mut next = 0;
 

@@ -84,10 +84,11 @@ impl<'a> GuestFault<'a> {
         }
     }
 
-    /// The same, through `slot`: the mapping may be a large one.
+    /// The same, through `slot`: the mapping may be a large one, where the MMU has such.
     #[inline]
     pub(crate) fn through(self, slot: &Memslot) -> Self {
-        let fits = block::within(self.gfn.get()) == block::within(self.at.get())
+        let fits = cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_LARGE)
+            && block::within(self.gfn.get()) == block::within(self.at.get())
             && slot.has_all_around(self.gfn, block::PAGES);
         Self { fits, ..self }
     }

@@ -791,6 +791,8 @@ static void nested(u32 type)
 
 	l2_sees(vm, vcpu, PAGES);
 	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 1);
+	/* No block is looked for where L1 allows none. */
+	TEST_ASSERT_EQ(vm_get_stat(vm, gmem_blocks_mapped), 1);
 
 	/* There and back, as L2 can have no private memory; and then another frame. */
 	if (type == KVM_X86_SW_PROTECTED_VM) {
