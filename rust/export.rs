@@ -390,13 +390,13 @@ pub mod entry {
         kvm: *mut kvm,
         slot: *mut kvm_memory_slot,
         gfn: u64,
-    ) {
+    ) -> bool {
         // SAFETY: By the contract of this function.
         let (vm, slot) = unsafe { (Vm::from_raw(kvm), Memslot::from_raw(slot)) };
         let gfn = Gfn::new(gfn);
-        if let Ok((file, at)) = slot.find(gfn) {
-            T::allocate_block(&GuestFault::new(vm, &file, gfn, at).through(slot));
-        }
+        slot.find(gfn).is_ok_and(|(file, at)| {
+            T::allocate_block(&GuestFault::new(vm, &file, gfn, at).through(slot))
+        })
     }
 
     /// # Safety
@@ -682,7 +682,7 @@ macro_rules! register_entry_points {
                 kvm: *mut entry::kvm,
                 slot: *mut entry::kvm_memory_slot,
                 gfn: u64,
-            ) {
+            ) -> bool {
                 // SAFETY: The contract is the same.
                 unsafe { entry::allocate_block::<Implementation>(kvm, slot, gfn) }
             }

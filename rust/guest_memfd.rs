@@ -54,9 +54,9 @@ pub trait GuestMemfd: Sized + 'static {
     /// context.
     fn in_use<'a>(fault: &GuestFault<'a>) -> Option<GuestPage<'a>>;
 
-    /// Allocates what is wanted from a page on, as much as a large mapping has. Called inside SRCU;
-    /// sleeps.
-    fn allocate_block(fault: &GuestFault<'_>);
+    /// Allocates what is wanted from a page on, as much as a large mapping has. Returns whether such
+    /// a mapping could show what is in use there. Called inside SRCU; sleeps.
+    fn allocate_block(fault: &GuestFault<'_>) -> bool;
 
     /// Fills pages before launch; returns how many were. Called with slots_lock held.
     fn populate(populate: &Populate<'_>) -> Result<u64>;

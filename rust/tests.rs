@@ -559,7 +559,9 @@ mod caller {
             fault.serve_in_use(u8::MAX)
         }
 
-        fn allocate_block(_fault: &GuestFault<'_>) {}
+        fn allocate_block(_fault: &GuestFault<'_>) -> bool {
+            false
+        }
 
         fn populate(_populate: &Populate<'_>) -> Result<u64> {
             Err(ENOTTY)

@@ -58,9 +58,8 @@ pub(crate) fn in_use<'a>(fault: &GuestFault<'a>) -> Option<GuestPage<'a>> {
 }
 
 /// Allocates in one piece what KVM_MAP_MEMORY wants from the page of the fault on, if it may be
-/// mapped large.
-pub(crate) fn allocate_block(fault: &GuestFault<'_>) {
-    if platform::max_mapping_order(fault.platform(), block::ORDER) == block::ORDER {
-        fault.allocate_block();
-    }
+/// mapped large. Returns whether a fault may map what is in use there so.
+pub(crate) fn allocate_block(fault: &GuestFault<'_>) -> bool {
+    platform::max_mapping_order(fault.platform(), block::ORDER) == block::ORDER
+        && fault.allocate_block()
 }

@@ -105,7 +105,7 @@ impl GuestMemfd for Gmem {
         get_pfn::in_use(fault)
     }
 
-    fn allocate_block(fault: &GuestFault<'_>) {
+    fn allocate_block(fault: &GuestFault<'_>) -> bool {
         get_pfn::allocate_block(fault)
     }
 

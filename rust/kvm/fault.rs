@@ -190,17 +190,36 @@ impl<'a> GuestFault<'a> {
     }
 
     /// Allocates the pages of the mapping that the fault is the first page of, all of which are
-    /// wanted, as a block, if one mapping could show them; sleeps. If not, or if it cannot be had,
-    /// they are allocated as they are mapped.
-    pub fn allocate_block(&self) {
-        let is_one_by_one = self.is_one_by_one(self.inode().visibility(self.at));
-        if self.fits && self.knows_kinds() && !is_one_by_one {
+    /// wanted, as a block, if the first is missing and one mapping could show them; sleeps. If not,
+    /// or if it cannot be had, they are allocated as they are mapped.
+    ///
+    /// Returns whether one mapping could show what is in use there already, as far as the first page
+    /// tells.
+    pub fn allocate_block(&self) -> bool {
+        let inode = self.inode();
+        if !self.fits || !self.knows_kinds() || self.is_one_by_one(inode.visibility(self.at)) {
+            return false;
+        }
+        let (found, pfn) = self.look_up();
+        if found == bindings::GMEM_FOUND_NOTHING {
             // Without the lock the fault fails as well, and says why.
-            let _ = self.inode().locked_shared(|guard| -> Result {
+            let _ = inode.locked_shared(|guard| -> Result {
                 guard.allocate_block(self.vm, self.at);
                 Ok(())
             });
         }
+        found == bindings::GMEM_FOUND_IN_USE && self.may_be_large(pfn)
+    }
+
+    /// Whether the page is in use, and its frame if so. Any context.
+    #[inline]
+    fn look_up(&self) -> (u32, Pfn) {
+        let mut pfn = 0;
+        // SAFETY: The mapping of a live inode is valid, and `pfn` valid for writes.
+        let found = unsafe {
+            bindings::gmem_mapping_pfn(self.inode().mapping(), self.at.get() as usize, &mut pfn)
+        };
+        (found, Pfn::new(pfn))
     }
 
     /// The frames of pages in use, from that of the fault on, that are all private or all shared, at
@@ -247,16 +266,12 @@ impl<'a> GuestFault<'a> {
         if !self.is_plain() || self.at.get() >= inode.geometry().pages() {
             return None;
         }
-        let mut pfn = 0;
-        // SAFETY: The mapping of a live inode is valid, and `pfn` valid for writes.
-        let found = unsafe {
-            bindings::gmem_mapping_pfn(inode.mapping(), self.at.get() as usize, &mut pfn)
-        };
+        let (found, pfn) = self.look_up();
         self.missing.set(found == bindings::GMEM_FOUND_NOTHING);
         (found == bindings::GMEM_FOUND_IN_USE).then(|| GuestPage {
-            pfn: Pfn::new(pfn),
+            pfn,
             page: None,
-            max_order: self.max_order(Pfn::new(pfn), allowed),
+            max_order: self.max_order(pfn, allowed),
             _fault: PhantomData,
         })
     }
