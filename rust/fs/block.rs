@@ -127,10 +127,10 @@ fn memory(inode: &GmemInode, at: PageIndex, in_use: bool) -> Option<Pfn> {
 }
 
 impl InvalidateGuard<'_, Shared> {
-    /// Allocates the folio of the first page of `range` that has none; if it begins a block that
-    /// the range has all of, and there is memory in one piece, those of the block. They are zeroed
-    /// at their first use. Returns the pages behind, or those from one on that is behind many that
-    /// have folios. `vm` counts blocks.
+    /// Allocates the folio of the first page of `range` that has none; if the range has all of its
+    /// block, of which no page has one, and there is memory in one piece, those of the block. They
+    /// are zeroed at their first use. Returns the pages behind, or those from one on that is behind
+    /// many that have folios. `vm` counts blocks.
     ///
     /// # Errors
     ///
@@ -145,8 +145,12 @@ impl InvalidateGuard<'_, Shared> {
         let mut next = at as u64;
         if found {
             let at = PageIndex::new(next);
-            if range.end().get() - next >= PAGES && self.allocate_block(vm, at) {
-                next += PAGES;
+            // One that is occupied is counted once: what is left begins behind its first page.
+            let whole = around(self.inode(), at)
+                .filter(|block| block.intersect(range) == Some(*block))
+                .filter(|block| self.allocate_block(vm, block.start()));
+            if let Some(block) = whole {
+                next = block.end().get();
             } else {
                 drop(LockedFolio::get_if_missing(self.inode(), at, true)?);
                 next += 1;
@@ -155,9 +159,10 @@ impl InvalidateGuard<'_, Shared> {
         Ok(PageRange::new(PageIndex::new(next), range.end()))
     }
 
-    /// Allocates the pages from `at` on as a block, and returns whether that has been done: if the
-    /// file has room for one there, none of them is allocated, and there is memory in one piece. If
-    /// not, they can be allocated one by one, those that are missing. `vm` counts what came of it.
+    /// Allocates the pages from `at` on, of which one is missing, as a block, and returns whether that
+    /// has been done: if the file has room for one there, none of them is allocated, and there is
+    /// memory in one piece. If not, they can be allocated one by one, those that are missing. `vm`
+    /// counts what came of it.
     ///
     /// A file with a NUMA policy gets none: the policy is for each page, and may want them in
     /// different places.

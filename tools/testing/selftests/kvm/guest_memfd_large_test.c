@@ -199,6 +199,35 @@ static void to(struct lg *l, u64 page, u64 n, u64 attributes)
 	gmem_convert(l->a.fd, OFF(page), OFF(n), attributes, GMEM_PRESERVE);
 }
 
+/* KVM_MAP_MEMORY; returns the errno, and what is left. */
+static int map_memory(struct lg *l, u64 page, u64 n, u64 *left)
+{
+	struct kvm_memory_mapping args = {
+		.base_address = gpa_of(l, page),
+		.size = OFF(n),
+	};
+	int i, r;
+
+	gmem_want_blocks();
+	for (i = 0; i < GMEM_MAX_RETRIES; i++) {
+		r = gmem_ioctl(l->vcpus[0]->fd, KVM_MAP_MEMORY, &args);
+		TEST_ASSERT(args.base_address + args.size == gpa_of(l, page + n) &&
+			    args.size <= OFF(n), "%#llx + %#llx is left", args.base_address, args.size);
+		if (!args.size || (r && r != EAGAIN && r != EINTR))
+			break;
+	}
+	*left = args.size;
+	return r;
+}
+
+#define maps(l, page, n)							\
+do {										\
+	u64 __left;								\
+	int __r = map_memory(l, page, n, &__left);				\
+										\
+	TEST_ASSERT(!__r && !__left, "errno %d, %#lx left", __r, __left);	\
+} while (0)
+
 /* One mapping for all of it, of either kind, and of a VM that has but one kind. */
 HAZARD(block_is_mapped_at_once)
 {
@@ -246,10 +275,16 @@ HAZARD(memory_is_what_was_asked_for)
 	became(&l, occupied, 1);
 	allocate(&l, 0, 3 * PAGES);
 	TEST_ASSERT_EQ(allocated(&l), 3 * PAGES);
-	became(&l, occupied, 2);
+	/* The first one, and the last, of which only the first five pages were there. */
+	became(&l, occupied, 3);
 	became(&l, made, 0);
 	became(&l, no_memory, 0);
 	touch(&l, 2 * PAGES);
+
+	/* What is there is no block that could not be made. */
+	allocate(&l, 0, 3 * PAGES);
+	maps(&l, 0, 3 * PAGES);
+	became(&l, occupied, 3);
 	lg_destroy(&l);
 }
 
@@ -521,35 +556,6 @@ static void enter_smm(struct kvm_vcpu *vcpu, bool in)
 	events.smi.smm = in;
 	vcpu_events_set(vcpu, &events);
 }
-
-/* KVM_MAP_MEMORY; returns the errno, and what is left. */
-static int map_memory(struct lg *l, u64 page, u64 n, u64 *left)
-{
-	struct kvm_memory_mapping args = {
-		.base_address = gpa_of(l, page),
-		.size = OFF(n),
-	};
-	int i, r;
-
-	gmem_want_blocks();
-	for (i = 0; i < GMEM_MAX_RETRIES; i++) {
-		r = gmem_ioctl(l->vcpus[0]->fd, KVM_MAP_MEMORY, &args);
-		TEST_ASSERT(args.base_address + args.size == gpa_of(l, page + n) &&
-			    args.size <= OFF(n), "%#llx + %#llx is left", args.base_address, args.size);
-		if (!args.size || (r && r != EAGAIN && r != EINTR))
-			break;
-	}
-	*left = args.size;
-	return r;
-}
-
-#define maps(l, page, n)							\
-do {										\
-	u64 __left;								\
-	int __r = map_memory(l, page, n, &__left);				\
-										\
-	TEST_ASSERT(!__r && !__left, "errno %d, %#lx left", __r, __left);	\
-} while (0)
 
 HAZARD(map_memory_maps_large)
 {
