@@ -927,6 +927,7 @@ HAZARD(refused_map_memory)
 struct racer {
 	pthread_t thread;
 	struct lg *l;
+	struct kvm_vcpu *vcpu;
 	pthread_barrier_t *start;
 };
 
@@ -935,7 +936,7 @@ static void *racing_guest(void *arg)
 	struct racer *r = arg;
 
 	pthread_barrier_wait(r->start);
-	gmem_guest_read(r->l->vcpus[0], gpa_of(r->l, 0));
+	gmem_guest_read(r->vcpu, gpa_of(r->l, 0));
 	return NULL;
 }
 
@@ -961,7 +962,7 @@ HAZARD(fault_next_to_what_goes_away)
 		/* The guest has none of it, but the pages are in use. */
 		to(&l, 0, PAGES, GMEM_SHARED);
 		to(&l, 0, PAGES, GMEM_PRIVATE);
-		racer = (struct racer) { .l = &l, .start = &start };
+		racer = (struct racer) { .l = &l, .start = &start, .vcpu = l.vcpus[0] };
 		kvm_pthread_create(&racer.thread, NULL, racing_guest, &racer);
 		pthread_barrier_wait(&start);
 		if (round & 1) {
@@ -976,6 +977,53 @@ HAZARD(fault_next_to_what_goes_away)
 		TEST_ASSERT_EQ(gmem_guest_read(l.vcpus[0], gpa_of(&l, 256)), 0);
 		to(&l, 0, blocks * PAGES, GMEM_PRIVATE);
 		TEST_ASSERT(!gmem_punch(l.a.fd, 0, OFF(blocks * PAGES)), "punch");
+	}
+	lg_destroy(&l);
+}
+
+static void *racing_reader(void *arg)
+{
+	struct racer *r = arg;
+	u64 page;
+
+	pthread_barrier_wait(r->start);
+	for (page = 1; page < PAGES; page++)
+		gmem_guest_read(r->vcpu, gpa_of(r->l, page));
+	return NULL;
+}
+
+/*
+ * Faults on single pages of a block while another makes all of it the guest's: one
+ * that was found to be small before the block was in use does not split it after.
+ */
+HAZARD(fault_in_what_becomes_large)
+{
+	const int readers = 3;
+	struct racer racers[readers];
+	pthread_barrier_t start;
+	struct kvm_vcpu *vcpu;
+	struct lg l;
+	u64 round;
+	int i;
+
+	lg_simple(&l, PAGES, true);
+	pthread_barrier_init(&start, NULL, 1 + readers);
+	for (i = 0; i < readers; i++) {
+		vcpu = vm_vcpu_add(l.vm, 1 + i, gmem_guest_code);
+		vcpu_args_set(vcpu, 1, (u64)(1 + i));
+		gmem_guest_start(vcpu);
+		racers[i] = (struct racer) { .l = &l, .start = &start, .vcpu = vcpu };
+	}
+	for (round = 0; round < 100; round++) {
+		allocate(&l, 0, PAGES);
+		for (i = 0; i < readers; i++)
+			kvm_pthread_create(&racers[i].thread, NULL, racing_reader, &racers[i]);
+		pthread_barrier_wait(&start);
+		touch(&l, 0);
+		for (i = 0; i < readers; i++)
+			kvm_pthread_join(racers[i].thread, NULL);
+		large_is(&l, 1);
+		TEST_ASSERT(!gmem_punch(l.a.fd, 0, BLOCK), "punch");
 	}
 	lg_destroy(&l);
 }
