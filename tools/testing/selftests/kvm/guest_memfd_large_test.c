@@ -637,6 +637,145 @@ HAZARD(slots_that_are_not_aligned)
 	}
 }
 
+/* A page of a block, by the number in the file, in one of two memslots. */
+static gpa_t gpa_in(const struct gmem_area *a, u64 page)
+{
+	return a->gpa + OFF(page) - a->file_offset;
+}
+
+/* A slot that has half of a block maps none of it large, wherever the other half is. */
+HAZARD(block_in_two_slots)
+{
+	const u32 seed = GMEM_SEED(3);
+	const u64 half = BLOCK / 2;
+	struct lg l;
+	u64 page, i;
+	int swapped;
+
+	lg_simple(&l, PAGES, false);
+	lg_filled(&l, 0, seed);
+	gmem_area_unbind(&l.a);
+	for (swapped = 0; swapped < 2; swapped++) {
+		struct gmem_area parts[2] = { l.a, l.a };
+
+		for (i = 0; i < 2; i++) {
+			parts[i].slot = l.a.slot + i;
+			parts[i].size = half;
+			parts[i].file_offset = i * half;
+			parts[i].hva = l.file + i * half;
+			parts[i].gpa = l.a.gpa + (i ^ swapped) * half;
+			gmem_area_bind(&parts[i]);
+		}
+		/* A page of each, and two that lie next to each other across the border. */
+		for (i = 0; i < 4; i++) {
+			static const u64 at[] = { 7, PAGES / 2 - 1, PAGES / 2, PAGES - 1 };
+
+			to(&l, at[i], 1, GMEM_PRIVATE);
+			for (page = 0; page < PAGES; page++)
+				gmem_guest_assert(l.vcpus[0],
+						  gpa_in(&parts[page >= PAGES / 2], page) +
+						  some_at(page) - OFF(page),
+						  SOME, seed, some_at(page));
+			large_is(&l, 0);
+			gmem_host_assert_refused(l.file + OFF(at[i]), PG);
+			to(&l, at[i], 1, GMEM_SHARED);
+			h_sees(&l, at[i], 1, seed);
+		}
+		became(&l, mapped, 1);
+		for (i = 0; i < 2; i++)
+			gmem_area_unbind(&parts[i]);
+	}
+	gmem_area_bind(&l.a);
+	g_sees(&l, 0, PAGES, seed);
+	large_is(&l, 1);
+	lg_destroy(&l);
+}
+
+/*
+ * Of a file that is private for ever, the VM's attributes say where the guest has it,
+ * and where the memory at userspace_addr.
+ */
+static void private_by_the_vm(u64 first)
+{
+	const struct vm_shape shape = { .mode = VM_MODE_DEFAULT, .type = KVM_X86_SW_PROTECTED_VM };
+	const u64 want = first ? 0 : 1, page = first + 100;
+	const u32 seed = GMEM_SEED(7);
+	struct lg l = {};
+	u64 blocks, split;
+	u8 *mem;
+
+	l.vm = __vm_create_with_vcpus(shape, 1, 2 * PAGES, gmem_guest_code, l.vcpus);
+	vcpu_args_set(l.vcpus[0], 1, 0ul);
+	mem = kvm_mmap(2 * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	mem = (u8 *)(((u64)mem + BLOCK - 1) & ~(BLOCK - 1));
+	TEST_ASSERT(!madvise(mem, BLOCK, MADV_NOHUGEPAGE) || errno == EINVAL, "madvise: %d", errno);
+	l.a = (struct gmem_area) {
+		.vm = l.vm,
+		.slot = GMEM_SLOT,
+		.gpa = GMEM_GPA,
+		.size = BLOCK,
+		.file_offset = OFF(first),
+		.hva = mem,
+		.fd = vm_create_guest_memfd(l.vm, 2 * BLOCK, 0),
+	};
+	gmem_area_bind(&l.a);
+	gmem_area_virt_map(&l.a);
+	gmem_guest_start(l.vcpus[0]);
+	allocate(&l, 0, 2 * PAGES);
+
+	vm_mem_set_private(l.vm, l.a.gpa, BLOCK);
+	g_write(&l, first, PAGES, seed);
+	large_is(&l, want);
+	mem[OFF(page - first)] = 0x33;
+
+	/* A page that the guest has from elsewhere. It loses all, and faults in what it has. */
+	vm_mem_set_shared(l.vm, gpa_of(&l, page), PG);
+	large_is(&l, 0);
+	TEST_ASSERT_EQ(gmem_guest_read(l.vcpus[0], gpa_of(&l, page)), 0x33);
+	g_sees(&l, first, 100, seed);
+	g_sees(&l, page + 1, PAGES - 101, seed);
+	large_is(&l, 0);
+
+	vm_mem_set_private(l.vm, gpa_of(&l, page), PG);
+	g_sees(&l, first, PAGES, seed);
+	large_is(&l, want);
+
+	/* The same with what VMMs do then. */
+	vm_mem_set_shared(l.vm, gpa_of(&l, page), PG);
+	g_sees(&l, first, 100, seed);
+	TEST_ASSERT(!gmem_punch(l.a.fd, OFF(page), PG), "punch: errno %d", errno);
+	TEST_ASSERT_EQ(gmem_guest_read(l.vcpus[0], gpa_of(&l, page)), 0x33);
+	vm_mem_set_private(l.vm, gpa_of(&l, page), PG);
+	g_sees(&l, page, 1, GMEM_ZEROES);
+	g_sees(&l, first, 100, seed);
+	g_sees(&l, page + 1, PAGES - 101, seed);
+	large_is(&l, 0);
+
+	/* All of it: a hole splits nothing that is none of the file's. */
+	vm_mem_set_shared(l.vm, l.a.gpa, BLOCK);
+	if (!madvise(mem, BLOCK, MADV_DONTNEED) && !madvise(mem, BLOCK, MADV_HUGEPAGE))
+		memset(mem, 0x44, BLOCK);
+	blocks = vm_get_stat(l.vm, gmem_blocks_mapped);
+	split = vm_get_stat(l.vm, gmem_blocks_split);
+	TEST_ASSERT_EQ(gmem_guest_read(l.vcpus[0], gpa_of(&l, page)), mem[OFF(page - first)]);
+	if (large(&l) != 1)
+		ksft_print_msg("No large pages at userspace_addr\n");
+	TEST_ASSERT(!gmem_punch(l.a.fd, OFF(page + 1), PG), "punch: errno %d", errno);
+	TEST_ASSERT_EQ(gmem_guest_read(l.vcpus[0], gpa_of(&l, page + 1)), mem[OFF(page + 1 - first)]);
+	became(&l, mapped, blocks);
+	became(&l, split, split);
+	lg_destroy(&l);
+}
+
+HAZARD(private_block_by_the_attributes_of_the_vm)
+{
+	HZ_REQUIRE(!get_kvm_param_bool("gmem_in_place_conversion"),
+		   "needs files that do not convert in place");
+	private_by_the_vm(0);
+	/* Not aligned in the file. */
+	private_by_the_vm(1);
+}
+
 /* So nothing has to be mapped small while dirty pages are logged, and large afterwards. */
 HAZARD(dirty_logging_is_refused)
 {
