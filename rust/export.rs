@@ -102,7 +102,7 @@ impl Tables {
             },
             mapping: bindings::address_space_operations {
                 dirty_folio: Some(bindings::noop_dirty_folio),
-                migrate_folio: Some(inode_ops::migrate_folio),
+                migrate_folio: Some(inode_ops::migrate_folio::<T>),
                 error_remove_folio: Some(inode_ops::error_folio),
                 free_folio: Some(inode_ops::free_folio::<T>),
                 ..pin_init::zeroed()

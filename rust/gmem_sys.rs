@@ -63,6 +63,7 @@ pub mod kvm {
     pub mod fault;
     pub mod hardware;
     pub mod memslot;
+    pub mod migrate;
     pub mod mmu;
     pub mod platform;
     pub mod populate;

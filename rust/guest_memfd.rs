@@ -19,13 +19,21 @@ use crate::{
             GuestFault,
             GuestPage, //
         },
+        migrate::{
+            Destination,
+            Moved,
+            Source, //
+        },
         populate::Populate,
         vcpu::Vcpu,
         vm::Vm, //
     },
     mm::folio::Frame, //
 };
-use gmem_types::visibility::Run;
+use gmem_types::{
+    platform::Platform,
+    visibility::Run, //
+};
 use kernel::{
     prelude::*,
     seq_file::SeqFile, //
@@ -81,6 +89,14 @@ pub trait GuestMemfd: Sized + 'static {
 
     /// A host fault, with the attributes of its file held. Called with mmap_lock or the VMA lock held.
     fn fault<'a>(fault: &mut HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>>;
+
+    /// Memory management moves a page to other memory. Called with its folio locked, from wherever
+    /// memory is allocated.
+    fn migrate<'m>(
+        platform: Option<Platform>,
+        from: Source<'m>,
+        to: Destination<'m>,
+    ) -> Result<Moved<'m>>;
 
     /// A page that was given to a platform is freed. The VM and its file may be gone.
     fn reclaim(frame: &Frame<'_>);

@@ -46,6 +46,8 @@ void gmem_folio_clear(struct folio *folio, unsigned long page);
 void gmem_page_mark_uptodate(struct page *page);
 void gmem_put_page(struct page *page);
 void gmem_folio_fill(struct folio *folio, unsigned long page, u8 byte);
+int gmem_folio_copy(struct folio *to, struct folio *from);
+int gmem_folio_replace(struct folio *to, struct folio *from);
 unsigned int gmem_folio_excess_refs(struct folio *folio, unsigned int own);
 bool gmem_folio_is_quiet(struct folio *folio, unsigned int own);
 void gmem_folio_drain(struct folio *folio, unsigned int own, enum lru_cache_drained *drained);
@@ -122,7 +124,7 @@ bool gmem_init_pseudo(struct fs_context *fc, unsigned long magic,
 void gmem_mount_noexec(struct vfsmount *mnt);
 struct super_block *gmem_mount_sb(struct vfsmount *mnt);
 void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
-		     const struct address_space_operations *aops, loff_t size);
+		     const struct address_space_operations *aops, loff_t size, bool migratable);
 bool gmem_vma_is_shared(struct vm_area_struct *vma);
 pgoff_t gmem_vma_index(struct vm_area_struct *vma, unsigned long addr);
 void gmem_warn_stale_slot(void);
@@ -167,12 +169,14 @@ enum {
 	GMEM_PLATFORM_PKVM,
 };
 u32 gmem_vm_platform(struct kvm *kvm);
+bool gmem_vm_can_move(struct kvm *kvm);
 bool gmem_platform_available(u32 platform);
 bool gmem_vm_launched(struct kvm *kvm);
 void gmem_vm_kill(struct kvm *kvm);
 void gmem_vm_count_conversion(struct kvm *kvm, bool to_private, u64 policy, u64 pages, u64 zeroed);
 void gmem_vm_count_busy(struct kvm *kvm);
 void gmem_vm_count_blocks(struct kvm *kvm, u32 what, u64 nr);
+void gmem_vm_count_migration(struct kvm *kvm, bool moved);
 void gmem_vm_count_unsupported(struct kvm *kvm);
 void gmem_vm_note_locked(struct kvm *kvm, u64 ns);
 struct dentry *gmem_vm_debugfs_file(struct kvm *kvm, const char *name, void *data,
@@ -200,6 +204,7 @@ void gmem_trace_guest_fault(u64 ino, u64 offset, u64 gfn, bool is_private, bool 
 void gmem_trace_host_fault(u64 ino, u64 offset, bool first_use);
 void gmem_trace_populate(u64 gfn, u64 npages, long result);
 void gmem_trace_rmp_refusal(u64 pfn, u64 gfn, u32 asid, bool known, u64 known_gfn, u32 known_asid);
+void gmem_trace_migrate(u64 ino, u64 offset, u64 from, u64 to, int result);
 void gmem_trace_map_memory(u64 base, u64 size, u64 left, int result);
 
 /* What keeps private memory private. */

@@ -165,6 +165,61 @@ int gmem_test_page_references(struct page *page)
 	return page_ref_count(page);
 }
 
+void gmem_test_page_set_failed(struct page *page, bool failed)
+{
+#ifdef CONFIG_MEMORY_FAILURE
+	if (failed)
+		SetPageHWPoison(page);
+	else
+		ClearPageHWPoison(page);
+#endif
+}
+
+/* Memory that a page can be moved to, locked, and with what somebody left in it. */
+struct folio *gmem_test_folio_alloc(void)
+{
+	struct folio *folio = folio_alloc(GFP_KERNEL, 0);
+
+	if (!folio)
+		return NULL;
+	folio->private = NULL;
+	memset(folio_address(folio), 0xff, PAGE_SIZE);
+	folio_lock(folio);
+	return folio;
+}
+
+/*
+ * What memory management does to a page before it has it moved.  Isolating it is
+ * not exported; it begins by clearing the flag, which keeps everybody else from
+ * taking it off its list.
+ */
+void gmem_test_folio_isolate(struct folio *folio)
+{
+	enum lru_cache_drained drained = LRU_CACHE_NOT_DRAINED;
+
+	lru_cache_drain_for_folio(folio, 1, &drained);
+	folio_lock(folio);
+	WARN_ON_ONCE(!folio_test_clear_lru(folio));
+}
+
+/* And afterwards.  The reference to the old page stays with the caller. */
+void gmem_test_folio_done(struct folio *from, struct folio *to, bool moved)
+{
+	if (moved)
+		from->mapping = NULL;
+	/* It still is on its list, off which it is taken when it is freed. */
+	folio_set_lru(from);
+	folio_unlock(to);
+	folio_unlock(from);
+	folio_put(to);
+}
+
+struct page *gmem_test_folio_hold(struct folio *folio)
+{
+	folio_get(folio);
+	return folio_page(folio, 0);
+}
+
 /*
  * What soft offlining does to a page, and others to a file: a folio that is
  * clean, not mapped and not held leaves its file.  Returns how many did.

@@ -27,6 +27,12 @@ use crate::{
     guest_memfd::GuestMemfd,
     kvm::{
         memslot::Memslot,
+        migrate::{
+            migrate,
+            Destination,
+            Moved,
+            Source, //
+        },
         platform::of,
         vm::Vm, //
     },
@@ -35,9 +41,13 @@ use crate::{
 use core::{
     marker::PhantomData,
     mem::MaybeUninit,
-    ptr::NonNull, //
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 use gmem_types::{
+    platform::Platform,
     range::PageIndex,
     visibility::Visibility, //
 };
@@ -142,39 +152,39 @@ pub fn killed_after<R>(looks: u32, f: impl FnOnce() -> R) -> (R, bool) {
     (result, unsafe { bindings::gmem_test_unkill() })
 }
 
+/// A file of `pages` pages that are all `initial`, which converts in place.
+fn traits(pages: u64, initial: Visibility) -> Result<Traits> {
+    Ok(Traits {
+        size: Size::new(pages * PAGE.bytes()).ok_or(EINVAL)?,
+        initial,
+        mappable: true,
+        in_place: true,
+        migratable: false,
+    })
+}
+
 /// An inode that no file system knows.
 pub(crate) struct TestInode(NonNull<GmemInode>);
 
 impl TestInode {
     pub(crate) fn new(pages: u64, initial: Visibility) -> Result<Self> {
-        Self::with(pages, initial, true)
+        Self::with(traits(pages, initial)?, None)
     }
 
-    fn with(pages: u64, initial: Visibility, in_place: bool) -> Result<Self> {
-        let size = Size::new(pages * PAGE.bytes()).ok_or(EINVAL)?;
+    fn with(traits: Traits, platform: Option<Platform>) -> Result<Self> {
         let this = KBox::<GmemInode>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
         let this = NonNull::new(KBox::into_raw(this).cast::<GmemInode>()).ok_or(EINVAL)?;
 
         // SAFETY: The memory is valid and in use by nobody; what the VFS does for an inode that is
         // used here is done by the helper.
         unsafe {
-            bindings::gmem_test_inode_init(GmemInode::vfs_of(this.as_ptr()), pages * PAGE.bytes());
+            bindings::gmem_test_inode_init(GmemInode::vfs_of(this.as_ptr()), traits.size.bytes());
             GmemInode::init(this.as_ptr());
         }
         // From here on drop() tears it down.
         let inode = Self(this);
         // SAFETY: Initialised just now, and nobody has a reference.
-        unsafe {
-            GmemInode::set_up(
-                this.as_ptr(),
-                Traits {
-                    size,
-                    initial,
-                    mappable: true,
-                    in_place,
-                },
-            )
-        };
+        unsafe { GmemInode::set_up(this.as_ptr(), traits, platform) };
         Ok(inode)
     }
 
@@ -239,7 +249,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
     ///
     /// `ENOMEM`.
     pub fn new(vm: &'v TestVm, pages: u64, initial: Visibility, base: u64) -> Result<Option<Self>> {
-        Self::with(vm, pages, initial, base, true)
+        Self::with(vm, traits(pages, initial)?, base)
     }
 
     /// The same for a file that does not convert in place.
@@ -253,23 +263,41 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         initial: Visibility,
         base: u64,
     ) -> Result<Option<Self>> {
-        Self::with(vm, pages, initial, base, false)
+        let traits = Traits {
+            in_place: false,
+            ..traits(pages, initial)?
+        };
+        Self::with(vm, traits, base)
     }
 
-    fn with(
+    /// The same for a file that converts in place and whose pages move.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn migratable(
         vm: &'v TestVm,
         pages: u64,
         initial: Visibility,
         base: u64,
-        in_place: bool,
     ) -> Result<Option<Self>> {
+        let traits = Traits {
+            migratable: true,
+            ..traits(pages, initial)?
+        };
+        Self::with(vm, traits, base)
+    }
+
+    fn with(vm: &'v TestVm, traits: Traits, base: u64) -> Result<Option<Self>> {
         // SAFETY: Looks at a module parameter.
         if !unsafe { bindings::gmem_test_can_zap() } {
             pr_info!("skipped: zapping needs the TDP MMU\n");
             return Ok(None);
         }
-        let inode = TestInode::with(pages, initial, in_place)?;
-        let data = FileData::new(vm.vm(), of(vm.vm()))?;
+        let platform = of(vm.vm());
+        let inode = TestInode::with(traits, platform)?;
+        let pages = inode.get().geometry().pages();
+        let data = FileData::new(vm.vm(), platform)?;
         let slot = slot(base, pages as usize, 0)?;
         let file = KBox::<bindings::file>::new_uninit(GFP_KERNEL)?;
 
@@ -287,7 +315,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
             (*(*vfs).i_mapping).a_ops = T::tables().address_space_operations();
             bindings::gmem_test_file_init(this.file.as_ptr(), vfs, this.data.as_ptr().cast());
             (*this.slot.as_ptr()).flags |= bindings::GMEM_SLOT_GMEM_ONLY;
-            if in_place {
+            if traits.in_place {
                 (*this.slot.as_ptr()).flags |= bindings::GMEM_SLOT_IN_PLACE;
             }
             bindings::gmem_slot_set_file(this.slot.as_ptr(), this.file.as_ptr());
@@ -396,6 +424,59 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
     /// `ENOMEM`.
     pub fn byte(&self, at: u64) -> Result<Option<u8>> {
         Ok(self.page(at)?.byte())
+    }
+
+    /// Moves the page `at`, which is allocated, to fresh memory, as memory management does. Returns the
+    /// page that it was, and what came of it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn migrate(&self, at: u64) -> Result<(HostPage, Result)> {
+        self.moved(at, |from, to| {
+            let operation = T::tables().mapping.migrate_folio.ok_or(EINVAL)?;
+            let mode = bindings::migrate_mode_MIGRATE_SYNC;
+            // SAFETY: As memory management calls it.
+            to_result(unsafe {
+                operation(self.inode.get().mapping(), to.as_ptr(), from.as_ptr(), mode)
+            })
+        })
+    }
+
+    /// The same with `vendor`, whatever the file says.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn migrate_with(
+        &self,
+        at: u64,
+        vendor: impl for<'m> FnOnce(Option<Platform>, Source<'m>, Destination<'m>) -> Result<Moved<'m>>,
+    ) -> Result<(HostPage, Result)> {
+        self.moved(at, |from, to| {
+            // SAFETY: As memory management calls it.
+            unsafe { migrate(self.inode.get(), from, to, vendor) }
+        })
+    }
+
+    fn moved(
+        &self,
+        at: u64,
+        f: impl FnOnce(NonNull<bindings::folio>, NonNull<bindings::folio>) -> Result,
+    ) -> Result<(HostPage, Result)> {
+        // SAFETY: Allocates only.
+        let to = NonNull::new(unsafe { bindings::gmem_test_folio_alloc() }).ok_or(ENOMEM)?;
+        let old = self.page(at)?;
+        // SAFETY: The page is the file's, and in no batch of a CPU afterwards. Its reference is the
+        // one that memory management has. Both are locked for the call.
+        let moved = unsafe {
+            let from = NonNull::new_unchecked(bindings::gmem_page_folio(old.0));
+            bindings::gmem_test_folio_isolate(from.as_ptr());
+            let moved = f(from, to);
+            bindings::gmem_test_folio_done(from.as_ptr(), to.as_ptr(), moved.is_ok());
+            moved
+        };
+        Ok((old, moved))
     }
 
     /// How many pages were lost to the platform.
@@ -542,6 +623,14 @@ impl<T> Drop for TestFile<'_, T> {
 /// A page with a reference to it, as somebody has it who was given one; dropping it puts.
 pub struct HostPage(*mut bindings::page);
 
+impl Source<'_> {
+    /// A reference to it, as who finds it in the page cache takes one.
+    pub(crate) fn hold(&self) -> HostPage {
+        // SAFETY: The folio is valid, and a page.
+        HostPage(unsafe { bindings::gmem_test_folio_hold(self.as_ptr()) })
+    }
+}
+
 impl HostPage {
     fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: The reference keeps the page, which is in the direct map, and tests use it from
@@ -570,12 +659,27 @@ impl HostPage {
         }
     }
 
+    /// Whether it is the same page of the host's memory.
+    pub fn is(&self, other: &Self) -> bool {
+        ptr::eq(self.0, other.0)
+    }
+
+    /// Says that its memory has failed, or that it has not.
+    pub(crate) fn set_failed(&self, failed: bool) {
+        // SAFETY: The reference keeps the page.
+        unsafe { bindings::gmem_test_page_set_failed(self.0, failed) }
+    }
+
+    /// Calls `f` with the page as the platforms know it.
+    pub(crate) fn with_frame<R>(&self, f: impl FnOnce(&Frame<'_>) -> R) -> R {
+        // SAFETY: The reference keeps the page, which is a folio of its own; nobody is at work with
+        // it.
+        f(&unsafe { Frame::from_raw(NonNull::new_unchecked(bindings::gmem_page_folio(self.0))) })
+    }
+
     /// Whether something is remembered of the page.
     pub(crate) fn is_remembered(&self) -> bool {
-        // SAFETY: The reference keeps the page.
-        let folio = NonNull::new(unsafe { bindings::gmem_page_folio(self.0) });
-        // SAFETY: As above; nobody is at work with it.
-        folio.is_some_and(|folio| unsafe { Frame::from_raw(folio) }.is_known())
+        self.with_frame(|frame| frame.is_known())
     }
 
     /// Whether a hypervisor that gives the page to a guest is to make sure that it is zero.

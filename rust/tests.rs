@@ -465,6 +465,11 @@ mod caller {
                 GuestFault,
                 GuestPage, //
             },
+            migrate::{
+                Destination,
+                Moved,
+                Source, //
+            },
             platform::of,
             populate::Populate,
             vcpu::Vcpu,
@@ -478,7 +483,11 @@ mod caller {
             Frame, //
         },
         testing::{
-            platform::TestRmp,
+            platform::{
+                RmpEntry,
+                TestRmp, //
+            },
+            HostPage,
             TestFile, //
         }, //
     };
@@ -596,6 +605,15 @@ mod caller {
             Ok(served)
         }
 
+        /// Gives up the page, and nothing else.
+        fn migrate<'m>(
+            _platform: Option<Platform>,
+            _from: Source<'m>,
+            _to: Destination<'m>,
+        ) -> Result<Moved<'m>> {
+            Err(ERANGE)
+        }
+
         fn reclaim(_frame: &Frame<'_>) {
             TAKEN_BACK.fetch_add(1, Ordering::Relaxed);
         }
@@ -702,6 +720,7 @@ mod caller {
                 initial,
                 mappable,
                 in_place,
+                migratable: false,
             })
         };
         let vm = TestVm::new()?;
@@ -721,6 +740,183 @@ mod caller {
             assert_eq!(create(vm.vm(), fixed), Err(EINVAL));
         }
         assert!(traits(false, PRIVATE, false)?.suit(vm.vm(), of(vm.vm())));
+        Ok(())
+    }
+
+    /// Copies the page, as the vendors do whose pages move.
+    fn copy<'m>(
+        _platform: Option<Platform>,
+        from: Source<'m>,
+        to: Destination<'m>,
+    ) -> Result<Moved<'m>> {
+        from.copy_to(to)
+    }
+
+    /// The page has another frame and is the same otherwise, and guests have to fault it in again.
+    #[test]
+    fn page_that_moves() -> Result {
+        let vm = TestVm::new()?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(());
+        };
+        file.fill(5, 0x5a)?;
+        file.page(5)?.with_frame(|frame| frame.mark_zero(true));
+
+        let (old, moved) = file.migrate_with(5, copy)?;
+        if moved == Err(EOPNOTSUPP) {
+            pr_info!("skipped: needs CONFIG_MIGRATION\n");
+            return Ok(());
+        }
+        assert_eq!(moved, Ok(()));
+        assert!(!file.page(5)?.is(&old));
+        assert_eq!((vm.invalidations(), vm.sequence()), (0, 1));
+        // What is remembered goes with it, and leaves nothing behind.
+        assert!(file.page(5)?.is_remembered());
+        assert!(!old.is_remembered());
+        assert_eq!(old.references(), 1);
+        // It is in use: neither dropped nor zeroed.
+        assert_eq!(file.drop_clean(), 0);
+        assert_eq!(file.guest_fault(BASE + 5)?.byte(), Some(0x5a));
+        assert!(file.visibility(5) == PRIVATE);
+        Ok(())
+    }
+
+    /// A page that was never used has nothing to be moved, and is zeroed at its first use.
+    #[test]
+    fn unused_page_that_moves() -> Result {
+        let vm = TestVm::new()?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(());
+        };
+        file.allocate(5)?;
+        file.page(5)?.fill(0x5a);
+
+        let (old, moved) = file.migrate_with(5, copy)?;
+        if moved == Err(EOPNOTSUPP) {
+            pr_info!("skipped: needs CONFIG_MIGRATION\n");
+            return Ok(());
+        }
+        assert_eq!(moved, Ok(()));
+        assert!(!file.page(5)?.is(&old));
+        assert_eq!(file.guest_fault(BASE + 5)?.byte(), Some(0));
+        Ok(())
+    }
+
+    /// What is known beforehand ends in an error before guests lose anything.
+    #[test]
+    fn page_that_stays() -> Result {
+        let vm = TestVm::new()?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(());
+        };
+        file.fill(5, 0x5a)?;
+        let stays = |error| -> Result {
+            let (old, moved) = file.migrate_with(5, copy)?;
+            assert_eq!(moved, Err(error));
+            assert!(file.page(5)?.is(&old));
+            assert_eq!(file.byte(5)?, Some(0x5a));
+            assert_eq!((vm.invalidations(), vm.sequence()), (0, 0));
+            Ok(())
+        };
+
+        // Somebody has a reference.
+        let held = file.page(5)?;
+        stays(EAGAIN)?;
+        drop(held);
+        // Somebody changes the file.
+        file.file().inode().locked(|_| stays(EAGAIN))?;
+        // The memory has failed.
+        if cfg!(CONFIG_MEMORY_FAILURE) {
+            file.page(5)?.set_failed(true);
+            let failed = stays(EBUSY);
+            file.page(5)?.set_failed(false);
+            failed?;
+        }
+        // Somebody was given the page, if that is only remembered.
+        let to = Assignment {
+            gfn: Gfn::new(BASE + 5),
+            asid: 7,
+        };
+        file.page(5)?.with_frame(|frame| frame.record(to))?;
+        let given = stays(EBUSY);
+        file.page(5)?.with_frame(|frame| frame.forget());
+        given
+    }
+
+    /// Or if that is not remembered, but in the RMP.
+    #[test]
+    fn page_of_a_platform_stays() -> Result {
+        TestRmp::reset();
+        let vm = TestVm::new()?;
+        vm.put_on(Platform::Snp(Base::Test), 7)?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(());
+        };
+        file.fill(5, 0x5a)?;
+        let theirs = RmpEntry {
+            asid: 7,
+            gfn: BASE + 5,
+            validated: false,
+        };
+        TestRmp::set(&file, 5, Some(theirs))?;
+        let (old, moved) = file.migrate_with(5, copy)?;
+        let same = file.page(5)?.is(&old);
+        TestRmp::set(&file, 5, None)?;
+        assert_eq!(moved, Err(EBUSY));
+        assert!(same);
+        Ok(())
+    }
+
+    /// Guests have lost their mappings and the page is where it was: a vendor that fails, a reference
+    /// that somebody gets while the page is copied, and a VM that is dead.
+    #[test]
+    fn page_that_stays_after_all() -> Result {
+        let vm = TestVm::new()?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(());
+        };
+        file.fill(5, 0x5a)?;
+        file.page(5)?.with_frame(|frame| frame.mark_zero(true));
+        let stays = |result: Result<(HostPage, Result)>, error, sequence| -> Result {
+            let (old, moved) = result?;
+            assert!(moved == Err(error) || moved == Err(EOPNOTSUPP));
+            assert!(file.page(5)?.is(&old));
+            assert!(old.is_remembered());
+            assert_eq!(file.byte(5)?, Some(0x5a));
+            assert_eq!((vm.invalidations(), vm.sequence()), (0, sequence));
+            Ok(())
+        };
+
+        stays(file.migrate_with(5, Greedy::migrate), ERANGE, 1)?;
+        let mut held = None;
+        let moved = file.migrate_with(5, |platform, from, to| {
+            held = Some(from.hold());
+            copy(platform, from, to)
+        });
+        drop(held);
+        stays(moved, EAGAIN, 2)?;
+        vm.kill();
+        stays(file.migrate_with(5, copy), EBUSY, 3)
+    }
+
+    /// Pages that somebody else can have move nowhere, whatever the caller says.
+    #[test]
+    fn file_whose_pages_cannot_move() -> Result {
+        for kind in [Platform::Snp(Base::Test), Platform::Tdx(Base::Test)] {
+            let vm = TestVm::new()?;
+            vm.put_on(kind, 7)?;
+            for in_place in [false, true] {
+                let traits = Traits {
+                    size: Size::new(PAGE.bytes()).ok_or(EINVAL)?,
+                    initial: PRIVATE,
+                    mappable: false,
+                    in_place,
+                    migratable: true,
+                };
+                assert!(traits.suit(vm.vm(), of(vm.vm())));
+                assert_eq!(create(vm.vm(), traits), Err(EINVAL));
+            }
+        }
         Ok(())
     }
 

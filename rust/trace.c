@@ -62,6 +62,11 @@ void gmem_trace_rmp_refusal(u64 pfn, u64 gfn, u32 asid, bool known, u64 known_gf
 	trace_kvm_gmem_rmp_refusal(pfn, gfn, asid, known, known_gfn, known_asid);
 }
 
+void gmem_trace_migrate(u64 ino, u64 offset, u64 from, u64 to, int result)
+{
+	trace_kvm_gmem_migrate(ino, offset, from, to, result);
+}
+
 void gmem_trace_map_memory(u64 base, u64 size, u64 left, int result)
 {
 	trace_kvm_gmem_map_memory(base, size, left, result);

@@ -138,6 +138,16 @@ events! {
         known_asid: u32,
     ) = __tracepoint_kvm_gmem_rmp_refusal, gmem_trace_rmp_refusal;
 
+    /// A page was moved to other memory, or was not: inode, offset, host frames from and to, errno,
+    /// negative.
+    pub(crate) fn migrate(
+        ino: u64,
+        offset: u64,
+        from: u64,
+        to: u64,
+        result: i32,
+    ) = __tracepoint_kvm_gmem_migrate, gmem_trace_migrate;
+
     /// KVM_MAP_MEMORY has ended: address, bytes, bytes that are left, errno, negative.
     pub fn map_memory(
         base: u64,

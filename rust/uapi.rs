@@ -40,10 +40,15 @@ pub const CAP_GET: u64 = bindings::KVM_CAP_GET_MEMORY_ATTRIBUTES2 as u64;
 /// `KVM_CAP_MAP_MEMORY`.
 pub const CAP_MAP_MEMORY: u64 = bindings::KVM_CAP_MAP_MEMORY as u64;
 
+/// `KVM_CAP_GUEST_MEMFD_FLAGS`.
+pub const CAP_GUEST_MEMFD_FLAGS: u64 = bindings::KVM_CAP_GUEST_MEMFD_FLAGS as u64;
+
 /// `GUEST_MEMFD_FLAG_MMAP`: the host may map the file.
 pub const FLAG_MMAP: u64 = bindings::GUEST_MEMFD_FLAG_MMAP as u64;
 /// `GUEST_MEMFD_FLAG_INIT_SHARED`: all pages start shared.
 pub const FLAG_INIT_SHARED: u64 = bindings::GUEST_MEMFD_FLAG_INIT_SHARED as u64;
+/// `GUEST_MEMFD_FLAG_MIGRATABLE`: the host can move its pages to other memory.
+pub const FLAG_MIGRATABLE: u64 = bindings::GUEST_MEMFD_FLAG_MIGRATABLE as u64;
 
 const _: () = {
     use bindings::kvm_memory_attributes2 as Raw;

@@ -87,6 +87,9 @@ pub(crate) fn show(file: &GmemFile, out: &SeqFile) {
 
     seq_print!(out, "gmem-mode:\t{}\n", mode);
     seq_print!(out, "gmem-vendor:\t{}{}\n", vendor, model);
+    if inode.is_migratable() {
+        seq_print!(out, "gmem-migratable:\tyes\n");
+    }
     seq_print!(out, "gmem-size:\t{}\n", bytes(inode.geometry().pages()));
     seq_print!(out, "gmem-allocated:\t{}\n", bytes(inode.allocated()));
     if let Some(totals) = Totals::count(inode) {

@@ -2,6 +2,7 @@
 
 //! New files.
 
+use crate::platform::supported_flags;
 use gmem_sys::{
     export::{
         file_ops,
@@ -17,6 +18,7 @@ use gmem_sys::{
     },
     uapi::{
         FLAG_INIT_SHARED,
+        FLAG_MIGRATABLE,
         FLAG_MMAP, //
     }, //
 };
@@ -33,7 +35,7 @@ use kernel::prelude::*;
 /// `EINVAL` for flags that the VM does not support, and for a size that is 0, negative or not page
 /// aligned; and what creating a file returns.
 pub(crate) fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32> {
-    if flags & !vm.supported_flags() != 0 {
+    if flags & !supported_flags(Some(vm)) != 0 {
         return Err(EINVAL);
     }
     let size = Size::new(size).ok_or(EINVAL)?;
@@ -51,6 +53,7 @@ pub(crate) fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32> {
             },
             mappable,
             in_place: of(vm).is_some() && (mappable || init_shared || host_wide()),
+            migratable: flags & FLAG_MIGRATABLE != 0,
         },
     )
 }

@@ -40,6 +40,11 @@ use gmem_sys::{
             GuestFault,
             GuestPage, //
         },
+        migrate::{
+            Destination,
+            Moved,
+            Source, //
+        },
         platform::of,
         populate::Populate,
         vcpu::Vcpu,
@@ -69,7 +74,10 @@ mod stats;
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 mod tests;
 
-use gmem_types::visibility::Run;
+use gmem_types::{
+    platform::Platform,
+    visibility::Run, //
+};
 
 /// What the kernel's print macros put before each line.
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
@@ -139,6 +147,14 @@ impl GuestMemfd for Gmem {
 
     fn fault<'a>(fault: &mut HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>> {
         fault::fault(fault, stable)
+    }
+
+    fn migrate<'m>(
+        platform: Option<Platform>,
+        from: Source<'m>,
+        to: Destination<'m>,
+    ) -> Result<Moved<'m>> {
+        platform::migrate(platform, from, to)
     }
 
     fn reclaim(frame: &Frame<'_>) {

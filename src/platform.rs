@@ -36,6 +36,11 @@ use gmem_sys::{
             HardwareRmp,
             HardwareSept, //
         },
+        migrate::{
+            Destination,
+            Moved,
+            Source, //
+        },
         platform::{
             self,
             Fatal, //
@@ -54,8 +59,10 @@ use gmem_sys::{
         CAP_ATTRIBUTES,
         CAP_FLAGS,
         CAP_GET,
+        CAP_GUEST_MEMFD_FLAGS,
         CAP_MAP_MEMORY,
-        CAP_PRE_LAUNCH_FLAGS, //
+        CAP_PRE_LAUNCH_FLAGS,
+        FLAG_MIGRATABLE, //
     }, //
 };
 use gmem_types::{
@@ -95,7 +102,11 @@ struct Operations {
     make_private: Option<fn(&Vm, Gfn, &PrivatePage<'_>) -> Result>,
     populate: Option<fn(&Vm, Gfn) -> Result<Assignment>>,
     max_mapping_order: u8,
+    migrate: Option<Migrate>,
 }
+
+/// Moves a page to other memory.
+type Migrate = for<'m> fn(Source<'m>, Destination<'m>) -> Result<Moved<'m>>;
 
 impl Operations {
     const fn of<V: Vendor>() -> Self {
@@ -108,6 +119,8 @@ impl Operations {
         assert!(!(V::HAS_OWNS && V::HAS_OWNS_MAPPED));
         // Of other platforms a private page in use is mapped without it, and with its neighbours.
         assert!(!V::HAS_MAKE_PRIVATE || platform::owns_pages(V::PLATFORM));
+        // What a page is given to would have to move it.
+        assert!(!(V::HAS_MIGRATE && (V::HAS_MAKE_PRIVATE || V::HAS_OWNS || V::HAS_OWNS_MAPPED)));
 
         Self {
             convert: convert::convert::<V>,
@@ -122,6 +135,11 @@ impl Operations {
                 None
             },
             max_mapping_order: V::MAX_MAPPING_ORDER,
+            migrate: if V::HAS_MIGRATE {
+                Some(V::migrate)
+            } else {
+                None
+            },
         }
     }
 }
@@ -199,6 +217,43 @@ pub(crate) fn max_mapping_order(platform: Option<Platform>, order: u8) -> u8 {
     select(platform).map_or(order, |vendor| order.min(vendor.max_mapping_order))
 }
 
+/// How pages of VMs on a platform are moved; [`None`] if they cannot be. Those of VMs without private
+/// memory are the host's.
+fn mover(platform: Option<Platform>) -> Option<Migrate> {
+    match platform {
+        None => Some(|from, to| from.copy_to(to)),
+        Some(_) => select(platform)?.migrate,
+    }
+}
+
+/// Whether files of a VM can have pages that move; without one, whether those of some VM can here.
+fn can_move(vm: Option<&Vm>) -> bool {
+    match vm {
+        Some(vm) => platform::can_move(vm) && mover(platform::of(vm)).is_some(),
+        None => platform::CAN_MOVE,
+    }
+}
+
+/// The flags that KVM_CREATE_GUEST_MEMFD takes; without a VM, those that some VM takes here.
+pub(crate) fn supported_flags(vm: Option<&Vm>) -> u64 {
+    let own = if can_move(vm) { FLAG_MIGRATABLE } else { 0 };
+
+    Vm::supported_flags(vm) | own
+}
+
+/// Moves a page to other memory.
+///
+/// # Errors
+///
+/// What the vendor returns, `EOPNOTSUPP` without one.
+pub(crate) fn migrate<'m>(
+    platform: Option<Platform>,
+    from: Source<'m>,
+    to: Destination<'m>,
+) -> Result<Moved<'m>> {
+    mover(platform).ok_or(EOPNOTSUPP)?(from, to)
+}
+
 /// To whom a page is given when it is populated, if that is to be recorded.
 ///
 /// # Errors
@@ -260,6 +315,9 @@ pub(crate) fn capability(vm: Option<&Vm>, cap: u64) -> Option<i32> {
     // For any memory, on any VM.
     if cap == CAP_MAP_MEMORY {
         return Some(can_map_memory().into());
+    }
+    if cap == CAP_GUEST_MEMFD_FLAGS {
+        return i32::try_from(supported_flags(vm)).ok();
     }
     let on = vm.and_then(platform::of);
     let supported = match vm {

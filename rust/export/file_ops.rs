@@ -60,6 +60,9 @@ pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
     if !traits.suit(vm, platform) {
         return Err(EINVAL);
     }
+    if traits.migratable && !platform::can_move(vm) {
+        return Err(EINVAL);
+    }
     let tables = tables()?;
     // Each of the guards below undoes one step; they are disarmed by forgetting them at the end.
     let fd = FileDescriptorReservation::get_unused_fd_flags(0)?;
@@ -82,8 +85,9 @@ pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
             tables.inode_operations(),
             tables.address_space_operations(),
             traits.size.bytes() as i64,
+            traits.migratable,
         );
-        GmemInode::set_up(GmemInode::from_vfs(vfs), traits)
+        GmemInode::set_up(GmemInode::from_vfs(vfs), traits, platform)
     };
     // SAFETY: The inode goes before the data on every path below, and release() takes the data out.
     unsafe { inode.add_file(NonNull::from(&*data))? };

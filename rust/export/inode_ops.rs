@@ -13,6 +13,7 @@ use crate::{
     },
     guest_memfd::GuestMemfd,
     kvm::{
+        migrate::migrate,
         mmu::InvalidateSpan,
         platform,
         stand_in, //
@@ -20,20 +21,37 @@ use crate::{
     mm::folio::Frame, //
 };
 use core::ptr::NonNull;
-use kernel::prelude::*;
+use kernel::{
+    error::from_result,
+    prelude::*, //
+};
 
 /// # Safety
 ///
-/// To be called by memory management only.
-pub(super) unsafe extern "C" fn migrate_folio(
-    _mapping: *mut bindings::address_space,
-    _dst: *mut bindings::folio,
-    _src: *mut bindings::folio,
+/// To be called by memory management only: with both folios locked, `src` in the mapping and not
+/// mapped by the host, and `dst` nobody else's, and as large. Memory management has one reference to
+/// `src`.
+pub(super) unsafe extern "C" fn migrate_folio<T: GuestMemfd>(
+    mapping: *mut bindings::address_space,
+    dst: *mut bindings::folio,
+    src: *mut bindings::folio,
     _mode: bindings::migrate_mode,
 ) -> c_int {
-    // SAFETY: Only warns.
-    unsafe { bindings::gmem_warn_migrate() };
-    EINVAL.to_errno()
+    // SAFETY: A locked folio is in the mapping, which is one of ours.
+    let inode = unsafe { GmemInode::of_mapping(mapping) };
+
+    from_result(|| {
+        if !inode.is_migratable() {
+            // SAFETY: Only warns.
+            unsafe { bindings::gmem_warn_migrate() };
+            return Err(EINVAL);
+        }
+        let src = NonNull::new(src).ok_or(EINVAL)?;
+        let dst = NonNull::new(dst).ok_or(EINVAL)?;
+        // SAFETY: By the contract of this function.
+        unsafe { migrate(inode, src, dst, T::migrate) }?;
+        Ok(0)
+    })
 }
 
 /// # Safety

@@ -7,8 +7,9 @@
 //!
 //! Lock order: `mmap_lock` -> invalidate lock -> bindings mutex, folio lock; `slots_lock` ->
 //! invalidate lock -> `mmu_lock`. A folio lock may be held when the bindings mutex is taken, never
-//! when the invalidate lock is: that is how memory failure, which starts with a locked folio, gets
-//! along with conversion and hole punching.
+//! when the invalidate lock is waited for: that is how memory failure, which starts with a locked
+//! folio, gets along with conversion and hole punching. Moving a page, which does as well, takes the
+//! lock if nobody has it exclusively, and gives up otherwise.
 //!
 //! C header: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
 
@@ -176,6 +177,20 @@ impl<M: sealed::Mode> Drop for InvalidateGuard<'_, M> {
     fn drop(&mut self) {
         // SAFETY: The guard exists only while this task holds the lock.
         unsafe { M::unlock(self.inode.mapping()) }
+    }
+}
+
+impl<'a> InvalidateGuard<'a, Shared> {
+    /// Takes the lock unless somebody has it exclusively or waits for it. Does not sleep, so that a
+    /// folio may be locked.
+    #[inline]
+    pub(crate) fn try_new(inode: &'a GmemInode) -> Option<Self> {
+        // SAFETY: The mapping of a live inode is valid.
+        if !unsafe { bindings::gmem_invalidate_trylock_shared(inode.mapping()) } {
+            return None;
+        }
+        // SAFETY: Locked just now.
+        Some(unsafe { Self::assume_locked(inode) })
     }
 }
 
@@ -442,12 +457,10 @@ impl<'a> Stable<'a> {
                 _guard: None,
             });
         }
-        // SAFETY: The mapping of a live inode is valid.
-        if !unsafe { bindings::gmem_invalidate_trylock_shared(inode.mapping()) } {
-            return None;
-        }
-        // SAFETY: Locked just now.
-        Some(unsafe { Self::assume_locked(inode) })
+        Some(Self {
+            inode,
+            _guard: Some(InvalidateGuard::try_new(inode)?),
+        })
     }
 
     /// The same for a lock that is held.

@@ -8,7 +8,8 @@ use crate::{
     fs::{
         address_space::{
             Exclusive,
-            InvalidateGuard, //
+            InvalidateGuard,
+            Shared, //
         },
         file_data::FileData,
         inode::GmemInode, //
@@ -31,7 +32,7 @@ use kernel::{
 /// Evidence that no slot is bound to, and no file added to or removed from, an inode.
 ///
 /// Who changes them holds the invalidate lock exclusively *and* the bindings mutex, so holding
-/// either is enough.
+/// either is enough, the lock in either mode.
 ///
 /// # Safety
 ///
@@ -49,6 +50,14 @@ pub(crate) unsafe trait Bindings {
 
 // SAFETY: The guard is the held invalidate lock.
 unsafe impl Bindings for InvalidateGuard<'_, Exclusive> {
+    #[inline]
+    fn inode(&self) -> &GmemInode {
+        InvalidateGuard::inode(self)
+    }
+}
+
+// SAFETY: As above.
+unsafe impl Bindings for InvalidateGuard<'_, Shared> {
     #[inline]
     fn inode(&self) -> &GmemInode {
         InvalidateGuard::inode(self)

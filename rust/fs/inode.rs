@@ -93,6 +93,8 @@ pub struct Traits {
     /// Private and shared are tracked per page in the file, which is the authority for the guest
     /// frames bound to it.
     pub in_place: bool,
+    /// Its pages can be moved to other memory (`GUEST_MEMFD_FLAG_MIGRATABLE`).
+    pub migratable: bool,
 }
 
 impl Traits {
@@ -118,7 +120,7 @@ impl Traits {
 /// - `vfs`, `policy`, `map` and `bindings_lock` are initialised from [`alloc`](crate::fs::superblock)
 ///   on.
 /// - `traits` is [`Some`] from [`GmemInode::set_up`] on, before which no reference to the inode
-///   exists, and does not change.
+///   exists, and does not change. Nor does `platform`.
 /// - `files` is changed with the invalidate lock held exclusively and `bindings_lock` held, and
 ///   each of its pointers is valid.
 #[repr(C)]
@@ -129,6 +131,7 @@ pub struct GmemInode {
     pub(super) bindings_lock: Mutex<()>,
     pub(super) files: UnsafeCell<KVec<NonNull<FileData>>>,
     traits: Option<Traits>,
+    platform: Option<Platform>,
 }
 
 impl GmemInode {
@@ -178,21 +181,28 @@ impl GmemInode {
             pin_init::raw_init(&raw mut (*this).bindings_lock, new_mutex!(()));
             (&raw mut (*this).files).write(UnsafeCell::new(KVec::new()));
             (&raw mut (*this).traits).write(None);
+            (&raw mut (*this).platform).write(None);
         }
     }
 
-    /// Gives the inode its traits, and an attribute map of as many pages.
+    /// Gives the inode its traits, an attribute map of as many pages, and the platform of the VM that
+    /// it is made for.
     ///
     /// # Safety
     ///
     /// `this` must be an inode that [`init`](Self::init) and the VFS have initialised, and of which
     /// nobody has a reference.
-    pub(crate) unsafe fn set_up<'a>(this: *mut Self, traits: Traits) -> &'a Self {
+    pub(crate) unsafe fn set_up<'a>(
+        this: *mut Self,
+        traits: Traits,
+        platform: Option<Platform>,
+    ) -> &'a Self {
         // SAFETY: By the contract of this function. The map has no memory yet.
-        // INVARIANT: This is where `traits` is set.
+        // INVARIANT: This is where `traits` and `platform` are set.
         unsafe {
             (&raw mut (*this).map).write(AttributeMap::new(traits.size.0, traits.initial));
             (&raw mut (*this).traits).write(Some(traits));
+            (&raw mut (*this).platform).write(platform);
             &*this
         }
     }
@@ -253,6 +263,7 @@ impl GmemInode {
             initial: Visibility::Private,
             mappable: false,
             in_place: false,
+            migratable: false,
         };
 
         self.traits.as_ref().unwrap_or(&NOTHING)
@@ -286,6 +297,18 @@ impl GmemInode {
     #[inline]
     pub fn converts_in_place(&self) -> bool {
         self.traits().in_place
+    }
+
+    /// Whether its pages can be moved to other memory.
+    #[inline]
+    pub fn is_migratable(&self) -> bool {
+        self.traits().migratable
+    }
+
+    /// The platform of the VM that it was made for, if it is one that this crate knows.
+    #[inline]
+    pub(crate) fn platform(&self) -> Option<Platform> {
+        self.platform
     }
 
     /// The attribute map of a file that converts in place.

@@ -58,7 +58,7 @@ void *gmem_alloc_inode(struct super_block *sb, struct kmem_cache *cache)
 }
 
 void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
-		     const struct address_space_operations *aops, loff_t size)
+		     const struct address_space_operations *aops, loff_t size, bool migratable)
 {
 	inode->i_op = iops;
 	inode->i_mode |= S_IFREG;
@@ -66,9 +66,11 @@ void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
 	inode->i_flags |= S_NOCMTIME;
 	inode->i_size = size;
 	inode->i_mapping->a_ops = aops;
-	mapping_set_gfp_mask(inode->i_mapping, GFP_HIGHUSER);
+	mapping_set_gfp_mask(inode->i_mapping, migratable ? GFP_HIGHUSER_MOVABLE : GFP_HIGHUSER);
 	mapping_set_inaccessible(inode->i_mapping);
-	/* Unmovable mappings are supposed to be marked unevictable as well. */
+	if (migratable)
+		mapping_set_migratable(inode->i_mapping);
+	/* Inaccessible mappings are supposed to be marked unevictable as well. */
 	WARN_ON_ONCE(!mapping_unevictable(inode->i_mapping));
 }
 

@@ -177,7 +177,7 @@ void gmem_policy_put(struct mempolicy *policy)
 	mpol_cond_put(policy);
 }
 
-/* The mapping is unmovable. */
+/* Of unmovable mappings memory management moves nothing. */
 void gmem_warn_migrate(void)
 {
 	WARN_ON_ONCE(1);

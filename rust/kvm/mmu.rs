@@ -281,7 +281,7 @@ impl<'g> InvalidateSpan<'g> {
 
     /// Takes all mappings that pages of the file can have out of the guests' page tables, and
     /// flushes their TLBs.
-    fn zap(&self) -> Zapped<'_> {
+    pub(crate) fn zap(&self) -> Zapped<'_> {
         let kinds = Kinds::of(self.stable.inode());
         let zapped = self.zap_pages(kinds, iter::once(self.range));
 

@@ -39,6 +39,22 @@ u32 gmem_vm_platform(struct kvm *kvm)
 	return GMEM_PLATFORM_NONE;
 }
 
+/*
+ * Whether the memory of such a VM can be moved by a copy, as far as its type
+ * tells.  What SEV encrypts depends on where it is: a VM of the default type that
+ * becomes an SEV guest has to have its memory pinned
+ * (KVM_MEMORY_ENCRYPT_REG_REGION), of whatever kind it is.
+ */
+bool gmem_vm_can_move(struct kvm *kvm)
+{
+#if defined(CONFIG_X86_64) && defined(CONFIG_MIGRATION)
+	return kvm->arch.vm_type == KVM_X86_DEFAULT_VM ||
+	       kvm->arch.vm_type == KVM_X86_SW_PROTECTED_VM;
+#else
+	return false;
+#endif
+}
+
 bool gmem_platform_available(u32 platform)
 {
 #ifdef CONFIG_X86

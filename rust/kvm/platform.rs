@@ -81,6 +81,20 @@ pub const fn owns_pages(platform: Platform) -> bool {
     !matches!(platform, Platform::SwProtected)
 }
 
+/// Whether files of the VM can have pages that move: nothing but the page tables of KVM and of the
+/// host has a part in them, and where they are in memory does not matter to what they hold.
+pub fn can_move(vm: &Vm) -> bool {
+    let nobodys = match of(vm) {
+        Some(platform) => !owns_pages(platform),
+        None => !vm.has_private_mem(),
+    };
+    // SAFETY: The VM is valid.
+    nobodys && unsafe { bindings::gmem_vm_can_move(vm.as_raw()) }
+}
+
+/// Whether there can be VMs here for which [`can_move`] is so: those of the default type are.
+pub const CAN_MOVE: bool = cfg!(all(CONFIG_X86_64, CONFIG_MIGRATION));
+
 /// Whether the hypervisor takes guests' pages back when they are to be freed.
 #[inline]
 pub(crate) fn takes_back(platform: Platform) -> bool {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What conversions and large mappings add to the statistics of their VM.
+ * What conversions, large mappings and moved memory add to the statistics of their VM.
  *
  * They are not atomic, here as anywhere in KVM: of two files that are converted at
  * the same instant one may be missing.
@@ -62,6 +62,13 @@ void gmem_vm_count_blocks(struct kvm *kvm, u32 what, u64 nr)
 		stat->gmem_blocks_split += nr;
 		break;
 	}
+}
+
+void gmem_vm_count_migration(struct kvm *kvm, bool moved)
+{
+	struct kvm_vm_stat_generic *stat = &kvm->stat.generic;
+
+	*(moved ? &stat->gmem_migrated : &stat->gmem_migrate_failed) += 1;
 }
 
 void gmem_vm_count_unsupported(struct kvm *kvm)

@@ -5,7 +5,10 @@
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
 
 use crate::bindings;
-use core::ptr::NonNull;
+use core::ptr::{
+    self,
+    NonNull, //
+};
 use kernel::{
     sync::aref::AlwaysRefCounted,
     types::Opaque, //
@@ -140,6 +143,13 @@ impl Vm {
         unsafe { bindings::gmem_vm_count_blocks(self.as_raw(), what, nr) }
     }
 
+    /// Counts a page that was moved to other memory, or was not.
+    #[inline]
+    pub(crate) fn count_migration(&self, moved: bool) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::gmem_vm_count_migration(self.as_raw(), moved) }
+    }
+
     /// Counts a conversion that the platform cannot do.
     #[inline]
     pub fn count_unsupported(&self) {
@@ -160,11 +170,12 @@ impl Vm {
         unsafe { bindings::gmem_vm_kill(self.as_raw()) }
     }
 
-    /// The `GUEST_MEMFD_FLAG_*` that KVM_CREATE_GUEST_MEMFD takes for this VM.
+    /// The `GUEST_MEMFD_FLAG_*` that KVM has for files of a VM, whoever implements them; without one,
+    /// those that some VM has.
     #[inline]
-    pub fn supported_flags(&self) -> u64 {
-        // SAFETY: By the type's invariants.
-        unsafe { bindings::gmem_vm_supported_flags(self.as_raw()) }
+    pub fn supported_flags(vm: Option<&Self>) -> u64 {
+        // SAFETY: By the type's invariants; NULL is no VM.
+        unsafe { bindings::gmem_vm_supported_flags(vm.map_or(ptr::null_mut(), Self::as_raw)) }
     }
 
     /// Whether KVM holds `gfn` to be private. The caller is inside SRCU or holds slots_lock.

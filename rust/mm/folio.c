@@ -4,6 +4,7 @@
  * who else holds them.
  */
 #include <kunit/test-bug.h>
+#include <linux/migrate.h>
 
 #include "../helpers.h"
 #include "guest_memfd.h"
@@ -94,6 +95,44 @@ bool gmem_folio_is_quiet(struct folio *folio, unsigned int own)
 {
 	return folio_ref_count(folio) == (int)(folio_nr_pages(folio) + own);
 }
+
+#ifdef CONFIG_MIGRATION
+/* Returns 0, or -EHWPOISON if there is memory that cannot be read. */
+int gmem_folio_copy(struct folio *to, struct folio *from)
+{
+	return folio_mc_copy(to, from);
+}
+
+/*
+ * Puts @to, which has the bytes of @from, in the place of @from in the file, with
+ * what is remembered of the page.  Both are locked, so nobody looks at either
+ * until it is done.  Returns -EAGAIN, with nothing changed, if there are other
+ * references to @from than those of the page cache and the one that memory
+ * management holds.
+ */
+int gmem_folio_replace(struct folio *to, struct folio *from)
+{
+	void *record = from->private;
+	int err = folio_migrate_mapping(from->mapping, to, from, 0);
+
+	if (err)
+		return err;
+	to->private = record;
+	/* Up to date, the memory cgroup, and so on; forgets what @from had. */
+	folio_migrate_flags(to, from);
+	return 0;
+}
+#else
+int gmem_folio_copy(struct folio *to, struct folio *from)
+{
+	return -EOPNOTSUPP;
+}
+
+int gmem_folio_replace(struct folio *to, struct folio *from)
+{
+	return -EOPNOTSUPP;
+}
+#endif
 
 /* Drains for what gmem_folio_excess_refs() counts, and for nothing else. */
 void gmem_folio_drain(struct folio *folio, unsigned int own, enum lru_cache_drained *drained)

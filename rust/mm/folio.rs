@@ -212,6 +212,12 @@ impl Frame<'_> {
         }
     }
 
+    /// Whether what is remembered ties the page to where it is: somebody has it, or it has failed. That
+    /// it is zero does not.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.word() & !ZERO != 0
+    }
+
     /// Whether a software model has the page's state.
     pub fn is_model(&self) -> bool {
         self.word() & MODEL != 0

@@ -3,9 +3,15 @@
 //! SW_PROTECTED: private memory without hardware behind it, for tests.
 //!
 //! It owns no page: the host's kernel could write all of them, and guest_memfd sees to it that it
-//! does not. No page has to be given up or taken back; only the contract has to be kept.
+//! does not. No page has to be given up or taken back; only the contract has to be kept. A page is
+//! moved by a copy.
 
 use crate::platform::vendor::Vendor;
+use gmem_sys::kvm::migrate::{
+    Destination,
+    Moved,
+    Source, //
+};
 use gmem_types::platform::Platform;
 use kernel::prelude::*;
 
@@ -15,4 +21,8 @@ pub(super) struct SwProtected;
 #[vtable]
 impl Vendor for SwProtected {
     const PLATFORM: Platform = Platform::SwProtected;
+
+    fn migrate<'m>(from: Source<'m>, to: Destination<'m>) -> Result<Moved<'m>> {
+        from.copy_to(to)
+    }
 }

@@ -5,6 +5,7 @@
 //! Files and folios are real, the platforms are those of [`gmem_sys::testing::platform`].
 
 use super::{
+    mover,
     snp::Snp,
     tdx::Tdx,
     vendor::Vendor,
@@ -213,6 +214,54 @@ fn order_in_block(kind: Platform, initial: Visibility) -> Result<Option<i32>> {
     };
     assert_eq!(TestRmp::assigned(), given);
     Ok(Some(order))
+}
+
+/// Memory that is moved, of VMs in which no platform has a part in it.
+#[kunit_tests(kvm_gmem_migrate)]
+mod migrate {
+    use super::*;
+
+    #[test]
+    fn platforms_whose_pages_move() -> Result {
+        assert!(mover(None).is_some());
+        for &platform in Iterator::chain(Platform::ALL.iter(), &[ON_SNP, ON_TDX]) {
+            let moves = mover(Some(platform)).is_some();
+            assert_eq!(moves, platform == Platform::SwProtected);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn pages_move_with_their_bytes() -> Result {
+        for (kind, initial) in [
+            (None, SHARED),
+            (Some(Platform::SwProtected), SHARED),
+            (Some(Platform::SwProtected), PRIVATE),
+        ] {
+            TestRmp::reset();
+            let vm = TestVm::new()?;
+            if let Some(kind) = kind {
+                vm.put_on(kind, ASID)?;
+            }
+            let Some(file) = File::migratable(&vm, PAGES, initial, BASE)? else {
+                return Ok(());
+            };
+            file.fill(5, BYTE)?;
+            let (mut old, moved) = file.migrate(5)?;
+            if moved == Err(EOPNOTSUPP) {
+                pr_info!("skipped: needs CONFIG_MIGRATION\n");
+                return Ok(());
+            }
+            assert_eq!(moved, Ok(()));
+            // Nobody reads the old page any more.
+            old.fill(0);
+            assert!(!file.page(5)?.is(&old));
+            assert_eq!(file.guest_fault(BASE + 5)?.byte(), Some(BYTE));
+            assert_eq!(file.host_fault(5).is_ok(), initial == SHARED);
+            assert!(file.visibility(5) == initial);
+        }
+        Ok(())
+    }
 }
 
 #[kunit_tests(kvm_gmem_snp)]

@@ -14,6 +14,11 @@ use gmem_sys::{
     export::scramble,
     fs::page_cache::PrivatePage,
     kvm::{
+        migrate::{
+            Destination,
+            Moved,
+            Source, //
+        },
         mmu::Mapped,
         platform::{
             Fatal,
@@ -116,6 +121,18 @@ pub(crate) trait Vendor {
     ///
     /// [`Fatal`]: the page is lost, and so is the VM.
     fn zero(_page: GivenUp<'_>) -> Result<Written<'_>, Fatal> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Moves all bytes of a page to other memory. No guest has the page, and none gets it meanwhile.
+    /// Called with the folio locked and the invalidate lock held shared, and from wherever memory is
+    /// allocated: it waits for nothing that others hold while they do. Where there is no such
+    /// operation, no file has pages that move.
+    ///
+    /// # Errors
+    ///
+    /// What the platform returns. The page stays where it is, with its bytes, then.
+    fn migrate<'m>(_from: Source<'m>, _to: Destination<'m>) -> Result<Moved<'m>> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 

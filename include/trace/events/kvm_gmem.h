@@ -292,6 +292,35 @@ TRACE_EVENT(kvm_gmem_rmp_refusal,
 		  __entry->known_gfn, __entry->known_asid)
 );
 
+/*
+ * The page at offset was moved from one page of the host's memory to another, or
+ * was not: -EAGAIN if somebody has a reference to it, or its file is being
+ * changed, -EBUSY if it cannot be moved, as memory that has failed.
+ */
+TRACE_EVENT(kvm_gmem_migrate,
+	TP_PROTO(u64 ino, u64 offset, u64 from, u64 to, int result),
+	TP_ARGS(ino, offset, from, to, result),
+
+	TP_STRUCT__entry(
+		__field(u64, ino)
+		__field(u64, offset)
+		__field(u64, from)
+		__field(u64, to)
+		__field(int, result)
+	),
+
+	TP_fast_assign(
+		__entry->ino		= ino;
+		__entry->offset		= offset;
+		__entry->from		= from;
+		__entry->to		= to;
+		__entry->result		= result;
+	),
+
+	TP_printk("ino %llu offset 0x%llx pfn 0x%llx to 0x%llx result %d", __entry->ino,
+		  __entry->offset, __entry->from, __entry->to, __entry->result)
+);
+
 /* KVM_MAP_MEMORY has ended, with so many bytes left to map. */
 TRACE_EVENT(kvm_gmem_map_memory,
 	TP_PROTO(u64 base, u64 size, u64 left, int result),

@@ -15,6 +15,17 @@
 #include <linux/types.h>
 
 /*
+ * KVM_CREATE_GUEST_MEMFD: the host can move the file's pages to other memory
+ * (compaction, move_pages(), soft offlining, memory hot-remove, CMA), for which
+ * they are allocated from movable zones as well. Only where
+ * KVM_CAP_GUEST_MEMFD_FLAGS has it. The number is out of tree: those from bit 16
+ * on never meet an upstream one.
+ */
+#ifndef GUEST_MEMFD_FLAG_MIGRATABLE
+#define GUEST_MEMFD_FLAG_MIGRATABLE		(1ULL << 16)
+#endif
+
+/*
  * A newer <linux/kvm.h> may define parts of this itself: what it has is left
  * to it.  The preprocessor does not see a struct, so a struct is guarded by its
  * ioctl, which no header has without it.
