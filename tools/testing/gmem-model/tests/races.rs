@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One page that host and guests fault in while it is converted, in every order that there is.
+//! One page that host and guests fault in while it is converted, freed, or moved to another frame,
+//! in every order that there is.
 //!
 //! The locks, the sequence and the order of the steps are those of `src/convert.rs`,
-//! `src/fault.rs`, `src/get_pfn.rs` and KVM's MMU, as `locking.rst` describes them; everything else
-//! about them is left out. All states that can be reached are visited. This checks the protocol,
-//! not the code that follows it, and leaves the order of memory accesses to the locks.
+//! `src/fault.rs`, `src/get_pfn.rs`, KVM's MMU and the kernel's `mm/migrate.c`, as `locking.rst`
+//! describes them; everything else about them is left out. All states that can be reached are
+//! visited. This checks the protocol, not the code that follows it, and leaves the order of memory
+//! accesses to the locks.
 //!
 //! A protocol with a step in the wrong place, or without it, has to fail: that is half of the
 //! tests.
@@ -33,8 +35,10 @@ enum Step {
     Unlock,
     LockShared,
     UnlockShared,
-    /// Takes the lock of the folio, which the end of its user's last step releases.
+    /// Takes the lock of the folio that the file has here, which the end of its user's last step
+    /// releases. Who waited for it looks again which one that is.
     LockFolio,
+    UnlockFolio,
 
     // Guest fault.
     ReadSequence,
@@ -42,6 +46,8 @@ enum Step {
     ReadAttribute,
     /// Under RCU, without lock and reference: which page does the file have here?
     FindInUse,
+    /// The same, and keeps a reference to it until it is mapped.
+    FindReferenced,
     /// Under `mmu_lock`.
     MapUnlessStale,
     MapAnyway,
@@ -50,7 +56,7 @@ enum Step {
     MapInUseAnyway,
 
     // Host fault.
-    /// Fault-around does nothing if the lock is not free.
+    /// Fault-around does nothing if the lock is not free, and a move comes to nothing.
     TryLockShared,
     StopIfPrivate,
     /// Fault-around skips a folio that is locked.
@@ -60,8 +66,10 @@ enum Step {
 
     // Conversion.
     StopIfConverted,
-    /// Unmaps the page from the host.
+    /// Unmaps the page from the host, and takes the entries away at which it waits.
     Unmap,
+    /// Leaves these.
+    UnmapPresent,
     /// Does so again, with the folio locked, if there is a reference that the page cache does not
     /// explain. A fault has one as long as it has the folio locked, and then the mapping has it.
     QuiesceIfReferenced,
@@ -73,13 +81,27 @@ enum Step {
     /// PRESERVE on TDX: taking an owned page out of the S-EPT would destroy the bytes.
     StopIfOwned,
     Zap,
+    /// What ZERO does to the bytes, with a reference to the page.
+    Write,
     Store,
     End,
 
     // Hole punching.
     /// Both kinds of mapping.
     ZapAll,
+    /// With the folio locked; what the host has of it goes, too.
     Free,
+
+    // Moving, of a folio that the kernel has isolated.
+    /// Takes the page from the host, and leaves an entry at which its faults wait for the folio.
+    LeaveEntries,
+    /// All bytes, to another frame.
+    Copy,
+    /// Gives the file the other frame if nobody else has a reference to the old one.
+    ReplaceUnlessReferenced,
+    Replace,
+    /// Gives the host the page that the file has now, where entries are left.
+    FillEntries,
 }
 
 use Step::*;
@@ -88,6 +110,7 @@ const GUEST: &[Step] = &[
     ReadSequence,
     ReadAttribute,
     LockShared,
+    FindReferenced,
     UnlockShared,
     MapUnlessStale,
 ];
@@ -125,6 +148,28 @@ const CONVERT: &[Step] = &[
 
 const PUNCH: &[Step] = &[Lock, Begin, ZapAll, Free, End, Unlock];
 
+const MOVE: &[Step] = &[
+    LockFolio,
+    LeaveEntries,
+    TryLockShared,
+    Begin,
+    ZapAll,
+    Copy,
+    ReplaceUnlessReferenced,
+    End,
+    UnlockShared,
+    FillEntries,
+    UnlockFolio,
+];
+
+/// A conversion with ZERO, which holds a reference while it writes, and not the folio's lock.
+fn convert_zeroing(to: Visibility) -> Program {
+    let mut steps = CONVERT.to_vec();
+    let at = steps.iter().position(|&step| step == Store).unwrap();
+    steps.splice(at..at, [FindReferenced, Write]);
+    convert(&steps, to)
+}
+
 /// `steps` in another order: `moved` comes right after `after`.
 fn misplace(steps: &[Step], moved: Step, after: Step) -> Vec<Step> {
     let mut steps = without(steps, &[moved]);
@@ -147,7 +192,9 @@ struct Thread {
     sequence: u8,
     kind: Option<Visibility>,
     page: u8,
+    referenced: bool,
     owned: bool,
+    exclusive_lock: bool,
     shared_lock: bool,
     folio_lock: bool,
 }
@@ -160,6 +207,9 @@ struct State {
     readers: u8,
     folio_locked: bool,
     host_mapped: bool,
+    host_page: u8,
+    /// The host has nothing mapped, but gets what a move puts back.
+    host_waits: bool,
     /// `mmu_invalidate_in_progress` and `mmu_invalidate_seq`.
     in_progress: u8,
     sequence: u8,
@@ -168,6 +218,9 @@ struct State {
     /// Which page it is a mapping of, and which one the file has: freed ones have other numbers.
     mapped_page: u8,
     page: u8,
+    /// The page has been copied, and may have been written to since.
+    copied: bool,
+    outdated: bool,
     destroyed: bool,
     threads: Vec<Thread>,
 }
@@ -192,6 +245,36 @@ fn convert(steps: &[Step], to: Visibility) -> Program {
     }
 }
 
+impl State {
+    /// Whether a thread or a mapping has a reference to the page that the file has.
+    fn is_referenced(&self) -> bool {
+        let has = |thread: &Thread| thread.referenced && thread.page == self.page;
+        let mapped = self.host_mapped && self.host_page == self.page;
+        mapped || self.threads.iter().any(has)
+    }
+
+    /// Whoever has the page mapped can write to it, and a copy does not get what he writes.
+    fn check_copy(&mut self) {
+        let guest = self.mapped.is_some() && self.mapped_page == self.page;
+        let host = self.host_mapped && self.host_page == self.page;
+        self.outdated |= self.copied && (guest || host);
+    }
+
+    fn drop_copy(&mut self) {
+        self.copied = false;
+        self.outdated = false;
+    }
+
+    /// What the host had of a page that was moved, or was not.
+    fn fill_entries(&mut self) {
+        if self.host_waits {
+            self.host_waits = false;
+            self.host_mapped = true;
+            self.host_page = self.page;
+        }
+    }
+}
+
 /// The state after the next step of thread `id`; [`None`] if it has none, or waits for a lock.
 fn step(before: &State, id: usize, program: &Program) -> Option<State> {
     let mut state = before.clone();
@@ -201,9 +284,16 @@ fn step(before: &State, id: usize, program: &Program) -> Option<State> {
 
     match step {
         Lock if state.exclusive || state.readers > 0 => return None,
-        Lock => state.exclusive = true,
-        Unlock => state.exclusive = false,
+        Lock => {
+            state.exclusive = true;
+            thread.exclusive_lock = true;
+        }
+        Unlock => {
+            state.exclusive = false;
+            thread.exclusive_lock = false;
+        }
         LockShared if state.exclusive => return None,
+        // Who has tried to take the lock has nothing.
         TryLockShared if state.exclusive => stop = true,
         LockShared | TryLockShared => {
             state.readers += 1;
@@ -219,16 +309,27 @@ fn step(before: &State, id: usize, program: &Program) -> Option<State> {
         LockFolio | TryLockFolio => {
             state.folio_locked = true;
             thread.folio_lock = true;
+            thread.page = state.page;
+        }
+        UnlockFolio => {
+            state.folio_locked = false;
+            thread.folio_lock = false;
         }
 
         ReadSequence => thread.sequence = state.sequence,
         ReadAttribute => thread.kind = Some(state.attribute),
-        MapUnlessStale if state.in_progress > 0 || state.sequence != thread.sequence => {}
+        MapUnlessStale if state.in_progress > 0 || state.sequence != thread.sequence => {
+            thread.referenced = false;
+        }
         MapUnlessStale | MapAnyway => {
             state.mapped = thread.kind;
             state.mapped_page = thread.page;
+            thread.referenced = false;
         }
-        FindInUse => thread.page = state.page,
+        FindInUse | FindReferenced => {
+            thread.page = state.page;
+            thread.referenced = step == FindReferenced;
+        }
         MapInUse if state.in_progress > 0 => {}
         MapInUse | MapInUseAnyway => {
             state.mapped = Some(state.attribute);
@@ -238,14 +339,20 @@ fn step(before: &State, id: usize, program: &Program) -> Option<State> {
         StopIfPrivate => stop = state.attribute == Private,
         MapToHost => {
             state.host_mapped = true;
+            state.host_page = thread.page;
+            state.host_waits = false;
             state.folio_locked = false;
             thread.folio_lock = false;
+            thread.referenced = false;
         }
 
         StopIfConverted => stop = state.attribute == program.to,
         Unmap | QuiesceIfReferenced | QuiesceIfMapped if program.to == Private => {
             state.host_mapped = false;
+            state.host_waits = false;
         }
+        UnmapPresent if program.to == Private => state.host_mapped = false,
+        UnmapPresent => {}
         Unmap | QuiesceIfReferenced | QuiesceIfMapped => {}
         Begin => state.in_progress += 1,
         AskWhetherOwned => thread.owned = state.mapped == Some(Private),
@@ -262,24 +369,56 @@ fn step(before: &State, id: usize, program: &Program) -> Option<State> {
             state.mapped = None;
         }
         Zap => {}
+        Write => {
+            state.destroyed |= thread.page != state.page;
+            state.outdated |= state.copied;
+            thread.referenced = false;
+        }
         Store => state.attribute = program.to,
         End => {
             state.in_progress -= 1;
             state.sequence += 1;
         }
         ZapAll => state.mapped = None,
-        Free => state.page += 1,
+        Free if state.folio_locked => return None,
+        Free => {
+            state.host_mapped = false;
+            state.host_waits = false;
+            state.page += 1;
+        }
+
+        LeaveEntries => {
+            state.host_waits |= state.host_mapped;
+            state.host_mapped = false;
+        }
+        ReplaceUnlessReferenced if state.is_referenced() => {
+            stop = true;
+            state.drop_copy();
+            if program.steps.contains(&Begin) {
+                state.in_progress -= 1;
+                state.sequence += 1;
+            }
+        }
+        Copy => state.copied = true,
+        Replace | ReplaceUnlessReferenced => {
+            state.destroyed |= state.outdated;
+            state.drop_copy();
+            state.page += 1;
+        }
+        FillEntries => state.fill_entries(),
     }
+    state.check_copy();
 
     thread.next += 1;
     if stop {
         thread.next = program.steps.len();
-        state.folio_locked &= !thread.folio_lock;
-        match thread.shared_lock {
-            true => state.readers -= 1,
-            // Who has tried to take the lock has nothing.
-            false => state.exclusive &= step == TryLockShared,
+        if program.steps.contains(&LeaveEntries) {
+            state.fill_entries();
         }
+        state.folio_locked &= !thread.folio_lock;
+        state.readers -= u8::from(thread.shared_lock);
+        state.exclusive &= !thread.exclusive_lock;
+        thread.exclusive_lock = false;
         thread.shared_lock = false;
         thread.folio_lock = false;
     }
@@ -292,10 +431,12 @@ fn complaint(state: &State) -> Option<&'static str> {
     let stale = state.mapped.is_some_and(|kind| kind != state.attribute);
 
     let freed = state.mapped.is_some() && state.mapped_page != state.page;
+    let old = state.host_mapped && state.host_page != state.page;
 
     match state {
         _ if freed => Some("the guest has a page that was freed"),
-        _ if state.destroyed => Some("PRESERVE lost the guest's bytes"),
+        _ if old => Some("the host has a page that was freed"),
+        _ if state.destroyed => Some("bytes were lost"),
         _ if stale => Some("the guest has a mapping of the wrong kind"),
         _ if state.host_mapped && state.attribute == Private => Some("the host has a private page"),
         _ => None,
@@ -310,11 +451,15 @@ fn race(initial: Visibility, programs: &[Program]) -> Option<&'static str> {
         readers: 0,
         folio_locked: false,
         host_mapped: false,
+        host_page: 0,
+        host_waits: false,
         in_progress: 0,
         sequence: 0,
         mapped: None,
         mapped_page: 0,
         page: 0,
+        copied: false,
+        outdated: false,
         destroyed: false,
         threads: vec![Thread::default(); programs.len()],
     };
@@ -397,11 +542,12 @@ fn duel(fault: &[Step], steps: &[Step], to: Visibility) -> Option<&'static str> 
     race(initial, &[program(fault), convert(steps, to)])
 }
 
-const LOST: Option<&str> = Some("PRESERVE lost the guest's bytes");
+const LOST: Option<&str> = Some("bytes were lost");
 const STALE: Option<&str> = Some("the guest has a mapping of the wrong kind");
 const DEADLOCK: Option<&str> = Some("nobody gets on");
 const LEAKED: Option<&str> = Some("the host has a private page");
 const FREED: Option<&str> = Some("the guest has a page that was freed");
+const OLD: Option<&str> = Some("the host has a page that was freed");
 
 /// Guest faults without lock and reference against hole punching.
 #[test]
@@ -555,4 +701,160 @@ fn waiting_for_the_lock_with_a_locked_folio_is_a_deadlock() {
         MapToHost,
     ];
     assert_eq!(duel(&inverted, CONVERT, Private), DEADLOCK);
+}
+
+/// Faults of all kinds, conversions and holes against one move, and against two in a row.
+#[test]
+fn a_page_moves_and_nobody_sees_it() {
+    let others: [&[&[Step]]; 16] = [
+        &[GUEST],
+        &[GUEST_IN_USE],
+        &[GUEST_AHEAD],
+        &[GUEST_AHEAD, GUEST_IN_USE],
+        &[GUEST_IN_USE, GUEST_IN_USE],
+        &[HOST],
+        &[AROUND],
+        &[HOST, AROUND],
+        &[HOST, GUEST],
+        &[HOST, GUEST_IN_USE],
+        &[HOST, GUEST_AHEAD],
+        &[AROUND, GUEST_IN_USE],
+        &[PUNCH],
+        &[PUNCH, GUEST_IN_USE],
+        &[PUNCH, HOST],
+        &[PUNCH, HOST, GUEST_AHEAD],
+    ];
+    let conversions: [&[Visibility]; 4] = [&[], &[Private], &[Shared], &[Private, Shared]];
+
+    for initial in [Private, Shared] {
+        for (others, conversions) in others
+            .iter()
+            .flat_map(|others| conversions.iter().map(move |to| (others, to)))
+        {
+            for moves in [&[MOVE][..], &[MOVE, MOVE]] {
+                if others.len() + conversions.len() + moves.len() > 4 {
+                    continue;
+                }
+                let programs: Vec<_> = others
+                    .iter()
+                    .chain(moves)
+                    .map(|steps| program(steps))
+                    .chain(conversions.iter().map(|&to| convert_zeroing(to)))
+                    .collect();
+                assert_eq!(
+                    race(initial, &programs),
+                    None,
+                    "{initial:?} {others:?} {conversions:?}"
+                );
+            }
+        }
+    }
+}
+
+/// `others` against one move of a page that they can all have.
+fn moved(others: &[&[Step]], steps: &[Step]) -> Option<&'static str> {
+    let programs: Vec<_> = others.iter().copied().chain([steps]).map(program).collect();
+    race(Shared, &programs)
+}
+
+/// The guest would keep a frame that the file has given back.
+#[test]
+fn not_zapping_what_moves_leaves_the_old_page() {
+    let none = without(MOVE, &[ZapAll]);
+    for guest in [GUEST, GUEST_IN_USE, GUEST_AHEAD] {
+        assert!([FREED, LOST].contains(&moved(&[guest], &none)));
+    }
+}
+
+#[test]
+fn replacing_outside_of_the_invalidation_leaves_the_old_page() {
+    let late = misplace(MOVE, ReplaceUnlessReferenced, End);
+    assert_eq!(moved(&[GUEST_IN_USE], &late), FREED);
+    assert_eq!(moved(&[GUEST_AHEAD], &late), FREED);
+    assert_eq!(moved(&[GUEST_IN_USE], &without(MOVE, &[Begin, End])), FREED);
+}
+
+#[test]
+fn finding_a_page_before_the_sequence_gives_the_old_one() {
+    let late = misplace(GUEST_IN_USE, ReadSequence, FindInUse);
+    assert_eq!(moved(&[&late], MOVE), FREED);
+}
+
+#[test]
+fn copying_what_the_guest_still_has_loses_writes() {
+    let early = misplace(MOVE, Copy, LeaveEntries);
+    assert_eq!(moved(&[GUEST_IN_USE], &early), LOST);
+    let mut first = without(MOVE, &[Copy]);
+    first.insert(first.iter().position(|&step| step == ZapAll).unwrap(), Copy);
+    assert_eq!(moved(&[GUEST_AHEAD], &first), LOST);
+}
+
+/// A move that does not ask who else has the page.
+fn careless(steps: &[Step]) -> Vec<Step> {
+    let mut steps = steps.to_vec();
+    steps
+        .iter_mut()
+        .filter(|step| **step == ReplaceUnlessReferenced)
+        .for_each(|step| *step = Replace);
+    steps
+}
+
+/// Two things keep a move off what the host has: its mappings are references.
+#[test]
+fn copying_what_the_host_still_has_loses_writes() {
+    let mapped = without(MOVE, &[LeaveEntries]);
+    assert_eq!(moved(&[HOST], &mapped), None);
+    assert!([LOST, OLD].contains(&moved(&[HOST], &careless(&mapped))));
+}
+
+/// Who waits for the folio has a reference, so the move fails, or looks again which page the file
+/// has. The kernel does both; here is one who does not look.
+#[test]
+fn moving_what_somebody_has_a_reference_to_gives_the_host_the_old_page() {
+    let held = [
+        LockShared,
+        StopIfPrivate,
+        FindReferenced,
+        UnlockShared,
+        MapToHost,
+    ];
+    assert_eq!(moved(&[&held], MOVE), None);
+    assert!([LOST, OLD].contains(&moved(&[&held], &careless(MOVE))));
+}
+
+/// A conversion comes with a reference and goes between the copy and the look at the count: what
+/// ZERO has promised to be gone comes back. References are not enough, the lock keeps it out.
+#[test]
+fn moving_without_the_invalidate_lock_loses_what_a_conversion_writes() {
+    let unlocked = without(MOVE, &[TryLockShared, UnlockShared]);
+    for (from, to) in [(Private, Shared), (Shared, Private)] {
+        let programs = [program(&unlocked), convert_zeroing(to)];
+        assert_eq!(race(from, &programs), LOST);
+    }
+}
+
+/// What a move puts back for the host, a conversion that comes between must have taken away.
+#[test]
+fn converting_around_what_a_move_puts_back_leaks_a_page() {
+    let present: Vec<_> = CONVERT
+        .iter()
+        .filter(|&&step| step != QuiesceIfReferenced)
+        .map(|&step| match step {
+            Unmap => UnmapPresent,
+            other => other,
+        })
+        .collect();
+    let programs = [program(HOST), program(MOVE), convert(&present, Private)];
+    assert_eq!(race(Shared, &programs), LEAKED);
+}
+
+/// Hazard 42, for moves: they come with the folio locked.
+#[test]
+fn a_move_that_waits_for_the_invalidate_lock_is_a_deadlock() {
+    let mut waiting = MOVE.to_vec();
+    waiting.insert(1, LockShared);
+    waiting.push(UnlockShared);
+    assert_eq!(moved(&[PUNCH], &waiting), DEADLOCK);
+    let programs = [program(&waiting), convert(CONVERT, Private)];
+    assert_eq!(race(Shared, &programs), DEADLOCK);
 }
