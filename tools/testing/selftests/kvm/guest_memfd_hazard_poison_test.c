@@ -15,26 +15,6 @@
 
 #include "gmem_hazard.h"
 
-/* Poison the frame, wherever it is. Returns 0 or errno. */
-static int poison_pfn(u64 pfn)
-{
-	volatile int r = 0;
-
-	if (!sigsetjmp(gmem_probe_env, 1)) {
-		gmem_probing = 1;
-		r = hz_write_file(DEBUGFS "/hwpoison/corrupt-pfn", "%#lx", pfn);
-		if (r == EBUSY)
-			r = 0;
-	}
-	gmem_probing = 0;
-	return r;
-}
-
-static bool can_poison_pfn(void)
-{
-	return hz_have_debugfs() && !access(DEBUGFS "/hwpoison/corrupt-pfn", W_OK);
-}
-
 HAZARD(h18_memory_failure_invalidates_both_kinds)
 {
 	static const u64 flags[] = { GMEM_MMAP_SHARED, GUEST_MEMFD_FLAG_MMAP };

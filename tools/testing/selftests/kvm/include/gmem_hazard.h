@@ -347,6 +347,26 @@ static inline bool can_poison_mapped(void)
 	return !r;
 }
 
+/* Poison the frame, wherever it is. Returns 0 or errno. */
+static inline int poison_pfn(u64 pfn)
+{
+	volatile int r = 0;
+
+	if (!sigsetjmp(gmem_probe_env, 1)) {
+		gmem_probing = 1;
+		r = hz_write_file(DEBUGFS "/hwpoison/corrupt-pfn", "%#lx", pfn);
+		if (r == EBUSY)
+			r = 0;
+	}
+	gmem_probing = 0;
+	return r;
+}
+
+static inline bool can_poison_pfn(void)
+{
+	return hz_have_debugfs() && !access(DEBUGFS "/hwpoison/corrupt-pfn", W_OK);
+}
+
 #define h37_unharmed(h)								\
 do {										\
 	attributes_are(h, 0, 1, GMEM_SHARED);					\

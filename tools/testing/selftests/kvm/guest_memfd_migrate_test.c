@@ -1,0 +1,868 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Memory of a guest_memfd that the host's memory management moves, below a guest
+ * that goes on: between nodes, by compaction, and when memory is taken offline. Who
+ * holds a page, and files that were not made for it, keep it where it is.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "gmem_move.h"
+
+#define BLOCK		((u64)SZ_2M)
+#define BLOCK_PAGES	(BLOCK / PG)
+/* Bits of a node mask. */
+#define MASK_BITS	8
+
+/* --- Which files can be moved ---------------------------------------------- */
+
+static u64 flags_of(struct kvm_vm *vm)
+{
+	return vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_FLAGS);
+}
+
+/* The flag is announced where it can be given, with any others, and nowhere else. */
+static void check_flag(struct kvm_vm *vm, bool can)
+{
+	const u64 known = flags_of(vm);
+	u64 others;
+	int fd;
+
+	TEST_ASSERT(!!(known & GUEST_MEMFD_FLAG_MIGRATABLE) == can, "The VM has flags %#lx", known);
+	for (others = 0; others <= GMEM_MMAP_SHARED; others++) {
+		if (others & ~known)
+			continue;
+		fd = __vm_create_guest_memfd(vm, PG, others | GUEST_MEMFD_FLAG_MIGRATABLE);
+		TEST_ASSERT(can ? fd >= 0 : fd == -1 && errno == EINVAL,
+			    "With flags %#lx: %d, errno %d", others, fd, errno);
+		if (can)
+			kvm_close(fd);
+	}
+}
+
+HAZARD(flag_of_each_type_of_vm)
+{
+	const u64 types = kvm_check_cap(KVM_CAP_VM_TYPES);
+	struct kvm_vm *vm;
+	u32 type;
+
+	for (type = 0; type < 64; type++) {
+		if (!(types & BIT_ULL(type)))
+			continue;
+		vm = vm_create_barebones_type(type);
+		check_flag(vm, type == KVM_X86_DEFAULT_VM || type == KVM_X86_SW_PROTECTED_VM);
+		kvm_vm_free(vm);
+	}
+}
+
+HAZARD(flag_of_emulated_platforms)
+{
+	static const u32 platforms[] = {
+		KVM_GMEM_EMULATE_SNP, KVM_GMEM_EMULATE_TDX, KVM_GMEM_EMULATE_TDX_MIRROR,
+	};
+	struct kvm_vm *vm;
+	int i, n = 0;
+
+	for (i = 0; i < ARRAY_SIZE(platforms); i++) {
+		if (!gmem_emulates(platforms[i]))
+			continue;
+		vm = vm_create_barebones_type(KVM_X86_SW_PROTECTED_VM);
+		TEST_ASSERT_EQ(gmem_enable_emulation(vm, platforms[i], 0), 0);
+		check_flag(vm, false);
+		kvm_vm_free(vm);
+		n++;
+	}
+	HZ_REQUIRE(n, GMEM_NO_EMULATION);
+}
+
+/* What /proc says of the file. */
+static bool fdinfo_migratable(int fd)
+{
+	char path[64], line[256], value[16] = "";
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	f = fopen(path, "r");
+	TEST_ASSERT(f, "%s cannot be read", path);
+	while (fgets(line, sizeof(line), f))
+		sscanf(line, "gmem-migratable:\t%15s\n", value);
+	fclose(f);
+	TEST_ASSERT(!strcmp(value, "yes") || !strcmp(value, "no"), "gmem-migratable: '%s'", value);
+	return !strcmp(value, "yes");
+}
+
+HAZARD(fdinfo_says_it)
+{
+	static const u32 types[] = { KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM };
+	struct kvm_vm *vm;
+	int i, fd;
+
+	for (i = 0; i < ARRAY_SIZE(types); i++) {
+		vm = vm_create_barebones_type(types[i]);
+		fd = vm_create_guest_memfd(vm, PG, GMEM_MOVABLE);
+		TEST_ASSERT(fdinfo_migratable(fd), "Not in fdinfo");
+		kvm_close(fd);
+		fd = vm_create_guest_memfd(vm, PG, GMEM_MMAP_SHARED);
+		TEST_ASSERT(!fdinfo_migratable(fd), "In fdinfo");
+		kvm_close(fd);
+		kvm_vm_free(vm);
+	}
+}
+
+/* --- Between nodes ----------------------------------------------------------- */
+
+HAZARD(move_pages_of_a_vm_that_converts)
+{
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	nodes(KVM_X86_SW_PROTECTED_VM);
+}
+
+HAZARD(move_pages_of_a_default_vm)
+{
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	nodes(KVM_X86_DEFAULT_VM);
+}
+
+/* What the host has not mapped cannot be named: holes, and private pages. */
+HAZARD(move_pages_of_what_the_host_does_not_have)
+{
+	int status[4] = { 1000, 1000, 1000, 1000 }, node;
+	struct hz h;
+	long r;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	hz_create(&h, 4, GMEM_MOVABLE, 1);
+	host_fill(&h, 0, 3, GMEM_SEED(1));
+	convert(&h, 1, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+	guest_fill(&h, 1, 1, GMEM_SEED(2));
+	node = !node_of(hz_hva(&h, 0));
+
+	r = move_by(0, hz_hva(&h, 0), 4, node, MPOL_MF_MOVE_ALL, status);
+	TEST_ASSERT(!r, "move_pages: %ld", r);
+	TEST_ASSERT_EQ(status[0], node);
+	TEST_ASSERT_EQ(status[1], -ENOENT);
+	TEST_ASSERT_EQ(status[2], node);
+	TEST_ASSERT_EQ(status[3], -ENOENT);
+	TEST_ASSERT_EQ(migrated(&h), 2);
+	attributes_are(&h, 1, 1, GMEM_PRIVATE);
+	host_refused(&h, 1, 1);
+	guest_sees(&h, 0, 1, GMEM_SEED(1));
+	guest_sees(&h, 1, 1, GMEM_SEED(2));
+	guest_sees(&h, 2, 1, GMEM_SEED(1));
+	guest_sees(&h, 3, 1, GMEM_ZEROES);
+	mg_destroy(&h);
+}
+
+HAZARD(migrate_pages_of_the_process)
+{
+	unsigned long from, to;
+	struct hz h;
+	int i, node;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	hz_create(&h, NPAGES, GMEM_MOVABLE, 1);
+	host_fill(&h, 0, NPAGES, GMEM_SEED(1));
+	convert(&h, 0, 2, GMEM_PRIVATE, GMEM_PRESERVE);
+	node = node_of(hz_hva(&h, 2));
+	for (i = 0; i < 2; i++, node = !node) {
+		u64 page;
+
+		guest_sees(&h, 0, NPAGES, GMEM_SEED(1));
+		from = 1ul << node;
+		to = 1ul << !node;
+		/* Some pages are others' as well, and stay; none of ours are. */
+		TEST_ASSERT(migrate_pages(0, MASK_BITS, &from, &to) >= 0, "errno %d", errno);
+		for (page = 2; page < NPAGES; page++)
+			TEST_ASSERT_EQ(node_of(hz_hva(&h, page)), !node);
+		gmem_dirty_free_pages();
+		guest_sees(&h, 0, NPAGES, GMEM_SEED(1));
+		host_sees(&h, 2, NPAGES - 2, GMEM_SEED(1));
+		host_refused(&h, 0, 2);
+	}
+	mg_destroy(&h);
+}
+
+static int bind_to(struct hz *h, int node)
+{
+	unsigned long mask = 1ul << node;
+
+	return mbind((void *)h->a.hva, h->a.size, MPOL_BIND, &mask, MASK_BITS,
+		     MPOL_MF_MOVE | MPOL_MF_STRICT) ? errno : 0;
+}
+
+HAZARD(mbind_moves)
+{
+	struct hz h;
+	u64 page;
+	int node;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	hz_create(&h, NPAGES, GMEM_MOVABLE, 1);
+	host_fill(&h, 0, NPAGES - 1, GMEM_SEED(1));
+	guest_sees(&h, 0, NPAGES - 1, GMEM_SEED(1));
+	node = !node_of(hz_hva(&h, 0));
+	TEST_ASSERT_EQ(bind_to(&h, node), 0);
+	gmem_dirty_free_pages();
+	guest_sees(&h, 0, NPAGES - 1, GMEM_SEED(1));
+	host_sees(&h, 0, NPAGES - 1, GMEM_SEED(1));
+	host_fill(&h, NPAGES - 1, 1, GMEM_SEED(1));
+	/* The last one is new there. */
+	for (page = 0; page < NPAGES; page++)
+		TEST_ASSERT_EQ(node_of(hz_hva(&h, page)), node);
+	TEST_ASSERT_EQ(migrated(&h), NPAGES - 1);
+	mg_destroy(&h);
+}
+
+/* --- Who else has the file ------------------------------------------------------- */
+
+/* In the child: what there is, and what it can write. */
+static int look(volatile u8 *mem, u32 pattern)
+{
+	if (gmem_check(mem, PG, pattern, 0) != GMEM_ALL_GOOD)
+		return 1;
+	mem[100] = 0x42;
+	return 0;
+}
+
+HAZARD(second_mapping_and_child)
+{
+	int ready[2], go[2], status = 1000, node, exit;
+	struct hz h;
+	pid_t pid;
+	u8 *again, byte = 0;
+	long r;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	hz_create(&h, 2, GMEM_MOVABLE, 1);
+	host_fill(&h, 0, 2, GMEM_SEED(1));
+	again = kvm_mmap(OFF(2), PROT_READ | PROT_WRITE, MAP_SHARED, h.a.fd);
+	gmem_host_assert(again, PG, GMEM_SEED(1), 0);
+	TEST_ASSERT(!pipe(ready) && !pipe(go), "pipe: errno %d", errno);
+	pid = fork();
+	TEST_ASSERT(pid >= 0, "fork: errno %d", errno);
+	if (!pid) {
+		if (!gmem_host_read(h.a.hva, &byte) || write(ready[1], &byte, 1) != 1 ||
+		    read(go[0], &byte, 1) != 1)
+			_exit(2);
+		_exit(look(h.a.hva, GMEM_SEED(1)));
+	}
+	TEST_ASSERT_EQ(read(ready[0], &byte, 1), 1);
+
+	/* Others have it: only who may move all pages moves that. */
+	node = !node_of(h.a.hva);
+	r = move_by(0, h.a.hva, 1, node, MPOL_MF_MOVE, &status);
+	TEST_ASSERT(!r && status == -EACCES, "move_pages: %ld, status %d", r, status);
+	r = move_by(pid, h.a.hva, 1, node, MPOL_MF_MOVE_ALL, &status);
+	TEST_ASSERT(!r && status == node, "move_pages: %ld, status %d", r, status);
+	gmem_dirty_free_pages();
+	TEST_ASSERT_EQ(node_of(h.a.hva), node);
+	TEST_ASSERT_EQ(hz_pfn(h.a.hva), hz_pfn(again));
+	gmem_host_assert(again, PG, GMEM_SEED(1), 0);
+	host_sees(&h, 0, 2, GMEM_SEED(1));
+	guest_sees(&h, 0, 2, GMEM_SEED(1));
+
+	/* What it writes now all see. */
+	TEST_ASSERT_EQ(write(go[1], &byte, 1), 1);
+	TEST_ASSERT_EQ(waitpid(pid, &exit, 0), pid);
+	TEST_ASSERT(WIFEXITED(exit) && !WEXITSTATUS(exit), "The child: status %#x", exit);
+	TEST_ASSERT_EQ(again[100], 0x42);
+	TEST_ASSERT_EQ(gmem_guest_read(h.vcpus[0], page_gpa(&h, 0) + 100), 0x42);
+
+	/* Both are taken away by a conversion, of the page where it is now. */
+	convert(&h, 0, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+	host_refused(&h, 0, 1);
+	gmem_host_assert_refused(again, PG);
+	kvm_munmap(again, OFF(2));
+	mg_destroy(&h);
+}
+
+/* Two memslots that have a part each, one of which goes and comes back elsewhere. */
+HAZARD(two_slots_of_one_file)
+{
+	struct gmem_area second;
+	struct hz h;
+	int node;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	hz_create(&h, 8, GMEM_MOVABLE, 1);
+	host_fill(&h, 0, 8, GMEM_SEED(1));
+	gmem_area_unbind(&h.a);
+	h.a.size = OFF(4);
+	gmem_area_bind(&h.a);
+	second = h.a;
+	second.slot = GMEM_SLOT + 1;
+	second.gpa = GMEM_GPA + SZ_1G;
+	second.file_offset = OFF(4);
+	gmem_area_bind(&second);
+	gmem_area_virt_map(&second);
+
+	guest_sees(&h, 0, 4, GMEM_SEED(1));
+	gmem_guest_assert(h.vcpus[0], second.gpa, OFF(4), GMEM_SEED(1), OFF(4));
+	node = !node_of(hz_hva(&h, 0));
+	moves(&h, 2, 4, node);
+	gmem_dirty_free_pages();
+	guest_sees(&h, 0, 4, GMEM_SEED(1));
+	gmem_guest_assert(h.vcpus[0], second.gpa, OFF(4), GMEM_SEED(1), OFF(4));
+
+	/* Bound nowhere. */
+	gmem_area_unbind(&second);
+	moves(&h, 6, 2, node);
+	gmem_area_bind(&second);
+	gmem_guest_assert(h.vcpus[0], second.gpa, OFF(4), GMEM_SEED(1), OFF(4));
+	gmem_area_unbind(&second);
+	gmem_area_unbind(&h.a);
+	kvm_munmap(h.a.hva, OFF(8));
+	kvm_close(h.a.fd);
+	kvm_vm_free(h.vm);
+}
+
+/* --- What stays where it is ---------------------------------------------------- */
+
+HAZARD(pinned_page_stays)
+{
+	static const enum pin_kind kinds[] = { PIN_VMSPLICE, PIN_IO_URING, PIN_GUP };
+	struct pin pin;
+	struct hz h;
+	u64 failed;
+	int i, r;
+	u8 byte;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	hz_create(&h, 4, GMEM_MOVABLE, 1);
+	host_fill(&h, 0, 4, GMEM_SEED(1));
+	for (i = 0; i < ARRAY_SIZE(kinds); i++) {
+		r = pin_page(&pin, kinds[i], hz_hva(&h, 1));
+		if (r == ENODEV)
+			continue;
+		TEST_ASSERT(!r, "pin %d: errno %d", kinds[i], r);
+		guest_sees(&h, 0, 4, GMEM_SEED(1));
+		failed = vm_get_stat(h.vm, gmem_migrate_failed);
+		stays(hz_hva(&h, 1));
+		TEST_ASSERT(vm_get_stat(h.vm, gmem_migrate_failed) > failed,
+			    "No failure was counted");
+		guest_sees(&h, 0, 4, GMEM_SEED(1));
+		host_sees(&h, 0, 4, GMEM_SEED(1));
+
+		/* The pin and the guest have the same page. */
+		gmem_guest_write(h.vcpus[0], page_gpa(&h, 1), 0x33);
+		if (kinds[i] == PIN_VMSPLICE) {
+			TEST_ASSERT_EQ(read(pin.pipe[0], &byte, 1), 1);
+			TEST_ASSERT_EQ(byte, 0x33);
+		}
+		unpin_page(&pin);
+		host_fill(&h, 1, 1, GMEM_SEED(1));
+		moves(&h, 1, 1, !node_of(hz_hva(&h, 1)));
+		guest_sees(&h, 0, 4, GMEM_SEED(1));
+	}
+	mg_destroy(&h);
+}
+
+HAZARD(file_without_the_flag_stays)
+{
+	static const u32 types[] = { KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM };
+	u64 before[NPAGES], after[NPAGES];
+	struct hz h;
+	int i;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	for (i = 0; i < ARRAY_SIZE(types); i++) {
+		mg_create(&h, types[i], NPAGES, GMEM_MMAP_SHARED, 1);
+		spread(&h, NPAGES, 2, SZ_16M, true);
+		guest_sees(&h, 0, NPAGES, GMEM_SEED(1));
+		frames(&h, NPAGES, before);
+		stays(hz_hva(&h, 0));
+		TEST_ASSERT_EQ(bind_to(&h, !node_of(hz_hva(&h, 0))), EIO);
+		if (can_poison_mapped())
+			refused(madvise((void *)hz_hva(&h, 1), PG, MADV_SOFT_OFFLINE), EBUSY);
+		compact();
+		frames(&h, NPAGES, after);
+		TEST_ASSERT_EQ(different(before, after, NPAGES), 0);
+		TEST_ASSERT(!has_flag(before[1], KPF_HWPOISON), "Taken offline all the same");
+		guest_sees(&h, 0, NPAGES, GMEM_SEED(1));
+		host_sees(&h, 0, NPAGES, GMEM_SEED(1));
+		TEST_ASSERT_EQ(migrated(&h), 0);
+		mg_destroy(&h);
+	}
+}
+
+/* Memory that has failed is nobody's to read; a hole in its place is as good as new. */
+HAZARD(failed_memory_stays)
+{
+	int status[4] = { 1000, 1000, 1000, 1000 }, node, r;
+	struct hz h;
+	u64 pfn;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	HZ_REQUIRE(can_poison_mapped() && can_poison_pfn(),
+		   "needs MEMORY_FAILURE and HWPOISON_INJECT");
+	hz_create(&h, 4, GMEM_MOVABLE, 1);
+	host_fill(&h, 0, 4, GMEM_SEED(1));
+	guest_sees(&h, 0, 4, GMEM_SEED(1));
+	moves(&h, 0, 4, !node_of(hz_hva(&h, 0)));
+	node = !node_of(hz_hva(&h, 0));
+	pfn = hz_pfn(hz_hva(&h, 3));
+	r = poison_mapped(hz_hva(&h, 1));
+	TEST_ASSERT(!r, "MADV_HWPOISON: errno %d", r);
+	convert(&h, 3, 1, GMEM_PRIVATE, GMEM_PRESERVE);
+	r = poison_pfn(pfn);
+	TEST_ASSERT(!r, "corrupt-pfn: errno %d", r);
+
+	r = move_by(0, hz_hva(&h, 0), 4, node, MPOL_MF_MOVE_ALL, status);
+	TEST_ASSERT(!r, "move_pages: %d", r);
+	TEST_ASSERT_EQ(status[0], node);
+	TEST_ASSERT_EQ(status[1], -ENOENT);
+	TEST_ASSERT_EQ(status[2], node);
+	TEST_ASSERT_EQ(status[3], -ENOENT);
+	compact();
+	guest_sees(&h, 0, 1, GMEM_SEED(1));
+	guest_sees(&h, 2, 1, GMEM_SEED(1));
+	host_refused(&h, 1, 1);
+	r = __gmem_guest_do(h.vcpus[0], GMEM_OP_READ, page_gpa(&h, 1), 1, 0, 0, 0);
+	TEST_ASSERT_EQ(r, -EHWPOISON);
+	TEST_ASSERT(has_flag(pfn, KPF_HWPOISON), "The private page's memory is in use again");
+
+	TEST_ASSERT_EQ(gmem_punch(h.a.fd, 0, OFF(4)), 0);
+	r = gmem_guest_resume(h.vcpus[0]);
+	TEST_ASSERT(!r, "After the hole: %d", r);
+	convert(&h, 3, 1, GMEM_SHARED, GMEM_PRESERVE);
+	host_fill(&h, 0, 4, GMEM_SEED(2));
+	moves(&h, 0, 4, !node_of(hz_hva(&h, 0)));
+	guest_sees(&h, 0, 4, GMEM_SEED(2));
+	mg_destroy(&h);
+}
+
+/* --- Compaction, and pages that are taken offline -------------------------------- */
+
+#define SPREAD_PAGES	64
+
+/*
+ * Compaction moves pages that the host has not mapped. Returns how many were
+ * moved, which can be none if all lay well.
+ */
+static u64 compact_private(u64 between)
+{
+	u64 before[SPREAD_PAGES], after[SPREAD_PAGES], moved;
+	struct hz h;
+
+	hz_create(&h, SPREAD_PAGES, GMEM_MOVABLE, 1);
+	spread(&h, SPREAD_PAGES, 8, between, true);
+	frames(&h, SPREAD_PAGES, before);
+	convert(&h, 0, SPREAD_PAGES, GMEM_PRIVATE, GMEM_PRESERVE);
+	guest_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
+	guest_fill(&h, 0, SPREAD_PAGES, GMEM_SEED(2));
+
+	compact();
+	gmem_dirty_free_pages();
+	moved = migrated(&h);
+	attributes_are(&h, 0, SPREAD_PAGES, GMEM_PRIVATE);
+	host_refused(&h, 0, SPREAD_PAGES);
+	guest_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(2));
+	guest_fill(&h, 0, SPREAD_PAGES, GMEM_SEED(3));
+	convert(&h, 0, SPREAD_PAGES, GMEM_SHARED, GMEM_PRESERVE);
+	host_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(3));
+	frames(&h, SPREAD_PAGES, after);
+	TEST_ASSERT(different(before, after, SPREAD_PAGES) <= moved, "%lu of %lu were counted",
+		    moved, different(before, after, SPREAD_PAGES));
+	moved = different(before, after, SPREAD_PAGES);
+	mg_destroy(&h);
+	return moved;
+}
+
+HAZARD(compaction_moves_private_pages)
+{
+	u64 between, moved = 0;
+
+	for (between = SZ_16M; between <= SZ_128M && !moved; between *= 2)
+		moved = compact_private(between);
+	HZ_REQUIRE(moved, "no private page was in compaction's way");
+	pr_info("# %lu of %d private pages moved\n", moved, SPREAD_PAGES);
+}
+
+/* Pages that nobody has used hold what others left, before and after. */
+HAZARD(compaction_moves_unused_pages)
+{
+	u64 between, moved = 0;
+	struct hz h;
+
+	for (between = SZ_16M; between <= SZ_128M && !moved; between *= 2) {
+		hz_create(&h, SPREAD_PAGES, GMEM_MOVABLE, 1);
+		gmem_dirty_free_pages();
+		spread(&h, SPREAD_PAGES, 8, between, false);
+		convert(&h, 0, SPREAD_PAGES / 2, GMEM_PRIVATE, GMEM_PRESERVE);
+		compact();
+		moved = migrated(&h);
+		guest_sees(&h, 0, SPREAD_PAGES / 2, GMEM_ZEROES);
+		host_sees(&h, SPREAD_PAGES / 2, SPREAD_PAGES / 2, GMEM_ZEROES);
+		guest_sees(&h, SPREAD_PAGES / 2, SPREAD_PAGES / 2, GMEM_ZEROES);
+		mg_destroy(&h);
+	}
+	HZ_REQUIRE(moved, "no unused page was in compaction's way");
+	pr_info("# %lu of %d unused pages moved\n", moved, SPREAD_PAGES);
+}
+
+/* How many blocks of 2M are free. */
+static u64 free_blocks(void)
+{
+	u64 n[11], all = 0;
+	char line[512];
+	FILE *f = fopen("/proc/buddyinfo", "r");
+
+	TEST_ASSERT(f, "/proc/buddyinfo cannot be read");
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "Node %*d, zone %*s %lu %lu %lu %lu %lu %lu %lu %lu %lu %lu %lu", &n[0],
+			   &n[1], &n[2], &n[3], &n[4], &n[5], &n[6], &n[7], &n[8], &n[9], &n[10]) == 11)
+			all += n[9] + 2 * n[10];
+	}
+	fclose(f);
+	return all;
+}
+
+/* A private page in each of many blocks, all else of which is free. */
+HAZARD(compaction_makes_whole_blocks)
+{
+	u64 before, after, first[SPREAD_PAGES], last[SPREAD_PAGES], moved;
+	struct hz h;
+
+	hz_create(&h, SPREAD_PAGES, GMEM_MOVABLE, 1);
+	compact();
+	spread(&h, SPREAD_PAGES, 1, BLOCK, true);
+	frames(&h, SPREAD_PAGES, first);
+	convert(&h, 0, SPREAD_PAGES, GMEM_PRIVATE, GMEM_PRESERVE);
+	guest_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
+	before = free_blocks();
+	compact();
+	after = free_blocks();
+	guest_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
+	convert(&h, 0, SPREAD_PAGES, GMEM_SHARED, GMEM_PRESERVE);
+	host_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
+	frames(&h, SPREAD_PAGES, last);
+	moved = different(first, last, SPREAD_PAGES);
+	HZ_REQUIRE(moved > SPREAD_PAGES / 2, "few private pages were in compaction's way");
+	pr_info("# %lu pages moved, %lu whole blocks before and %lu after\n", moved, before, after);
+	TEST_ASSERT(after >= before + SPREAD_PAGES / 4, "%lu pages moved, %lu blocks became %lu",
+		    moved, before, after);
+	mg_destroy(&h);
+}
+
+static void put_back(u64 pfn)
+{
+	hz_write_file(DEBUGFS "/hwpoison/unpoison-pfn", "%#lx", pfn);
+}
+
+HAZARD(soft_offline_replaces_the_page)
+{
+	struct hz h;
+	u64 pfn, page;
+	int r;
+
+	HZ_REQUIRE(can_poison_mapped(), "needs MEMORY_FAILURE and root");
+	hz_have_debugfs();
+	hz_create(&h, 4, GMEM_MOVABLE, 1);
+	host_fill(&h, 0, 4, GMEM_SEED(1));
+	guest_sees(&h, 0, 4, GMEM_SEED(1));
+	for (page = 0; page < 2; page++) {
+		pfn = hz_pfn(hz_hva(&h, page));
+		r = madvise((void *)hz_hva(&h, page), PG, MADV_SOFT_OFFLINE) ? errno : 0;
+		TEST_ASSERT(!r, "MADV_SOFT_OFFLINE: errno %d (%s)", r, strerror(r));
+		TEST_ASSERT_EQ(migrated(&h), page + 1);
+		TEST_ASSERT(hz_pfn(hz_hva(&h, page)) && hz_pfn(hz_hva(&h, page)) != pfn,
+			    "The page is where it was");
+		TEST_ASSERT(has_flag(pfn, KPF_HWPOISON), "The old one is in use again");
+		gmem_dirty_free_pages();
+		guest_sees(&h, 0, 4, GMEM_SEED(1));
+		host_sees(&h, 0, 4, GMEM_SEED(1));
+		put_back(pfn);
+	}
+	guest_fill(&h, 0, 4, GMEM_SEED(2));
+	convert(&h, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
+	guest_sees(&h, 0, 4, GMEM_SEED(2));
+	mg_destroy(&h);
+}
+
+#define SYSFS_MEMORY	"/sys/devices/system/memory/"
+
+/* The same for a page that the host does not have, by its address. */
+HAZARD(soft_offline_of_a_private_page)
+{
+	u64 pfns[4];
+	struct hz h;
+	int r;
+
+	HZ_REQUIRE(!access(SYSFS_MEMORY "soft_offline_page", W_OK),
+		   "needs MEMORY_HOTPLUG and MEMORY_FAILURE");
+	hz_have_debugfs();
+	hz_create(&h, 4, GMEM_MOVABLE, 1);
+	host_fill(&h, 0, 4, GMEM_SEED(1));
+	frames(&h, 4, pfns);
+	convert(&h, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
+	guest_sees(&h, 0, 4, GMEM_SEED(1));
+	r = hz_write_file(SYSFS_MEMORY "soft_offline_page", "%#lx", OFF(pfns[1]));
+	TEST_ASSERT(!r, "soft_offline_page: errno %d (%s)", r, strerror(r));
+	TEST_ASSERT_EQ(migrated(&h), 1);
+	TEST_ASSERT(has_flag(pfns[1], KPF_HWPOISON), "The old one is in use again");
+	gmem_dirty_free_pages();
+	attributes_are(&h, 0, 4, GMEM_PRIVATE);
+	host_refused(&h, 0, 4);
+	guest_sees(&h, 0, 4, GMEM_SEED(1));
+	convert(&h, 0, 4, GMEM_SHARED, GMEM_PRESERVE);
+	host_sees(&h, 0, 4, GMEM_SEED(1));
+	TEST_ASSERT(hz_pfn(hz_hva(&h, 1)) != pfns[1], "The page is where it was");
+	put_back(pfns[1]);
+	mg_destroy(&h);
+}
+
+/* The frames of what goes offline at once; 0 if nothing does. */
+static u64 frames_of_a_block(void)
+{
+	unsigned long bytes = 0;
+	FILE *f = fopen(SYSFS_MEMORY "block_size_bytes", "r");
+
+	if (!f)
+		return 0;
+	if (fscanf(f, "%lx", &bytes) != 1)
+		bytes = 0;
+	fclose(f);
+	return bytes / PG;
+}
+
+static int set_block(u64 block, const char *state)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), SYSFS_MEMORY "memory%lu/state", block);
+	return hz_write_file(path, state, 0);
+}
+
+/* Returns whether it did: the kernel itself can have some of it. */
+static bool block_goes_offline(struct hz *h, u64 block, u64 size, const u64 *before)
+{
+	const u64 private = SPREAD_PAGES - 8, moved = migrated(h);
+	u64 i, after[SPREAD_PAGES], there = 0;
+
+	for (i = 0; i < SPREAD_PAGES; i++)
+		there += before[i] / size == block;
+	if (set_block(block, "offline"))
+		return false;
+	TEST_ASSERT(migrated(h) >= moved + there, "%lu pages were there", there);
+	guest_sees(h, 0, SPREAD_PAGES, GMEM_SEED(2));
+	host_refused(h, 0, private);
+	host_sees(h, private, SPREAD_PAGES - private, GMEM_SEED(2));
+	convert(h, 0, private, GMEM_SHARED, GMEM_PRESERVE);
+	host_sees(h, 0, private, GMEM_SEED(2));
+	frames(h, SPREAD_PAGES, after);
+	for (i = 0; i < SPREAD_PAGES; i++)
+		TEST_ASSERT(after[i] / size != block, "Page %lu is in memory that is offline", i);
+	TEST_ASSERT(!set_block(block, "online"), "Block %lu does not come back", block);
+	pr_info("# block %lu had %lu pages of the file\n", block, there);
+	return true;
+}
+
+HAZARD(memory_goes_offline)
+{
+	u64 i, block, tried = 0, pfns[SPREAD_PAGES];
+	const u64 size = frames_of_a_block();
+	struct hz h;
+
+	HZ_REQUIRE(size && !access(SYSFS_MEMORY "memory0/state", W_OK), "needs MEMORY_HOTREMOVE");
+	hz_create(&h, SPREAD_PAGES, GMEM_MOVABLE, 1);
+	spread(&h, SPREAD_PAGES, 8, SZ_128M, true);
+	frames(&h, SPREAD_PAGES, pfns);
+	convert(&h, 0, SPREAD_PAGES - 8, GMEM_PRIVATE, GMEM_PRESERVE);
+	guest_fill(&h, 0, SPREAD_PAGES, GMEM_SEED(2));
+	for (i = 0; i < SPREAD_PAGES; i++) {
+		block = pfns[i] / size;
+		if (tried & BIT_ULL(block % 64))
+			continue;
+		tried |= BIT_ULL(block % 64);
+		if (block_goes_offline(&h, block, size, pfns)) {
+			mg_destroy(&h);
+			return;
+		}
+	}
+	guest_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(2));
+	mg_destroy(&h);
+	SKIP(return, "the kernel has some of each block that has some of the file");
+}
+
+#define CMA	DEBUGFS "/cma"
+
+/* An area that the kernel keeps for memory in one piece, and its pages. */
+static u64 cma_area(char *path, size_t size)
+{
+	struct dirent *entry;
+	DIR *dir = hz_have_debugfs() ? opendir(CMA) : NULL;
+	char file[160];
+	u64 pages = 0;
+	FILE *f;
+
+	while (dir && !pages && (entry = readdir(dir))) {
+		snprintf(path, size, CMA "/%.64s", entry->d_name);
+		snprintf(file, sizeof(file), "%s/count", path);
+		f = entry->d_name[0] == '.' ? NULL : fopen(file, "r");
+		if (!f)
+			continue;
+		if (fscanf(f, "%lu", &pages) != 1)
+			pages = 0;
+		fclose(f);
+	}
+	if (dir)
+		closedir(dir);
+	return pages;
+}
+
+/* Who wants all of the area gets it, with guests' pages in the way. */
+HAZARD(memory_in_one_piece)
+{
+	char area[128], file[160];
+	const u64 pages = cma_area(area, sizeof(area));
+	struct hz h;
+	int r;
+
+	HZ_REQUIRE(pages, "needs CMA_DEBUGFS and an area (cma=)");
+	/* Movable memory comes from there, if there is more free than elsewhere. */
+	hz_create(&h, SPREAD_PAGES, GMEM_MOVABLE, 1);
+	spread(&h, SPREAD_PAGES, 8, SZ_128M, true);
+	convert(&h, 0, SPREAD_PAGES / 2, GMEM_PRIVATE, GMEM_PRESERVE);
+	guest_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
+	snprintf(file, sizeof(file), "%s/alloc", area);
+	r = hz_write_file(file, "%lu", pages);
+	TEST_ASSERT(!r, "%lu pages of %s: errno %d (%s)", pages, area, r, strerror(r));
+	gmem_dirty_free_pages();
+	guest_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
+	host_refused(&h, 0, SPREAD_PAGES / 2);
+	host_sees(&h, SPREAD_PAGES / 2, SPREAD_PAGES / 2, GMEM_SEED(1));
+	snprintf(file, sizeof(file), "%s/free", area);
+	TEST_ASSERT(!hz_write_file(file, "%lu", pages), "Not given back");
+	HZ_REQUIRE(migrated(&h), "no page of the file was in the area");
+	pr_info("# %lu pages moved for %lu in one piece\n", migrated(&h), pages);
+	mg_destroy(&h);
+}
+
+/* A block that the guest has by one mapping loses that with a page, and no byte. */
+HAZARD(large_mapping_ends)
+{
+	const u32 seed = GMEM_SEED(5);
+	const u64 page = 300;
+	struct hz h;
+	int private;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	for (private = 0; private < 2; private++) {
+		hz_create(&h, BLOCK_PAGES, GMEM_MOVABLE, 1);
+		gmem_allocate_blocks(h.a.fd, 0, BLOCK);
+		guest_fill(&h, 0, 1, seed);
+		HZ_REQUIRE(vm_get_stat(h.vm, pages_2m) == 1, "needs memory in one piece");
+		guest_fill(&h, 0, BLOCK_PAGES, seed);
+		TEST_ASSERT_EQ(vm_get_stat(h.vm, pages_2m), 1);
+		host_sees(&h, page, 1, seed);
+		if (private)
+			convert(&h, 0, page, GMEM_PRIVATE, GMEM_PRESERVE);
+		moves(&h, page, 1, !node_of(hz_hva(&h, page)));
+		TEST_ASSERT_EQ(vm_get_stat(h.vm, pages_2m), 0);
+		gmem_dirty_free_pages();
+		guest_sees(&h, 0, BLOCK_PAGES, seed);
+		/* Not from its first page on, either. */
+		TEST_ASSERT_EQ(vm_get_stat(h.vm, pages_2m), 0);
+		guest_fill(&h, page, 1, seed + 1);
+		host_sees(&h, page, 1, seed + 1);
+		host_sees(&h, page + 1, BLOCK_PAGES - page - 1, seed);
+		mg_destroy(&h);
+	}
+}
+
+/* --- What is counted, and what is traced ------------------------------------------ */
+
+HAZARD(moves_are_counted)
+{
+	struct hz h, other;
+	struct pin pin;
+	u64 failed;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	hz_create(&h, NPAGES, GMEM_MOVABLE, 1);
+	hz_create(&other, 1, GMEM_MOVABLE, 1);
+	host_fill(&h, 0, NPAGES, GMEM_SEED(1));
+	TEST_ASSERT_EQ(migrated(&h), 0);
+	moves(&h, 0, NPAGES, !node_of(hz_hva(&h, 0)));
+	TEST_ASSERT_EQ(migrated(&h), NPAGES);
+	TEST_ASSERT_EQ(vm_get_stat(h.vm, gmem_migrate_failed), 0);
+	moves(&h, 0, 3, !node_of(hz_hva(&h, 0)));
+	TEST_ASSERT_EQ(migrated(&h), NPAGES + 3);
+
+	TEST_ASSERT(!pin_page(&pin, PIN_VMSPLICE, hz_hva(&h, 5)), "vmsplice()");
+	stays(hz_hva(&h, 5));
+	unpin_page(&pin);
+	failed = vm_get_stat(h.vm, gmem_migrate_failed);
+	TEST_ASSERT(failed, "A failure is not counted");
+	TEST_ASSERT_EQ(migrated(&h), NPAGES + 3);
+	TEST_ASSERT_EQ(migrated(&other), 0);
+	TEST_ASSERT_EQ(vm_get_stat(other.vm, gmem_migrate_failed), 0);
+	mg_destroy(&other);
+	mg_destroy(&h);
+}
+
+#define TRACING	"/sys/kernel/tracing/instances/migrate"
+
+/* Events since the last call whose text has @text. */
+static int traced(const char *text)
+{
+	char line[512];
+	int n = 0;
+	FILE *f = fopen(TRACING "/trace", "r");
+
+	TEST_ASSERT(f, "The trace cannot be read");
+	while (fgets(line, sizeof(line), f))
+		n += strstr(line, " kvm_gmem_migrate: ") && strstr(line, text);
+	fclose(f);
+	return n;
+}
+
+HAZARD(moves_are_traced)
+{
+	struct stat st;
+	struct pin pin;
+	char text[128];
+	struct hz h;
+	u64 pfn;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	mount("tracefs", "/sys/kernel/tracing", "tracefs", 0, NULL);
+	HZ_REQUIRE(!mkdir(TRACING, 0700) || errno == EEXIST, "needs tracefs");
+	TEST_ASSERT(!hz_write_file(TRACING "/events/kvm_gmem/kvm_gmem_migrate/enable", "%lu", 1),
+		    "The event cannot be enabled");
+	hz_create(&h, 4, GMEM_MOVABLE, 1);
+	host_fill(&h, 0, 4, GMEM_SEED(1));
+	TEST_ASSERT(!fstat(h.a.fd, &st), "fstat: %d", errno);
+	pfn = hz_pfn(hz_hva(&h, 2));
+	moves(&h, 2, 1, !node_of(hz_hva(&h, 2)));
+	snprintf(text, sizeof(text), "ino %lu offset 0x2000 pfn 0x%lx to 0x%lx result 0\n",
+		 (u64)st.st_ino, pfn, hz_pfn(hz_hva(&h, 2)));
+	TEST_ASSERT_EQ(traced(text), 1);
+	TEST_ASSERT_EQ(traced("ino"), 1);
+
+	TEST_ASSERT(!pin_page(&pin, PIN_VMSPLICE, hz_hva(&h, 3)), "vmsplice()");
+	stays(hz_hva(&h, 3));
+	unpin_page(&pin);
+	snprintf(text, sizeof(text), "ino %lu offset 0x3000 pfn 0x%lx to ", (u64)st.st_ino,
+		 hz_pfn(hz_hva(&h, 3)));
+	TEST_ASSERT(traced(text), "A failure is not traced");
+	snprintf(text, sizeof(text), "result %d\n", -EAGAIN);
+	TEST_ASSERT(traced(text), "Not with %s", text);
+	hz_write_file(TRACING "/events/kvm_gmem/kvm_gmem_migrate/enable", "%lu", 0);
+	mg_destroy(&h);
+	rmdir(TRACING);
+}
+
+int main(int argc, char *argv[])
+{
+	gmem_require_moves();
+	return test_harness_run(argc, argv);
+}

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Ways to have the host's memory management move pages, for the tests of guest_memfds
+ * with GUEST_MEMFD_FLAG_MIGRATABLE.
+ *
+ * Where a page is, the host's page table says. Of a private page it says nothing:
+ * such pages are looked at before they become private, and when they are shared again.
+ */
+#ifndef SELFTEST_KVM_GMEM_MOVE_H
+#define SELFTEST_KVM_GMEM_MOVE_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <linux/kernel-page-flags.h>
+
+#include <sys/mman.h>
+
+#include "gmem_hazard.h"
+#include "numaif.h"
+
+/* The pages of most files here. */
+#define NPAGES		16
+
+#define GMEM_MOVABLE	(GMEM_MMAP_SHARED | GUEST_MEMFD_FLAG_MIGRATABLE)
+
+/* As many as one call is asked for here. */
+#define MAX_MOVED	512
+
+#define NEEDS_NODES	"needs two NUMA nodes"
+
+static inline bool two_nodes(void)
+{
+	return is_multi_numa_node_system();
+}
+
+/* The node of a page that the host has mapped, or a negative errno. */
+static inline int node_of(const volatile u8 *hva)
+{
+	void *page = (void *)hva;
+	int status = -EINVAL;
+
+	TEST_ASSERT(!move_pages(0, 1, &page, NULL, &status, 0), "move_pages: errno %d", errno);
+	return status;
+}
+
+/*
+ * Asks for pages of a process to be moved to @node. Returns what the call does, or
+ * -errno; a status is what it was before where the call has not come to it.
+ */
+static inline long move_by(pid_t pid, volatile u8 *hva, u64 n, int node, int flags,
+			   int *status)
+{
+	void *pages[MAX_MOVED];
+	int nodes[MAX_MOVED];
+	long r;
+	u64 i;
+
+	TEST_ASSERT(n <= MAX_MOVED, "%lu pages", n);
+	for (i = 0; i < n; i++) {
+		pages[i] = (void *)(hva + i * PAGE_SIZE);
+		nodes[i] = node;
+	}
+	r = move_pages(pid, n, pages, nodes, status, flags);
+	return r < 0 ? -errno : r;
+}
+
+/* Fills one end of each zone with what moves at the other. */
+static inline void compact(void)
+{
+	int fd = open("/proc/sys/vm/compact_memory", O_WRONLY);
+
+	TEST_ASSERT(fd >= 0 && write(fd, "1", 1) == 1, "compact_memory: errno %d", errno);
+	close(fd);
+}
+
+/* Memory that is not the file's, in one piece or in pages. */
+static inline u8 *other_memory(u64 size, bool whole)
+{
+	u8 *mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	u64 at;
+
+	kvm_madvise(mem, size, whole ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	for (at = 0; at < size; at += PAGE_SIZE)
+		mem[at] = 0x5a;
+	return mem;
+}
+
+/* What hz_create() makes, of a VM of @type. */
+static inline void mg_create(struct hz *h, u32 type, u64 npages, u64 flags, u32 nr_vcpus)
+{
+	const struct vm_shape shape = { .mode = VM_MODE_DEFAULT, .type = type };
+	u32 i;
+
+	memset(h, 0, sizeof(*h));
+	h->npages = npages;
+	h->vm = __vm_create_with_vcpus(shape, nr_vcpus, npages, gmem_guest_code, h->vcpus);
+	gmem_install_sigbus_handler();
+	gmem_area_create(&h->a, h->vm, GMEM_SLOT, GMEM_GPA, OFF(npages), flags);
+	for (i = 0; i < nr_vcpus; i++) {
+		vcpu_args_set(h->vcpus[i], 1, (u64)i);
+		gmem_guest_start(h->vcpus[i]);
+	}
+}
+
+static inline void mg_destroy(struct hz *h)
+{
+	gmem_area_destroy(&h->a);
+	kvm_vm_free(h->vm);
+}
+
+#define migrated(h)	vm_get_stat((h)->vm, gmem_migrated)
+
+/* All pages of the range get there, each in another frame. */
+#define moves(h, page, n, node)							\
+do {										\
+	u64 __page = (page), __n = (n), __i, __before[MAX_MOVED];		\
+	int __node = (node), __status[MAX_MOVED] = {};				\
+	long __r;								\
+										\
+	for (__i = 0; __i < __n; __i++)						\
+		__before[__i] = hz_pfn(hz_hva(h, __page + __i));		\
+	__r = move_by(0, hz_hva(h, __page), __n, __node, MPOL_MF_MOVE, __status); \
+	TEST_ASSERT(!__r, "move_pages: %ld", __r);				\
+	for (__i = 0; __i < __n; __i++) {					\
+		TEST_ASSERT(__status[__i] == __node, "Page %lu: status %d, wanted node %d", \
+			    __page + __i, __status[__i], __node);		\
+		TEST_ASSERT_EQ(node_of(hz_hva(h, __page + __i)), __node);	\
+		TEST_ASSERT(__before[__i] &&					\
+			    __before[__i] != hz_pfn(hz_hva(h, __page + __i)),	\
+			    "Page %lu is where it was", __page + __i);		\
+	}									\
+} while (0)
+
+/* The page at @hva is asked to move, and stays; what else is asked for is in vain, too. */
+#define stays(hva)								\
+do {										\
+	volatile u8 *__hva = (hva);						\
+	int __status = 1000, __from = node_of(__hva);				\
+	u64 __before = hz_pfn(__hva);						\
+	long __r = move_by(0, __hva, 1, !__from, MPOL_MF_MOVE_ALL, &__status);	\
+										\
+	TEST_ASSERT(__r == 1 || (!__r && __status < 0), "move_pages: %ld, status %d", __r, \
+		    __status);							\
+	TEST_ASSERT_EQ(node_of(__hva), __from);					\
+	TEST_ASSERT_EQ(hz_pfn(__hva), __before);				\
+} while (0)
+
+/*
+ * Spreads the file's first @n pages over a node's memory: so much of other memory
+ * after each @step of them, which is free in the end. Compaction fills one end of the
+ * node with what it finds at the other. Pages are written, or only allocated.
+ */
+static inline void spread(struct hz *h, u64 n, u64 step, u64 between, bool write)
+{
+	u8 *others[MAX_MOVED];
+	u64 page, i = 0;
+
+	pin_self_to_cpu(0);
+	for (page = 0; page < n; page += step) {
+		if (write)
+			host_fill(h, page, step, GMEM_SEED(1));
+		else
+			TEST_ASSERT(!gmem_allocate(h->a.fd, OFF(page), OFF(step)), "fallocate()");
+		others[i++] = other_memory(between, step > 1);
+	}
+	while (i--)
+		kvm_munmap(others[i], between);
+}
+
+static inline void frames(struct hz *h, u64 n, u64 *pfns)
+{
+	u64 i;
+
+	for (i = 0; i < n; i++) {
+		pfns[i] = hz_pfn(hz_hva(h, i));
+		TEST_ASSERT(pfns[i], "No frame number of page %lu", i);
+	}
+}
+
+static inline u64 different(const u64 *a, const u64 *b, u64 n)
+{
+	u64 i, all = 0;
+
+	for (i = 0; i < n; i++)
+		all += a[i] != b[i];
+	return all;
+}
+
+/* A KPF_* flag of a frame. */
+static inline bool has_flag(u64 pfn, int flag)
+{
+	u64 flags = 0;
+	int fd = open("/proc/kpageflags", O_RDONLY);
+
+	TEST_ASSERT(fd >= 0 && pread(fd, &flags, sizeof(flags), pfn * sizeof(flags)) == sizeof(flags),
+		    "/proc/kpageflags: errno %d", errno);
+	close(fd);
+	return flags & BIT_ULL(flag);
+}
+
+/* A VM whose pages go to the other node and back, with guest and host looking and writing between. */
+static inline void nodes(u32 type)
+{
+	struct hz h;
+	int node, i;
+
+	mg_create(&h, type, NPAGES, GMEM_MOVABLE, 1);
+	host_fill(&h, 0, NPAGES, GMEM_SEED(0));
+	node = node_of(hz_hva(&h, 0));
+	for (i = 1; i <= 4; i++) {
+		guest_sees(&h, 0, NPAGES, GMEM_SEED(i - 1));
+		node = !node;
+		moves(&h, 0, NPAGES, node);
+		/* Whoever has an old page sees that. */
+		gmem_dirty_free_pages();
+		guest_sees(&h, 0, NPAGES, GMEM_SEED(i - 1));
+		host_sees(&h, 0, NPAGES, GMEM_SEED(i - 1));
+		if (i & 1) {
+			guest_fill(&h, 0, NPAGES, GMEM_SEED(i));
+			host_sees(&h, 0, NPAGES, GMEM_SEED(i));
+		} else {
+			host_fill(&h, 0, NPAGES, GMEM_SEED(i));
+			guest_sees(&h, 0, NPAGES, GMEM_SEED(i));
+		}
+	}
+	mg_destroy(&h);
+}
+
+/* Skips the whole program where nothing moves. */
+static inline void gmem_require_moves(void)
+{
+	gmem_require_in_place();
+	__TEST_REQUIRE(kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS) & GUEST_MEMFD_FLAG_MIGRATABLE,
+		       "no pages move here (GUEST_MEMFD_FLAG_MIGRATABLE)");
+}
+
+#endif /* SELFTEST_KVM_GMEM_MOVE_H */
