@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 
 #include "gmem_stress.h"
+#include "numaif.h"
 
 /* --- The VMM ---------------------------------------------------------------------- */
 
@@ -591,6 +592,45 @@ static void *slots_thread(void *arg)
 	return NULL;
 }
 
+/*
+ * Pages that the host has mapped, to the other node, and all, private ones too, by
+ * compaction. Whether a page can be moved at this moment is not known.
+ */
+static void move(u64 first, u64 n, int node)
+{
+	int nodes[NPAGES], status[NPAGES];
+	void *pages[NPAGES];
+	u64 i;
+
+	for (i = 0; i < n; i++) {
+		pages[i] = hva + (first + i) * PAGE_SIZE;
+		nodes[i] = node;
+	}
+	TEST_ASSERT(move_pages(0, n, pages, nodes, status, MPOL_MF_MOVE_ALL) >= 0,
+		    "move_pages: errno %d (%s)", errno, strerror(errno));
+}
+
+static void *move_thread(void *arg)
+{
+	u64 who = (unsigned long)arg, seed = ctl->seed * (who + 7) + 3, i, first, n;
+	int fd = open("/proc/sys/vm/compact_memory", O_WRONLY);
+
+	TEST_ASSERT(fd >= 0, "compact_memory: errno %d", errno);
+	for (i = 0; i < (ctl->iterations + 4) / 5 && ctl->moves && !LOAD(ctl->stop); i++) {
+		host_pace(i * 5);
+		first = next_random(&seed) % NPAGES;
+		n = 1 + next_random(&seed) % (NPAGES - first);
+		move(first, n, next_random(&seed) & 1);
+		if (!(i % MOVES_PER_COMPACTION))
+			TEST_ASSERT(pwrite(fd, "1", 1, 0) == 1, "compact_memory: errno %d", errno);
+		STORE(ctl->progress[who], i + 1);
+	}
+	close(fd);
+	ctl->stats[MOVED] = ctl->moves ? vm_get_stat(vm, gmem_migrated) : 0;
+	STORE(ctl->done[who], 1);
+	return NULL;
+}
+
 /* EBUSY: poisoned, but held by somebody else at this moment. */
 static int poison(u64 page)
 {
@@ -708,7 +748,7 @@ static bool all_happened(void)
 {
 	static const enum counter stats[] = {
 		HOST_READS, HOST_REFUSED, CONVERSIONS, REFUSED_EAGAIN, PUNCHES, SECRETS,
-		SECRETS_SEEN, GUEST_LOCKED, FORKS, REFUSED_OWNED, KEPT,
+		SECRETS_SEEN, GUEST_LOCKED, FORKS, REFUSED_OWNED, KEPT, MOVED,
 	};
 	bool ok = true;
 	int i;
@@ -716,6 +756,7 @@ static bool all_happened(void)
 	for (i = 0; i < ARRAY_SIZE(stats); i++) {
 		if (ctl->stats[stats[i]] ||
 		    (stats[i] == SECRETS_SEEN && ctl->remove_zeroes) ||
+		    (stats[i] == MOVED && !ctl->moves) ||
 		    (stats[i] >= REFUSED_OWNED && stats[i] <= KEPT && !ctl->platform))
 			continue;
 		ksft_print_msg("This never happened: %s\n", stat_names[stats[i]]);
@@ -751,7 +792,8 @@ static bool run_storm(const struct storm *storm, u64 iterations, u64 seed)
 		[CONVERT0] = convert_thread, [CONVERT1] = convert_thread,
 		[TOUCH0] = touch_thread, [TOUCH1] = touch_thread,
 		[PUNCH] = punch_thread, [SLOTS] = slots_thread,
-		[FORK] = fork_thread, [POISON] = poison_thread,
+		[FORK] = fork_thread, [MOVE] = move_thread,
+		[POISON] = poison_thread,
 	};
 	const u64 ctl_size = align_up(sizeof(struct ctl), PAGE_SIZE);
 	struct userspace_mem_region *region;
@@ -779,12 +821,15 @@ static bool run_storm(const struct storm *storm, u64 iterations, u64 seed)
 	ctl->platform = storm->platform;
 	ctl->remove_zeroes = !!(storm->flags & KVM_GMEM_EMULATE_REMOVE_ZEROES);
 	ctl->scrambles = !storm->platform && gmem_scrambles();
+	ctl->moves = is_multi_numa_node_system() &&
+		     vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_FLAGS) & GUEST_MEMFD_FLAG_MIGRATABLE;
 	for (i = 0; i < NPAGES; i++) {
 		ctl->pages[i].gen = 1;
 		set_empty(&ctl->pages[i]);
 	}
 
-	gmem_fd = vm_create_guest_memfd(vm, NPAGES * PAGE_SIZE, GMEM_MMAP_SHARED);
+	gmem_fd = vm_create_guest_memfd(vm, NPAGES * PAGE_SIZE, GMEM_MMAP_SHARED |
+					(ctl->moves ? GUEST_MEMFD_FLAG_MIGRATABLE : 0));
 	hva = kvm_mmap(NPAGES * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, gmem_fd);
 	for (i = 0; i < NR_SLOTS; i++)
 		set_slot(i, true);

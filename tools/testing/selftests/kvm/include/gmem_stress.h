@@ -5,8 +5,8 @@
  *
  * Two vCPUs and host threads touch the pages of one file, while other threads
  * convert ranges of it with random policies, punch holes, delete and re-add
- * the memslots, fork children that touch, and poison a few pages. Every thread
- * does a number of operations and is done.
+ * the memslots, fork children that touch, have pages moved to other memory, and
+ * poison a few pages. Every thread does a number of operations and is done.
  *
  * The model, per page, in memory that the guest, all threads and the children
  * share:
@@ -54,8 +54,10 @@
  * read gets NO_SLOT for an answer and a write is dropped, and the VMM says so
  * in "dropped", so that the guest tries again.
  *
+ * The model knows nothing of moves: nobody can tell that there was one.
+ *
  * All that runs once on a SW_PROTECTED VM as such, and once on each platform
- * that the kernel emulates. There the model knows more:
+ * that the kernel emulates, whose pages do not move. There the model knows more:
  *
  * word0 is what the host reads or would read. On SNP the guest of a private
  *	page sees it through the key. On TDX it does not see it at all:
@@ -100,6 +102,9 @@
 
 #define CTL_SLOT	9
 #define CTL_GPA		((gpa_t)SZ_2G)
+
+/* Moves, of which so many are a compaction of all memory. */
+#define MOVES_PER_COMPACTION 16
 
 #define DEFAULT_ITERATIONS 1500
 /* There each iteration is several conversions, and each of those takes longer. */
@@ -155,6 +160,7 @@ enum thread_id {
 	PUNCH,
 	SLOTS,
 	FORK,
+	MOVE,
 	POISON,
 	NR_THREADS,
 };
@@ -164,7 +170,7 @@ static const char * const thread_names[] = {
 	[CONVERT0] = "convert0", [CONVERT1] = "convert1",
 	[TOUCH0] = "touch0", [TOUCH1] = "touch1",
 	[PUNCH] = "punch", [SLOTS] = "slots", [FORK] = "fork",
-	[POISON] = "poison",
+	[MOVE] = "move", [POISON] = "poison",
 };
 
 enum violation {
@@ -207,6 +213,7 @@ enum counter {
 	SLOT_MISSES,
 	GUEST_FAULTS,
 	FORKS,
+	MOVED,
 	POISONED,
 	NR_STATS,
 };
@@ -226,6 +233,7 @@ static const char * const stat_names[] = {
 	[SLOT_MISSES] = "guest accesses without a slot",
 	[GUEST_FAULTS] = "memory faults of the guest",
 	[FORKS] = "children",
+	[MOVED] = "pages moved",
 	[POISONED] = "poisoned pages",
 };
 
@@ -237,6 +245,7 @@ struct ctl {
 	u64 scrambles;
 	u64 platform;
 	u64 remove_zeroes;
+	u64 moves;
 	u64 hot;
 	u64 slot_changes[NR_SLOTS];
 	u64 dropped[NR_VCPUS];
