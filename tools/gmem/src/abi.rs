@@ -66,6 +66,8 @@ pub const CONTENT_POLICY_PRESERVE: u64 = 1 << 1;
 pub const GUEST_MEMFD_FLAG_MMAP: u64 = 1 << 0;
 /// All pages of the file are shared to begin with.
 pub const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 1 << 1;
+/// The host may move the pages of the file to other memory.
+pub const GUEST_MEMFD_FLAG_MIGRATABLE: u64 = 1 << 16;
 
 /// The hypercall by which a guest asks for a conversion: args are an address in bytes, a number of
 /// pages of 4 KiB, and attributes.

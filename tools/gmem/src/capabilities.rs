@@ -94,6 +94,8 @@ pub enum Feature {
     Mmap,
     /// A guest_memfd can be shared to begin with.
     InitShared,
+    /// The pages of a guest_memfd can be moved to other memory.
+    Migratable,
     /// [`GuestMemfd::attributes_at`](crate::GuestMemfd::attributes_at) works, and what stands on it.
     ReadAttributes,
     /// A [`Populator`](crate::Populator) works.
@@ -118,6 +120,11 @@ impl Feature {
             ),
             Self::InitShared => (
                 "GUEST_MEMFD_FLAG_INIT_SHARED",
+                "KVM_CAP_GUEST_MEMFD_FLAGS",
+                abi::KVM_CAP_GUEST_MEMFD_FLAGS,
+            ),
+            Self::Migratable => (
+                "GUEST_MEMFD_FLAG_MIGRATABLE",
                 "KVM_CAP_GUEST_MEMFD_FLAGS",
                 abi::KVM_CAP_GUEST_MEMFD_FLAGS,
             ),
@@ -211,6 +218,7 @@ impl Capabilities {
             Feature::InPlace => self.converts_in_place,
             Feature::Mmap => self.create_flags.contains(CreateFlags::MMAP),
             Feature::InitShared => self.create_flags.contains(CreateFlags::INIT_SHARED),
+            Feature::Migratable => self.create_flags.contains(CreateFlags::MIGRATABLE),
             Feature::ReadAttributes => self.reads_attributes,
             Feature::MapMemory => self.maps_memory,
             Feature::ExitMapGpaRange => self.exits_map_gpa_range,
@@ -290,12 +298,16 @@ mod tests {
         };
         use Feature::*;
         assert_eq!(some.require(&[InPlace, Mmap, MapMemory]), Ok(()));
-        for feature in [InitShared, ReadAttributes, ExitMapGpaRange] {
+        for feature in [InitShared, Migratable, ReadAttributes, ExitMapGpaRange] {
             assert_eq!(
                 some.require(&[Mmap, feature, InPlace]),
                 Err(Missing(feature))
             );
         }
+        assert_eq!(
+            Missing(Migratable).to_string(),
+            "no GUEST_MEMFD_FLAG_MIGRATABLE here (KVM_CAP_GUEST_MEMFD_FLAGS, 244)"
+        );
         assert_eq!(
             Missing(ReadAttributes).to_string(),
             "no KVM_GET_MEMORY_ATTRIBUTES2 here (KVM_CAP_GET_MEMORY_ATTRIBUTES2, 0x10002)"

@@ -25,6 +25,9 @@ pub struct FdInfo {
     /// How much is private, shared, and in how many runs; [`None`] if the kernel was interrupted
     /// while it counted.
     pub totals: Option<Totals>,
+    /// Its pages can be moved to other memory
+    /// ([`CreateFlags::MIGRATABLE`](crate::CreateFlags::MIGRATABLE)).
+    pub migratable: bool,
     /// How much lies in physically contiguous pieces of the size of a large mapping; [`None`] if the
     /// kernel does not say, as for [`large`](Self::large).
     pub contiguous: Option<u64>,
@@ -125,6 +128,7 @@ impl FdInfo {
                 "gmem-private" => private = Some(number()?),
                 "gmem-shared" => shared = Some(number()?),
                 "gmem-runs" => runs = Some(number()?),
+                "gmem-migratable" => info.migratable = value == "yes",
                 "gmem-contiguous" => info.contiguous = Some(number()?),
                 "gmem-large" => info.large = Some(number()?),
                 "gmem-slot" => info.slots.push(slot(value).ok_or_else(malformed)?),
@@ -164,7 +168,7 @@ mod tests {
     const LINES: &str =
         "pos:\t0\ngmem-mode:\tin-place\ngmem-vendor:\tsnp (model)\ngmem-size:\t65536\n\
         gmem-allocated:\t20480\ngmem-private:\t28672\ngmem-shared:\t36864\ngmem-runs:\t2\n\
-        gmem-contiguous:\t4194304\ngmem-large:\t2097152\n\
+        gmem-migratable:\tyes\ngmem-contiguous:\t4194304\ngmem-large:\t2097152\n\
         gmem-slot:\t0x100020-0x100022 offset 0x1000\n";
 
     #[test]
@@ -179,6 +183,7 @@ mod tests {
                 shared: 36864,
                 runs: 2,
             }),
+            migratable: true,
             contiguous: Some(4194304),
             large: Some(2097152),
             slots: vec![BoundSlot {
@@ -187,6 +192,13 @@ mod tests {
             }],
         };
         assert_eq!(FdInfo::parse(LINES).unwrap(), expected);
+    }
+
+    /// The kernel says it of no others.
+    #[test]
+    fn files_stay_in_their_memory_unless_they_say_otherwise() {
+        let text = LINES.replace("gmem-migratable:\tyes\n", "");
+        assert!(!FdInfo::parse(&text).unwrap().migratable);
     }
 
     #[test]

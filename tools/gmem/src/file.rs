@@ -39,17 +39,22 @@ use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
 /// How a guest_memfd is made.
 ///
-/// On a VM with private memory either flag makes the file convert in place.
+/// On a VM with private memory either of [`MMAP`](Self::MMAP) and
+/// [`INIT_SHARED`](Self::INIT_SHARED) makes the file convert in place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CreateFlags(u64);
 
 impl CreateFlags {
-    /// Neither: the VM's own attributes decide what is private.
+    /// None: the VM's own attributes decide what is private.
     pub const NONE: Self = Self(0);
     /// The host may map the file.
     pub const MMAP: Self = Self(abi::GUEST_MEMFD_FLAG_MMAP);
     /// All pages are shared to begin with, instead of private.
     pub const INIT_SHARED: Self = Self(abi::GUEST_MEMFD_FLAG_INIT_SHARED);
+    /// The host's memory management may move the pages to other memory: for compaction, to another
+    /// NUMA node, or off memory that goes offline. The guest does not notice. Only VMs have it in
+    /// whose pages no hardware has a part.
+    pub const MIGRATABLE: Self = Self(abi::GUEST_MEMFD_FLAG_MIGRATABLE);
 
     /// Flags by number; the kernel refuses those that it does not know.
     pub const fn from_bits(bits: u64) -> Self {

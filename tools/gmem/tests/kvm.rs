@@ -123,6 +123,11 @@ fn capabilities_of_a_protected_vm() {
         Feature::ExitMapGpaRange,
     ];
     assert_eq!(capabilities.require(&everything), Ok(()));
+    // Where no hardware has a part in private pages.
+    assert_eq!(
+        capabilities.has(Feature::Migratable),
+        cfg!(target_arch = "x86_64")
+    );
     for support in [capabilities.before_launch, capabilities.after_launch] {
         for to in [Visibility::Shared, Visibility::Private] {
             assert!(support.allows(to, Content::Zero));
@@ -687,6 +692,7 @@ fn fdinfo_follows_a_file() {
             shared: SIZE - 2 * PAGE,
             runs: 3,
         }),
+        migratable: false,
         contiguous: Some(0),
         large: Some(0),
         slots: vec![BoundSlot {
@@ -698,6 +704,24 @@ fn fdinfo_follows_a_file() {
 
     drop(slot);
     assert_eq!(fdinfo(memory.as_raw_fd()).unwrap().slots, []);
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn files_can_be_moved_where_the_capability_says_so() {
+    for vm in [protected_vm(), ordinary_vm()] {
+        let flags = CreateFlags::MMAP | CreateFlags::MIGRATABLE;
+        match GuestMemfd::create(&vm, SIZE, flags) {
+            Ok(memory) => {
+                assert!(Capabilities::of(&vm).has(Feature::Migratable));
+                assert!(fdinfo(memory.as_raw_fd()).unwrap().migratable);
+            }
+            Err(error) => {
+                assert!(!Capabilities::of(&vm).has(Feature::Migratable));
+                assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+            }
+        }
+    }
 }
 
 #[test]

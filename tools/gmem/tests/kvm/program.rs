@@ -38,15 +38,42 @@ fn program_lists_and_shows_a_file() {
         .collect();
     assert!(ok);
     assert_eq!(ours.len(), 1, "{table}");
-    // Mode, then KiB of the file, allocated, private, shared, and runs.
-    let last = ours[0].len() - 6;
-    assert_eq!(ours[0][last..], ["in-place", "64", "0", "12", "52", "2"]);
+    // Mode, whether it moves, then KiB of the file, allocated, private, shared, and runs.
+    let last = ours[0].len() - 7;
+    assert_eq!(
+        ours[0][last..],
+        ["in-place", "no", "64", "0", "12", "52", "2"]
+    );
 
     let (ok, json, _) = gmem(&["--json", "show", &pid, &fd]);
     assert!(ok);
     assert!(json.contains("\"private\":12288"), "{json}");
     assert!(json.contains("\"runs\":2"), "{json}");
     assert!(json.contains("\"vendor\":\"sw-protected\""), "{json}");
+    assert!(json.contains("\"migratable\":false"), "{json}");
+}
+
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn program_shows_files_that_can_be_moved() {
+    let vm = protected_vm();
+    let flags = in_place() | CreateFlags::MIGRATABLE;
+    let memory = GuestMemfd::create(&vm, SIZE, flags).unwrap();
+    let pid = std::process::id().to_string();
+    let fd = memory.as_raw_fd().to_string();
+
+    let (ok, table, error) = gmem(&["show", &pid, &fd]);
+    assert!(ok, "{error}");
+    let words: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    let last = words.len() - 7;
+    assert_eq!(
+        words[last..],
+        ["in-place", "yes", "64", "0", "0", "64", "1"]
+    );
+    let (ok, json, _) = gmem(&["--json", "show", &pid, &fd]);
+    assert!(ok && json.contains("\"migratable\":true"), "{json}");
+    let (ok, text, _) = gmem(&["map", &pid, &fd]);
+    assert!(ok && text.contains("1 runs, migratable"), "{text}");
 }
 
 #[test]
@@ -78,14 +105,14 @@ fn program_shows_what_vms_can_do() {
         .lines()
         .map(|line| line.split_whitespace().collect())
         .collect();
-    assert_eq!(words[1], ["default", "no", "yes", "yes", "yes"]);
+    assert_eq!(words[1], ["default", "no", "yes", "yes", "yes", "yes"]);
     let protected = words
         .iter()
         .position(|words| words[0] == "SW_PROTECTED")
         .unwrap();
     assert_eq!(
         words[protected].join(" "),
-        "SW_PROTECTED yes yes yes yes before launch to private NONE ZERO PRESERVE"
+        "SW_PROTECTED yes yes yes yes yes before launch to private NONE ZERO PRESERVE"
     );
     assert_eq!(
         words[protected + 3].join(" "),

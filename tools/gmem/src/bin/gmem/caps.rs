@@ -79,6 +79,7 @@ impl Type {
             "converts_in_place": self.capabilities.converts_in_place,
             "mmap": self.has(CreateFlags::MMAP),
             "init_shared": self.has(CreateFlags::INIT_SHARED),
+            "migratable": self.has(CreateFlags::MIGRATABLE),
             "map_memory": self.capabilities.maps_memory,
             "conversions": conversions,
         })
@@ -135,17 +136,25 @@ pub fn print(out: &mut Output) -> Result<(), Failure> {
         );
     }
     out.line(format_args!(
-        "{:<13} {:<9} {:<5} {:<11} {:<10} {:<14} {:<11} POLICIES",
-        "VM TYPE", "IN PLACE", "MMAP", "INIT_SHARED", "MAP_MEMORY", "PHASE", "DIRECTION"
+        "{:<13} {:<9} {:<5} {:<11} {:<10} {:<10} {:<14} {:<11} POLICIES",
+        "VM TYPE",
+        "IN PLACE",
+        "MMAP",
+        "INIT_SHARED",
+        "MIGRATABLE",
+        "MAP_MEMORY",
+        "PHASE",
+        "DIRECTION"
     ))?;
     let yes = |is: bool| if is { "yes" } else { "no" };
     for one in &types {
         let mut head = format!(
-            "{:<13} {:<9} {:<5} {:<11} {:<10}",
+            "{:<13} {:<9} {:<5} {:<11} {:<10} {:<10}",
             one.name,
             yes(one.capabilities.converts_in_place),
             yes(one.has(CreateFlags::MMAP)),
             yes(one.has(CreateFlags::INIT_SHARED)),
+            yes(one.has(CreateFlags::MIGRATABLE)),
             yes(one.capabilities.maps_memory)
         );
         if !one.capabilities.converts_in_place {

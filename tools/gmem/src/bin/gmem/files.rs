@@ -97,6 +97,7 @@ impl Found {
             "process": self.process(),
             "mode": self.mode(),
             "vendor": self.info.vendor,
+            "migratable": self.info.migratable,
             "size": self.info.size,
             "allocated": self.info.allocated,
             "contiguous": self.info.contiguous,
@@ -120,11 +121,12 @@ impl Found {
             None => ("?".to_owned(), "?".to_owned(), "?".to_owned()),
         };
         format!(
-            "{:>8} {:>5} {:<15} {:<8} {:>12} {:>12} {:>12} {:>12} {:>8}",
+            "{:>8} {:>5} {:<15} {:<8} {:<5} {:>12} {:>12} {:>12} {:>12} {:>8}",
             self.pid,
             self.fd,
             self.process().escape_debug().to_string(),
             self.mode(),
+            if self.info.migratable { "yes" } else { "no" },
             kib(self.info.size),
             kib(self.info.allocated),
             private,
@@ -136,11 +138,12 @@ impl Found {
 
 fn header() -> String {
     format!(
-        "{:>8} {:>5} {:<15} {:<8} {:>12} {:>12} {:>12} {:>12} {:>8}",
+        "{:>8} {:>5} {:<15} {:<8} {:<5} {:>12} {:>12} {:>12} {:>12} {:>8}",
         "PID",
         "FD",
         "PROCESS",
         "MODE",
+        "MOVES",
         "SIZE/KiB",
         "ALLOC/KiB",
         "PRIVATE/KiB",

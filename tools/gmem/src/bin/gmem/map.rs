@@ -95,8 +95,9 @@ impl Look {
             .large
             .filter(|large| *large != 0)
             .map_or_else(String::new, |large| format!(", {} large", size(large)));
+        let moves = if info.migratable { ", migratable" } else { "" };
         let title = format!(
-            "process {pid}, descriptor {fd}: {}, {} allocated{totals}{large}",
+            "process {pid}, descriptor {fd}: {}, {} allocated{totals}{large}{moves}",
             size(info.size),
             size(info.allocated)
         );
@@ -126,6 +127,7 @@ impl Look {
             "fd": self.fd,
             "size": self.info.size,
             "allocated": self.info.allocated,
+            "migratable": self.info.migratable,
             "contiguous": self.info.contiguous,
             "large": self.info.large,
             "runs": runs,
