@@ -324,6 +324,26 @@ HAZARD(two_slots_of_one_file)
 	kvm_vm_free(h.vm);
 }
 
+/* A memslot that follows the host's mapping, as that of any other memory does. */
+HAZARD(slot_of_the_mapping)
+{
+	struct hz h;
+	int i;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	mg_create(&h, KVM_X86_DEFAULT_VM, NPAGES, GMEM_MOVABLE, 1);
+	gmem_area_unbind(&h.a);
+	vm_set_user_memory_region(h.vm, h.a.slot, 0, h.a.gpa, h.a.size, h.a.hva);
+	for (i = 0; i < 2; i++) {
+		guest_fill(&h, 0, NPAGES, GMEM_SEED(i));
+		moves(&h, 0, NPAGES, !node_of(hz_hva(&h, 0)));
+		gmem_dirty_free_pages();
+		guest_sees(&h, 0, NPAGES, GMEM_SEED(i));
+		host_sees(&h, 0, NPAGES, GMEM_SEED(i));
+	}
+	mg_destroy(&h);
+}
+
 /* --- What stays where it is ---------------------------------------------------- */
 
 HAZARD(pinned_page_stays)
@@ -484,6 +504,28 @@ HAZARD(compaction_moves_private_pages)
 		moved = compact_private(between);
 	HZ_REQUIRE(moved, "no private page was in compaction's way");
 	pr_info("# %lu of %d private pages moved\n", moved, SPREAD_PAGES);
+}
+
+/* A file that the host cannot map, in which all is private for ever. */
+HAZARD(compaction_moves_a_file_that_does_not_convert)
+{
+	u64 between, moved = 0;
+	struct hz h;
+
+	HZ_REQUIRE(!get_kvm_param_bool("gmem_in_place_conversion"), "needs such files");
+	for (between = SZ_16M; between <= SZ_128M && !moved; between *= 2) {
+		hz_create(&h, SPREAD_PAGES, GUEST_MEMFD_FLAG_MIGRATABLE, 1);
+		vm_mem_set_private(h.vm, h.a.gpa, h.a.size);
+		spread(&h, SPREAD_PAGES, 8, between, false);
+		guest_fill(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
+		compact();
+		gmem_dirty_free_pages();
+		moved = migrated(&h);
+		guest_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
+		mg_destroy(&h);
+	}
+	HZ_REQUIRE(moved, "no page was in compaction's way");
+	pr_info("# %lu of %d pages moved\n", moved, SPREAD_PAGES);
 }
 
 /* Pages that nobody has used hold what others left, before and after. */
