@@ -16,8 +16,7 @@
 
 #include <sys/mman.h>
 
-#include "gmem_hazard.h"
-#include "numaif.h"
+#include "gmem_move.h"
 #include "svm_util.h"
 
 #define BLOCK		((u64)SZ_2M)
@@ -855,7 +854,7 @@ static void l2_code(void)
 {
 	u64 i, round;
 
-	for (round = 0; round < 3; round++) {
+	for (round = 0; round < 4; round++) {
 		for (i = 0; i < ARRAY_SIZE(l1_has); i++) {
 			l2_saw[0][i] = *(volatile u64 *)(L2_SMALL + i * SZ_4K);
 			l2_saw[1][i] = *(volatile u64 *)(L2_LARGE + l1_has[i] * SZ_4K);
@@ -908,8 +907,9 @@ static void nested(u32 type)
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	struct gmem_area a = {};
+	int status, node;
+	u64 i, moves;
 	gva_t svm;
-	u64 i;
 
 	vm = vm_create_shape_with_one_vcpu(shape, &vcpu, l1_code);
 	vm_enable_npt(vm);
@@ -920,7 +920,8 @@ static void nested(u32 type)
 	a.slot = GMEM_SLOT;
 	a.gpa = GMEM_GPA;
 	a.size = BLOCK;
-	a.fd = vm_create_guest_memfd(vm, BLOCK, GMEM_MMAP_SHARED);
+	moves = vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_FLAGS) & GUEST_MEMFD_FLAG_MIGRATABLE;
+	a.fd = vm_create_guest_memfd(vm, BLOCK, GMEM_MMAP_SHARED | moves);
 	a.hva = kvm_mmap(BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, a.fd);
 	gmem_area_bind(&a);
 	gmem_allocate_blocks(a.fd, 0, BLOCK);
@@ -953,6 +954,15 @@ static void nested(u32 type)
 	/* The frame is somebody else's now. */
 	gmem_dirty_free_pages();
 	l2_sees(vm, vcpu, 9);
+
+	/* A frame that goes without a hole. */
+	if (moves && two_nodes()) {
+		node = !node_of(a.hva + OFF(l1_has[0]));
+		TEST_ASSERT(!move_by(0, a.hva + OFF(l1_has[0]), 1, node, MPOL_MF_MOVE, &status) &&
+			    status == node, "The page does not move");
+		gmem_dirty_free_pages();
+		l2_sees(vm, vcpu, 9);
+	}
 	kvm_vm_free(vm);
 }
 
