@@ -2,10 +2,10 @@
 /*
  * User-space interface of guest_memfd's in-place conversion.
  *
- * Everything here is issued on a guest_memfd file descriptor, except the
- * capabilities, which are asked for with KVM_CHECK_EXTENSION on a VM or on
- * /dev/kvm, KVM_MAP_MEMORY, which is a vCPU's, and the emulation of platforms,
- * which is the VM's.
+ * The ioctls here are issued on a guest_memfd file descriptor, with two
+ * exceptions: KVM_MAP_MEMORY is a vCPU ioctl, and the emulation of platforms
+ * has a VM ioctl. The capabilities are checked with KVM_CHECK_EXTENSION on a
+ * VM or on /dev/kvm.
  */
 #ifndef _UAPI_LINUX_KVM_GMEM_H
 #define _UAPI_LINUX_KVM_GMEM_H
@@ -33,7 +33,7 @@
 #ifndef KVM_SET_MEMORY_ATTRIBUTES2
 /**
  * struct kvm_memory_attributes2 - a range of a guest_memfd and its attributes
- * @address: name of @offset in the VM ioctl's struct, at the same place
+ * @address: the name that @offset has in the VM ioctl's struct
  * @offset: byte offset in the file, page aligned
  * @size: bytes, a multiple of the page size, not 0
  * @attributes: 0 (shared) or KVM_MEMORY_ATTRIBUTE_PRIVATE
@@ -42,7 +42,8 @@
  *	written only for the errors that are about a page
  * @reserved: must be 0
  *
- * The first four fields lie where struct kvm_memory_attributes has them.
+ * The first four fields have the same offsets as in struct
+ * kvm_memory_attributes.
  */
 struct kvm_memory_attributes2 {
 	union {
@@ -61,7 +62,7 @@ struct kvm_memory_attributes2 {
 	_IOWR(KVMIO, 0xd2, struct kvm_memory_attributes2)
 #endif
 
-/* What the caller is promised about the bytes of the range. */
+/* Content policies: what the caller is promised about the bytes of the range. */
 #ifndef KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_NONE
 #define KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_NONE		0ULL
 #endif
@@ -73,8 +74,8 @@ struct kvm_memory_attributes2 {
 #endif
 
 /*
- * Ask for the attributes at @offset; @size returns how many bytes from there
- * have the same ones.
+ * Return the attributes of the page at @offset in @attributes, and in @size
+ * how many bytes from there have the same attributes.
  */
 #ifndef KVM_GET_MEMORY_ATTRIBUTES2
 #define KVM_GET_MEMORY_ATTRIBUTES2 \
@@ -83,12 +84,13 @@ struct kvm_memory_attributes2 {
 
 #ifndef KVM_MAP_MEMORY
 /**
- * struct kvm_memory_mapping - guest physical memory that is to be mapped
+ * struct kvm_memory_mapping - guest physical memory to be mapped
  * @base_address: in and out, guest physical address in bytes, page aligned
- * @size: in and out, bytes, a multiple of the page size, not 0 going in
+ * @size: in and out, bytes, a multiple of the page size, not 0 on input
  * @flags: must be 0
  *
- * Coming out, also with an error, @base_address and @size say what is left.
+ * On return, also with an error, @base_address and @size say what is left to
+ * map.
  */
 struct kvm_memory_mapping {
 	__u64 base_address;
@@ -106,7 +108,7 @@ struct kvm_memory_mapping {
 #ifndef KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES
 #define KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES		252
 #endif
-/* Out of tree: numbers from 0x10000 never meet an upstream one. */
+/* Out of tree: numbers from 0x10000 do not collide with upstream ones. */
 #ifndef KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS
 #define KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS		0x10000
 #endif
@@ -129,13 +131,13 @@ struct kvm_memory_mapping {
 #define KVM_MEMORY_ATTRIBUTES2_TO_PRIVATE(cap)		(((cap) >> 16) & 0xff)
 
 /*
- * Software models of confidential platforms, for development and tests: all
- * that follows exists with CONFIG_KVM_GMEM_EMULATION only.
+ * Software models of confidential platforms, for development and tests. The
+ * rest of this header needs CONFIG_KVM_GMEM_EMULATION.
  *
- * KVM_CHECK_EXTENSION returns a mask of 1 << KVM_GMEM_EMULATE_*. With
- * KVM_ENABLE_CAP a VM of type KVM_X86_SW_PROTECTED_VM that has no guest_memfd,
- * no memslot and no vCPU yet takes on the behaviour of one of them: args[0] is
- * KVM_GMEM_EMULATE_*, args[1] holds flags, the rest must be 0.
+ * KVM_CHECK_EXTENSION returns a mask of 1 << KVM_GMEM_EMULATE_*.
+ * KVM_ENABLE_CAP gives a VM of type KVM_X86_SW_PROTECTED_VM the behaviour of
+ * one of them: args[0] is KVM_GMEM_EMULATE_*, args[1] holds flags, the rest
+ * must be 0. The VM must not have a guest_memfd, a memslot or a vCPU yet.
  */
 #define KVM_CAP_GMEM_EMULATION				0x10004
 
@@ -153,8 +155,8 @@ struct kvm_memory_mapping {
 #define KVM_GMEM_EMULATE_REMOVE_ZEROES			(1ULL << 0)
 
 /*
- * The host sees each aligned 64-bit word of a page that the platform gave up
- * without clearing it combined with this by exclusive or.
+ * If the platform gave a page up without clearing it, the host sees each
+ * aligned 64-bit word of the page XORed with this.
  */
 #define KVM_GMEM_EMULATION_KEY				0x6b766d5f676d656dULL
 
@@ -168,8 +170,8 @@ struct kvm_memory_mapping {
  *	contents; otherwise 0
  * @value: arguments or results, see the operations; otherwise 0
  *
- * LAUNCH_UPDATE advances @gpa and @size, and @uaddr unless it is 0, behind the
- * pages that it has added, and can be repeated until @size is 0.
+ * LAUNCH_UPDATE advances @gpa, @size and, unless it is 0, @uaddr past the
+ * pages that it has added. Repeat it until @size is 0.
  */
 struct kvm_gmem_emulate {
 	__u32 op;
@@ -188,45 +190,47 @@ struct kvm_gmem_emulate {
 /* End the launch; vCPUs run from then on. */
 #define KVM_GMEM_EMULATE_OP_LAUNCH_FINISH		2
 /*
- * Let operations on the page that now is at @gpa fail: value[0] is which
- * (KVM_GMEM_EMULATE_FAIL_*), value[1] the error (KVM_GMEM_EMULATE_ERROR_*),
- * value[2] how often, 0 for never again.
+ * Let operations on the page that is at @gpa now fail: value[0] is the
+ * operation (KVM_GMEM_EMULATE_FAIL_*), value[1] the error
+ * (KVM_GMEM_EMULATE_ERROR_*), value[2] how often; 0 cancels the failure.
  */
 #define KVM_GMEM_EMULATE_OP_INJECT			3
 /*
- * Ask the model about the page at @gpa: value[0] becomes
- * KVM_GMEM_EMULATE_STATE_*, value[1] the gfn that the model has for it,
+ * Query the model about the page at @gpa: value[0] becomes
+ * KVM_GMEM_EMULATE_STATE_*, value[1] the gfn that the model has for the page,
  * value[2] the model's identifier of the owner, and value[3] how many of the
  * VM's private pages the model has destroyed although they stayed private.
  */
 #define KVM_GMEM_EMULATE_OP_QUERY			4
 /*
- * Hold who comes by at a place in the code with the page at @gpa, until it is
- * let go or gets a signal: value[0] is the place (KVM_GMEM_EMULATE_HOLD_*),
- * value[1] is 1 to hold and 0 to let go. value[2] becomes how many are held.
- * A place holds for one page at a time, the last one that was named.
+ * Hold tasks that reach a place in the code with the page at @gpa, until they
+ * are released or get a signal: value[0] is the place
+ * (KVM_GMEM_EMULATE_HOLD_*), value[1] is 1 to hold and 0 to release. value[2]
+ * becomes the number of tasks that are held. A place holds for one page at a
+ * time, the last one that was named.
  */
 #define KVM_GMEM_EMULATE_OP_HOLD			5
 /*
- * Have the guest use the page at @gpa as memory of one kind, as the page tables
- * of a guest on hardware have it: value[0] is KVM_GMEM_EMULATE_ACCESS_*. If the
- * page is of the other kind, its next access is KVM_EXIT_MEMORY_FAULT. ENOSPC
- * for more than 16 pages; EOPNOTSUPP for TDX_MIRROR, whose guests have an
- * address of their own for each kind.
+ * Have the guest use the page at @gpa as memory of one kind, as the page
+ * tables of a guest on hardware have it: value[0] is
+ * KVM_GMEM_EMULATE_ACCESS_*. If the page is of the other kind, its next access
+ * is KVM_EXIT_MEMORY_FAULT. ENOSPC for more than 16 pages; EOPNOTSUPP for
+ * TDX_MIRROR, whose guests have a separate address for each kind.
  */
 #define KVM_GMEM_EMULATE_OP_ACCESS			6
 /*
- * VMs of type KVM_X86_SNP_VM on simulated hardware (CONFIG_KVM_SNP_SIMULATION):
- * let the next commands of the PSP's firmware fail. value[0] is the command's
- * number, value[1] the status that it returns, value[2] how often, 0 for never
- * again. It is about the machine's firmware, whoever gives the command. These
- * VMs have QUERY and INJECT, too, and nothing else of the above. QUERY has this
- * VM's identifier in value[2] for a page that is nobody's, and in value[3] how
- * many pages of the machine are guests'.
+ * VMs of type KVM_X86_SNP_VM on simulated hardware
+ * (CONFIG_KVM_SNP_SIMULATION): let the next commands of the PSP's firmware
+ * fail. value[0] is the command's number, value[1] the status that it returns,
+ * value[2] how often; 0 cancels the failure. This affects the firmware of the
+ * whole machine, whichever VM issues the command. Of the operations above,
+ * these VMs have only QUERY and INJECT. For a page that nobody owns, QUERY
+ * returns this VM's identifier in value[2]. In value[3] it returns how many
+ * pages of the machine belong to guests.
  */
 #define KVM_GMEM_EMULATE_OP_COMMAND			7
 
-/* LAUNCH_UPDATE's types of pages. */
+/* Types of pages for LAUNCH_UPDATE. */
 #define KVM_GMEM_EMULATE_PAGE_NORMAL			1
 #define KVM_GMEM_EMULATE_PAGE_ZERO			3
 #define KVM_GMEM_EMULATE_PAGE_CPUID			6
@@ -238,10 +242,10 @@ struct kvm_gmem_emulate {
 #define KVM_GMEM_EMULATE_FAIL_BLOCK			5
 #define KVM_GMEM_EMULATE_FAIL_TRACK			6
 #define KVM_GMEM_EMULATE_FAIL_REMOVE			7
-/* TDX_MIRROR: caches cannot be flushed of a page that was removed. */
+/* TDX_MIRROR: flushing the caches of a removed page fails. */
 #define KVM_GMEM_EMULATE_FAIL_FLUSH			8
 
-/* Those of RMPUPDATE and PSMASH; BUSY is TDX's, which also has INPUT. */
+/* Errors of RMPUPDATE and PSMASH. TDX has BUSY and INPUT. */
 #define KVM_GMEM_EMULATE_ERROR_INPUT			1
 #define KVM_GMEM_EMULATE_ERROR_PERMISSION		2
 #define KVM_GMEM_EMULATE_ERROR_IN_USE			3
@@ -253,7 +257,7 @@ struct kvm_gmem_emulate {
 /* A conversion or a hole punch, before its invalidation begins. */
 #define KVM_GMEM_EMULATE_HOLD_INVALIDATION		2
 
-/* What the guest means by an access: what the file says, or one kind always. */
+/* The guest's accesses are of the kind that the file has, or always of one. */
 #define KVM_GMEM_EMULATE_ACCESS_ANY			0
 #define KVM_GMEM_EMULATE_ACCESS_SHARED			1
 #define KVM_GMEM_EMULATE_ACCESS_PRIVATE			2
