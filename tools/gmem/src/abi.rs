@@ -28,7 +28,7 @@ pub struct MemoryAttributes2 {
     pub attributes: u64,
     /// A content policy: 0, [`CONTENT_POLICY_ZERO`] or [`CONTENT_POLICY_PRESERVE`].
     pub flags: u64,
-    /// Written by the kernel: where the first page lies that stopped the request.
+    /// Written by the kernel: byte offset of the first page that stopped the request.
     pub error_offset: u64,
     /// Has to be 0.
     pub reserved: [u64; 11],
@@ -43,9 +43,9 @@ pub const KVM_GET_MEMORY_ATTRIBUTES2: c_ulong = iowr::<MemoryAttributes2>(0xd3);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryMapping {
-    /// First guest physical address, in bytes. Out: that of the rest.
+    /// First guest physical address, in bytes. Out: the address of the rest.
     pub base_address: u64,
-    /// Bytes. Out: those of the rest.
+    /// Size in bytes. Out: the size of the rest.
     pub size: u64,
     /// Has to be 0.
     pub flags: u64,
@@ -64,7 +64,7 @@ pub const CONTENT_POLICY_PRESERVE: u64 = 1 << 1;
 
 /// The host may map the file.
 pub const GUEST_MEMFD_FLAG_MMAP: u64 = 1 << 0;
-/// All pages of the file are shared to begin with.
+/// All pages of the file start as shared.
 pub const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 1 << 1;
 /// The host may move the pages of the file to other memory.
 pub const GUEST_MEMFD_FLAG_MIGRATABLE: u64 = 1 << 16;
@@ -105,11 +105,11 @@ pub const KVM_CAP_GMEM_EMULATION: c_ulong = 0x10004;
 pub const KVM_GMEM_EMULATE_SNP: u64 = 1;
 /// Intel TDX.
 pub const KVM_GMEM_EMULATE_TDX: u64 = 2;
-/// Intel TDX, whose guests say by an address which kind of memory they mean.
+/// Intel TDX; guests select the kind of memory by the address.
 pub const KVM_GMEM_EMULATE_TDX_MIRROR: u64 = 3;
 /// A page that is removed from an emulated TDX guest is zeroed.
 pub const KVM_GMEM_EMULATE_REMOVE_ZEROES: u64 = 1 << 0;
-/// What the other side of an emulated platform sees each word combined with, by exclusive or.
+/// The other side of an emulated platform sees each word XORed with this.
 pub const KVM_GMEM_EMULATION_KEY: u64 = 0x6b76_6d5f_676d_656d;
 
 /// One operation on an emulated platform: `struct kvm_gmem_emulate`.
@@ -142,7 +142,7 @@ pub const KVM_GMEM_EMULATE_OP_QUERY: u32 = 4;
 pub const KVM_GMEM_EMULATE_PAGE_NORMAL: u32 = 1;
 /// A page of zeroes.
 pub const KVM_GMEM_EMULATE_PAGE_ZERO: u32 = 3;
-/// A page with what CPUID says.
+/// The page with the CPUID table.
 pub const KVM_GMEM_EMULATE_PAGE_CPUID: u32 = 6;
 /// The state of a page that is not the platform's.
 pub const KVM_GMEM_EMULATE_STATE_NONE: u64 = 0;

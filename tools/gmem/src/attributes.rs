@@ -53,18 +53,17 @@ impl fmt::Display for Visibility {
     }
 }
 
-/// What has to become of the bytes of the range, pages that are in the wanted state already
-/// included.
+/// What happens to the bytes of the range, including pages that already are in the requested state.
 ///
-/// A page that nobody has used yet reads as zeroes whatever is asked for.
+/// A page that nobody has used yet reads as zeroes under every policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// Anything: nothing is promised, and software-protected VMs scramble the range so that
-    /// nobody comes to rely on what it held.
+    /// No guarantee. Software-protected VMs scramble the range, so that users do not come to rely
+    /// on its contents.
     None,
-    /// Zeroes.
+    /// The range reads as zeroes.
     Zero,
-    /// What it held before.
+    /// The bytes do not change.
     Preserve,
 }
 
@@ -96,8 +95,8 @@ impl fmt::Display for Content {
 pub struct ConvertError {
     /// The error number, positive.
     pub errno: i32,
-    /// Byte offset in the file of the first page that stopped the request, for the errors that
-    /// are about a page.
+    /// Byte offset in the file of the first page that stopped the request, for errors that are
+    /// about a page.
     pub offset: Option<u64>,
 }
 
@@ -126,12 +125,12 @@ impl From<ConvertError> for io::Error {
     }
 }
 
-/// Not a page's offset, and the kernel does not look at it: still there after an error, it shows
-/// that the kernel has not written one. `EIO` comes in both kinds.
+/// Not the offset of a page, and the kernel does not read it. If it is still there after an error,
+/// the kernel has not written an offset. `EIO` can come with an offset and without.
 const UNWRITTEN: u64 = u64::MAX;
 
-/// The struct that asks for a conversion. An inverted range cannot be expressed and is `EINVAL`,
-/// which is what the kernel says to a length that overflows.
+/// The struct that asks for a conversion. An inverted range cannot be expressed and is `EINVAL`, as
+/// the kernel returns for a length that overflows.
 fn set_request(
     range: &Range<u64>,
     to: Visibility,
@@ -192,7 +191,8 @@ pub struct Run {
     pub visibility: Visibility,
 }
 
-/// Makes a [`Run`] of what the kernel answered, if it makes sense for a file of `file_size` bytes.
+/// Makes a [`Run`] of the kernel's answer, if the answer makes sense for a file of `file_size`
+/// bytes.
 fn run_from(answer: &MemoryAttributes2, file_size: u64) -> io::Result<Run> {
     let end = answer
         .offset
@@ -216,8 +216,8 @@ fn run_from(answer: &MemoryAttributes2, file_size: u64) -> io::Result<Run> {
 
 /// Iterator over the [`Run`]s of a file, in order and without gaps; see [`GuestMemfd::runs`].
 ///
-/// It ends after the first error. Each run is asked for when the iterator gets there, so
-/// conversions that happen meanwhile may or may not show.
+/// It ends after the first error. The kernel is asked for each run when the iterator gets there, so
+/// concurrent conversions may or may not show.
 #[derive(Debug)]
 pub struct Runs<'a> {
     file: &'a GuestMemfd,
@@ -259,8 +259,8 @@ impl Walk {
 impl GuestMemfd {
     /// Makes the pages of `range` (byte offsets in the file) shared or private, in place.
     ///
-    /// All or nothing; `content` holds for the whole range. To private fails with `EAGAIN` while
-    /// somebody else holds a reference to one of the pages; see
+    /// All or nothing; `content` holds for the whole range. A conversion to private fails with
+    /// `EAGAIN` while somebody else holds a reference to one of the pages; see
     /// [`convert_retrying`](Self::convert_retrying).
     ///
     /// # Errors
@@ -268,8 +268,8 @@ impl GuestMemfd {
     /// Those of `KVM_SET_MEMORY_ATTRIBUTES2` (`guest_memfd/api.rst`, section 2.1). `EAGAIN` also
     /// for a page that somebody [holds](Self::hold), before the kernel is asked.
     ///
-    /// An `EFAULT` here is not about the caller's memory, which is good: the kernel could not
-    /// read or write it for a reason of its own, and nothing was converted.
+    /// `EFAULT` does not mean that the caller's memory is bad: the kernel could not read or write
+    /// the struct for another reason, and nothing was converted.
     pub fn convert(
         &self,
         range: Range<u64>,
@@ -295,11 +295,11 @@ impl GuestMemfd {
         result
     }
 
-    /// Like [`convert`](Self::convert), again and again while it fails with `EAGAIN`, at most
+    /// Like [`convert`](Self::convert), and repeats it while it fails with `EAGAIN`, at most
     /// `attempts` times.
     ///
-    /// A reference may be somebody's access in passing, or a pin that stays: hence the bound.
-    /// Returns how many attempts it took.
+    /// A reference may be a short access or a pin that stays: hence the bound. Returns the number
+    /// of attempts.
     ///
     /// # Errors
     ///
@@ -314,13 +314,13 @@ impl GuestMemfd {
         retry(attempts, || self.convert(range.clone(), to, content))
     }
 
-    /// The state of the page at `offset`, and how far from there on it is the same.
+    /// Returns the state of the page at `offset`, and how far the same state extends from there.
     ///
     /// # Errors
     ///
     /// Those of `KVM_GET_MEMORY_ATTRIBUTES2` (`guest_memfd/api.rst`, section 2.2): `EINVAL` for an
-    /// offset that is not a page's or outside of the file, and for a VM without private memory,
-    /// `ENOTTY` for a file that does not convert, `EIO` for a dead VM.
+    /// offset that is not page aligned or is outside of the file, and for a VM without private
+    /// memory, `ENOTTY` for a file that does not convert, `EIO` for a dead VM.
     pub fn attributes_at(&self, offset: u64) -> io::Result<Run> {
         let mut request = MemoryAttributes2 {
             offset,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What the kernel, or a VM, can do.
+//! What the kernel, or a VM, supports.
 
 use crate::{
     abi,
@@ -22,7 +22,7 @@ use std::{
 pub struct Policies(u8);
 
 impl Policies {
-    /// Whether `content` can be asked for.
+    /// Whether `content` is supported.
     pub fn contains(self, content: Content) -> bool {
         let wanted = content.flags();
         u64::from(self.0) & wanted == wanted
@@ -46,7 +46,7 @@ impl fmt::Display for Policies {
 /// ```
 /// use gmem::{Content, PolicySupport, Visibility};
 ///
-/// // What TDX says: PRESERVE works to private only.
+/// // The value for TDX: PRESERVE is announced to private only.
 /// let tdx = PolicySupport::from_capability(0x030101);
 /// assert!(tdx.allows(Visibility::Private, Content::Preserve));
 /// assert!(!tdx.allows(Visibility::Shared, Content::Preserve));
@@ -64,7 +64,7 @@ pub struct PolicySupport {
 }
 
 impl PolicySupport {
-    /// Takes the value of one of the two `FLAGS` capabilities apart.
+    /// Decodes the value of one of the two `FLAGS` capabilities.
     pub const fn from_capability(value: u32) -> Self {
         let [both, to_shared, to_private, _] = value.to_le_bytes();
         Self {
@@ -92,7 +92,7 @@ pub enum Feature {
     InPlace,
     /// The host can map a guest_memfd.
     Mmap,
-    /// A guest_memfd can be shared to begin with.
+    /// A guest_memfd can start as shared.
     InitShared,
     /// The pages of a guest_memfd can be moved to other memory.
     Migratable,
@@ -105,7 +105,7 @@ pub enum Feature {
 }
 
 impl Feature {
-    /// What it is called, the capability that says whether it is there, and its number.
+    /// The feature's name, the capability that announces it, and that capability's number.
     fn names(self) -> (&'static str, &'static str, u64) {
         let (name, capability, number) = match self {
             Self::InPlace => (
@@ -148,7 +148,7 @@ impl Feature {
     }
 }
 
-/// A feature that was needed and is not there.
+/// A required feature that is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Missing(pub Feature);
 
@@ -165,7 +165,7 @@ impl fmt::Display for Missing {
 
 impl error::Error for Missing {}
 
-/// Everything that is to be known before the first guest_memfd is made.
+/// Everything that a VMM needs to know before it creates the first guest_memfd.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
@@ -183,15 +183,16 @@ pub struct Capabilities {
     pub maps_memory: bool,
     /// [`Feature::ExitMapGpaRange`].
     pub exits_map_gpa_range: bool,
-    /// The types of VM that the host has, as a mask of `1 << type`; 0 where VMs are not told apart
-    /// so. `KVM_CAP_VM_TYPES`.
+    /// The types of VM that the host supports (`KVM_CAP_VM_TYPES`), as a mask of `1 << type`; 0
+    /// where KVM does not report types in this way.
     pub vm_types: u32,
 }
 
 impl Capabilities {
-    /// Asks a VM, by its descriptor. That of `/dev/kvm` says what some type of VM here can.
+    /// Queries a VM, by its descriptor. The descriptor of `/dev/kvm` returns what at least one type
+    /// of VM supports here.
     ///
-    /// What cannot be asked can do nothing.
+    /// A descriptor that cannot be queried supports nothing.
     pub fn of(asked: &impl AsRawFd) -> Self {
         let value = |capability| kvm::check_extension(asked, capability);
         let attributes = value(abi::KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES);
@@ -225,7 +226,7 @@ impl Capabilities {
         }
     }
 
-    /// Returns the first of `features` that is not there as the error.
+    /// Returns the first missing one of `features` as the error.
     ///
     /// ```
     /// use gmem::{Capabilities, Feature, Missing};

@@ -3,8 +3,8 @@
 //! Software models of confidential platforms, for the development of VMMs.
 //!
 //! A kernel with `CONFIG_KVM_GMEM_EMULATION` can give a software-protected VM the behaviour of SNP
-//! or TDX: the launch, the contents that the other side sees, the errors. Nothing of that protects
-//! a guest.
+//! or TDX: the launch, the contents that the other side sees, the errors. None of this protects a
+//! guest.
 
 use crate::{
     abi::{
@@ -33,8 +33,8 @@ pub enum Platform {
         /// Whether a page reads as zeroes when it has been removed from the guest.
         removal_zeroes: bool,
     },
-    /// Intel TDX once more, under KVM's mirrored page table. Bit 39 of an address says that the
-    /// guest means shared memory, its code and page tables included, and the launch needs a vCPU.
+    /// Intel TDX once more, under KVM's mirrored page table. Bit 39 of an address selects shared
+    /// memory, also for the guest's code and page tables. The launch needs a vCPU.
     MirroredTdx,
 }
 
@@ -69,7 +69,7 @@ pub enum Page {
     Normal,
     /// Zeroes, whatever it held. SNP only.
     Zero,
-    /// The table of what CPUID says. SNP only.
+    /// The CPUID table. SNP only.
     Cpuid,
 }
 
@@ -100,11 +100,11 @@ impl Emulation {
         self.platform
     }
 
-    /// Gives private pages to the guest, with what they hold as their contents.
+    /// Gives private pages to the guest, with their own contents.
     ///
     /// # Errors
     ///
-    /// Some pages may have been given then; the range is what has been left.
+    /// Some pages may have been given to the guest then; the range is what is left.
     pub fn add_in_place(
         &self,
         page: Page,

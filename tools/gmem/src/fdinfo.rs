@@ -15,8 +15,8 @@ use std::{
 pub struct FdInfo {
     /// Private and shared are kept apart page by page, and can be converted.
     pub converts_in_place: bool,
-    /// What keeps private pages private: `sw-protected`, `snp`, `tdx`, `pkvm`, with ` (model)` behind
-    /// it for a software model, or `none`. Empty if the kernel does not say.
+    /// What keeps private pages private: `sw-protected`, `snp`, `tdx`, `pkvm`, followed by `
+    /// (model)` for a software model, or `none`. Empty if the kernel does not report it.
     pub vendor: String,
     /// Size of the file.
     pub size: u64,
@@ -31,7 +31,7 @@ pub struct FdInfo {
     /// How much lies in physically contiguous pieces of the size of a large mapping; [`None`] if the
     /// kernel does not say, as for [`large`](Self::large).
     pub contiguous: Option<u64>,
-    /// How much of that a guest can have by large mappings, as it is in use and all private or all
+    /// How much of that can be mapped large for a guest, as it is in use and all private or all
     /// shared.
     pub large: Option<u64>,
     /// The memslots that show pages of the file, lowest page first.
@@ -62,7 +62,7 @@ pub struct BoundSlot {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FdInfoError {
-    /// `/proc` did not say: `EACCES` without permission, `ENOENT` for no such descriptor.
+    /// `/proc` could not be read: `EACCES` without permission, `ENOENT` for no such descriptor.
     Io(io::Error),
     /// The descriptor is another kind of file.
     NotGuestMemfd,

@@ -49,7 +49,7 @@ impl CreateFlags {
     pub const NONE: Self = Self(0);
     /// The host may map the file.
     pub const MMAP: Self = Self(abi::GUEST_MEMFD_FLAG_MMAP);
-    /// All pages are shared to begin with, instead of private.
+    /// All pages start as shared, instead of private.
     pub const INIT_SHARED: Self = Self(abi::GUEST_MEMFD_FLAG_INIT_SHARED);
     /// The host's memory management may move the pages to other memory: for compaction, to another
     /// NUMA node, or off memory that goes offline. The guest does not notice. Only VMs have it in
@@ -109,11 +109,11 @@ pub struct GuestMemfd {
 }
 
 impl GuestMemfd {
-    /// Makes a guest_memfd of `size` bytes for `vm`, the descriptor of a VM. Its own descriptor is
-    /// closed by exec().
+    /// Makes a guest_memfd of `size` bytes for `vm`, the descriptor of a VM. The new descriptor is
+    /// close-on-exec.
     ///
-    /// The kernel makes it without that flag, so that a program which another thread executes at
-    /// this very moment can still get it.
+    /// The kernel creates the descriptor without that flag. So a program that another thread
+    /// executes at this moment can still inherit it.
     ///
     /// # Errors
     ///
@@ -124,10 +124,10 @@ impl GuestMemfd {
         Self::from_fd(kvm::create_guest_memfd(vm, size, flags.bits())?)
     }
 
-    /// Takes over a guest_memfd that was made elsewhere, for example by another process. Whether
-    /// it is closed when the process executes another program stays as it is.
+    /// Takes over a guest_memfd that was created elsewhere, for example by another process. The
+    /// close-on-exec flag of the descriptor does not change.
     ///
-    /// Whether it is one only shows when it is used: other files answer `ENOTTY`.
+    /// Whether the file is a guest_memfd only shows when it is used: other files return `ENOTTY`.
     ///
     /// # Errors
     ///
@@ -165,7 +165,7 @@ impl GuestMemfd {
         Mapping::new(&self.file, self.identity, range)
     }
 
-    /// Gives the pages of `range` memory now instead of at their first use.
+    /// Allocates the memory of the pages of `range` now instead of at their first use.
     ///
     /// # Errors
     ///
@@ -175,7 +175,7 @@ impl GuestMemfd {
         self.fallocate(libc::FALLOC_FL_KEEP_SIZE, range)
     }
 
-    /// Takes the memory of the pages of `range` away. Their state stays; they read as zeroes.
+    /// Frees the memory of the pages of `range`. They stay private or shared, and read as zeroes.
     ///
     /// # Errors
     ///

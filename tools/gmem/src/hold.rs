@@ -2,9 +2,9 @@
 
 //! Keeping pages shared while this process uses them.
 //!
-//! A load or store at a private page is `SIGBUS`. Asking first does not help: the page can become
-//! private between the question and the access. So each page has a count of its users.
-//! [`GuestMemfd::convert`] refuses to make a page private whose count is not 0, with `EAGAIN`, as
+//! A load or store at a private page is `SIGBUS`. Checking first does not help: the page can become
+//! private between the check and the access. So each page has a count of its users.
+//! [`GuestMemfd::convert`] refuses with `EAGAIN` to make a page private whose count is not 0, as
 //! the kernel does for its own references.
 
 use crate::{
@@ -33,15 +33,15 @@ use std::{
     },
 };
 
-/// Bytes of file that are counted together. Larger pages of the host are several of these, and a
-/// conversion is about all of them.
+/// Bytes of the file that share one count. A larger page of the host has several counts, and a
+/// conversion checks all of them.
 const GRAIN: u64 = 0x1000;
 /// How many counts are allocated at once: those of 16 MiB of file, in 16 KiB.
 const COUNTS: u64 = 0x1000;
 
 /// The kernel has said that the page is shared, and this process has not asked for a change since.
 const SHARED: u32 = 1 << 31;
-/// How many use the page.
+/// The number of users of the page.
 const USERS: u32 = SHARED - 1;
 
 type Counts = [AtomicU32; COUNTS as usize];
@@ -49,17 +49,17 @@ type Counts = [AtomicU32; COUNTS as usize];
 /// Who uses which pages of a file.
 ///
 /// Locking: counts go up under the lock for reading, and a conversion to private holds the lock for
-/// writing from before it looks at the counts until the kernel has converted. Counts go down under
-/// no lock. Nobody waits for a count while holding the lock.
+/// writing from before it looks at the counts until the kernel has converted. Counts go down
+/// without the lock. No task waits for a count while it holds the lock.
 pub(crate) struct Holds {
     /// Grains of the file.
     grains: u64,
-    /// What nobody ever used has no counts.
+    /// Parts that were never used have no counts.
     counts: OnceLock<Box<[OnceLock<Box<Counts>>]>>,
     lock: RwLock<()>,
 }
 
-/// Lets no page become private that is in use, see [`Holds::converting`].
+/// Keeps pages in use from becoming private, see [`Holds::converting`].
 pub(crate) struct Converting<'a> {
     holds: &'a Holds,
     _guard: RwLockWriteGuard<'a, ()>,
@@ -161,8 +161,8 @@ impl Holds {
         Ok(())
     }
 
-    /// Counts one user less. Whatever that user did to the pages comes before a conversion that
-    /// finds the count to be 0.
+    /// Removes one user from the count. All accesses of that user are ordered before a conversion
+    /// that finds the count to be 0.
     fn release(&self, grains: &Range<u64>) {
         for grain in grains.clone() {
             self.count(grain).fetch_sub(1, Ordering::Release);
@@ -178,8 +178,8 @@ impl Holds {
             && !range.is_empty()
     }
 
-    /// Keeps everybody from beginning to use pages until the return value is dropped, and says which
-    /// offset in `range` is the first that is in use.
+    /// Blocks new users of pages until the return value is dropped, and returns the first offset in
+    /// `range` that is in use.
     pub(crate) fn converting(&self, range: &Range<u64>) -> Result<Converting<'_>, u64> {
         let guard = self.lock.write().unwrap_or_else(PoisonError::into_inner);
         let used = self.find(range, |grain, count| {
@@ -243,21 +243,23 @@ impl GuestMemfd {
     /// Keeps the pages of `range` (byte offsets in the file) shared until the return value is
     /// dropped, for accesses that would get `SIGBUS` otherwise.
     ///
-    /// It is to this library what a pin is to the kernel: [`convert`](Self::convert) to private is
-    /// `EAGAIN` for a page that is held, with its offset. So do not wait for a conversion while you
-    /// hold one of its pages. While a conversion is under way, this waits for its end.
+    /// A hold is to this library what a pin is to the kernel: [`convert`](Self::convert) to private
+    /// fails with `EAGAIN` and the page's offset if a page is held. So do not wait for a conversion
+    /// while you hold one of its pages. While a conversion is in progress, this function waits for
+    /// its end.
     ///
-    /// It takes a step for each page of 4 KiB, and once 4 bytes of memory for each, in parts of 16 KiB.
+    /// The cost is one step for each page of 4 KiB. At the first use of a part of the file, 4 bytes
+    /// are allocated for each page, 16 KiB at a time.
     ///
-    /// Conversions that do not go through this object are not kept away: those of other processes,
-    /// and those that are asked of another `GuestMemfd` for the same file. Nor are holes, and
-    /// failing memory.
+    /// A hold has no effect on conversions that do not go through this object: those of other
+    /// processes, and those through another `GuestMemfd` for the same file. It has no effect on
+    /// holes and failing memory either.
     ///
     /// # Errors
     ///
     /// [`AccessError::Refused`] for the first page that is private. [`AccessError::OutOfRange`] for
-    /// a range that leaves the file. [`AccessError::Os`] if the kernel does not say: `ENOTTY` from
-    /// one without `KVM_GET_MEMORY_ATTRIBUTES2`.
+    /// a range that leaves the file. [`AccessError::Os`] if the kernel cannot tell: `ENOTTY` from a
+    /// kernel without `KVM_GET_MEMORY_ATTRIBUTES2`.
     pub fn hold(self: &Arc<Self>, range: Range<u64>) -> Result<Hold, AccessError> {
         self.holds().hold(&range, |offset| self.state_at(offset))?;
         Ok(Hold(Arc::new(Held {
@@ -266,8 +268,9 @@ impl GuestMemfd {
         })))
     }
 
-    /// Like [`attributes_at`](Self::attributes_at) of the page that has `offset`, and shared to the
-    /// end for a file that does not convert: it is shared as a whole, or nobody can map it.
+    /// Like [`attributes_at`](Self::attributes_at) for the page that contains `offset`. A file that
+    /// does not convert counts as shared to its end: either all of it is shared, or nobody can map
+    /// it.
     fn state_at(&self, offset: u64) -> io::Result<Run> {
         let page = offset - offset % page_size();
         let error = match self.attributes_at(page) {
@@ -290,7 +293,7 @@ impl GuestMemfd {
         }
     }
 
-    /// Whether the file knows the ioctl that converts, whatever that says to a request for nothing.
+    /// Whether the file has the ioctl that converts, whatever it returns for an empty request.
     fn has_conversion(&self) -> bool {
         self.set_memory_attributes(&mut MemoryAttributes2::default()) != Err(libc::ENOTTY)
     }

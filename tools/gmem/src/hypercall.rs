@@ -36,7 +36,7 @@ const HYPERCALL_PAGE: u64 = 0x1000;
 
 /// Has KVM hand `KVM_HC_MAP_GPA_RANGE` to the VMM, as `KVM_EXIT_HYPERCALL`.
 ///
-/// `vm` is the descriptor of a VM. On arm64 none of its vCPUs has run.
+/// `vm` is the descriptor of a VM. On arm64 none of its vCPUs may have run yet.
 ///
 /// # Errors
 ///
@@ -53,21 +53,21 @@ pub fn exit_on_map_gpa_range(vm: &impl AsRawFd) -> io::Result<()> {
 pub struct MapGpaRange {
     /// Guest physical addresses, in bytes.
     pub range: Range<u64>,
-    /// What the range is to be.
+    /// What the range becomes.
     pub to: Visibility,
-    /// Whether the guest has no use for the memory any more, and none of its bytes is there: a guest
-    /// of pKVM has made MEM_RELINQUISH. It is private, and stays so.
+    /// Whether the guest has given the memory back, by pKVM's MEM_RELINQUISH, and its bytes are
+    /// gone. The range is private, and stays private.
     pub given_back: bool,
 }
 
-/// Guests of pKVM can give memory back, and nobody else.
+/// Only guests of pKVM can give memory back.
 const CAN_GIVE_BACK: bool = cfg!(target_arch = "aarch64");
 
 impl MapGpaRange {
-    /// Takes the `args` of the hypercall apart (`Documentation/virt/kvm/x86/hypercalls.rst`; those of
-    /// a `KVM_EXIT_HYPERCALL` on arm64 are the same). [`None`] if they make no sense: no page,
-    /// addresses that wrap, an attribute that there is not. The preferred page size is no more than
-    /// that, and left out.
+    /// Decodes the `args` of the hypercall (`Documentation/virt/kvm/x86/hypercalls.rst`; the
+    /// arguments of a `KVM_EXIT_HYPERCALL` on arm64 are the same). Returns [`None`] if they make no
+    /// sense: no page, addresses that wrap, or an unknown attribute. The preferred page size is
+    /// only a hint, and is ignored.
     ///
     /// ```
     /// use gmem::{MapGpaRange, Visibility};
@@ -104,40 +104,42 @@ impl MapGpaRange {
     }
 }
 
-/// How a VMM serves a guest's requests: the guest has no say in that.
+/// How a VMM serves a guest's requests. The guest cannot influence this.
 #[derive(Clone, Copy, Debug)]
 pub struct Service<'a> {
-    /// What becomes of the bytes. Guests of pKVM, and the software-protected ones of Linux, expect
+    /// The content policy. Guests of pKVM, and software-protected Linux guests, expect
     /// [`Content::Preserve`].
     pub content: Content,
-    /// How often a conversion is tried that is refused with `EAGAIN`.
+    /// How often a conversion that fails with `EAGAIN` is tried.
     pub attempts: u32,
     /// What to do with addresses that are in no region.
     pub outside: Outside,
-    /// Has what has been converted mapped for the guest, so that its next access takes no fault. A
-    /// guest of pKVM has the pages mapped that it asks for.
+    /// If set, maps converted memory for the guest, so that its next access takes no fault. For a
+    /// guest of pKVM, the pages of a request are mapped already.
     pub populate: Option<&'a Populator>,
 }
 
-/// What has become of a guest's request.
+/// The result of a guest's request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[must_use = "the guest waits for `ret`"]
 pub struct Served {
-    /// What it was; [`None`] if it made no sense.
+    /// The request; [`None`] if it made no sense.
     pub request: Option<MapGpaRange>,
-    /// Why it was refused, or memory that was given back not freed. `EIO` with an address means that the VM is dead: the VMM has to end it.
+    /// Why the request was refused, or why memory that was given back was not freed. `EIO` with an
+    /// address means that the VM is dead: the VMM has to end it.
     pub converted: Result<(), RangeError>,
-    /// Whether the range is mapped now, if that was to be done. The guest does not need to know: what
-    /// is not mapped takes a fault.
+    /// Whether the range is mapped now, if that was requested. The guest does not need to know: an
+    /// access to memory that is not mapped takes a fault.
     pub populated: Option<Result<(), PopulateError>>,
 }
 
 impl Served {
     /// The value for `ret` of the exit: 0, `EAGAIN` or `EINVAL`, positive.
     ///
-    /// These are the three that `KVM_CAP_EXIT_HYPERCALL` has (`Documentation/virt/kvm/api.rst`). A
-    /// `KVM_RUN` of an SNP or TDX guest fails for any other. `EAGAIN` has a TDX guest ask again.
+    /// These are the three values that `KVM_CAP_EXIT_HYPERCALL` allows
+    /// (`Documentation/virt/kvm/api.rst`). For any other value `KVM_RUN` of an SNP or TDX guest
+    /// fails. `EAGAIN` makes a TDX guest ask again.
     pub fn ret(&self) -> u64 {
         match &self.converted {
             Ok(()) => 0,
@@ -146,7 +148,7 @@ impl Served {
     }
 }
 
-/// How an error of a conversion is told to a guest.
+/// How an error of a conversion is reported to a guest.
 fn hypercall_ret(errno: i32) -> u64 {
     match errno {
         libc::EAGAIN => libc::EAGAIN as u64,
@@ -158,8 +160,7 @@ impl Regions {
     /// Serves a `KVM_EXIT_HYPERCALL`: converts what the guest asks for, or frees what it has given
     /// back, and says what to answer. [`None`] for a hypercall other than `KVM_HC_MAP_GPA_RANGE`.
     ///
-    /// `nr` and `args` are the exit's. They come from the guest, and nothing is taken for granted
-    /// about them.
+    /// `nr` and `args` are from the exit. They come from the guest, and are not trusted.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

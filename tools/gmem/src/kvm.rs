@@ -2,8 +2,8 @@
 
 //! The ioctls of `<linux/kvm.h>` that this library makes itself.
 //!
-//! They take whatever holds the descriptor, so that a VMM need not use one certain version of one
-//! certain crate for the rest of KVM. A file that is not KVM's refuses them with `ENOTTY`.
+//! They take any object that holds the descriptor, so that a VMM can use any version of any crate
+//! for the rest of KVM. A file that is not KVM's refuses them with `ENOTTY`.
 
 use crate::abi::{
     iow,
@@ -53,8 +53,8 @@ fn result(value: c_int) -> io::Result<c_int> {
     }
 }
 
-/// The value of a capability for `/dev/kvm` or a VM. It is 0 if the kernel does not know it, and if
-/// it cannot be asked.
+/// Returns the value of a capability for `/dev/kvm` or a VM: 0 if the kernel does not know the
+/// capability, or if the descriptor cannot be queried.
 pub(crate) fn check_extension(asked: &impl AsRawFd, capability: c_ulong) -> u32 {
     // SAFETY: The ioctl takes a number.
     let value = unsafe { ioctl_with_val(asked, KVM_CHECK_EXTENSION, capability) };

@@ -2,10 +2,10 @@
 
 //! guest_memfd with in-place conversion, for VMMs.
 //!
-//! A guest_memfd holds the memory of a virtual machine. One that *converts in place* keeps for
-//! each of its pages whether the page is shared with the host or private to the guest, and
-//! changes that without moving the page. [`GuestMemfd::convert`] asks for such a change, and
-//! [`Content`] says what has to become of the bytes.
+//! A guest_memfd holds the memory of a virtual machine. A file that *converts in place* records for
+//! each of its pages whether the page is shared with the host or private to the guest, and changes
+//! this without moving the page. [`GuestMemfd::convert`] requests such a change, and [`Content`]
+//! says what happens to the bytes.
 //!
 //! ```no_run
 //! use gmem::{
@@ -63,7 +63,8 @@
 //!
 //! # Private pages and signals
 //!
-//! A load or store of the host at a private page is `SIGBUS`. Nothing here needs a handler for it:
+//! If the host loads from or stores to a private page, the process gets `SIGBUS`. This library
+//! needs no signal handler:
 //!
 //! - [`Mapping::try_read`] and [`Mapping::try_write`] let the kernel do the access, which is an error
 //!   where the page is private.
@@ -76,9 +77,9 @@
 //!
 //! # Descriptors
 //!
-//! Functions take whatever has the descriptor of a VM or vCPU ([`AsRawFd`](std::os::fd::AsRawFd)), so
-//! this library goes with any version of `kvm-ioctls`, and without. The descriptors that it makes
-//! are closed by exec().
+//! Functions take any object that has the descriptor of a VM or vCPU
+//! ([`AsRawFd`](std::os::fd::AsRawFd)), so this library works with any version of `kvm-ioctls`, and
+//! without it. The descriptors that it creates are close-on-exec.
 //!
 //! # Features
 //!

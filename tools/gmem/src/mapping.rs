@@ -27,12 +27,13 @@ pub enum AccessError {
     /// The bytes are not all in the mapping, or in the file.
     OutOfRange,
     /// The host may not touch the page at this file offset: it is private. An ordinary load or
-    /// store to it gets `SIGBUS`. What lies before it has been read or written, if that was asked.
+    /// store to it gets `SIGBUS`. The bytes before it have been read or written, if they were
+    /// requested.
     Refused {
         /// The first byte that was refused.
         offset: u64,
     },
-    /// The probe itself did not work; says nothing about the page.
+    /// The probe itself failed; this says nothing about the page.
     Os(io::Error),
 }
 
@@ -71,7 +72,7 @@ impl error::Error for AccessError {
 /// - [`load`](Self::load) and [`store`](Self::store) do the access themselves. On a private page
 ///   the process gets `SIGBUS`, unless a [`Hold`](crate::Hold) keeps the page shared.
 ///
-/// No reference to the memory is ever given out: guest and host change it at any time.
+/// No Rust reference to the memory is ever given out: guest and host can change it at any time.
 #[derive(Debug)]
 pub struct Mapping {
     address: NonNull<u8>,
@@ -85,7 +86,7 @@ unsafe impl Send for Mapping {}
 // as the guest may change it at any time, so another thread is nothing new.
 unsafe impl Sync for Mapping {}
 
-/// What is copied at once: it goes through an empty pipe whole, however small the pipe is.
+/// The number of bytes copied at once. It fits into any empty pipe, however small the pipe is.
 const CHUNK: u64 = libc::PIPE_BUF as u64;
 
 impl Mapping {
@@ -169,7 +170,7 @@ impl Mapping {
         self.atomic(offset).store(value, Ordering::Relaxed)
     }
 
-    /// Reads `bytes` from `offset` on, or says why the host cannot.
+    /// Reads `bytes` from `offset` on, or returns why the host cannot.
     ///
     /// # Errors
     ///
@@ -188,7 +189,7 @@ impl Mapping {
         })
     }
 
-    /// Writes `bytes` from `offset` on, or says why the host cannot.
+    /// Writes `bytes` from `offset` on, or returns why the host cannot.
     ///
     /// # Errors
     ///
@@ -303,9 +304,9 @@ fn refusal(error: io::Error, offset: u64) -> AccessError {
     }
 }
 
-/// Takes bytes through the kernel, which checks addresses where this process would get a signal.
+/// Copies bytes through the kernel, which returns an error where this process would get a signal.
 ///
-/// One serves a single call: a refused copy may leave bytes behind in it.
+/// It is for one call only: a refused copy may leave bytes in the pipe.
 struct Pipe {
     reader: OwnedFd,
     writer: OwnedFd,

@@ -17,22 +17,22 @@ use std::{
 };
 
 const PAGE: u64 = 0x1000;
-/// Files up to this many pages are asked page by page what was used.
+/// For files of up to this many pages, each page is checked for use.
 const USED_LIMIT: u64 = 1 << 18;
-/// No one looks at more runs than this, and reading them takes long.
+/// More runs than this would not be readable, and reading them takes long.
 const RUN_LIMIT: usize = 1 << 20;
 
 /// What a file looks like at a moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Picture {
-    /// What is written over it.
+    /// The caption.
     pub title: String,
     /// Size of the file in bytes.
     pub size: u64,
     /// The runs of private and of shared pages, in order.
     pub runs: Vec<Run>,
-    /// Which pages were used; [`None`] for a file that the host cannot map, or that is too
-    /// large to ask.
+    /// Which pages were used; [`None`] for a file that the host cannot map, or that is too large to
+    /// check.
     pub used: Option<Vec<bool>>,
 }
 
@@ -41,7 +41,7 @@ impl Picture {
     ///
     /// # Errors
     ///
-    /// What asking for the attributes returns: the file has to be one that converts in place.
+    /// Those of reading the attributes: the file has to convert in place.
     pub fn of(file: &GuestMemfd, title: String) -> io::Result<Self> {
         Ok(Self {
             title,

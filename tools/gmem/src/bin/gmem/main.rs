@@ -30,7 +30,7 @@ use std::{
 #[derive(Parser)]
 #[command(name = "gmem", version)]
 struct Arguments {
-    /// Print JSON, sizes in bytes; a value a line where there is more than one to come.
+    /// Print JSON, with sizes in bytes; commands that continue print one value a line.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -60,7 +60,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         svg: Option<PathBuf>,
     },
-    /// Draw a guest_memfd each time that it has changed, until it is closed.
+    /// Draw a guest_memfd each time it has changed, until it is closed.
     Watch {
         /// The process.
         pid: u32,
@@ -72,7 +72,7 @@ enum Command {
     },
     /// Print each conversion on the machine as it ends, and a summary.
     Trace {
-        /// Stop after this many seconds; else at the end of standard input, or when killed.
+        /// Stop after this many seconds; by default at the end of standard input, or when killed.
         #[arg(long, value_name = "N")]
         seconds: Option<u64>,
     },
