@@ -2,10 +2,10 @@
 
 //! Which pages of a file are private and which shared.
 //!
-//! Readers look pages up under RCU, from any context, or with the file's invalidate lock held. The
-//! one writer at a time shows a [`Writer`], which only the holder of that lock can have. A change is
-//! made in two halves, as everything before the point of no return must be able to fail and nothing
-//! after it may: [`AttributeMap::reserve`] allocates, [`Reservation::store`] stores.
+//! Readers look pages up under RCU, from any context, or with the file's invalidate lock held.
+//! There is one writer at a time. It needs a [`Writer`], which only the holder of that lock can
+//! have. A change is made in two halves, as everything before the point of no return may fail and
+//! nothing after it: [`AttributeMap::reserve`] allocates, [`Reservation::store`] stores.
 //!
 //! The memory is charged to the cgroup of the task that converts, and bounded by the size of the
 //! file: a bitmap for 512 pages, and a table of the size of a page for as many bitmaps or tables as
@@ -139,19 +139,19 @@ impl AttributeMap {
         unsafe { self.tree.clear() }
     }
 
-    /// Whether the page `at` is private or shared; private behind the end of the file.
+    /// Returns whether the page `at` is private or shared; private behind the end of the file.
     ///
-    /// Any context. A walk from table to table, as many as the size of the file takes, and a bit.
+    /// Any context. The lookup walks one table per level, and reads a bit.
     #[inline]
     pub(crate) fn load(&self, at: PageIndex, _reader: Reader<'_>) -> Visibility {
         // SAFETY: The reader keeps what it finds.
         unsafe { self.tree.load(at) }
     }
 
-    /// Pages around `at` that are all the same; [`None`] behind the end of the file. Any context.
+    /// Returns pages around `at` that are all the same; [`None`] behind the end of the file. Any
+    /// context.
     ///
-    /// The pages on either side may be the same, too: what is returned is what the map finds in one
-    /// place.
+    /// The pages on either side may be the same, too: the result is one entry of the map.
     pub(crate) fn run_at(&self, at: PageIndex, _reader: Reader<'_>) -> Option<Run> {
         // SAFETY: The reader keeps what it finds.
         unsafe { self.tree.run_at(at) }
@@ -161,8 +161,8 @@ impl AttributeMap {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`; `EBUSY` while there is another reservation, whose commit could leave this one with
-    /// too little.
+    /// `ENOMEM`; `EBUSY` while there is another reservation: after its commit this one could have
+    /// too few nodes.
     #[inline]
     pub fn reserve<'g>(
         &'g self,
@@ -205,8 +205,8 @@ pub struct Reservation<'g> {
 impl Reservation<'_> {
     /// Stores the attributes. Cannot fail.
     ///
-    /// What becomes private was taken from the host before, and what becomes shared was given up by
-    /// its platform.
+    /// Before this, pages that become private were taken from the host, and pages that become
+    /// shared were given up by their platform.
     #[inline]
     pub(crate) fn store(mut self) {
         // SAFETY: By the type's invariants this is the only writer.

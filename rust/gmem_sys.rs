@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Safe types over the C that guest_memfd stands on: page cache, VFS, RCU, KVM.
+//! Safe types over the C code that guest_memfd is built on: page cache, VFS, RCU, KVM.
 //!
 //! Every `unsafe` and every binding of the project is in this crate; the crates above it
 //! (`gmem_core`, `gmem_policy`) forbid both. It assumes that they are wrong but safe: whatever they
-//! answer, and in whichever order they call, they may lose a guest's data, return an error, kill the
-//! VM, hang, or leak pages. They do not cause undefined behaviour, let the host reach a byte of a
-//! page whose attribute is private, show a page with what its memory held before, free a page that a
-//! platform has, or have a conversion that promises zeroes succeed over other bytes.
+//! answer, and in whichever order they call, they may lose a guest's data, return an error, kill
+//! the VM, hang, or leak pages. They cannot cause undefined behaviour, let the host reach a byte of
+//! a page whose attribute is private, show what the memory of a page held before, free a page that
+//! a platform has, or let a conversion that promises zeroes succeed over other bytes.
 //!
-//! `gmem_types` has no `unsafe` either, but is believed: pages and ranges are computed by it.
+//! `gmem_types` has no `unsafe` either, but is trusted: it computes pages and ranges.
 //!
 //! The files are shaped like those of the kernel crate, one C header each.
 

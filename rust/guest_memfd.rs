@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the crate above has to implement.
+//! The trait that the crate above implements.
 
 use crate::{
     fs::{
@@ -39,14 +39,14 @@ use kernel::{
     seq_file::SeqFile, //
 };
 
-/// What a guest_memfd implementation does, called with everything checked that is not policy.
+/// A guest_memfd implementation. Everything that is not policy is checked before it is called.
 pub trait GuestMemfd: Sized + 'static {
     /// The operations tables, which [`register_entry_points!`](crate::register_entry_points) makes.
     ///
-    /// Asked once, when KVM is loaded. What is returned then is used for everything from then on.
+    /// Called once, when KVM is loaded. The result is used from then on.
     fn tables() -> &'static Tables;
 
-    /// KVM_CREATE_GUEST_MEMFD: a descriptor for a new file of `size` bytes.
+    /// KVM_CREATE_GUEST_MEMFD: returns a descriptor for a new file of `size` bytes.
     fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32>;
 
     /// KVM_CHECK_EXTENSION, on a VM or on /dev/kvm. [`None`] for a capability that is not ours.
@@ -58,7 +58,7 @@ pub trait GuestMemfd: Sized + 'static {
     /// A guest fault. Called inside SRCU; sleeps.
     fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>>;
 
-    /// What such a fault would get if the page is in use, and no platform has a part in it. Any
+    /// Returns the page of such a fault if it is in use and no platform has a part in it. Any
     /// context.
     fn in_use<'a>(fault: &GuestFault<'a>) -> Option<GuestPage<'a>>;
 
@@ -66,19 +66,19 @@ pub trait GuestMemfd: Sized + 'static {
     /// a mapping could show what is in use there. Called inside SRCU; sleeps.
     fn allocate_block(fault: &GuestFault<'_>) -> bool;
 
-    /// Fills pages before launch; returns how many were. Called with slots_lock held.
+    /// Fills pages before launch, and returns how many. Called with slots_lock held.
     fn populate(populate: &Populate<'_>) -> Result<u64>;
 
     /// fallocate(), `offset` and `len` in bytes.
     fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Result;
 
-    /// KVM_SET_MEMORY_ATTRIBUTES2 on the file. What it is done by says that it is.
+    /// KVM_SET_MEMORY_ATTRIBUTES2 on the file. The [`Done`] is evidence that it was carried out.
     fn set_memory_attributes<'f>(file: &'f GmemFile, arg: UserPointer) -> Result<Done<'f>>;
 
     /// KVM_GET_MEMORY_ATTRIBUTES2 on the file.
     fn get_memory_attributes(file: &GmemFile, arg: UserPointer) -> Result;
 
-    /// ioctl() on a vCPU, if nobody else knows it. Called with the vCPU's mutex held.
+    /// An ioctl on a vCPU that generic code does not know. Called with the vCPU's mutex held.
     fn vcpu_ioctl(vcpu: &mut Vcpu<'_>, cmd: u32, arg: UserPointer) -> Result;
 
     /// Prints the file's part of `/proc/PID/fdinfo/FD`. Sleeps.
@@ -87,7 +87,8 @@ pub trait GuestMemfd: Sized + 'static {
     /// Prints a run of a file in debugfs. Sleeps.
     fn show_run(run: &Run, out: &SeqFile);
 
-    /// A host fault, with the attributes of its file held. Called with mmap_lock or the VMA lock held.
+    /// A host fault, during which the attributes of its file do not change. Called with mmap_lock or
+    /// the VMA lock held.
     fn fault<'a>(fault: &mut HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>>;
 
     /// Memory management moves a page to other memory. Called with its folio locked, from wherever

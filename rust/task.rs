@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What long work asks about the task that does it.
+//! Checks that long work makes about its own task.
 //!
 //! C headers: [`include/linux/sched.h`](srctree/include/linux/sched.h),
 //! [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h)
 
 use crate::bindings;
 
-/// Lets others run; call it between folios of a long walk.
+/// Lets other tasks run; call it between folios of a long walk.
 ///
 /// The kernel crate has no `cond_resched()`.
 #[inline]
@@ -16,7 +16,7 @@ pub fn reschedule() {
     unsafe { bindings::gmem_cond_resched() }
 }
 
-/// Whether the calling task is being killed: who can still return an error stops then.
+/// Whether the calling task is being killed. Work that can still return an error stops then.
 ///
 /// The kernel crate has no `fatal_signal_pending()`.
 #[inline]

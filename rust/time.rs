@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How often something is done.
+//! A rate limit.
 //!
 //! C header: [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
 
@@ -10,10 +10,10 @@ use kernel::time::{
     Delta, //
 };
 
-/// How often something is done: [`BURST`](Self::BURST) times at once, then one time for each
+/// A rate limit: [`BURST`](Self::BURST) turns at once, then one turn per
 /// [`INTERVAL`](Self::INTERVAL).
 ///
-/// Whoever has the lock that it is behind takes turns.
+/// It is protected by a lock of its user.
 pub(crate) struct RateLimit {
     /// Up to when all turns are taken.
     taken: u64,

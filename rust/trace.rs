@@ -2,8 +2,9 @@
 
 //! Trace events.
 //!
-//! What an event says is only made up if it is on, by a function that is passed: off, an event is a
-//! jump that is not there. `include/trace/events/kvm_gmem.h` says what the values are.
+//! The fields of an event are computed only if it is on, by a function that the caller passes. An
+//! event that is off costs a jump that is not taken. `include/trace/events/kvm_gmem.h` says what
+//! the values are.
 //!
 //! C header: [`include/linux/tracepoint.h`](srctree/include/linux/tracepoint.h)
 
@@ -27,7 +28,7 @@ macro_rules! is_on {
     }};
 }
 
-/// Out of line, so that who is not traced does not pay for what there would be to say.
+/// Out of line, so that code that is not traced does not pay for the fields.
 #[cold]
 #[inline(never)]
 fn report<V>(values: impl FnOnce() -> V, event: impl FnOnce(V)) {

@@ -2,8 +2,8 @@
 
 //! The numbers of the user-space interface, as the headers have them.
 //!
-//! What the policy crate needs of them it has by itself, because cargo compiles it without the
-//! headers. Here the two are compared.
+//! The policy crate has its own copies of the numbers that it needs, because cargo compiles it
+//! without the headers. Here the two are compared.
 //!
 //! C headers: [`include/uapi/linux/kvm.h`](srctree/include/uapi/linux/kvm.h),
 //! [`include/uapi/linux/kvm_gmem.h`](../include/uapi/linux/kvm_gmem.h)

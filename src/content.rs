@@ -37,13 +37,13 @@ use gmem_types::{
 };
 use kernel::prelude::*;
 
-/// Why the request is refused if the platform owns a page of it. If it is not, nobody needs to ask
-/// about each page.
+/// Returns why the request is refused if the platform owns a page of it. If it returns [`None`],
+/// the pages need not be checked one by one.
 fn minds_owned<V: Vendor>(request: &Request) -> Option<Refusal> {
     contract::action(V::PLATFORM, true, request.to(), request.content()).err()
 }
 
-/// Step 6 for each page: refuses a promise that the platform does not keep for one that it owns.
+/// Step 6 for each page: refuses a promise that the platform does not keep for pages that it owns.
 ///
 /// The errors are `EOPNOTSUPP` and `EPERM`.
 pub(crate) fn owned<'v, V: Vendor>(
@@ -63,8 +63,8 @@ pub(crate) fn owned<'v, V: Vendor>(
 
 /// Step 9b: the same for platforms where only an invalidation keeps the answer true.
 ///
-/// Asked also where owned pages are accepted: later it matters whether a page that was given up was
-/// owned.
+/// The question is also asked where owned pages are accepted: step 10 has to know whether a page
+/// that was given up was owned.
 pub(crate) fn mapped<V: Vendor>(request: &Request) -> Option<impl FnMut(&Mapped<'_>) -> Result> {
     let minds = minds_owned::<V>(request);
 

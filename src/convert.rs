@@ -2,10 +2,10 @@
 
 //! Converting a range of a file between private and shared, in place.
 //!
-//! Each step makes the value that the next one consumes, so that none can be left out or come too
-//! early. Up to step 9b each can fail, also because the task is being killed. Nothing has changed
-//! then, except that host mappings were dropped, which fault back. From 9c on only the platform can
-//! fail, and that kills the VM.
+//! Each step makes the value that the next one consumes, so that no step can be left out or come
+//! too early. Up to step 9b each step can fail, also because the task is being killed. Nothing has
+//! changed then, except that host mappings were dropped, which fault back. From step 9c on only the
+//! platform can fail, and that kills the VM.
 //!
 //! # Lock order
 //!
@@ -52,8 +52,8 @@ use gmem_sys::{
 };
 use kernel::prelude::*;
 
-/// Steps 4 to 12 of one KVM_SET_MEMORY_ATTRIBUTES2; `src/ioctl.rs` has the others. `outcome` is what
-/// it has done, if it succeeds.
+/// Carries out steps 4 to 12 of one KVM_SET_MEMORY_ATTRIBUTES2; `src/ioctl.rs` has the others. On
+/// success `outcome` says what the request has done.
 ///
 /// # Errors
 ///

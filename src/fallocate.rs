@@ -48,7 +48,7 @@ pub(crate) fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Re
     Ok(())
 }
 
-/// The attributes stay as they are: what is used next at this place is private or shared as before.
+/// The attributes do not change: the next page at this place is private or shared as before.
 fn punch_hole(inode: &GmemInode, offset: u64, len: u64) -> Result {
     let page_size = inode.geometry().page_size().bytes();
     let Some(range) = clip(
@@ -64,8 +64,9 @@ fn punch_hole(inode: &GmemInode, offset: u64, len: u64) -> Result {
     })
 }
 
-/// The folios are not marked up to date: they are zeroed at their first use. All of the range is
-/// asked for, so that as much as a large mapping has is in one piece where that can be had.
+/// The folios are not marked up to date: they are zeroed at their first use. The whole range is
+/// requested at once, so that the memory for a large mapping is allocated in one piece where
+/// possible.
 fn allocate(file: &GmemFile, offset: u64, len: u64) -> Result {
     let inode = file.inode();
     let range = inode.geometry().range(offset, len).ok_or(EINVAL)?;

@@ -16,7 +16,7 @@ use kernel::prelude::*;
 
 /// Gives a guest a page.
 ///
-/// A page that is in use, and that no platform is to be given, takes no lock. For others the
+/// For a page that is in use, and in which no platform has a part, no lock is taken. For others the
 /// attributes do not change from the check whether the page is private until it is zeroed and given
 /// to the platform. So the platform gets no page that a conversion has just made shared.
 /// `mmu_invalidate_seq` detects a conversion between here and the mapping.
@@ -51,7 +51,7 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
     })
 }
 
-/// What the fault would get if the page is in use, and no platform has a part in it. Any context.
+/// Returns the page of the fault if it is in use and no platform has a part in it. Any context.
 #[inline]
 pub(crate) fn in_use<'a>(fault: &GuestFault<'a>) -> Option<GuestPage<'a>> {
     fault.serve_in_use(platform::max_mapping_order(fault.platform(), block::ORDER))

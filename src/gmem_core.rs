@@ -7,16 +7,16 @@
 //!
 //! 1. **One place is unsafe.** `unsafe`, bindings and `extern` are in `gmem_sys` (`rust/`) only.
 //! 2. **Parse once, at the edge.** A raw struct becomes a typed request in one function; after that
-//!    nobody sees a bare number.
-//! 3. **Locks are arguments.** What needs a lock takes its guard. No user memory is touched while
-//!    the invalidate lock is held, as `mmap_lock` is outer to it.
+//!    there are no bare numbers.
+//! 3. **Locks are arguments.** A function that needs a lock takes its guard. No user memory is
+//!    touched while the invalidate lock is held, as `mmap_lock` is outer to it.
 //! 4. **Fallible first, then one commit that cannot fail.** The point of no return is the first
 //!    byte or translation destroyed. A platform that fails after it kills the VM.
-//! 5. **Soundness does not depend on this crate.** Whatever safe code here answers, and in whichever
-//!    order it calls: it may lose a guest's data, return an error, kill the VM, hang, or leak pages.
-//!    It does not cause undefined behaviour, let the host reach a byte of a page whose attribute is
-//!    private, show a page with what its memory held before, free a page that a platform has, or
-//!    have a conversion that promises zeroes succeed over other bytes.
+//! 5. **Soundness does not depend on this crate.** Whatever safe code here answers, and in
+//!    whichever order it calls: it may lose a guest's data, return an error, kill the VM, hang, or
+//!    leak pages. It cannot cause undefined behaviour, let the host reach a byte of a page whose
+//!    attribute is private, show what the memory of a page held before, free a page that a platform
+//!    has, or let a conversion that promises zeroes succeed over other bytes.
 //!
 //! Start reading at [`convert`].
 

@@ -27,7 +27,7 @@ use gmem_sys::{
 use gmem_types::visibility::Visibility;
 use kernel::prelude::*;
 
-/// What both ioctls begin with.
+/// Copies the struct in and does the checks that both ioctls begin with.
 ///
 /// # Errors
 ///
@@ -50,7 +50,7 @@ fn read(file: &GmemFile, arg: UserPointer) -> Result<RawRequest> {
 ///
 /// # Errors
 ///
-/// Those of [`read`], `EINVAL` for a request that says nothing sensible, and those of
+/// Those of [`read`], `EINVAL` for a malformed request, and those of
 /// [`convert`](crate::convert::convert).
 pub(crate) fn set_memory_attributes<'f>(file: &'f GmemFile, arg: UserPointer) -> Result<Done<'f>> {
     let mut raw = read(file, arg)?;
@@ -66,7 +66,7 @@ pub(crate) fn set_memory_attributes<'f>(file: &'f GmemFile, arg: UserPointer) ->
         Err(failure) => failure,
     };
     if let Some(at) = at {
-        // Not below what was asked for, should a larger folio begin there.
+        // A larger folio may begin before the range: stay inside the request.
         let at = request.range().clamp(at);
         raw.error_offset = geometry.page_size().offset_of(at).get();
         // EFAULT hides the error then. Nothing was converted in either case.

@@ -2,8 +2,8 @@
 
 //! KVM_MAP_MEMORY: populating a VM's second-level page tables ahead of its faults.
 //!
-//! Any memory will do, private or shared, of a guest_memfd or not. It is mapped as by a read of the
-//! guest, and nothing else is done to it.
+//! Any memory can be mapped: private or shared, of a guest_memfd or not. It is mapped as by a read
+//! of the guest, and is not changed otherwise.
 
 use gmem_policy::mapping::{
     Mapping,
@@ -24,11 +24,11 @@ use gmem_sys::{
 };
 use kernel::prelude::*;
 
-/// How often a page is tried again that others are changing. Each attempt takes longer than the
-/// change of one page. If others change more, the caller has to wait for them.
+/// How often mapping a page that others are changing is tried. Each attempt takes longer than the
+/// change of one page. If others change more pages, the caller has to wait for them.
 const TRIES: u32 = 16;
 
-/// An ioctl on a vCPU. Its struct says what is left to do when it returns, after an error too.
+/// Handles an ioctl on a vCPU. On return, also with an error, its struct says what is left to do.
 ///
 /// # Errors
 ///
@@ -71,7 +71,7 @@ fn populate(vcpu: &mut Loaded<'_>, left: &mut Mapping) -> Result {
     Ok(())
 }
 
-/// Maps what is first, and returns how much of it is mapped now, in bytes.
+/// Maps the beginning of the range, and returns how much is mapped now, in bytes.
 fn map_one(vcpu: &mut Loaded<'_>, left: &Mapping) -> Result<u64> {
     for _ in 0..TRIES {
         if signal_pending() {

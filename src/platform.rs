@@ -268,8 +268,7 @@ pub(crate) fn populate(file: &GmemFile, gfn: Gfn) -> Result<Option<Assignment>> 
     }
 }
 
-/// Takes a page back from its platform when the page is freed. A page that cannot be taken back is
-/// leaked.
+/// Takes a page back from its platform when the page is freed. If that fails, the page is leaked.
 pub(crate) fn reclaim(frame: &Frame<'_>) {
     if frame.assignment().is_none() {
         return;
@@ -292,7 +291,8 @@ pub(crate) fn reclaim(frame: &Frame<'_>) {
     }
 }
 
-/// Converts, with the vendor of the file's VM. `outcome` is what that has done, if it succeeds.
+/// Converts, with the vendor of the file's platform. On success `outcome` says what the request has
+/// done.
 ///
 /// # Errors
 ///

@@ -10,7 +10,7 @@ use gmem_sys::{
 };
 use kernel::prelude::*;
 
-/// Fills pages; returns how many were.
+/// Fills pages, and returns how many were filled.
 ///
 /// # Errors
 ///

@@ -20,18 +20,18 @@ use kernel::{
     }, //
 };
 
-/// How long a file has been locked.
+/// Since when a file has been locked.
 pub(crate) struct Held(Instant<Monotonic>);
 
 impl Held {
-    /// It has just been.
+    /// Starts now.
     #[inline]
     pub(crate) fn since_now() -> Self {
         Self(Instant::now())
     }
 }
 
-/// Counts a request that is done, or was refused. The file is still locked.
+/// Counts a request that was granted or refused. The file is still locked.
 pub(crate) fn count<T>(
     vm: &Vm,
     request: &Request,

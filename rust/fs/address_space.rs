@@ -207,9 +207,9 @@ impl<M: sealed::Mode> Attributes for InvalidateGuard<'_, M> {
 /// Why a step of a conversion was not made, and because of which page.
 #[derive(Clone, Copy, Debug)]
 pub struct Refused {
-    /// Why.
+    /// The error.
     pub error: Error,
-    /// The first page for which that is so.
+    /// The first page that caused it.
     pub at: PageIndex,
 }
 
@@ -256,12 +256,13 @@ impl InvalidateGuard<'_, Exclusive> {
         PageRange::new(PageIndex::new(first as u64), range.end())
     }
 
-    /// `range` from its first folio on that somebody but the page cache has a reference to, or from
-    /// one behind many that nobody has; [`None`] if there is none.
+    /// Returns `range` from its first folio with a reference other than the page cache's on. After
+    /// many folios without one it may stop early, and return `range` from there on. [`None`] if
+    /// there is no such folio.
     ///
-    /// Takes no reference itself. That the page tables of the host no longer have a page is seen
-    /// from the count as well: a mapping has a reference until it is gone from the TLBs, and the
-    /// fault that makes it has it before.
+    /// Takes no reference itself. The count also shows that no page table of the host has the page:
+    /// a mapping has a reference until it is gone from the TLBs, and the fault that makes the
+    /// mapping has the reference before.
     fn from_first_held(&self, range: &PageRange) -> Option<PageRange> {
         let mut first = range.start().get() as usize;
         let last = range.last().get() as usize;
@@ -305,7 +306,7 @@ impl InvalidateGuard<'_, Exclusive> {
         self.runs(range).all(|run| run.visibility == visibility)
     }
 
-    /// The parts of `pages` that are `visibility`; `all` if that is known of all of them.
+    /// Returns the parts of `pages` that are `visibility`; `all` if all of them are known to be.
     #[inline]
     pub(crate) fn parts(
         &self,
@@ -333,11 +334,10 @@ impl InvalidateGuard<'_, Exclusive> {
     /// Takes `pages`, which are shared, away from the host. It has none then, and nobody else holds
     /// a reference to one, for as long as the lock is held: host faults take it shared.
     ///
-    /// Page tables first, then the LRU batches (all CPUs at most once, and at a limited rate), then
-    /// the count: what it has beyond the page cache's reference and ours is somebody who may still
-    /// write. A host fault that was served before the lock was taken holds the folio lock
-    /// until its page table entry is in place, so the mapping is looked for again with the folio
-    /// locked.
+    /// First page tables, then the LRU batches (all CPUs at most once, and at a limited rate), then
+    /// the count: a reference beyond the page cache's and ours belongs to somebody who may still
+    /// write. A host fault that was served before the lock was taken holds the folio lock until its
+    /// page table entry is in place, so the mapping is looked for again with the folio locked.
     ///
     /// # Errors
     ///
@@ -422,8 +422,8 @@ pub(crate) fn check_killed(at: PageIndex) -> Result<(), Refused> {
 
 /// The attributes of a file cannot change while this exists.
 ///
-/// For a file that converts in place it is the shared invalidate lock; the attributes of other
-/// files are those they were created with, and nothing is locked for them.
+/// For a file that converts in place this is the shared invalidate lock. The attributes of other
+/// files never change, so nothing is locked for them.
 pub struct Stable<'a> {
     inode: &'a GmemInode,
     _guard: Option<InvalidateGuard<'a, Shared>>,

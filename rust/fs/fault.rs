@@ -37,8 +37,8 @@ pub struct HostFault<'a> {
     missing: Cell<bool>,
 }
 
-/// Says that a fault has got its page, which the fault itself has. Only [`HostFault::serve`] makes
-/// one; it cannot be kept for another fault.
+/// Evidence that a fault has got its page, which the fault itself holds. Only [`HostFault::serve`]
+/// makes one; it cannot be kept for another fault.
 pub struct Served<'a>(PhantomData<&'a ()>);
 
 impl<'a> HostFault<'a> {
@@ -76,15 +76,15 @@ impl<'a> HostFault<'a> {
 
     /// Gets the faulting page for the host, if it is shared, to be mapped if the fault succeeds.
     ///
-    /// The attribute is held until the folio is locked, and that stays locked until the page table
-    /// entry is in place, by which conversion knows that it has to wait.
+    /// The attribute cannot change until the folio is locked. The folio stays locked until the page
+    /// table entry is in place, so a conversion waits for it.
     ///
     /// # Errors
     ///
     /// `EFAULT` behind the end of the file, `EACCES` for a private page; `EINVAL` if `stable` is
     /// another file's, or if the fault has its page. `EHWPOISON` for a page that failed before
-    /// anybody used it, of others the fault handling core says so itself. `ENOMEM`, and what else
-    /// the page cache returns.
+    /// anybody used it; for other failed pages the fault handling core reports it. `ENOMEM`, and
+    /// other errors of the page cache.
     #[inline]
     pub fn serve(&mut self, stable: &Stable<'_>) -> Result<Served<'a>> {
         let inode = self.inode;
@@ -106,17 +106,17 @@ impl<'a> HostFault<'a> {
     }
 
     /// Maps the page and a few behind it, as far as they are shared and in use, if the host has the
-    /// page before mapped: it goes through the file then. What is mapped for a host that jumps about
+    /// page before mapped: the host then seems to go through the file. For random accesses this
     /// would cost more than it saves.
     ///
     /// `stable` is held until all page table entries are in place, so a conversion finds them.
     ///
-    /// Returns what the fault handling core is to be told if the page that is asked for was mapped
-    /// as well, and 0 otherwise.
+    /// Returns the value for the fault handling core if the requested page was mapped as well, and
+    /// 0 otherwise.
     #[inline]
     pub(crate) fn around(&self, stable: &Stable<'_>) -> bindings::vm_fault_t {
-        // Where a hypervisor relies on what is remembered of a page, each page that the host gets is
-        // to be noted down. Guests that it keeps from the host have no other memory to be mapped.
+        // Where a hypervisor relies on the record of a page, each page that the host gets has to be
+        // recorded. Guests that the hypervisor keeps from the host have no other memory to map.
         if cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK) && self.inode.converts_in_place() {
             return 0;
         }
@@ -159,7 +159,7 @@ impl<'a> HostFault<'a> {
 
 /// The `map_pages` operation, which read faults come to first. Others call `fault` only.
 ///
-/// That there is one has the core handle faults under the VMA lock alone.
+/// Because this operation exists, the core handles faults under the VMA lock alone.
 ///
 /// # Safety
 ///
@@ -196,7 +196,8 @@ pub(crate) unsafe extern "C" fn set_policy(
 #[cfg(CONFIG_NUMA)]
 /// The `get_policy` operation.
 ///
-/// Returns NULL where no policy was set, and not the task's: that is how get_mempolicy() tells.
+/// Returns NULL, and not the task's policy, where no policy was set: get_mempolicy() relies on
+/// this.
 ///
 /// # Safety
 ///

@@ -184,8 +184,8 @@ impl Memslot {
     ///
     /// # Errors
     ///
-    /// `EFAULT` if the slot does not have it, or no file any more. `EIO` if the file does not know
-    /// the slot: that would not be invalidated when the page is converted or freed.
+    /// `EFAULT` if the slot does not have the gfn, or no longer has a file. `EIO` if the file does
+    /// not know the slot: the slot would not be invalidated when the page is converted or freed.
     #[inline]
     pub(crate) fn find(&self, gfn: Gfn) -> Result<(ActiveFile, PageIndex)> {
         let at = self.index_of(gfn).ok_or(EFAULT)?;

@@ -34,8 +34,8 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What a guest_memfd file (one VM's view of the inode) knows: its VM, the platform that this is on,
-/// and the slots bound to it.
+/// The data of a guest_memfd file (one VM's view of the inode): its VM, the VM's platform, and the
+/// slots bound to it.
 #[pin_data(PinnedDrop)]
 pub(crate) struct FileData {
     /// Goes before the VM, whose directory it is in.
@@ -45,8 +45,7 @@ pub(crate) struct FileData {
     /// `struct kvm_memory_slot` by page index, a multi-index entry for each slot.
     #[pin]
     slots: Opaque<bindings::xarray>,
-    /// The slot, if there is one and no other: that is what most files have. Written with the
-    /// bindings.
+    /// The slot, if exactly one is bound, as for most files. Written with the bindings.
     only: AtomicPtr<bindings::kvm_memory_slot>,
 }
 
@@ -91,7 +90,7 @@ impl FileData {
 
     /// Whether `slot` is what is bound at `at`. Any context.
     ///
-    /// A slot that another one has taken the place of is a bug, of which it warns.
+    /// If another slot is bound there, this is a bug, and a warning is printed.
     #[inline]
     pub(crate) fn is_bound(&self, at: PageIndex, slot: &Memslot) -> bool {
         if self.only.load(Ordering::Relaxed) == slot.as_raw() {
@@ -149,8 +148,7 @@ impl FileData {
         Some(slot)
     }
 
-    /// Makes `slot`, or none if it is NULL, what is bound to `range`. To be called with the bindings
-    /// locked.
+    /// Binds `slot`, or no slot if it is NULL, to `range`. To be called with the bindings locked.
     ///
     /// # Errors
     ///

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The inode of a guest_memfd: the memory, what is private of it, and the files that show it to
-//! VMs.
+//! The inode of a guest_memfd: the memory, its attributes, and the files that show it to VMs.
 //!
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
@@ -65,7 +64,7 @@ const ONE_PAGE: Size = match Size::new(PAGE.bytes()) {
 pub struct Size(Geometry);
 
 impl Size {
-    /// The size of a file of so many bytes. [`None`] if there can be no such file.
+    /// Returns the size of a file of this many bytes; [`None`] if there can be no such file.
     #[inline]
     pub const fn new(bytes: u64) -> Option<Self> {
         match Geometry::new(PAGE, bytes) {
@@ -100,8 +99,8 @@ pub struct Traits {
 impl Traits {
     /// Whether a file of `vm`, which is on `platform`, can be like this.
     ///
-    /// What the host reaches in a VM with private memory must be kept apart from what is private, and
-    /// who converts must know who can have the pages.
+    /// In a VM with private memory, a file that the host can reach must track which pages are
+    /// private. And to convert pages, the platform of the VM must be known.
     pub(crate) fn suit(&self, vm: &Vm, platform: Option<Platform>) -> bool {
         let reachable = self.mappable || self.initial == Visibility::Shared;
 
@@ -257,7 +256,7 @@ impl GmemInode {
 
     #[inline]
     fn traits(&self) -> &Traits {
-        /// What an inode that was never set up is like: empty, and nothing of it is shared.
+        /// The traits of an inode that was never set up: empty, and not shared.
         static NOTHING: Traits = Traits {
             size: ONE_PAGE,
             initial: Visibility::Private,
@@ -323,7 +322,7 @@ impl GmemInode {
         self.visibility_for(at, Reader::from(&rcu::read_lock()))
     }
 
-    /// As [`visibility`](Self::visibility), for who keeps the map's memory already.
+    /// As [`visibility`](Self::visibility), for callers that already keep the map's memory.
     #[inline]
     pub(crate) fn visibility_for(&self, at: PageIndex, reader: Reader<'_>) -> Visibility {
         match self.map() {
@@ -356,8 +355,8 @@ impl GmemInode {
 
 /// The attributes of this moment, without a lock.
 ///
-/// A walk looks at each page once, whatever changes meanwhile. It sleeps, and lets others run after
-/// each look.
+/// A walk looks at each page once, whatever changes meanwhile. It sleeps, and lets other tasks run
+/// after each step.
 impl Attributes for GmemInode {
     fn run_at(&self, at: PageIndex) -> Run {
         reschedule();

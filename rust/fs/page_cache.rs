@@ -64,8 +64,8 @@ impl<'a> LockedFolio<'a> {
         let mapping = inode.mapping();
         let index = at.get() as usize;
 
-        // One look-up does for both if there is no policy. If there is one, the folio most of the
-        // time exists already, and the policy need not be looked up.
+        // Without a policy one lookup finds or allocates the folio. With a policy the folio usually
+        // exists already, and the policy need not be looked up.
         let folio = if inode.policy().is_unset() {
             // SAFETY: The mapping of a live inode is valid.
             from_err_ptr(unsafe {
@@ -93,8 +93,8 @@ impl<'a> LockedFolio<'a> {
         })
     }
 
-    /// As [`get`](Self::get), for a page that had no folio a moment ago if it was `missing`: it is
-    /// not looked for first then.
+    /// As [`get`](Self::get). If `missing`, the page had no folio a moment ago, and is not looked
+    /// for first.
     ///
     /// # Errors
     ///
@@ -192,8 +192,8 @@ impl<'a> LockedFolio<'a> {
         unsafe { Frame::from_raw(self.folio) }
     }
 
-    /// Unlocks, and gives the reference to the caller as one to the page. Nobody may be shown its
-    /// bytes who is not to see what the last owner left, unless it is prepared.
+    /// Unlocks, and gives the reference to the caller as one to the page. Unless the page is
+    /// prepared, its bytes are the last owner's and must not be shown.
     #[inline]
     pub(crate) fn into_page(self) -> PageRef {
         let this = ManuallyDrop::new(self);
@@ -221,7 +221,7 @@ impl Drop for LockedFolio<'_> {
     }
 }
 
-/// A locked folio of which each byte is the file's own. Only [`LockedFolio::prepare`] makes one.
+/// A locked folio whose bytes are all the file's own. Only [`LockedFolio::prepare`] makes one.
 pub struct PreparedFolio<'a> {
     folio: LockedFolio<'a>,
     first_use: bool,
@@ -287,7 +287,7 @@ impl PrivatePage<'_> {
     }
 }
 
-/// What KVM does in the place of the guest's processor.
+/// Accesses by which KVM emulates the guest's instructions.
 #[cfg(CONFIG_X86_64)]
 impl PrivatePage<'_> {
     /// Whether `len` bytes from `offset` are bytes of the page.

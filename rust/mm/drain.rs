@@ -3,9 +3,9 @@
 //! Whether anybody holds a folio, and draining the batches in which CPUs hold folios on their way to
 //! the LRU lists.
 //!
-//! To drain those of all CPUs interrupts them, and user space decides how often there is a reason:
-//! it has as many files, and as many pages held in them, as it likes. So the rate is limited for the
-//! module, not for a file.
+//! Draining the batches of all CPUs interrupts them, and user space decides how often there is a
+//! reason to: it can have any number of files, with any number of pages held. So the rate is
+//! limited for the module, not for a file.
 //!
 //! C header: [`include/linux/swap.h`](srctree/include/linux/swap.h)
 
@@ -48,11 +48,12 @@ impl Drains {
         self.0 as i32
     }
 
-    /// Drains for a folio that has references which nothing explains: the batches of this CPU, then
-    /// those of all if need be. Returns whether that was done, so that another look is worth it.
+    /// Drains for a folio with unexplained references: the batches of this CPU, then those of all
+    /// CPUs if necessary. Returns whether it has drained, so that the references are worth another
+    /// look.
     ///
-    /// Waits for its turn for about two intervals of the limit at most, however many others do. No
-    /// folio may be locked.
+    /// Waits for its turn for at most about two intervals of the limit, however many tasks wait.
+    /// The caller may not hold a folio lock.
     pub(crate) fn drain_for(&mut self, folio: &FolioRef<'_>) -> bool {
         let before = self.0;
         if before == bindings::lru_cache_drained_LRU_CACHE_DRAINED_ALL
@@ -80,7 +81,7 @@ impl FolioRef<'_> {
         if unsafe { bindings::gmem_folio_is_quiet(self.as_ptr(), Self::OWN_REFS) } {
             return true;
         }
-        // Draining may have to wait, which nobody does with a folio locked.
+        // Draining may have to wait, so the folio must not be locked.
         self.is_quiet(&unmap, None)
             || drains.drain_for(self) && self.is_quiet(&unmap, None)
             || self.is_quiet(&unmap, Some(drains))
@@ -111,7 +112,7 @@ impl FolioRef<'_> {
     }
 }
 
-/// What all that drain have in common.
+/// The state that all drains share.
 struct AllCpus {
     /// The number of the last drain that has begun.
     begun: AtomicU64,
@@ -147,8 +148,8 @@ impl AllCpus {
         // SAFETY: The lock is held.
         let clock = unsafe { &mut *self.clock.get() };
         if clock.done > seen {
-            // Somebody else's has begun and ended meanwhile. Who waits thus does not wait for a turn
-            // of each who came before.
+            // Another task's drain has begun and ended meanwhile, and serves this one. So a task
+            // does not wait for a turn of each task before it.
             *level = bindings::lru_cache_drained_LRU_CACHE_DRAINED_ALL;
             return;
         }
@@ -161,7 +162,7 @@ impl AllCpus {
         if *level == bindings::lru_cache_drained_LRU_CACHE_DRAINED_ALL {
             clock.done = this;
         } else {
-            // What this CPU had was all, which costs nobody else anything.
+            // Draining this CPU was enough, which has no cost for others.
             clock.limit.give_back();
         }
     }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Folios, as a walk over a page cache finds them, and what is remembered with them.
+//! Folios, as a walk over a page cache finds them, and the record that is kept with each.
 //!
-//! guest_memfd allocates single pages; what is said of folios here holds for larger ones, and the
-//! functions that walk a range clamp to it.
+//! guest_memfd allocates single pages. The code here also works for larger folios: functions that
+//! walk a range clamp to it.
 //!
 //! C header: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
 
@@ -60,11 +60,11 @@ pub struct Assignment {
     pub asid: u32,
 }
 
-/// A folio of one page as the platforms know it: a frame, and what is remembered of it.
+/// A folio of one page as the platforms know it: a frame, and its record.
 ///
-/// What is remembered is one word in the folio (`folio->private`, which page caches without buffers
-/// do not use). It is there from the first time that the page is given to a platform until the
-/// page is freed, and needs no memory of its own.
+/// The record is one word in the folio (`folio->private`, which page caches without buffers do not
+/// use). It exists from the first time that the page is given to a platform until the page is
+/// freed, and needs no memory of its own.
 ///
 /// # Invariants
 ///
@@ -118,7 +118,7 @@ impl Frame<'_> {
         unsafe { bindings::gmem_folio_record(self.folio.as_ptr()) as u64 }
     }
 
-    /// Takes bits out of the word and puts others in, at once: memory failure has the folio lock, a
+    /// Clears bits of the word and sets others, atomically: memory failure has the folio lock, a
     /// conversion the invalidate lock.
     #[inline]
     fn change(&self, out: u64, into: u64) {
@@ -141,13 +141,13 @@ impl Frame<'_> {
         Pfn::new(unsafe { bindings::gmem_folio_pfn(self.folio.as_ptr()) })
     }
 
-    /// Whether something is remembered of the page.
+    /// Whether the page has a record.
     #[inline]
     pub(crate) fn is_known(&self) -> bool {
         self.word() != 0
     }
 
-    /// To whom the page was given, if to anybody.
+    /// Returns to whom the page was given, if it was given to anybody.
     pub fn assignment(&self) -> Option<Assignment> {
         let word = self.word();
         (word & ASSIGNED != 0).then_some(Assignment {
@@ -157,7 +157,7 @@ impl Frame<'_> {
         })
     }
 
-    /// Remembers to whom the page was given.
+    /// Records to whom the page was given.
     ///
     /// # Errors
     ///
@@ -234,7 +234,7 @@ impl Frame<'_> {
         self.word() & LEAKED != 0
     }
 
-    /// Loses the page: the platform would not give it back, so nobody may ever get it again.
+    /// Marks the page as lost: the platform did not give it back, so nobody may ever get it again.
     pub fn leak(&self) {
         if !self.is_leaked() {
             self.set(LEAKED, true);
@@ -422,8 +422,8 @@ impl FolioRef<'_> {
         self.pages
     }
 
-    /// Whether the folio was ever used: zeroed, then perhaps written. One that was not holds stale
-    /// bytes which nobody may see, and is to be left alone.
+    /// Whether the folio was ever used: zeroed, then perhaps written. A folio that was never used
+    /// holds stale bytes that nobody may see, and is left alone.
     #[inline]
     pub fn is_allocated(&self) -> bool {
         // SAFETY: The batch holds a reference.
@@ -437,7 +437,7 @@ impl FolioRef<'_> {
         unsafe { bindings::gmem_folio_hwpoison(self.as_ptr()) }
     }
 
-    /// Drains LRU batches as far as that is what it takes to explain the folio's references.
+    /// Drains LRU batches as far as necessary to explain the folio's references.
     #[inline]
     pub(crate) fn drain(&self, level: &mut bindings::lru_cache_drained) {
         // SAFETY: The batch holds a reference; `level` starts as the function wants it.

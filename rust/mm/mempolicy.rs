@@ -60,8 +60,8 @@ impl SharedPolicy {
         unsafe { bindings::gmem_policy_free(self.0.get()) }
     }
 
-    /// Whether no policy was ever set. One that is being set at this moment may be missed, as by
-    /// a page that was allocated a moment before.
+    /// Whether no policy was ever set. A policy that is just being set may be missed, as if the
+    /// page had been allocated a moment earlier.
     #[inline]
     pub(crate) fn is_unset(&self) -> bool {
         #[cfg(CONFIG_NUMA)]

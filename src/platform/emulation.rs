@@ -3,8 +3,8 @@
 //! Software models of what confidential platforms keep about each page of memory.
 //!
 //! Pure state machines: they know nothing of locks, memory or kernel types, and are compiled into
-//! the policy crate, so that the same source runs under cargo and in the kernel. What attaches them
-//! to real VMs and real pages is `rust/emulation.rs`.
+//! the policy crate, so that the same source runs under cargo and in the kernel.
+//! `rust/emulation.rs` attaches them to real VMs and real pages.
 
 #[cfg(any(test, CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST))]
 #[path = "emulation/checks.rs"]
@@ -14,7 +14,7 @@ pub mod rmp;
 #[path = "emulation/sept.rs"]
 pub mod sept;
 
-/// Failures of one kind of operation on one page, ordered by a test.
+/// Failures of one kind of operation on one page, injected by a test.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fault<O, C> {
     what: Option<(O, C)>,

@@ -2,8 +2,8 @@
 
 //! pKVM: EL2 keeps page tables from the host, and pages of the guest with them.
 //!
-//! A page becomes the guest's when it is mapped for it, which `mmu_invalidate_seq` guards, so there
-//! is nothing to do when the file hands it out. The guest shares it with the host, and takes it
+//! A page becomes the guest's when it is mapped, which `mmu_invalidate_seq` guards. So there is
+//! nothing to do when the file hands the page out. The guest shares it with the host, and takes it
 //! back, by hypercalls to EL2. Conversion moves nothing: it makes the file agree with EL2, and is
 //! refused if EL2 says something else. The host reads contents and EL2 zeroes them: only EL2 can
 //! check the owner of a page and write it in one step.

@@ -6,12 +6,12 @@
 //! it away from that guest without an error. So each transition looks the entry up first, and this
 //! file records with the page to whom it was assigned. If the page is assigned to the same guest at
 //! the same place, this is a guest fault after a zap, and there is nothing to do. If it is assigned
-//! otherwise, this is a bug or an attack, and refused.
+//! otherwise, this is a bug or an attack, and the fault is refused.
 //!
 //! A page is assigned when the guest first uses it as private, not when it is converted. It is
-//! taken back when it is converted to shared, or freed. That the guest had accepted it is lost then
-//! and cannot be restored, so a request cannot be undone after its first page. A page that cannot
-//! be taken back is lost, together with the VM.
+//! taken back when it is converted to shared, or freed. Then it is no longer recorded that the
+//! guest had accepted the page. This cannot be restored, so a request cannot be undone after its
+//! first page. A page that cannot be taken back is lost, together with the VM.
 
 use crate::platform::vendor::Vendor;
 use core::marker::PhantomData;
@@ -137,8 +137,8 @@ fn take_back<R: Rmp>(frame: &Frame<'_>) -> Result<(), Fatal> {
     Ok(())
 }
 
-/// Splits the entry for 2M that a page is in. An update of the page alone overlaps with an entry
-/// that was not split, and the kernel would repeat it for ever.
+/// Splits the entry for 2M that a page is in. An update of the page alone would overlap with an
+/// entry that was not split, and the kernel would repeat the update for ever.
 fn split<R: Rmp>(frame: &Frame<'_>) -> Result<(), Fatal> {
     /// Far more than any change of an entry takes.
     const TRIES: u32 = 1000;

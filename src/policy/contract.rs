@@ -6,10 +6,10 @@
 //! the page, by direction and by policy. Whether the guest has been launched decides nothing: it
 //! decides which pages there can be, and the platforms that own pages own some before launch.
 //!
-//! A new platform is a new variant of [`Platform`], its entry in [`Platform::ALL`], and its rows in
-//! the table, for which the compiler asks. What a platform stands on decides no row. What the
-//! platforms announce to user space is computed from the table, so that no capability promises what
-//! a request is refused.
+//! A new platform needs a new variant of [`Platform`], an entry in [`Platform::ALL`], and its rows
+//! in the table, for which the compiler asks. What a platform stands on decides no row. The
+//! capabilities are computed from the table, so that none of them promises something that a request
+//! is refused.
 
 use gmem_types::{
     content::{
@@ -61,7 +61,7 @@ pub const fn action(
 
     #[rustfmt::skip]
     let row = match (platform, owned, to, content) {
-        // It owns no page: the host can write each of them.
+        // This platform owns no page: the host can write all of them.
         (SwProtected,            _,     _,       Content::Preserve) => Ok(Leave),
         (SwProtected,            _,     _,       Content::Zero)     => Ok(Zero),
         (SwProtected,            _,     _,       Content::None)     => Ok(Scramble),
@@ -95,9 +95,9 @@ pub const fn action(
 
 /// Returns the policies that a platform accepts for one direction, as the `flags` of a request.
 ///
-/// [`Content::None`] is no bit, because it is no promise. A promise is announced if it is kept for
-/// every page that is not yet what is asked for. Such a page can be owned if it is to become
-/// shared. What the guest has to allow is announced all the same.
+/// [`Content::None`] has no bit, because it promises nothing. A policy is announced if it is kept
+/// for every page that the request would change. Such a page can be owned only if it is to become
+/// shared. A policy that needs the guest's consent is announced as well.
 const fn supported(platform: Platform, to: Visibility) -> u8 {
     bit(platform, to, Content::Zero) | bit(platform, to, Content::Preserve)
 }

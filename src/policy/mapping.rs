@@ -34,8 +34,8 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// [`Invalid::Flags`], then [`Invalid::Range`] for what is not whole pages, for no page at all,
-    /// and for a range that wraps, even to 0.
+    /// [`Invalid::Flags`], then [`Invalid::Range`] for a range that is not whole pages, is empty,
+    /// or wraps, even to 0.
     pub const fn parse(words: [u64; Self::WORDS], page: PageSize) -> Result<Self, Invalid> {
         let [base, size, flags] = words;
 
@@ -66,14 +66,14 @@ impl Mapping {
         self.size
     }
 
-    /// Takes off the front what has been mapped, in bytes: as many whole pages as are in it, and no
-    /// more than are left. Returns whether that was any.
+    /// Removes the mapped bytes from the front: as many whole pages as they have, and no more than
+    /// are left. Returns whether this was at least one page.
     #[must_use]
     pub fn advance(&mut self, mapped: u64) -> bool {
         let whole = mapped - mapped % self.page.bytes();
         let done = whole.min(self.size);
 
-        // Their sum stays what it was.
+        // The sum of base and size does not change.
         self.base = self.base.wrapping_add(done);
         self.size -= done;
         done != 0

@@ -47,7 +47,7 @@ fn look(attributes: &impl Attributes, at: PageIndex, within: &PageRange) -> Opti
     range.contains(at).then_some(Run { range, ..run })
 }
 
-/// What a request comes to, given what the pages are at the moment.
+/// The result of planning a request, given the current attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// All pages are what was asked for, and their bytes need no work.
@@ -205,8 +205,8 @@ impl<A: Attributes> Iterator for Differing<'_, A> {
 
 impl<A: Attributes> FusedIterator for Differing<'_, A> {}
 
-/// Returns the pages from `at` on that are what the page `at` is, up to where the attributes change
-/// or the file ends.
+/// Returns the pages from `at` on with the same attribute as the page `at`, up to where the
+/// attributes change or the file ends.
 ///
 /// An `at` behind the end of the file is taken to be its last page. Where the map makes no sense at
 /// `at`, the rest of the file counts as private, so that the host gets no access.

@@ -34,7 +34,7 @@ pub struct RawRequest {
     pub attributes: u64,
     /// The content policy.
     pub flags: u64,
-    /// Out: where the first page lies that stopped the request, in bytes.
+    /// Out: the byte offset of the first page that stopped the request.
     pub error_offset: u64,
     /// Zeroes.
     pub reserved: [u64; 11],
@@ -46,7 +46,7 @@ impl RawRequest {
 
     /// Makes the struct from its words in memory order.
     ///
-    /// For a caller that has a way to copy integers in from user space, but none for this type.
+    /// This is for callers that can copy integers from user space, but not this type.
     pub const fn from_words(words: [u64; Self::WORDS]) -> Self {
         let [offset, size, attributes, flags, error_offset, reserved @ ..] = words;
         Self {
@@ -101,7 +101,7 @@ const _: () = assert!(offset_of!(RawRequest, reserved) == 40);
 
 /// Computes an ioctl's command the way `asm-generic/ioctl.h` does, which x86 and arm64 use.
 ///
-/// `direction` is 1 for what user space writes, 2 for what it reads.
+/// `direction` is 1 if user space writes, 2 if it reads, and their sum for both.
 pub(crate) const fn ioc(direction: u32, number: u32, size: usize) -> u32 {
     /// `KVMIO`.
     const TYPE: u32 = 0xAE;
