@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Nodes of attribute maps.  User space decides how many there are: they are
- * charged to it, and a cgroup that has no room for one gets ENOMEM, not the
- * OOM killer.
+ * Nodes of attribute maps. User space decides how many there are, so they are
+ * charged to it. If the cgroup has no room for one, the result is ENOMEM,
+ * without the OOM killer.
  */
 #include <kunit/static_stub.h>
 #include <linux/kmemleak.h>
@@ -27,7 +27,7 @@ static void gmem_table_free_cb(struct rcu_head *head)
 	gmem_table_free(container_of(head, struct page, rcu_head));
 }
 
-/* Whether a test wants no memory to be found. */
+/* Whether a test lets allocations fail. */
 bool gmem_node_denied(void)
 {
 #ifdef CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What other modules of KVM call, and what an architecture may define.
+ * Functions that other modules of KVM call, and that an architecture may
+ * define.
  */
 #include <linux/kvm_host.h>
 

@@ -87,8 +87,8 @@ pub trait GuestMemfd: Sized + 'static {
     /// Prints a run of a file in debugfs. Sleeps.
     fn show_run(run: &Run, out: &SeqFile);
 
-    /// A host fault, during which the attributes of its file do not change. Called with mmap_lock or
-    /// the VMA lock held.
+    /// A host fault, during which the attributes of its file do not change. Called with mmap_lock
+    /// or the VMA lock held.
     fn fault<'a>(fault: &mut HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>>;
 
     /// Memory management moves a page to other memory. Called with its folio locked, from wherever

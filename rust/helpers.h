@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What Rust cannot call by itself.  Inline functions and macros of the kernel and
- * of KVM are wrapped in helpers/, one function each.  What is decided in C is in a
- * file of its own, beside that of Rust which calls it.
+ * Functions that Rust cannot call directly. Inline functions and macros of the
+ * kernel and of KVM are wrapped in helpers/, one function each. C code that
+ * decides something is in a separate file, beside the Rust file that calls it.
  *
  * They are objects of kvm.ko and not of the kernel's own rust/helpers, because
- * several of them call what only kvm.ko has.
+ * several of them call functions that only kvm.ko has.
  */
 #ifndef _KVM_GMEM_HELPERS_H
 #define _KVM_GMEM_HELPERS_H
@@ -18,14 +18,14 @@
 #include <linux/swap.h>
 
 #ifndef CONFIG_HAVE_KVM_ARCH_GMEM_POPULATE
-/* Nobody populates then, but the Rust side has one shape for all configurations. */
+/* There are no callers then, but the Rust side is the same in all configurations. */
 typedef int (*kvm_gmem_populate_cb)(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 				    struct page *page, void *opaque);
 #endif
 
 /* Folios. */
 
-/* What is remembered with a folio and C looks at, too; see Frame for the rest of the bits. */
+/* Bits of a folio's record that C uses, too; see Frame for the other bits. */
 enum {
 	GMEM_RECORD_ZERO	= 1 << 4,
 	GMEM_RECORD_RETIRED	= 1 << 5,
@@ -87,7 +87,7 @@ enum {
 u32 gmem_mapping_pfn(struct address_space *mapping, pgoff_t index, u64 *pfn);
 int gmem_mapping_pfns(struct address_space *mapping, pgoff_t index, int nr, u64 *pfns);
 enum { GMEM_BLOCK_ORDER = PMD_ORDER };
-/* What becomes of blocks, as the VM's statistics have it. */
+/* Events of blocks, as the VM's statistics count them. */
 enum {
 	GMEM_BLOCK_MADE,
 	GMEM_BLOCK_OCCUPIED,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The trace events, and for each a function that the Rust side calls once it has
- * found it to be on.
+ * The trace events, and for each a function that the Rust side calls if the
+ * event is on.
  */
 #include <linux/kvm_host.h>
 #include <linux/mm.h>

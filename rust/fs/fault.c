@@ -14,11 +14,12 @@
  *
  * Whoever has the lock may keep it for as long as converting many GiB takes.
  * So the fault does not wait with mmap_lock or the VMA lock held, which others
- * wait for, but drops it, waits, and is tried again.  Then it can have lost the
- * next race, too: it is tried as often as it takes, as with handle_userfault(),
- * and the fault core looks for signals in between.  Only if the caller cannot do
- * without the lock is it held.  Where the fault core lets the task be killed,
- * VM_FAULT_RETRY without the lock is how to say that it was.
+ * wait for, but drops it, waits, and is tried again. The retry can lose the
+ * next race, too, so there is no limit on retries, as with handle_userfault(),
+ * and the fault core looks for signals in between. Only if the caller must
+ * keep the lock does the fault wait with it held. Where the fault core lets
+ * the task be killed, VM_FAULT_RETRY without the lock is how to say that it
+ * was.
  */
 vm_fault_t gmem_fault_lock(struct vm_fault *vmf, struct address_space *mapping)
 {
@@ -51,11 +52,11 @@ vm_fault_t gmem_fault_lock(struct vm_fault *vmf, struct address_space *mapping)
 }
 
 /*
- * Whether the host has the page before that of a fault mapped, and so is likely
- * to want the next ones as well.  Who goes through new memory does not count: if
- * the page itself is not in use, neither are those.  The table is freed behind
- * RCU, if somebody takes it out meanwhile.  @missing: the page was looked for,
- * and has no folio.
+ * Whether the host has the page before that of a fault mapped, and so is
+ * likely to want the next ones as well. Going through new memory does not
+ * count: if the page itself is not in use, the next ones are not either. The
+ * table is freed behind RCU, if it is removed meanwhile. @missing: the page
+ * was looked for, and has no folio.
  */
 bool gmem_fault_follows(struct vm_fault *vmf, bool *missing)
 {
@@ -79,9 +80,9 @@ bool gmem_fault_follows(struct vm_fault *vmf, bool *missing)
 }
 
 /*
- * Maps what is in use of the pages from that of a fault to @last, a few at most,
- * in the page table of the fault.  The caller has made sure that the host may
- * have all of them.
+ * Maps the pages that are in use, from that of a fault to @last, a few at
+ * most, in the page table of the fault. The caller has made sure that the host
+ * may have all of them.
  */
 vm_fault_t gmem_fault_around(struct vm_fault *vmf, pgoff_t last)
 {

@@ -6,8 +6,8 @@
 
 /*
  * The frame of the page at @index, if its folio is a small one that is in use
- * and has not failed.  Without lock and reference: only who can tell that the
- * folio has not left the file since may use it.
+ * and has not failed. No lock and no reference is taken: a caller may use the
+ * frame only if it can tell that the folio has not left the file since.
  *
  * The memory can be somebody else's before its flags are read, so they are read
  * as a word: what the tests of other flags assert need not hold.
@@ -38,7 +38,7 @@ u32 gmem_mapping_pfn(struct address_space *mapping, pgoff_t index, u64 *pfn)
 	return folio ? GMEM_FOUND_FOLIO : GMEM_FOUND_NOTHING;
 }
 
-/* The same for @nr pages, as far as they are like that without a gap. Returns how many. */
+/* The same for up to @nr pages, until the first that is not so. Returns how many. */
 int gmem_mapping_pfns(struct address_space *mapping, pgoff_t index, int nr, u64 *pfns)
 {
 	XA_STATE(xas, &mapping->i_pages, index);
@@ -73,13 +73,14 @@ bool gmem_mapping_next(struct address_space *mapping, pgoff_t *index, pgoff_t la
 #define GMEM_LOOKS 1024
 
 /*
- * The first folio at or after *@index that is not beyond @last and that somebody
- * but the page cache has a reference to, by its index.  After many that nobody
- * has one to, it is the next folio, whatever it is.
+ * Finds the first folio at or after *@index and not beyond @last that has a
+ * reference besides the page cache's, by its index. After many folios without
+ * one, it returns the next folio, whatever its references are.
  *
- * No reference is taken: the caller keeps folios in use in their file, and one
- * that is not has nothing to lose.  If that leaves, its memory can be somebody
- * else's, and the count, too; who looks again with a reference does not find it.
+ * No reference is taken: the caller keeps folios that are in use in their
+ * file. A folio that is not in use may leave the file. Its memory, and the
+ * count, can be somebody else's then; a second look that takes a reference
+ * does not find the folio.
  */
 bool gmem_mapping_held(struct address_space *mapping, pgoff_t *index, pgoff_t last)
 {
@@ -87,7 +88,7 @@ bool gmem_mapping_held(struct address_space *mapping, pgoff_t *index, pgoff_t la
 	unsigned int looks = 0;
 	struct folio *folio;
 
-	/* Who finds a page by its page table has a reference before it looks there again. */
+	/* GUP-fast takes its reference before it looks at the page table again. */
 	smp_mb();
 	guard(rcu)();
 	xas_for_each(&xas, folio, last) {
@@ -99,15 +100,16 @@ bool gmem_mapping_held(struct address_space *mapping, pgoff_t *index, pgoff_t la
 			return true;
 		}
 	}
-	/* Who had a reference had it until the TLBs were flushed. */
+	/* A mapping had its reference until the TLBs were flushed. */
 	smp_acquire__after_ctrl_dep();
 	return false;
 }
 
 /*
- * Whether a page from *@index to @last has no folio.  *@index is the first then,
- * and behind the pages that were looked at otherwise: all, or many.  Folios do
- * not leave meanwhile, or what leaves was never used.
+ * Whether a page from *@index to @last has no folio. If so, *@index becomes
+ * the first such page. If not, it becomes the index behind the pages that were
+ * looked at: all, or many. Only folios that were never used may leave
+ * meanwhile.
  */
 bool gmem_mapping_missing(struct address_space *mapping, pgoff_t *index, pgoff_t last)
 {

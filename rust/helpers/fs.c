@@ -62,7 +62,7 @@ void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
 {
 	inode->i_op = iops;
 	inode->i_mode |= S_IFREG;
-	/* Guests write as well, and nobody would notice. */
+	/* Guests write, too, and the kernel does not see it. */
 	inode->i_flags |= S_NOCMTIME;
 	inode->i_size = size;
 	inode->i_mapping->a_ops = aops;

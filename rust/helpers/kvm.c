@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Inline functions, macros and fields of KVM: the VM, its locks, its memslots, its
- * MMU, what the architecture does.  One function each, which decides nothing: what
- * an architecture does not have does nothing.
+ * Inline functions, macros and fields of KVM: the VM, its locks, its memslots,
+ * its MMU, what the architecture does. One function each, which decides
+ * nothing. An operation that an architecture does not have does nothing.
  */
 #include <linux/debugfs.h>
 

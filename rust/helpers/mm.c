@@ -132,7 +132,7 @@ void gmem_folio_batch_release(struct folio_batch *batch)
 	folio_batch_release(batch);
 }
 
-/* One for the module: it is all CPUs that are drained, whichever file it is for. */
+/* One for the module: all CPUs are drained, whichever file it is for. */
 static DEFINE_MUTEX(gmem_drains_mutex);
 
 void gmem_drains_lock(void)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What long work asks about the task that does it.  One function each, which
+ * Checks that long work makes about its own task. One function each, which
  * decides nothing.
  */
 #include <kunit/static_stub.h>

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The steps of a conversion, each a value that only the step before makes, and that the next one
-//! consumes: none can be left out, come twice, or come early.
+//! The steps of a conversion. Each is a value that only the step before makes, and that the next
+//! one consumes, so no step can be left out, come twice, or come early.
 //!
-//! The code above decides what is to change and what is done to bytes, and answers for its vendor.
-//! Which pages a step is about is looked up here, and what must be so for all of them is seen to
-//! here: an answer that is wrong costs the guest's data, or ends in an error.
+//! src/ decides what to change and what to do to the bytes, and answers for its vendor. This file
+//! looks up which pages a step is about, and checks what must hold for all of them. A wrong answer
+//! costs the guest's data, or ends in an error.
 //!
 //! | step | makes | is evidence that |
 //! |---|---|---|
@@ -20,8 +20,8 @@
 //! | [`apply`](Conversion::apply) | [`Converted`] | each page was given up, and its bytes are as promised |
 //! | [`commit`](Conversion::commit) | [`Done`] | the attributes are stored |
 //!
-//! The lock is taken for one conversion: what comes with it is a [`Turn`], which planning consumes.
-//! The ioctl returns 0 for a [`Done`] only.
+//! The lock is taken for one conversion: it comes with one [`Turn`], which planning consumes. The
+//! ioctl returns 0 only for a [`Done`].
 
 use crate::{
     attribute_map::Reservation,
@@ -79,18 +79,18 @@ use kernel::prelude::*;
 /// The right to convert once, while the file `'f` is locked for it.
 pub struct Turn<'c, 'f> {
     guard: &'c InvalidateGuard<'f, Exclusive>,
-    /// Where planning writes down what is converted, so that no step moves it.
+    /// Where planning stores the work, so that no step has to move it.
     work: &'c OnceCell<Work<'c, 'f>>,
 }
 
-/// What was asked for of the file `'f` is so: stored, or there was nothing to do. Nothing but this
-/// file makes one, and what is returned for one request cannot be kept for another.
+/// Evidence that a request on the file `'f` was carried out: the attributes are stored, or there
+/// was nothing to do. Only this file makes one, and it cannot be kept for another request.
 #[must_use = "an ioctl that converts returns it"]
 pub struct Done<'f>(PhantomData<&'f GmemInode>);
 
-/// What a request comes to.
+/// The result of planning.
 pub enum Planning<'c, 'f> {
-    /// All is as it was asked for.
+    /// There is nothing to do.
     Nothing(Done<'f>),
     /// There is something to do.
     Change(Conversion<'c, 'f, Planned>),
@@ -126,7 +126,7 @@ pub struct Converted(());
 struct Work<'c, 'f> {
     guard: &'c InvalidateGuard<'f, Exclusive>,
     change: Change,
-    /// The range from its first folio on. None is added as long as the file is locked.
+    /// The range from its first folio on. No folio is added as long as the file is locked.
     populated: Option<PageRange>,
 }
 
@@ -139,9 +139,10 @@ impl<'c> Work<'c, '_> {
         self.change.to()
     }
 
-    /// What is allocated of the pages that change. There may be holes.
+    /// Returns the allocated part of the pages that change. There may be holes.
     ///
-    /// That all of the range changes is the plan's word: more pages are unmapped if it is wrong.
+    /// The plan says whether all of the range changes. If it is wrong, more pages are unmapped than
+    /// necessary.
     #[inline]
     fn changing(&self) -> impl Iterator<Item = PageRange> + Clone + 'c {
         let (from, all) = (self.to().opposite(), self.change.changes_all());
@@ -153,11 +154,11 @@ impl<'c> Work<'c, '_> {
         Refused { error, at }
     }
 
-    /// Whether the file converts in place, the range lies in it, and no page of it is to become
-    /// another that the plan has overlooked.
+    /// Whether the file converts in place, the range lies in it, and the plan has missed no page
+    /// that changes.
     ///
-    /// Nothing is locked for the faults of other files, so that a page of theirs could be given to a
-    /// platform while the conversion writes it.
+    /// Faults on files that do not convert take no lock, so a page of such a file could be given to
+    /// a platform while a conversion writes it.
     #[inline]
     fn is_sound(&self) -> bool {
         let inode = self.guard.inode();
@@ -172,9 +173,9 @@ impl<'c> Work<'c, '_> {
             }
     }
 
-    /// Calls `f` for each allocated folio that there is work with: `work` tells by whether the
-    /// folio's attribute changes. Others hold stale bytes of the host, and read as zeroes at their
-    /// first use: nobody touches them.
+    /// Calls `f` for each allocated folio for which `work` returns true; its argument is whether
+    /// the folio's attribute changes. Folios that were never used hold stale bytes of the host, and
+    /// read as zeroes at their first use: they are not touched.
     ///
     /// `goes_on` is called at least before each batch of folios.
     #[inline]
@@ -236,8 +237,8 @@ impl<'c, 'f> Turn<'c, 'f> {
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` if `action` gives less than was asked for. `EINVAL` for a request that is not one
-    /// for this file, and for a file that does not convert in place.
+    /// `EOPNOTSUPP` if `action` does not keep the promise. `EINVAL` for a request that does not fit
+    /// this file, and for a file that does not convert in place.
     #[inline]
     pub fn plan(self, request: &Request, action: Action) -> Result<Planning<'c, 'f>, Refused> {
         let at = request.range().start();
@@ -250,8 +251,7 @@ impl<'c, 'f> Turn<'c, 'f> {
         self.begin(&plan, request, action)
     }
 
-    /// The plan is believed only as far as it can be seen to be one for this request, and for this
-    /// file as it is.
+    /// The plan is accepted only if it fits the request and the current state of the file.
     #[inline]
     pub(crate) fn begin(
         self,
@@ -302,7 +302,8 @@ impl<'c, 'f, Step> Conversion<'c, 'f, Step> {
 }
 
 impl<'c, 'f> Conversion<'c, 'f, Planned> {
-    /// How many pages will change between private and shared, and in how many stretches they lie.
+    /// Returns how many pages will change between private and shared, and in how many runs they
+    /// lie.
     ///
     /// # Errors
     ///
@@ -315,8 +316,8 @@ impl<'c, 'f> Conversion<'c, 'f, Planned> {
             .ok_or_else(|| self.work.refused(EINTR))
     }
 
-    /// Step 6: asks `question`, if there is one, about each allocated page of the range: whether the
-    /// platform is in the way of the promise for it.
+    /// Step 6: calls `question`, if there is one, for each allocated page of the range: does the
+    /// platform keep the promise for it?
     ///
     /// # Errors
     ///
@@ -358,7 +359,7 @@ impl<'c, 'f> Conversion<'c, 'f, Accepted> {
 }
 
 impl<'c, 'f> Conversion<'c, 'f, Reserved> {
-    /// Step 8: takes pages that become private from the host. Nobody else holds them then.
+    /// Step 8: takes pages that become private from the host. After this nobody else holds them.
     ///
     /// # Errors
     ///
@@ -366,7 +367,7 @@ impl<'c, 'f> Conversion<'c, 'f, Reserved> {
     /// mappings are gone then, too; they fault back.
     #[inline]
     pub fn quiesce(self) -> Result<Conversion<'c, 'f, Quiesced>, Refused> {
-        // Only what becomes private has host mappings to lose.
+        // Only pages that become private have host mappings to lose.
         if self.work.to() == Visibility::Private && self.work.change.changes_attributes() {
             self.work.guard.quiesce(self.work.changing())?;
         }
@@ -375,7 +376,7 @@ impl<'c, 'f> Conversion<'c, 'f, Reserved> {
 }
 
 impl<'c, 'f> Conversion<'c, 'f, Quiesced> {
-    /// Step 8, contents: looks for memory that has failed among what will be written.
+    /// Step 8, contents: looks for failed memory among the pages that will be written.
     ///
     /// # Errors
     ///
@@ -415,8 +416,8 @@ impl<'f> Conversion<'_, 'f, Checked> {
 }
 
 impl<'s, 'f> Conversion<'s, 'f, Invalidating<'s>> {
-    /// Step 9b: asks `question`, if there is one, about each allocated page where a guest can have
-    /// it, with the VM's `mmu_lock` held: the answers stay true until the invalidation ends.
+    /// Step 9b: calls `question`, if there is one, for each allocated page at each guest frame,
+    /// with the VM's `mmu_lock` held: the answers stay true until the invalidation ends.
     ///
     /// # Errors
     ///
@@ -435,15 +436,15 @@ impl<'s, 'f> Conversion<'s, 'f, Invalidating<'s>> {
 }
 
 impl<'s, 'f> Conversion<'s, 'f, Asked<'s>> {
-    /// Step 9c: takes the mappings away that what changes has had.
+    /// Step 9c: removes the old mappings of the pages that change.
     ///
     /// A private page that already is private keeps its mapping: on some platforms zapping it would
     /// destroy it, on the others the guest would fault for nothing.
     ///
     /// # Errors
     ///
-    /// `EIO` if a VM is dead, with the first page that its platform still has: it may have died of
-    /// this, or earlier, and have no slot any more that shows the pages.
+    /// `EIO` if a VM is dead, with the first page that its platform still has. The VM may have died
+    /// of this, or earlier, and may no longer have a slot that shows the pages.
     #[inline]
     pub fn zap(self) -> Result<Conversion<'s, 'f, Zapped<'s>>, Refused> {
         let Asked(span) = self.step;
@@ -463,15 +464,15 @@ impl<'s, 'f> Conversion<'s, 'f, Asked<'s>> {
 
 impl<'s, 'f> Conversion<'s, 'f, Zapped<'s>> {
     /// Step 10: has the platform give up the pages that become shared, and does to contents what
-    /// was promised. There is no way back, and no page is left half way.
+    /// was promised. This cannot be undone, and no page is left half done.
     ///
-    /// `make_shared` makes the platform give a page up, which is looked up afterwards. `write` does
-    /// what the plan says; that it has is seen from what it returns.
+    /// `make_shared` makes the platform give a page up; the result is checked afterwards. `write`
+    /// does what the plan says; its return value is evidence of what it has done.
     ///
     /// # Errors
     ///
-    /// `EIO` with a page that the platform did not give up, or that is not as promised. That page is
-    /// lost, and the VMs dead.
+    /// `EIO` with a page that the platform did not give up, or whose contents are not as promised.
+    /// That page is lost, and the VMs are dead.
     #[inline]
     pub fn apply(
         self,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What KVM does to a page in the place of the guest's processor.
+ * Accesses to a page by which KVM emulates the guest's instructions.
  */
 #include "../helpers.h"
 
@@ -35,7 +35,7 @@ void gmem_page_write(struct page *page, size_t offset, const void *from, size_t 
 	__same;									\
 })
 
-/* @len is 1, 2, 4 or 8. False, with what is there in @old, if that is another value. */
+/* @len is 1, 2, 4 or 8. False, with the current value in @old, if that differs. */
 bool gmem_page_cmpxchg(struct page *page, size_t offset, size_t len, u64 *old, u64 new)
 {
 	void *kaddr = kmap_local_page(page);

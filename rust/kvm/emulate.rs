@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What KVM does in the place of the guest's processor: it emulates an instruction that lies in, or
-//! works on, a private page.
+//! KVM's accesses to private pages when it emulates an instruction that lies in, or works on, such
+//! a page.
 //!
-//! That is for software-protected VMs only. Between the guests of all other platforms and the host
-//! there is more than KVM, which keeps their memory from KVM, too.
+//! This is for software-protected VMs only. On all other platforms, hardware or a hypervisor keeps
+//! the guest's memory from KVM, too.
 //!
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h),
 //! `kvm_gmem_emulate_access()`

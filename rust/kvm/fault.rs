@@ -63,7 +63,7 @@ pub struct GuestFault<'a> {
 /// A page for a guest. Only a [`GuestFault`] makes one; it cannot be kept for another fault.
 pub struct GuestPage<'a> {
     pub(crate) pfn: Pfn,
-    /// [`None`] if nothing but `mmu_invalidate_seq` tells that the page still is the file's.
+    /// [`None`] if only `mmu_invalidate_seq` ensures that the page still belongs to the file.
     pub(crate) page: Option<PageRef>,
     /// How large a mapping may be: 2 to the power of this, in pages.
     pub(crate) max_order: u8,
@@ -123,12 +123,13 @@ impl<'a> GuestFault<'a> {
         self.at
     }
 
-    /// The folio of the page, locked, allocated if need be, and zeroed at its first use; sleeps.
+    /// Returns the folio of the page, locked, allocated if necessary, and zeroed at its first use;
+    /// sleeps.
     ///
     /// # Errors
     ///
     /// `EHWPOISON` if the memory has failed, `EINVAL` if `stable` is another file's, `ENOMEM`, and
-    /// what else the page cache returns.
+    /// other errors of the page cache.
     #[inline]
     pub(crate) fn folio<'s>(&self, stable: &'s Stable<'_>) -> Result<PreparedFolio<'s>> {
         if !ptr::eq(stable.inode(), self.inode()) {
@@ -141,16 +142,16 @@ impl<'a> GuestFault<'a> {
         folio.prepare()
     }
 
-    /// Whether no platform has a part in what the guest is given.
+    /// Whether no platform has a part in the page that the guest is given.
     #[inline]
     fn is_plain(&self) -> bool {
         let inode = self.inode();
-        // Of other files, what is private is the architecture's to prepare.
+        // In other files, the architecture prepares private pages.
         let shared = !inode.converts_in_place() && inode.initial() == Visibility::Shared;
         shared || self.platform() == Some(Platform::SwProtected)
     }
 
-    /// Whether the file says of its pages which are private, or none is.
+    /// Whether the file tracks which of its pages are private, or has no private pages.
     #[inline]
     fn knows_kinds(&self) -> bool {
         self.inode().converts_in_place() || self.is_plain()
@@ -170,8 +171,8 @@ impl<'a> GuestFault<'a> {
         self.fits && block::within(pfn.get()) == block::within(self.at.get()) && self.knows_kinds()
     }
 
-    /// How large a mapping may be that shows `pfn` at the place of the fault, as a power of two in
-    /// pages. Any context.
+    /// Returns the largest order of a mapping that shows `pfn` at the place of the fault. Any
+    /// context.
     ///
     /// It is as large as a block, if there is evidence of one and `allowed` is no less, or a single
     /// page.
@@ -222,10 +223,10 @@ impl<'a> GuestFault<'a> {
         (found, Pfn::new(pfn))
     }
 
-    /// The frames of pages in use, from that of the fault on, that are all private or all shared, at
-    /// this moment; returns how many there are of `pfns`. Any context.
+    /// Stores in `pfns` the frames of pages in use, from the page of the fault on, that are all
+    /// private or all shared at this moment, and returns how many. Any context.
     ///
-    /// They are good for as long as no invalidation begins.
+    /// They are valid as long as no invalidation begins.
     pub(crate) fn in_use(&self, pfns: &mut [MaybeUninit<u64>]) -> usize {
         let inode = self.inode();
         if !self.is_plain() {
@@ -252,8 +253,8 @@ impl<'a> GuestFault<'a> {
         usize::try_from(found).unwrap_or(0)
     }
 
-    /// Gives the page to KVM if it is in use, without lock and reference; [`None`] if that takes
-    /// [`serve`](Self::serve), or if the VM's platform has a part in it.
+    /// Gives the page to KVM if it is in use, without lock and reference; [`None`] if
+    /// [`serve`](Self::serve) is needed, as for a page in which the VM's platform has a part.
     ///
     /// A page leaves the file, fails, or changes between private and shared inside an invalidation.
     /// KVM has read `mmu_invalidate_seq` before, so it does not map the page if that has happened

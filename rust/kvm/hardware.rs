@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the hardware of a platform can do, and what it answers.
+//! The operations of a platform's hardware, and their results.
 //!
 //! SNP has the RMP, a table with an entry for each page of the host; TDX has the S-EPT, a page
 //! table for each guest. Both are small traits, with two implementations: the kernel's functions,
-//! which are here, and a software model. Vendor code is the same over both, and has no say in which
-//! it is.
+//! which are here, and a software model. Vendor code is the same over both, and cannot choose
+//! between them.
 //!
 //! C headers: [`arch/x86/include/asm/sev.h`](srctree/arch/x86/include/asm/sev.h),
 //! [`arch/x86/kvm/mmu.h`](srctree/arch/x86/kvm/mmu.h)
@@ -28,11 +28,10 @@ pub(crate) mod sealed {
     pub trait Sealed {}
 }
 
-/// What a platform answers that does not do what it was asked for, or whose answer is none that it
-/// should give.
+/// The error of a platform that does not do what it was asked for, or that gives an invalid answer.
 ///
-/// User space hears `EIO` of it. It never is `EFAULT`, which comes with KVM_RUN's request to convert
-/// the page: that helps against no failure of a platform, and would be tried for ever.
+/// User space gets `EIO` for it, and never `EFAULT`. With `EFAULT`, KVM_RUN asks for a conversion
+/// of the page, which does not help if a platform fails, and would be repeated for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failed {
     /// The platform failed.
@@ -50,8 +49,8 @@ impl From<Failed> for Error {
     }
 }
 
-/// What the code of a C function means. 0 is success, and nothing else: instructions fail with
-/// positive codes, which [`to_result`](kernel::error::to_result) takes for success.
+/// Converts the return code of a C function. Only 0 is success: instructions fail with positive
+/// codes, which [`to_result`](kernel::error::to_result) takes for success.
 pub(crate) fn outcome(code: c_int) -> Result<(), Failed> {
     match code {
         0 => Ok(()),
@@ -60,7 +59,7 @@ pub(crate) fn outcome(code: c_int) -> Result<(), Failed> {
     }
 }
 
-/// What the RMP says of a page.
+/// The state of a page in the RMP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// It is a guest's, or firmware's: a write of the host would fault.
@@ -78,22 +77,22 @@ pub enum Unsplit {
     Failed,
 }
 
-/// SNP's table of whose each page of the host is.
+/// SNP's table of the owners of all pages of the host.
 ///
-/// Updates do not look at what was before. Whoever calls them does, and nobody else assigns or
-/// takes back the pages of a file meanwhile: the folio is locked, or the invalidate lock held.
+/// Updates do not check the previous state, so callers do. Nobody else assigns or takes back the
+/// pages of a file meanwhile: the folio is locked, or the invalidate lock is held.
 pub trait Rmp: sealed::Sealed {
     /// What it is.
     const BASE: Base;
 
-    /// The number by which the table knows a guest.
+    /// The number by which the table identifies a guest.
     ///
     /// # Errors
     ///
     /// [`Failed`] if there is none.
     fn asid(vm: &Vm) -> Result<u32, Failed>;
 
-    /// What the table says now.
+    /// Looks up the current entry of a page.
     ///
     /// # Errors
     ///
@@ -108,7 +107,7 @@ pub trait Rmp: sealed::Sealed {
     /// [`Failed`]. The entry is unchanged.
     fn assign(page: &PrivatePage<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed>;
 
-    /// Takes one page back, and flushes what caches have of it.
+    /// Takes one page back, and flushes its cache lines.
     ///
     /// # Errors
     ///
@@ -128,7 +127,7 @@ pub trait Sept: sealed::Sealed {
     /// What it is.
     const BASE: Base;
 
-    /// Gets ready for the page to be mapped at `gfn`; may sleep, which the mapping may not.
+    /// Prepares for the page to be mapped at `gfn`; may sleep, unlike the mapping itself.
     ///
     /// # Errors
     ///
@@ -218,7 +217,7 @@ pub(super) fn has_hardware_rmp() -> bool {
     unsafe { bindings::gmem_rmp_exists() }
 }
 
-/// What is asked of the S-EPT that a platform's VMs have, whichever it is.
+/// The questions about an S-EPT, as functions of one of its implementations.
 #[derive(Clone, Copy)]
 pub(crate) struct SeptQuestions {
     /// [`Sept::contains`].

@@ -5,8 +5,8 @@
 #include "../helpers.h"
 
 /*
- * A file that is being closed is no longer there for a new user; some time
- * can pass between its last fput() and release() clearing the slot's pointer.
+ * A file that is being closed gives out no new references. Some time can pass
+ * between its last fput() and release() clearing the slot's pointer.
  */
 struct file *gmem_slot_get_file(struct kvm_memory_slot *slot)
 {
@@ -16,9 +16,9 @@ struct file *gmem_slot_get_file(struct kvm_memory_slot *slot)
 /*
  * The inode of a slot's file without a reference, for a caller inside RCU.
  *
- * The memory of a struct file can become that of another file at any time.
- * But the slot's pointer is cleared before the file goes away: if it still is
- * the same after f_inode was read, what was read is this file's.  The inode
+ * The memory of a struct file can be reused for another file at any time. But
+ * the slot's pointer is cleared before the file goes away: if the pointer
+ * still is the same after f_inode was read, f_inode was this file's. The inode
  * itself is freed behind RCU.
  */
 struct inode *gmem_slot_inode_rcu(const struct kvm_memory_slot *slot)
@@ -31,7 +31,8 @@ struct inode *gmem_slot_inode_rcu(const struct kvm_memory_slot *slot)
 	inode = READ_ONCE(file->f_inode);
 	/*
 	 * The memory is reused after release() has cleared the pointer and
-	 * dropped its locks: who sees the new file here sees that, too.
+	 * dropped its locks: if the new file is seen here, so is the cleared
+	 * pointer.
 	 */
 	smp_rmb();
 	return READ_ONCE(slot->gmem.file) == file ? inode : NULL;

@@ -2,9 +2,9 @@
 
 //! Taking pages out of guests' second-level page tables.
 //!
-//! KVM's MMU installs a mapping only if no invalidation of the gfn is going on or has been since it
-//! looked the pfn up (`mmu_invalidate_seq`, `mmu_invalidate_in_progress`, under `mmu_lock`). An
-//! [`InvalidateSpan`] is such an invalidation, in every VM that a file is bound to.
+//! KVM's MMU installs a mapping only if no invalidation of the gfn is in progress or has happened
+//! since the pfn was looked up (`mmu_invalidate_seq`, `mmu_invalidate_in_progress`, under
+//! `mmu_lock`). An [`InvalidateSpan`] is such an invalidation, in every VM that a file is bound to.
 //!
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
 
@@ -65,10 +65,10 @@ use kernel::{
     warn_on, //
 };
 
-/// Which kinds of mapping to take away, where the architecture keeps them apart.
+/// Which kinds of mapping to remove, where the architecture distinguishes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kinds {
-    /// Those through which the guest uses pages as private or as shared.
+    /// Only mappings through which the guest uses pages as private, or only as shared.
     Only(Visibility),
     /// All.
     Both,
@@ -77,8 +77,8 @@ pub(crate) enum Kinds {
 impl Kinds {
     /// Which kinds of guest mapping pages of a file can have.
     ///
-    /// Pages of a file that does not convert keep the kind that they were created with, and the
-    /// other kind of mapping of the same gfn belongs to other memory.
+    /// Pages of a file that does not convert keep their first attribute. A mapping of the other
+    /// kind at the same gfn belongs to other memory.
     pub(crate) fn of(inode: &GmemInode) -> Self {
         if inode.converts_in_place() {
             Self::Both
@@ -106,10 +106,10 @@ pub(crate) struct InvalidateSpan<'g> {
     stable: &'g dyn Bindings,
     only: Option<&'g FileData>,
     range: PageRange,
-    /// The file and the slot of it that show pages of the range, if it is a single slot that does:
-    /// nobody has to look for it again, as the bindings are locked.
+    /// The file and its slot, if a single slot shows pages of the range. It need not be looked up
+    /// again, as the bindings are locked.
     sole: Option<(&'g FileData, &'g Memslot)>,
-    /// What is remembered of the folios is what [`ask`](Self::ask) has seen, and nothing older.
+    /// The records of the folios are what [`ask`](Self::ask) has seen, and not older.
     asked: Cell<bool>,
 }
 
@@ -128,8 +128,8 @@ impl<'s> Zapped<'s> {
         self.span
     }
 
-    /// Whether one of the VMs is dead now: a zap that fails cannot say so, but kills the VM. What
-    /// the platform did with its pages is not known then.
+    /// Whether one of the VMs is dead now: a zap that fails returns no error, but kills the VM.
+    /// Then it is not known what the platform did with the pages.
     pub(crate) fn is_dead(&self) -> bool {
         self.dead
     }
@@ -156,8 +156,8 @@ pub struct Mapped<'a> {
 
 /// The hypervisor's answer for a run of guest frames of a VM.
 ///
-/// It is good until the invalidation ends that it was asked in, as far as it is at all: a guest
-/// that tells the host what it takes back takes nothing meanwhile.
+/// The answer holds until the invalidation ends, if the guest's hypercalls exit to the host: such a
+/// guest cannot take pages back meanwhile. For other guests it can be stale at once.
 #[derive(Clone, Copy)]
 struct Kept {
     vm: NonNull<bindings::kvm>,
@@ -210,8 +210,8 @@ impl Mapped<'_> {
         kept
     }
 
-    /// Whether the page is in the VM's S-EPT. That it was is remembered until it is given up: what
-    /// its removal leaves in it is known then.
+    /// Whether the page is in the VM's S-EPT. If so, this is recorded until the page is given up,
+    /// when it decides what the removal has left in the page.
     pub fn is_in_sept(&self) -> bool {
         let is =
             platform::sept(self.platform).is_some_and(|sept| (sept.contains)(self.mmu, self.gfn));
@@ -222,8 +222,8 @@ impl Mapped<'_> {
     }
 }
 
-/// How many ranges are zapped at once, so that `mmu_lock`, which vCPUs wait for, is not held for as
-/// long as a map of many runs would take.
+/// How many ranges are zapped at once. This bounds how long `mmu_lock`, for which vCPUs wait, is
+/// held for a map of many runs.
 const AT_ONCE: usize = 32;
 
 impl<'g> InvalidateSpan<'g> {
@@ -291,12 +291,12 @@ impl<'g> InvalidateSpan<'g> {
         }
     }
 
-    /// Splits the large mappings that one of `ranges` begins or ends within, so that a zap leaves
-    /// guests what is outside of it. Sleeps: it allocates page tables, and where there is no memory
-    /// for one, the mapping stays, and the zap takes all of it.
+    /// Splits large mappings in which one of `ranges` begins or ends, so that a zap does not remove
+    /// pages outside of the range. Sleeps, as it allocates page tables. If there is no memory for
+    /// one, the mapping stays, and the zap removes all of it.
     ///
-    /// The lock of the file is evidence that it may: who has the bindings mutex alone, as the
-    /// handling of failed memory, does not wait for memory.
+    /// The invalidate lock is evidence that the caller may sleep for memory. The handling of failed
+    /// memory, which has only the bindings mutex, must not.
     pub(crate) fn split(
         &self,
         _guard: &InvalidateGuard<'_, Exclusive>,
@@ -343,7 +343,7 @@ impl<'g> InvalidateSpan<'g> {
                 .clone()
                 .filter_map(|pages| pages.intersect(&self.range))
                 .fuse();
-            // Taken out first, as looking for them sleeps and mmu_lock is a spinlock.
+            // Collected first, as looking for them sleeps and mmu_lock is a spinlock.
             let mut next = ranges.next();
             while let Some(first) = next {
                 next = ranges.next();
@@ -365,8 +365,8 @@ impl<'g> InvalidateSpan<'g> {
         }
     }
 
-    /// Zaps the first two ranges, and as many of the next as can be zapped at once. Not a part of its
-    /// caller, as most requests have one range, and no need for the room.
+    /// Zaps the first two ranges, and as many of the next as can be zapped at once. It is a
+    /// separate function because most requests have one range, and do not need the stack space.
     #[inline(never)]
     fn zap_many(
         &self,
@@ -418,12 +418,12 @@ impl<'g> InvalidateSpan<'g> {
         }
     }
 
-    /// Asks `question`, if there is one, about each allocated folio of the range where it shows as a
-    /// guest frame, with its VM's `mmu_lock` held: as nothing is mapped anew until the span ends, a
-    /// page that is not there now stays away. `question` must not sleep.
+    /// Asks `question`, if there is one, about each allocated folio of the range where it shows as
+    /// a guest frame, with its VM's `mmu_lock` held. Nothing new is mapped until the span ends, so
+    /// a page that is not mapped now stays unmapped. `question` must not sleep.
     ///
-    /// A guest that takes pages by itself is asked in any case before one is made the host's: what
-    /// it keeps is not there for the host to use, whatever the file says.
+    /// For a guest that takes pages by itself, this is always checked before a page becomes the
+    /// host's: the host cannot use a page that the guest keeps, whatever the file says.
     ///
     /// # Errors
     ///
@@ -494,7 +494,7 @@ impl<'g> InvalidateSpan<'g> {
         answer
     }
 
-    /// Whether something is so of the VM of one of the inode's files.
+    /// Whether the condition holds for the VM of at least one of the inode's files.
     pub(crate) fn any_vm(&self, is: impl Fn(&Vm) -> bool) -> bool {
         // Not any(): the names of functions over nested adapters are too long for kallsyms.
         for file in self.stable.inode().files(self.stable) {
@@ -505,7 +505,7 @@ impl<'g> InvalidateSpan<'g> {
         false
     }
 
-    /// Whether something is so of the platform of one of the inode's files.
+    /// Whether the condition holds for the platform of at least one of the inode's files.
     pub(crate) fn any_platform(&self, is: impl Fn(Platform) -> bool) -> bool {
         for file in self.stable.inode().files(self.stable) {
             if file.platform().is_some_and(&is) {
@@ -515,12 +515,12 @@ impl<'g> InvalidateSpan<'g> {
         false
     }
 
-    /// Looks whether a platform still has the folio, after it should have given it up. It is going
-    /// to be `to`.
+    /// Checks that no platform still has the folio, after it should have given the folio up. The
+    /// folio is going to be `to`.
     ///
     /// # Errors
     ///
-    /// [`Fatal`] if it has, or if that cannot be told.
+    /// [`Fatal`] if a platform has it, or if this cannot be determined.
     pub(crate) fn given_up<'f>(
         &self,
         folio: &'f FolioRef<'f>,
@@ -551,8 +551,8 @@ impl<'g> InvalidateSpan<'g> {
         Ok(GivenUp::new(folio, to, zeroed, stays))
     }
 
-    /// Takes back what guests have of the range in page tables that the host does not see. What
-    /// does not come back is leaked. Sleeps.
+    /// Takes back pages of the range that guests have in page tables that the host does not see.
+    /// Pages that do not come back are leaked. Sleeps.
     fn take_back(&self) {
         self.for_each_file(|file| {
             let vm = file.vm();
@@ -566,8 +566,8 @@ impl<'g> InvalidateSpan<'g> {
         });
     }
 
-    /// Takes failed memory from guests in page tables that the host does not see, without a touch.
-    /// Returns whether one had any of it: it must never be freed. Sleeps.
+    /// Takes failed memory from guests that have it in page tables that the host does not see,
+    /// without touching it. Returns whether a guest had any: then it must never be freed. Sleeps.
     pub(crate) fn retire(&self) -> bool {
         let mut any = false;
         self.for_each_file(|file| {
@@ -582,9 +582,10 @@ impl<'g> InvalidateSpan<'g> {
         any
     }
 
-    /// The first allocated folio that a platform still has, after a zap that a VM has died of.
+    /// Returns the first allocated folio that a platform still has, after a zap that has killed a
+    /// VM.
     ///
-    /// TDX's page table does not have it any more then, but kvm-intel has taken a reference to the
+    /// TDX's page table no longer has the folio then, but kvm-intel has taken a reference to the
     /// page that could not be removed.
     pub(crate) fn first_kept(
         &self,
@@ -678,12 +679,12 @@ impl Drop for InvalidateSpan<'_> {
 }
 
 impl InvalidateGuard<'_, Exclusive> {
-    /// Frees the folios of `range`, as far as it is in the file. Guests lose them first, those
-    /// included that they keep from the host, and those of a dead VM. The next use of the pages
-    /// finds new, zeroed ones. What they are, private or shared, stays.
+    /// Frees the folios of `range`, as far as it is in the file. Guests lose them first, including
+    /// pages that they keep from the host, and pages of a dead VM. The next use of the pages finds
+    /// new, zeroed ones. They stay private or shared as before.
     pub fn free(&self, range: &PageRange) {
-        // Before the first folio nobody has anything. The entries of failed memory went when the
-        // folio left the file.
+        // Before the first folio nothing is mapped. The entries of failed memory were removed when
+        // the folio left the file.
         let range = range
             .intersect(&self.geometry().whole())
             .and_then(|range| self.populated(&range));
@@ -696,9 +697,10 @@ impl InvalidateGuard<'_, Exclusive> {
 
     /// Frees the folios that no guest has any more.
     ///
-    /// Truncation unmaps what is mapped. What failed before is not, yet each address where it was
-    /// has an entry that answers the host with SIGBUS, for the fresh page that comes here as well.
-    /// No new one is made for a folio that has left the file, so they go afterwards.
+    /// Truncation unmaps mapped pages. A page that failed earlier is not mapped, but each of its
+    /// former addresses has an entry that gives the host SIGBUS, also for the fresh page that comes
+    /// here. No new entry is made for a folio that has left the file, so these are removed
+    /// afterwards.
     fn truncate(&self, zapped: Zapped<'_>) {
         let range = zapped.of(self.inode());
         if warn_on!(range.is_none()) {
@@ -723,21 +725,20 @@ impl InvalidateGuard<'_, Exclusive> {
     /// Takes all pages of the inode out of one file's VM, as the file goes away.
     pub(crate) fn take_from_guest(&self, file: &FileData) {
         let span = InvalidateSpan::begin_in(self, Some(file), self.geometry().whole());
-        // What the zap finds out about the VM no longer matters: its memory is not touched, only
-        // unmapped.
+        // Whether the VM has died no longer matters: its memory is not touched, only unmapped.
         let _ = span.zap();
-        // The memory goes with the inode, and must not be a guest's then.
+        // The memory is freed with the inode, and no guest may have it then.
         span.take_back();
     }
 }
 
 impl BindingsGuard<'_> {
-    /// Takes pages out of the guests' page tables that stay where they are: memory that failed.
+    /// Takes failed memory out of the guests' page tables. The pages stay in the file.
     ///
-    /// A guest that is being given such a page at this moment is stopped by the invalidation, and
-    /// finds it poisoned when it tries again.
+    /// If a guest is just being given such a page, the invalidation stops the fault, and the retry
+    /// finds the page poisoned.
     pub(crate) fn take_from_guests(&self, range: &PageRange) {
-        // Of a VM that dies of this nothing is touched afterwards.
+        // If a VM dies of this, its memory is not touched afterwards.
         let _ = InvalidateSpan::begin(self, *range).zap();
     }
 }

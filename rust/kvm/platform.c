@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Which platform a VM is on, and what only C can ask the platforms that keep
- * private memory private: the RMP and the S-EPT through the functions of the
- * kernel and of KVM, and the hypervisor of pKVM.
+ * Determines the platform of a VM, and makes the calls to platforms that only
+ * C can make: to the RMP and the S-EPT through the functions of the kernel and
+ * of KVM, and to the hypervisor of pKVM.
  */
 #include "../helpers.h"
 
@@ -74,8 +74,8 @@ bool gmem_platform_available(u32 platform)
 }
 
 /*
- * What cannot be told counts as kept. What the guest waits to share becomes shared
- * if it is @for_host.
+ * If the state is not known, the page counts as kept. If it is @for_host, a
+ * page that the guest waits to share becomes shared.
  */
 bool gmem_vm_keeps_from_host(struct kvm *kvm, gfn_t gfn, u64 nr, bool for_host, u64 *same)
 {
@@ -94,7 +94,7 @@ bool gmem_vm_keeps_from_host(struct kvm *kvm, gfn_t gfn, u64 nr, bool for_host, 
 }
 
 #ifdef CONFIG_X86
-/* Without an RMP no page is anybody's in it. */
+/* Without an RMP no page is assigned. */
 bool gmem_rmp_exists(void)
 {
 	return cc_platform_has(CC_ATTR_HOST_SEV_SNP);
@@ -107,8 +107,8 @@ u32 gmem_rmp_asid(struct kvm *kvm)
 }
 
 /*
- * These return 0, and nothing else, for success: an errno otherwise, or a number
- * of the instruction's, which is positive.
+ * These return 0 for success, and otherwise an errno, or the instruction's
+ * code, which is positive.
  */
 int gmem_rmp_lookup(u64 pfn, bool *assigned, bool *large)
 {
@@ -129,7 +129,7 @@ int gmem_rmp_unassign(u64 pfn)
 {
 	int ret = rmp_make_shared(pfn, PG_LEVEL_4K);
 
-	/* The host's next access must not meet what the guest has left in caches. */
+	/* The host's next access must not hit cache lines of the guest. */
 	if (!ret)
 		clflush_cache_range(__va(PFN_PHYS(pfn)), PAGE_SIZE);
 	return ret;
@@ -185,7 +185,7 @@ int gmem_rmp_smash(u64 pfn, bool *in_use)
 	return -ENODEV;
 }
 
-/* What nobody can be asked about is not known to be the host's. */
+/* Without a way to find out, a page is not known to be the host's. */
 bool gmem_sept_contains(struct kvm *kvm, gfn_t gfn)
 {
 	return true;

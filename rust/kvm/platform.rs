@@ -2,8 +2,9 @@
 
 //! Which platform a VM is on, and whether it has given up a page.
 //!
-//! That a platform has given a page up, and that it has zeroed it, are values that only this file
-//! makes, after it has looked for itself: the host writes to no page without one.
+//! Two kinds of values are evidence that a platform has given a page up, and that it has zeroed it.
+//! Only this file makes them, after it has checked the result. The host writes to no page without
+//! one.
 
 use crate::{
     bindings,
@@ -66,8 +67,8 @@ pub fn of(vm: &Vm) -> Option<Platform> {
         .find(|&platform| number(platform) == known)
 }
 
-/// Whether there can be VMs on a platform here. Models and tests stand in for one in VMs of another
-/// type.
+/// Whether this host can have VMs on a platform. Models and tests stand in for platforms in VMs of
+/// another type.
 pub fn is_available(platform: Platform) -> bool {
     // SAFETY: Asks for a property of this kernel and machine.
     platform.base() == Base::Hardware
@@ -101,24 +102,24 @@ pub(crate) fn takes_back(platform: Platform) -> bool {
     platform == Platform::Pkvm
 }
 
-/// Whether the host can find a page to be its own and lose it before it has written it: the guest
-/// takes pages back by itself. Only the hypervisor can write such pages safely.
+/// Whether the host can lose a page between the check that it owns the page and the write, as the
+/// guest takes pages back by itself. Only the hypervisor can write such pages safely.
 #[inline]
 pub(crate) fn takes_by_itself(platform: Platform) -> bool {
     platform == Platform::Pkvm
 }
 
-/// The platform failed where there is no way back.
+/// The platform failed after the point of no return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fatal;
 
-/// Whether a page with this entry is somebody's. One that cannot be looked up is not known to be the
-/// host's.
+/// Whether a page with this RMP entry may belong to a guest or to firmware. If the entry cannot be
+/// read, it may.
 fn is_taken(entry: Result<Entry, Failed>) -> bool {
     entry.map_or(true, |entry| entry.assigned)
 }
 
-/// Whether pages can be somebody's in an RMP here, whatever their VMs are.
+/// Whether an RMP can have pages as a guest's or firmware's here, whatever their VMs are.
 #[inline]
 pub(crate) fn has_rmp() -> bool {
     has_hardware_rmp() || (stand_in::is_any() && any_stand_in_has_rmp())
@@ -130,8 +131,8 @@ fn any_stand_in_has_rmp() -> bool {
     stand_in::all().any(|other| other.has_rmp())
 }
 
-/// Whether the page is somebody's in an RMP, whatever is remembered of it and whatever its VM is. A
-/// machine without an RMP has none that is.
+/// Whether an RMP has the page as a guest's or firmware's, whatever the page's record says and
+/// whatever its VM is. Always false on a machine without an RMP.
 pub(crate) fn is_assigned(frame: &Frame<'_>) -> bool {
     let mut said = stand_in::all().filter_map(|other| other.rmp_entry(frame));
     if said.any(is_taken) {
@@ -152,8 +153,9 @@ pub(crate) fn sept(platform: Option<Platform>) -> Option<SeptQuestions> {
 }
 
 /// Whether the VM's guest keeps the page at `gfn` from the host, and for how many of the `nr` pages
-/// from there on the answer is the same (1 at least). A page that becomes the host's, `for_host`, is
-/// not kept by a guest that has asked to share it: the hypervisor shares it with this question.
+/// from there on the answer is the same (1 at least). If the page becomes the host's (`for_host`),
+/// and the guest has asked to share it, the hypervisor shares it in this call, and the answer is
+/// no.
 pub(crate) fn keeps_from_host(
     platform: Option<Platform>,
     mmu: &MmuGuard<'_>,
@@ -175,7 +177,7 @@ pub(crate) fn keeps_from_host(
 /// The platform has filled the page with zeroes.
 struct Zeroed;
 
-/// What was done to the bytes of a page. Only what does it makes one.
+/// Evidence of what was done to the bytes of a page. Only the functions that do it make one.
 pub struct Written<'f> {
     how: Action,
     _page: PhantomData<&'f ()>,
@@ -205,10 +207,10 @@ pub struct GivenUp<'f> {
 }
 
 impl<'f> GivenUp<'f> {
-    /// To be made after looking, see
-    /// [`InvalidateSpan::given_up`](crate::kvm::mmu::InvalidateSpan::given_up): for whether a
-    /// platform has the folio, for whether one has zeroed it when it gave it up, and for whether
-    /// the answers stay true.
+    /// To be made only after these checks, see
+    /// [`InvalidateSpan::given_up`](crate::kvm::mmu::InvalidateSpan::given_up): whether a platform
+    /// has the folio, whether one has zeroed it when it gave it up, and whether the answers stay
+    /// true.
     pub(super) fn new(
         folio: &'f FolioRef<'f>,
         to: Visibility,
@@ -224,7 +226,7 @@ impl<'f> GivenUp<'f> {
         }
     }
 
-    /// Makes all bytes of it zero, unless the platform has.
+    /// Zeroes all bytes of the folio, unless the platform has done so.
     ///
     /// # Errors
     ///
@@ -238,15 +240,15 @@ impl<'f> GivenUp<'f> {
         Ok(Written::new(Action::Zero))
     }
 
-    /// Has the hypervisor make all bytes of it zero, which makes sure that it is not a guest's in
-    /// the same step. A page that is going to be private is zeroed once more when the hypervisor
-    /// gives it to a guest, unless the host has mapped it in between: nobody on the host has a
-    /// mapping of it or a reference to it, or gets one without mapping it. What is going to be
-    /// shared may be written at once, by whoever has it mapped or pinned already.
+    /// Has the hypervisor zero all bytes of the folio, which checks in the same step that no guest
+    /// owns it. A page that becomes private is zeroed once more when the hypervisor gives it to a
+    /// guest, unless the host has mapped it in between: nobody on the host has a mapping of the
+    /// page or a reference to it, or gets one without mapping it. A page that becomes shared may be
+    /// written at once, through existing mappings and pins.
     ///
     /// # Errors
     ///
-    /// [`Fatal`] if it is, or if there is no such hypervisor.
+    /// [`Fatal`] if a guest owns it, or if there is no such hypervisor.
     pub fn zero_by_hypervisor(self) -> Result<Written<'f>, Fatal> {
         let frame = self.folio.frame();
         // SAFETY: The folio is one page, and the hypervisor writes none that anybody else has.
@@ -256,7 +258,7 @@ impl<'f> GivenUp<'f> {
         Ok(Written::new(Action::Zero))
     }
 
-    /// Fills it, so that nobody relies on what was there.
+    /// Overwrites the folio, so that users do not rely on its contents.
     ///
     /// # Errors
     ///

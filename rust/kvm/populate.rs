@@ -29,7 +29,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// What the vendor does with each page of a range of guest frames, and where its contents come from.
+/// The vendor's operation on each page of a range of guest frames, and the source of its contents.
 pub struct Populate<'a> {
     pub(crate) vm: &'a Vm,
     pub(crate) start: Gfn,
@@ -88,7 +88,7 @@ impl Populate<'_> {
         self.wanted
     }
 
-    /// How many of the wanted pages the slot has that the first is in.
+    /// Returns how many of the wanted pages are in the slot of the first one.
     ///
     /// # Errors
     ///
@@ -154,14 +154,14 @@ impl Populate<'_> {
     /// Lets the vendor fill the page of the guest frame that the source is for. The folio is up to
     /// date afterwards.
     ///
-    /// `to` is whom the vendor gives it to, where that is to be remembered. It is remembered first,
-    /// so that nothing can fail when the page is the platform's.
+    /// `to` says to whom the vendor gives the page, if this is to be recorded. It is recorded
+    /// first, so that nothing can fail once the page is the platform's.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if KVM does not hold the page to be private, or if another file is locked than that
-    /// which has it; `EHWPOISON` if the memory has failed; `EEXIST` if a platform has it already;
-    /// and what the page cache and the vendor return.
+    /// `EINVAL` if the page is not private for KVM, or if the locked file is not the one that has
+    /// the page; `EHWPOISON` if the memory has failed; `EEXIST` if a platform has it already; and
+    /// other errors of the page cache and the vendor.
     pub fn fill(
         &self,
         guard: &InvalidateGuard<'_, Exclusive>,
@@ -197,7 +197,7 @@ impl Populate<'_> {
             return Err(EEXIST);
         }
         let page = if source.page.is_null() {
-            // What is measured must not be what the last owner of the memory left.
+            // The bytes that are measured must not be those of the memory's last owner.
             folio.prepare()?.into_page()
         } else {
             folio.into_page()

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What stands in for platforms that the machine does not have: software models, and the platforms
-//! of tests.
+//! Stand-ins for platforms that the machine does not have: software models, and the platforms of
+//! tests.
 //!
-//! They are above everything that they stand under, and hook in by [`StandIn`], which they
-//! [`register`]. A kernel that is configured without them has nothing of this.
+//! They are in a layer above this one, and hook in by [`StandIn`], which they [`register`]. A
+//! kernel without them has none of this code.
 
 use crate::{
     fs::inode::GmemInode,
@@ -37,22 +37,22 @@ use kernel::sync::SetOnce;
 
 /// Platforms that are not the machine's.
 ///
-/// The answers are believed as those of hardware are. The hooks tell what happens to pages that
-/// hardware would see for itself.
+/// The answers are trusted like those of hardware. The hooks report events that hardware would see
+/// by itself.
 pub(crate) trait StandIn: Sync {
-    /// What its platforms stand on.
+    /// What its platforms are implemented by.
     fn base(&self) -> Base;
 
     /// The platform of `vm`, if it is one of these.
     fn platform(&self, vm: &Vm) -> Option<Platform>;
 
-    /// Whether pages can be somebody's in its RMP.
+    /// Whether its RMP can have pages as a guest's or firmware's.
     fn has_rmp(&self) -> bool;
 
-    /// What its RMP says of a page that it knows; [`None`] for other pages.
+    /// Looks a page up in its RMP; [`None`] for a page that it does not know.
     fn rmp_entry(&self, frame: &Frame<'_>) -> Option<Result<Entry, Failed>>;
 
-    /// What its S-EPTs are asked.
+    /// The questions about its S-EPTs.
     fn sept(&self) -> SeptQuestions;
 
     /// A file of `vm` is about to be made: from here on the VM's platform does not change.
@@ -70,7 +70,7 @@ pub(crate) trait StandIn: Sync {
     /// An invalidation of `gfns` in `slot`, which shows `inode`, ends. Under `mmu_lock`.
     fn settles(&self, _vm: &Vm, _inode: &GmemInode, _slot: &Memslot, _gfns: Range<u64>) {}
 
-    /// A page is freed. What its platform was to give back it has given back, or it is leaked.
+    /// A page is freed. Its platform has given it back, or the page is leaked.
     fn freed(&self, _frame: &Frame<'_>) {}
 }
 
@@ -83,7 +83,7 @@ pub(crate) const POSSIBLE: bool = cfg!(any(
 /// Those of one kind.
 struct Known {
     stand_in: SetOnce<&'static dyn StandIn>,
-    /// There can be VMs of it. Nobody else is asked, as each fault would be.
+    /// There can be VMs of this kind. Kinds without VMs are skipped, to keep faults fast.
     used: AtomicBool,
 }
 
@@ -122,7 +122,8 @@ pub(crate) fn register(stand_in: &'static dyn StandIn) {
     known.used.store(true, Ordering::Release);
 }
 
-/// There is no VM of a kind any more, and none comes before the kind is registered again.
+/// To be called when there are no VMs of a kind any more. There are none until the kind is
+/// registered again.
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 pub(crate) fn set_unused(base: Base) {
     known(base).used.store(false, Ordering::Release);
@@ -136,7 +137,7 @@ pub(crate) fn is_any() -> bool {
 
 /// All that are registered, and used.
 ///
-/// Each fault asks, and each page that is freed, so this is no loop.
+/// Each fault and each freed page comes here, so this is not a loop.
 #[inline]
 pub(crate) fn all() -> impl Iterator<Item = &'static dyn StandIn> {
     TESTS.get().into_iter().chain(MODELS.get())

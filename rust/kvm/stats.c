@@ -2,8 +2,8 @@
 /*
  * What conversions, large mappings and moved memory add to the statistics of their VM.
  *
- * They are not atomic, here as anywhere in KVM: of two files that are converted at
- * the same instant one may be missing.
+ * As elsewhere in KVM they are not atomic: if two files are converted at the
+ * same instant, one may not be counted.
  */
 #include <uapi/linux/kvm_gmem.h>
 

@@ -5,8 +5,8 @@
 #include "../helpers.h"
 
 /*
- * The vCPU's mutex is held.  -ENOEXEC, and nothing loaded, for a vCPU that has
- * no state yet: VHE would load what is no state.
+ * The vCPU's mutex is held. Returns -ENOEXEC, with nothing loaded, for a vCPU
+ * that has no state yet: VHE would load invalid state.
  */
 int gmem_vcpu_load(struct kvm_vcpu *vcpu)
 {

@@ -72,13 +72,13 @@ pub struct Loaded<'a> {
 }
 
 impl Loaded<'_> {
-    /// Maps what the guest has at `gpa`, of which at most `size` bytes are wanted, as for a read.
-    /// Sleeps. Returns how many bytes from `gpa` on are mapped now, of those wanted.
+    /// Maps the memory at `gpa`, as for a read of the guest. Sleeps. Returns how many of the `size`
+    /// bytes from `gpa` on are mapped now.
     ///
     /// # Errors
     ///
-    /// `ENOEXEC` if the vCPU was not initialised, `EAGAIN` if somebody was in the way; what the
-    /// architecture returns otherwise.
+    /// `ENOEXEC` if the vCPU was not initialised, `EAGAIN` if the page or its slot is being
+    /// changed; otherwise those of the architecture.
     pub fn map(&mut self, gpa: u64, size: u64) -> Result<u64> {
         if !self.is_loaded {
             return Err(ENOEXEC);

@@ -97,7 +97,7 @@ impl Vm {
         self.0.get()
     }
 
-    /// Whether the VM was marked dead, after which none of its contents can be relied upon.
+    /// Whether the VM was marked dead. Its contents cannot be relied upon then.
     #[inline]
     pub fn is_dead(&self) -> bool {
         // SAFETY: By the type's invariants.
@@ -129,14 +129,14 @@ impl Vm {
         }
     }
 
-    /// Counts a conversion that somebody's reference was in the way of.
+    /// Counts a request that failed because somebody held a reference.
     #[inline]
     pub fn count_busy(&self) {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_vm_count_busy(self.as_raw()) }
     }
 
-    /// Counts `nr` blocks that `what` has become of.
+    /// Adds `nr` to the statistic of blocks that `what` selects.
     #[inline]
     pub(crate) fn count_blocks(&self, what: u32, nr: u64) {
         // SAFETY: By the type's invariants.
@@ -178,7 +178,7 @@ impl Vm {
         unsafe { bindings::gmem_vm_supported_flags(vm.map_or(ptr::null_mut(), Self::as_raw)) }
     }
 
-    /// Whether KVM holds `gfn` to be private. The caller is inside SRCU or holds slots_lock.
+    /// Whether `gfn` is private for KVM. The caller is inside SRCU or holds slots_lock.
     #[inline]
     pub(crate) fn mem_is_private(&self, gfn: Gfn) -> bool {
         // SAFETY: By the type's invariants.

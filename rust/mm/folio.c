@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Folios of a guest_memfd: when they are in use, what is remembered with them, and
- * who else holds them.
+ * Folios of a guest_memfd: when they are in use, their record, and who else
+ * holds them.
  */
 #include <kunit/test-bug.h>
 #include <linux/migrate.h>
@@ -9,7 +9,7 @@
 #include "../helpers.h"
 #include "guest_memfd.h"
 
-/* Without PG_private nobody but guest_memfd looks at it. */
+/* Without PG_private only guest_memfd uses it. */
 unsigned long gmem_folio_record(struct folio *folio)
 {
 	return (unsigned long)READ_ONCE(folio->private);
@@ -29,11 +29,11 @@ bool kvm_gmem_page_is_zero(struct page *page)
 }
 
 /*
- * From its first use on a folio holds the only copy of its bytes, and a guest's
- * page tables refer to it without being counted: a clean folio that nobody has
- * mapped or holds could be dropped, as by soft offlining.  Who writes is not
- * known, so each folio in use counts as dirty.  Nothing but the flag says so, see
- * noop_dirty_folio().
+ * From its first use on a folio holds the only copy of its bytes, and a
+ * guest's page tables refer to it without being counted: a clean folio that
+ * nobody has mapped or holds could be dropped, as by soft offlining. Writes
+ * cannot be seen, so each folio in use counts as dirty. Only the flag says so,
+ * see noop_dirty_folio().
  */
 static void gmem_folio_in_use(struct folio *folio)
 {
@@ -85,11 +85,12 @@ unsigned int gmem_folio_excess_refs(struct folio *folio, unsigned int own)
 }
 
 /*
- * Whether nobody but the page cache and @own have a reference: no page table of
- * the host has the folio either, and no fault is about to map it.  A mapping has
- * a reference of its own, which is the fault's before, and lasts until the TLBs
- * are flushed.  So one look at the count tells; but not that somebody has one,
- * as references can be kept for ever.
+ * Whether nobody but the page cache and @own have a reference: no page table
+ * of the host has the folio either, and no fault is about to map it. A mapping
+ * has a reference of its own, which is the fault's before, and lasts until the
+ * TLBs are flushed. So one look at the count is enough to show that nobody has
+ * a reference. It does not show that somebody has one, as some references are
+ * kept for ever.
  */
 bool gmem_folio_is_quiet(struct folio *folio, unsigned int own)
 {
