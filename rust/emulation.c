@@ -20,7 +20,7 @@ void *gmem_vm_emulation(struct kvm *kvm)
 }
 
 #ifdef CONFIG_KVM_SNP_SIMULATION
-/* 0 for a VM that is no SNP guest of the simulated hardware. */
+/* 0 for a VM that is not an SNP guest of the simulated hardware. */
 u32 gmem_vm_simulated_asid(struct kvm *kvm)
 {
 	if (!snp_simulated())
@@ -30,7 +30,7 @@ u32 gmem_vm_simulated_asid(struct kvm *kvm)
 }
 #endif
 
-/* From its first guest_memfd on a VM is what it is. */
+/* From its first guest_memfd on a VM's platform does not change. */
 void gmem_vm_close_emulation(struct kvm *kvm)
 {
 	WRITE_ONCE(kvm->arch.gmem_emulation_closed, true);
@@ -54,7 +54,7 @@ int gmem_vm_set_emulation(struct kvm *kvm, void *emulation, void *td)
 		gmem_td_attach(kvm, td);
 	/* No vCPU is allowed in before the launch has ended. */
 	WRITE_ONCE(kvm->arch.pre_fault_allowed, false);
-	/* Whoever sees the pointer sees what it points to, and the phase. */
+	/* Pairs with the acquire: with the pointer, its target and the phase are seen. */
 	smp_store_release(&kvm->arch.gmem_emulation, emulation);
 	add_taint(TAINT_TEST, LOCKDEP_STILL_OK);
 	r = 0;
@@ -126,7 +126,7 @@ void gmem_direct_map_restore(kvm_pfn_t pfn)
 	WARN_ON_ONCE(set_direct_map_default_noflush(pfn_to_page(pfn)));
 }
 
-/* What one side of an encrypted page sees of what the other has written. */
+/* Converts the bytes of one side of an encrypted page to what the other side sees. */
 void gmem_pfn_combine(kvm_pfn_t pfn, u64 key)
 {
 	u64 *words = pfn_to_kaddr(pfn);
@@ -166,8 +166,8 @@ void gmem_pfn_write(kvm_pfn_t pfn, u32 value)
 }
 
 /*
- * The page stays the platform's: nobody must ever get it again.  That this is
- * so is written where no lock is needed, as only mmu_lock is held.
+ * The page stays the platform's: nobody must ever get it again. This is
+ * recorded in a place that needs no lock, as only mmu_lock is held.
  */
 void gmem_pfn_keep(kvm_pfn_t pfn)
 {

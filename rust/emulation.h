@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the software models of confidential platforms need of the kernel.  See
+ * Kernel functions for the software models of confidential platforms. See
  * emulation.c.
  */
 #ifndef _KVM_GMEM_EMULATION_H

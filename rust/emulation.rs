@@ -2,10 +2,10 @@
 
 //! SW_PROTECTED VMs that behave like those of a confidential platform, for development and tests.
 //!
-//! The models (`src/platform/emulation/`) say what the platform's tables allow. Here they meet real
-//! pages and real VMs: the bytes become what the other side would see, the page leaves the direct
-//! map while the platform owns it, and the MMU tells where mappings are made and taken away. What
-//! is done about any of it is up to the vendors, which do not know that no hardware is there.
+//! The models (`src/platform/emulation/`) decide what the platform's tables allow. This file
+//! applies them to real pages and real VMs: the bytes become what the other side would see, the
+//! page leaves the direct map while the platform owns it, and the MMU reports where mappings are
+//! made and removed. The vendors work as on hardware.
 //!
 //! C header: [`include/uapi/linux/kvm_gmem.h`](../include/uapi/linux/kvm_gmem.h)
 
@@ -97,7 +97,7 @@ pub use tdx::ModelSept;
 /// Bytes in a page.
 const PAGE: u64 = 4096;
 
-/// What a VM has a model of.
+/// The model that a VM has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Model {
     /// SEV-SNP's RMP.
@@ -112,7 +112,7 @@ struct Emulation {
     model: Model,
     /// TDX: KVM mirrors its page table into the S-EPT, and the simulated module is told.
     mirrored: bool,
-    /// By which the platform tells its guests apart: SNP's ASID, TDX's HKID.
+    /// The platform's identifier of the guest: SNP's ASID, TDX's HKID.
     id: u32,
     /// TDX: taking a page out of the S-EPT zeroes it.
     remove_zeroes: bool,
@@ -133,7 +133,7 @@ struct Emulation {
 impl Emulation {
     fn new(model: Model, mirrored: bool, remove_zeroes: bool) -> Result<Pin<KBox<Self>>> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        /// As many as the record of a page has room for.
+        /// As many as fit into the record of a page.
         const IDS: u32 = 1 << 20;
 
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -239,7 +239,7 @@ impl StandIn for Models {
             return;
         }
         let page = Page::new(frame);
-        // What the platform did not give back is out of the file now, but not free.
+        // Pages that the platform did not give back are out of the file now, but not free.
         if page.is_hidden() && !page.is_kept() {
             pr_err!(
                 "emulation: pfn {:#x} is freed while it is a guest's\n",
@@ -274,7 +274,7 @@ fn can_mirror() -> bool {
     unsafe { bindings::gmem_td_possible() }
 }
 
-/// What the simulated module keeps of a TD, until a VM has it; or nothing.
+/// The simulated module's data of a TD, until a VM has it; or nothing.
 struct Td(*mut c_void);
 
 impl Td {
@@ -365,7 +365,7 @@ impl Operation {
         Ok(Gfn::new(self.gpa / PAGE))
     }
 
-    /// Refuses what is meant for a range where there is none.
+    /// Refuses arguments of a range for operations without one.
     fn no_range(&self) -> Result {
         if self.kind == 0 && self.size == 0 && self.uaddr == 0 {
             Ok(())
@@ -391,7 +391,7 @@ fn ioctl(vm: &Vm, cmd: u32, arg: UserPointer) -> Result {
         Op::LaunchUpdate if emulation.mirrored => Some(LaunchVcpu::lock(vm)?),
         _ => None,
     };
-    // HOLD comes without: who has slots_lock may be waiting for the task that is held.
+    // HOLD does not take slots_lock: its holder may be waiting for the task that is held.
     let _slots = (op != Op::Hold).then(|| vm.lock_slots());
 
     match op {
@@ -405,8 +405,8 @@ fn ioctl(vm: &Vm, cmd: u32, arg: UserPointer) -> Result {
     arg.write(&operation.to_words())
 }
 
-/// A vCPU whose memory caches and page table the pages of a launch are mapped by. Nobody else uses
-/// it meanwhile.
+/// A vCPU whose memory caches and page table are used to map the pages of a launch. Nobody else
+/// uses it meanwhile.
 struct LaunchVcpu(*mut bindings::kvm_vcpu);
 
 impl LaunchVcpu {
@@ -444,7 +444,7 @@ impl Drop for LaunchVcpu {
     }
 }
 
-/// What the pages of one LAUNCH_UPDATE have in common.
+/// The arguments that all pages of one LAUNCH_UPDATE share.
 struct Launch<'a> {
     emulation: &'a Emulation,
     vcpu: Option<&'a LaunchVcpu>,
@@ -712,7 +712,7 @@ fn install(emulation: &Emulation, gfn: Gfn, pfn: Pfn, private: bool) -> Result<A
             snp::install(emulation.id, gfn, pfn, private)?;
             Ok(Answer::Go)
         }
-        // The module is asked, by the MMU.
+        // The MMU asks the module.
         Model::Tdx if private && emulation.mirrored => Ok(Answer::Go),
         Model::Tdx if private => emulation.sept.lock().install(gfn, pfn),
         // SAFETY: Whatever the number is, it is only looked up.
@@ -799,7 +799,7 @@ mod entry_points {
     ) {
         // SAFETY: KVM passes a valid pointer.
         let vm = unsafe { Vm::from_raw(kvm) };
-        // Of a TD the MMU has had each page removed by the module.
+        // For a TD, the MMU has had each page removed by the module.
         if let Some(emulation) = of(vm).filter(|emulation| !emulation.mirrored) {
             let zeroes = emulation.remove_zeroes;
             emulation.sept.lock().remove(vm, start, end, zeroes);

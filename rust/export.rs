@@ -2,7 +2,7 @@
 
 //! The entry points that KVM's C, the VFS and memory management call.
 //!
-//! The crate above implements [`GuestMemfd`] and says so with
+//! The crate above implements [`GuestMemfd`], and passes the type to
 //! [`register_entry_points!`](crate::register_entry_points), which makes the C functions and the
 //! operations tables. Everything is resolved at compile time; there is no table of callbacks
 //! between the two crates.
@@ -233,16 +233,15 @@ pub mod entry {
             }
             let inode = file.inode();
             // A file that the host may map serves the guest's shared accesses, too, and so does
-            // each that converts in place: what it says is private or shared must not be
-            // second-guessed by another mapping.
+            // each file that converts in place: shared pages must not come from another mapping.
             if inode.is_mappable() || inode.converts_in_place() {
                 slot.flags |= GMEM_ONLY;
             }
             if inode.converts_in_place() {
                 slot.flags |= IN_PLACE;
             }
-            // A slot with a file cannot be changed, only deleted, so binding always is to a new
-            // slot. It is not visible yet, thus get_pfn() is sure to see the file.
+            // A slot with a file cannot be changed, only deleted, so this slot is new. It is not
+            // visible yet, so get_pfn() will see the file.
             slot.gmem.pgoff = range.start().get() as usize;
             // The caller gets the reference, and drops it when the slot is bound or given up.
             // SAFETY: The slot is valid.
@@ -280,9 +279,8 @@ pub mod entry {
             // Closed already: release() has unbound all slots.
             return;
         }
-        // The file may be on its way out. It is there still, as release() clears the slot's
-        // pointer under slots_lock, which is held.
-        // SAFETY: See above.
+        // The file may be being closed. It still exists, as release() clears the slot's pointer
+        // under slots_lock, which is held. SAFETY: See above.
         let (slot, file) = unsafe { (Memslot::from_raw(slot), GmemFile::from_raw(file)) };
         let (_invalidate, bindings) = file.inode().lock_to_bind();
 
@@ -440,8 +438,8 @@ pub mod entry {
     pub unsafe fn is_private<T: GuestMemfd>(slot: *const kvm_memory_slot, gfn: u64) -> bool {
         // SAFETY: By the contract of this function.
         let slot = unsafe { Memslot::from_raw(slot.cast_mut()) };
-        // A slot whose file is closed has no memory any more, and one that is being deleted is on
-        // its way there: nothing of them may be used as shared.
+        // A slot whose file is closed has no memory any more, and a slot that is being deleted will
+        // have none: their pages must not be used as shared.
         let Some(at) = slot.index_of(Gfn::new(gfn)) else {
             return true;
         };
@@ -552,7 +550,7 @@ pub mod entry {
 
 /// Makes the C entry points for a type that implements [`GuestMemfd`].
 ///
-/// The type is a plain name, so that no code of the caller's gets into an unsafe block.
+/// The type is a plain name, so that no code of the caller gets into an unsafe block.
 #[macro_export]
 macro_rules! register_entry_points {
     ($implementation:ident, $tables:ident) => {

@@ -3,12 +3,12 @@
  * A simulation of the TDX module, for development and tests.  Nothing here is
  * TDX, and nothing is confidential.
  *
- * KVM's mirrored page table and its order of SEAMCALLs (vmx/tdx_sept.h) are the
- * real ones.  The SEAMCALLs are functions of this file: they enforce what the
- * module enforces, and keep an S-EPT in the format of AMD's nested page tables.
- * A vCPU walks a root of its own, which is made when it enters the guest: below
- * the shared bit it has the S-EPT, above it KVM's page table for shared memory.
- * What becomes of pages and their bytes is rust/emulation/tdx.rs's.
+ * KVM's mirrored page table and its order of SEAMCALLs (vmx/tdx_sept.h) are
+ * the real ones. The SEAMCALLs are functions of this file: they enforce what
+ * the module enforces, and keep an S-EPT in the format of AMD's nested page
+ * tables. A vCPU walks a root of its own, which is made when it enters the
+ * guest: below the shared bit it has the S-EPT, above it KVM's page table for
+ * shared memory. rust/emulation/tdx.rs handles pages and their bytes.
  */
 #include <linux/kvm_host.h>
 #include <asm/shared/tdx_errno.h>
@@ -29,7 +29,7 @@ enum td_state {
 	TD_STATE_RUNNABLE,
 };
 
-/* What the module keeps of a TD. */
+/* The module's data of a TD. */
 struct simulated_td {
 	struct kvm *kvm;
 	u64 *sept;
@@ -38,7 +38,7 @@ struct simulated_td {
 	u64 epoch;
 };
 
-/* What KVM keeps of it, as far as tdx_sept.h wants to know. */
+/* KVM's data of a TD, as far as tdx_sept.h uses it. */
 struct kvm_tdx {
 	int hkid;
 	enum td_state state;
@@ -109,9 +109,9 @@ static bool runs_since_before(struct kvm *kvm, u64 epoch)
 }
 
 /*
- * Tests order failures of the other kinds.  Whoever calls in the wrong order has
- * to be told more loudly than by a VM that is dead.  KVM goes on to remove a page
- * after a TRACK that has failed, but that is known then.
+ * Tests inject failures of the other kinds. For a call in the wrong order a
+ * dead VM would not be noticed enough, so warn. KVM goes on to remove a page
+ * after a failed TRACK, but then the failure is known.
  */
 static u64 seamcall_status(struct kvm *kvm, int r, const char *which)
 {
@@ -215,7 +215,7 @@ static u64 simulated_page_remove(struct simulated_td *td, u64 gpa, int level, u6
 
 	if (err)
 		return err;
-	/* TRACK is not enough: those who have entered before it must have left, too. */
+	/* TRACK is not enough: vCPUs that have entered before it must have left, too. */
 	if (WARN_ON_ONCE(runs_since_before(td->kvm, td->epoch)))
 		return TDX_PREVIOUS_TLB_EPOCH_BUSY | TDX_OPERAND_ID_TD_EPOCH;
 	return seamcall_status(td->kvm, kvm_gmem_module_page_remove(td->kvm, gpa_to_gfn(gpa)),
@@ -244,7 +244,7 @@ static bool tdx_operand_busy(u64 err)
 	return (err & TDX_SEAMCALL_STATUS_MASK) == TDX_OPERAND_BUSY;
 }
 
-/* As that of tdx.c, without the warning: failures are ordered by tests. */
+/* Like tdx.c's, without the warning: tests inject failures. */
 #define TDX_BUG_ON(err, fn, kvm)						\
 ({										\
 	u64 __status = (err);							\
@@ -280,7 +280,7 @@ int kvm_gmem_mirror_set_spte(struct kvm *kvm, gfn_t gfn, u64 old_spte, u64 new_s
 {
 	int r = tdx_sept_set_private_spte(kvm, gfn, old_spte, new_spte, level);
 
-	/* Whoever frees the page knows that it is the TD's for good. */
+	/* The code that frees the page sees that it is the TD's for good. */
 	if (r && is_shadow_present_pte(old_spte))
 		SetPageReserved(pfn_to_page(spte_to_pfn(old_spte)));
 	return r;
@@ -353,8 +353,9 @@ hpa_t kvm_gmem_mirror_root(struct kvm_vcpu *vcpu, hpa_t root)
 }
 
 /*
- * With interrupts off, after the vCPU's mode is IN_GUEST_MODE: who changes one of
- * the tables or begins an epoch after this makes the vCPU leave the guest.
+ * With interrupts off, after the vCPU's mode is IN_GUEST_MODE: a task that
+ * changes one of the tables or begins an epoch after this makes the vCPU leave
+ * the guest.
  */
 bool kvm_gmem_mirror_enter(struct kvm_vcpu *vcpu)
 {

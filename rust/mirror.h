@@ -7,7 +7,7 @@
 
 #include <linux/kvm_host.h>
 
-/* What a SEAMCALL of the simulation comes to. */
+/* The result of a SEAMCALL of the simulation. */
 enum {
 	GMEM_SEAMCALL_DONE,
 	GMEM_SEAMCALL_BUSY,
@@ -30,7 +30,7 @@ int gmem_td_map(struct kvm_vcpu *vcpu, gfn_t gfn, kvm_pfn_t pfn, struct page *so
 void gmem_sept_set(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn);
 void gmem_sept_clear(struct kvm *kvm, gfn_t gfn);
 
-/* What the simulation knows of pages; by rust/emulation/module.rs. */
+/* The simulation's operations on pages, in rust/emulation/module.rs. */
 int kvm_gmem_module_page_add(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn, struct page *source);
 int kvm_gmem_module_page_aug(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn);
 int kvm_gmem_module_range_block(struct kvm *kvm, gfn_t gfn);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Objects that KUnit makes by itself, as much of them as is used: there need be
- * no mounted file system, no vCPU and no hardware.
+ * Objects that KUnit makes by itself, with only the parts that are used, so
+ * that no mounted file system, vCPU or hardware is needed.
  */
 #include <kunit/static_stub.h>
 #include <kunit/test.h>
@@ -105,7 +105,7 @@ unsigned long gmem_test_vm_sequence(struct kvm *kvm)
 /* Enough of an inode for its mapping to be locked and to have folios. */
 void gmem_test_inode_init(struct inode *inode, u64 size)
 {
-	/* Who lets go of a dirty folio asks whether it could be written back. */
+	/* Releasing a dirty folio checks whether it could be written back. */
 	static struct super_block sb = { .s_bdi = &noop_backing_dev_info };
 	static struct lock_class_key key;
 	struct address_space *mapping = &inode->i_data;
@@ -122,7 +122,7 @@ void gmem_test_inode_init(struct inode *inode, u64 size)
 	__init_rwsem(&mapping->invalidate_lock, "gmem_test_invalidate_lock", &key);
 }
 
-/* The base reference is never put: who has made the file frees it. */
+/* The base reference is never put: the creator of the file frees it. */
 void gmem_test_file_init(struct file *file, struct inode *inode, void *data)
 {
 	memset(file, 0, sizeof(*file));
@@ -221,8 +221,8 @@ struct page *gmem_test_folio_hold(struct folio *folio)
 }
 
 /*
- * What soft offlining does to a page, and others to a file: a folio that is
- * clean, not mapped and not held leaves its file.  Returns how many did.
+ * Drops folios like soft offlining: a folio that is clean, not mapped and not
+ * held leaves its file. Returns how many did.
  */
 unsigned long gmem_test_drop_clean(struct address_space *mapping, pgoff_t end)
 {
@@ -265,7 +265,7 @@ static bool gmem_test_node_denied(void)
 	return false;
 }
 
-/* This test's attribute maps find memory for so many nodes more. */
+/* This test's attribute maps can allocate this many more nodes. */
 void gmem_test_limit_nodes(unsigned int nodes)
 {
 	gmem_test_nodes_left = nodes;
@@ -291,7 +291,7 @@ static bool gmem_test_killed(void)
 	return true;
 }
 
-/* This test's task is being killed, as is seen after so many looks. */
+/* This test's task is being killed, which is seen after this many checks. */
 void gmem_test_kill(unsigned int looks)
 {
 	gmem_test_looks_left = looks;
@@ -299,7 +299,7 @@ void gmem_test_kill(unsigned int looks)
 	kunit_activate_static_stub(kunit_get_current_test(), gmem_killed, gmem_test_killed);
 }
 
-/* It is not any more.  Returns whether that was seen. */
+/* It is not being killed any more.  Returns whether it was seen. */
 bool gmem_test_unkill(void)
 {
 	kunit_deactivate_static_stub(kunit_get_current_test(), gmem_killed);

@@ -2,8 +2,8 @@
 
 //! VMs, inodes and files that KUnit makes by itself.
 //!
-//! They are as much of the real thing as is used here: an inode has a mapping with real folios,
-//! and a VM can be invalidated in. No test thus needs a mounted file system, a vCPU or hardware.
+//! They have only the parts that are used here: an inode has a mapping with real folios, and a VM
+//! can be invalidated. So no test needs a mounted file system, a vCPU or hardware.
 
 use crate::{
     bindings,
@@ -60,7 +60,7 @@ use kernel::{
 
 pub mod platform;
 
-/// A VM that can be invalidated in, can be killed, and nothing else.
+/// A VM that can only be invalidated and killed.
 pub struct TestVm(*mut bindings::kvm);
 
 impl TestVm {
@@ -118,7 +118,7 @@ impl Drop for TestVm {
     }
 }
 
-/// While it is there, what this test would store in an attribute map finds no memory.
+/// While it exists, this test's attribute maps cannot allocate memory.
 pub struct NoMemory(());
 
 impl NoMemory {
@@ -142,8 +142,8 @@ impl Drop for NoMemory {
     }
 }
 
-/// Calls `f` in a task that is being killed, which is seen after so many looks. Returns whether it
-/// was.
+/// Calls `f` in a task that is being killed, which is only seen after this many checks. Returns
+/// whether it was seen.
 pub fn killed_after<R>(looks: u32, f: impl FnOnce() -> R) -> (R, bool) {
     // SAFETY: Called by a test.
     unsafe { bindings::gmem_test_kill(looks) };
@@ -229,7 +229,7 @@ pub(crate) fn memslot(slot: &mut bindings::kvm_memory_slot) -> &Memslot {
 
 /// A file, with one slot of its VM that shows all of it.
 ///
-/// `T` is whose it is: it serves its faults, and is told of the folios that are freed.
+/// `T` is the implementation: it serves the file's faults, and is told of folios that are freed.
 pub struct TestFile<'v, T> {
     file: NonNull<bindings::file>,
     slot: NonNull<bindings::kvm_memory_slot>,
@@ -343,12 +343,12 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         unsafe { Memslot::from_raw(self.slot.as_ptr()) }
     }
 
-    /// What the page `at` is.
+    /// Whether the page `at` is private or shared.
     pub fn visibility(&self, at: u64) -> Visibility {
         self.inode.get().visibility(PageIndex::new(at))
     }
 
-    /// Allocates the page `at` and fills it, whatever it is: what its owner would do.
+    /// Allocates the page `at` and fills it as its owner would, whether it is private or shared.
     ///
     /// # Errors
     ///
@@ -383,7 +383,8 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         Ok(())
     }
 
-    /// How many pages memory management drops that finds them clean, and held or mapped by nobody.
+    /// Lets memory management drop clean pages that nobody holds or maps, and returns how many it
+    /// has dropped.
     pub fn drop_clean(&self) -> usize {
         let inode = self.inode.get();
         // SAFETY: The mapping is valid. An index fits.
@@ -506,7 +507,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         Ok(f(vmf))
     }
 
-    /// What a host fault on the page `at` gets.
+    /// Does a host fault on the page `at`, and returns its result.
     ///
     /// # Errors
     ///
@@ -561,7 +562,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         })?
     }
 
-    /// What a guest fault on `gfn` gets.
+    /// Does a guest fault on `gfn`, and returns its result.
     ///
     /// # Errors
     ///
@@ -620,7 +621,7 @@ impl<T> Drop for TestFile<'_, T> {
     }
 }
 
-/// A page with a reference to it, as somebody has it who was given one; dropping it puts.
+/// A page with a reference to it, as a user of the page has it; dropping it puts.
 pub struct HostPage(*mut bindings::page);
 
 impl Source<'_> {
@@ -647,7 +648,7 @@ impl HostPage {
         unsafe { bindings::gmem_test_page_references(self.0) }
     }
 
-    /// Unlocks it if somebody has left it locked. Returns whether that was so.
+    /// Unlocks the page if it was left locked. Returns whether it was.
     pub fn unlock(&self) -> bool {
         // SAFETY: The reference keeps the page, which nobody is at work with.
         unsafe {

@@ -4,26 +4,26 @@
 //!
 //! Its height is fixed by the size of the file. The lowest nodes are bitmaps of [`BITMAP_PAGES`]
 //! pages, the nodes above are tables of `FANOUT` entries. An entry says that all its pages are
-//! private, or that all are shared, or which node tells them apart. A file whose pages are all the
-//! same has no node. The number of nodes is bounded by the size of the file.
+//! private, or that all are shared, or points to a node with the details. A file whose pages are
+//! all the same has no node. The number of nodes is bounded by the size of the file.
 //!
 //! # Readers and the writer
 //!
 //! There is one writer at a time, and readers do not wait for it. Each word of a node is read and
-//! written as a whole, so that a reader finds of each page what it was or what it becomes. A node
-//! is filled before an entry points to it. A node that no entry points to any more keeps its
+//! written as a whole, so that a reader finds either the old or the new attribute of each page. A
+//! node is filled before an entry points to it. A node that no entry points to any more keeps its
 //! contents, and its memory is used again only when the readers that can have found it are done
 //! (see [`Memory::retire`]).
 //!
-//! # When nodes go
+//! # When nodes are freed
 //!
 //! - An entry that a change covers as a whole no longer needs its node.
-//! - A bitmap goes with the change that leaves its pages all the same.
-//! - A table goes with the change that leaves its entries all the same, if that change wrote an
-//!   eighth of them at least. Looking through a table is paid for that way, and pages that are
-//!   converted to and fro one by one do not make and free a table each time.
+//! - A bitmap is freed by the change that leaves its pages all the same.
+//! - A table is freed by the change that leaves its entries all the same, if that change wrote at
+//!   least an eighth of them. So the cost of looking through a table is proportional to the change,
+//!   and converting single pages back and forth does not make and free a table each time.
 //!
-//! Nothing here is the kernel's: `tools/testing/gmem-model` compiles the same source.
+//! Nothing here depends on the kernel: `tools/testing/gmem-model` compiles the same source.
 
 use core::{
     array,
@@ -110,7 +110,7 @@ struct Bitmap([AtomicU64; BITMAP_WORDS]);
 #[repr(transparent)]
 struct Table<const FANOUT: usize>([Slot; FANOUT]);
 
-/// What an entry says. Private is 0, so that memory that nobody has filled lets nobody in.
+/// The state of an entry. Private is 0, so that memory that was never filled gives no access.
 #[derive(Clone, Copy)]
 enum Entry {
     All(Visibility),
@@ -217,7 +217,7 @@ impl Bitmap {
         (end, visibility)
     }
 
-    /// Makes the pages `start..end` what they become.
+    /// Sets the pages `start..end`.
     #[inline]
     fn set(&self, start: u64, end: u64, to: Visibility) {
         let mut at = start;
@@ -317,7 +317,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
         &table.0[at.wrapping_shr(shift) as usize % FANOUT]
     }
 
-    /// Returns what the page `at` is; private behind the end of the file.
+    /// Returns whether the page `at` is private or shared; private behind the end of the file.
     ///
     /// # Safety
     ///
@@ -394,7 +394,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
         }
     }
 
-    /// Allocates the nodes that making the pages of `range` what they become takes.
+    /// Allocates the nodes that setting the pages of `range` takes.
     ///
     /// [`None`] if there is no memory. The tree does not change.
     ///
@@ -453,7 +453,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
             })
     }
 
-    /// Makes the pages of `range` what they become. Returns whether the spare nodes were enough.
+    /// Sets the pages of `range`. Returns whether the spare nodes were enough.
     ///
     /// They are if they were reserved for the same change, and the tree has not changed since.
     ///
@@ -586,7 +586,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
         true
     }
 
-    /// Makes all pages of an entry what they become, and frees what is below it.
+    /// Sets all pages of an entry, and frees the nodes below it.
     ///
     /// # Safety
     ///

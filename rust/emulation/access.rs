@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which kind of memory a guest means by an access.
+//! The kind of memory that an access of a guest is for.
 //!
-//! On hardware the guest says so: by a bit in its page tables on SNP, by a bit of the address on
-//! TDX. Guests of SW_PROTECTED VMs have neither. They mean what the file says, unless a test says
-//! otherwise.
+//! On hardware the guest selects it: by a bit in its page tables on SNP, by a bit of the address on
+//! TDX. Guests of SW_PROTECTED VMs have neither. Their accesses are of the kind that the file has,
+//! unless a test says otherwise.
 
 use kernel::prelude::*;
 
@@ -24,7 +24,7 @@ impl Access {
         }
     }
 
-    /// Has the guest use a frame as `private` memory, or as what the file says.
+    /// Has the guest use a frame as memory of one kind, or of the kind that the file has.
     ///
     /// # Errors
     ///
@@ -42,7 +42,7 @@ impl Access {
         Ok(())
     }
 
-    /// Whether the guest uses a frame as private memory; [`None`] if it means what the file says.
+    /// Whether the guest uses a frame as private memory; [`None`] if the file decides.
     pub(super) fn of(&self, gfn: u64) -> Option<bool> {
         self.frames
             .iter()

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Gates at which a test holds who comes by, to put what others do in between.
+//! Gates at which a test holds tasks, so that others run in between.
 //!
-//! Some orders of events need two tasks to meet within a few instructions. With a gate they are
-//! made instead of waited for.
+//! Some orders of events need two tasks to meet within a few instructions. A gate enforces such an
+//! order.
 
 use crate::kvm::vm::Gfn;
 use core::ops::Range;
@@ -17,7 +17,7 @@ use kernel::{
     }, //
 };
 
-/// What a gate is closed for, and who stands before it.
+/// The gfn for which a gate is closed, and the tasks that wait at it.
 #[derive(Default)]
 struct State {
     closed: Option<u64>,
@@ -56,7 +56,7 @@ impl Gate {
         state.held -= 1;
     }
 
-    /// Closes the gate for one gfn, or opens it. Returns how many tasks stood before it.
+    /// Closes the gate for one gfn, or opens it. Returns how many tasks waited at it.
     pub(super) fn set(&self, closed: Option<Gfn>) -> u64 {
         let mut state = self.state.lock();
 

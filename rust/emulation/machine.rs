@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Simulated SEV-SNP hardware (`CONFIG_KVM_SNP_SIMULATION`): its RMP is the model's table, and tests
-//! ask it and order failures by the ioctl of the models. The VMs are those of KVM's own code for
-//! SNP, which does not know that no hardware is there.
+//! Simulated SEV-SNP hardware (`CONFIG_KVM_SNP_SIMULATION`): its RMP is the model's table, and
+//! tests query it and inject failures by the ioctl of the models. KVM's own code for SNP runs the
+//! VMs, as on hardware.
 //!
 //! C header: [`arch/x86/include/asm/snp_sim.h`](srctree/arch/x86/include/asm/snp_sim.h)
 
@@ -107,7 +107,7 @@ fn flags(entry: Entry) -> u32 {
         | flag(entry.size == Size::Large, bindings::GMEM_SIM_LARGE)
 }
 
-/// What an instruction returns.
+/// The return code of an instruction.
 fn code(done: Result<(), Code>) -> c_int {
     // CAST: The numbers of hardware.
     done.err().map_or(0, |code| code as c_int)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the simulated TDX module does to pages, for the SEAMCALLs of `mirror.c`.
+//! The simulated TDX module's operations on pages, for the SEAMCALLs of `mirror.c`.
 //!
 //! Called under `mmu_lock`; except for PAGE.ADD and PAGE.AUG it is held for writing.
 

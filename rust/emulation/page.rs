@@ -85,7 +85,7 @@ impl<'a> Page<'a> {
         unsafe { bindings::gmem_direct_map_restore(self.0) }
     }
 
-    /// Turns what one side reads into what the other side does, and back. Not while hidden.
+    /// Converts the bytes of one side to what the other side reads, and back. Not while hidden.
     pub(super) fn combine(self) {
         // SAFETY: By the type's invariants.
         unsafe { bindings::gmem_pfn_combine(self.0, KEY) }

@@ -48,7 +48,7 @@ use kernel::{
     sync::global_lock, //
 };
 
-/// What the model knows of a page.
+/// The model's data of a page.
 #[derive(Default)]
 struct Row {
     entry: Entry,
@@ -79,7 +79,7 @@ impl Table for Rows {
     }
 
     fn set(&mut self, pfn: u64, entry: Entry) {
-        // What is written was reserved.
+        // Written rows were reserved.
         if let Some(row) = self.get_mut(pfn) {
             row.entry = entry;
         }
@@ -99,7 +99,7 @@ static USED: AtomicBool = AtomicBool::new(false);
 
 /// # Safety
 ///
-/// To be called before anything else here. Who calls it again does so after the first call.
+/// To be called before anything else here. Later calls must not run concurrently with the first.
 pub(super) unsafe fn init() {
     if !READY.swap(true, Ordering::Relaxed) {
         // SAFETY: The first call, and by the contract of this function.
@@ -107,7 +107,7 @@ pub(super) unsafe fn init() {
     }
 }
 
-/// What whoever changes an entry hears of the instruction's code.
+/// Converts the code of an instruction that changes an entry.
 fn failed(_: Code) -> Failed {
     Failed::Platform
 }
@@ -158,7 +158,7 @@ enum Instruction {
 }
 
 impl Instruction {
-    /// What a test would have fail.
+    /// The operation for injected failures.
     fn operation(self) -> Operation {
         match self {
             Self::Update(entry) if entry.assigned => Operation::Assign,
@@ -204,7 +204,7 @@ pub(super) mod table {
         let mut rmp = RMP.lock();
         let operation = Instruction::Update(entry).operation();
         rmp.strike(pfn, operation)
-            // The kernel shows a stack then, which is nobody's bug.
+            // The kernel would print a stack trace then, although there is no bug.
             .inspect_err(|_| pr_warn!("emulation: a test has {operation:?} fail\n"))?;
         rmp::update(&mut *rmp, pfn, entry)
     }
@@ -236,8 +236,8 @@ pub(super) mod table {
     }
 }
 
-/// Carries out an instruction on the entry of a page, and traces it. An update that hands the page
-/// to firmware is followed by what that does, which makes it the guest's.
+/// Carries out an instruction on the entry of a page, and traces it. After an update that hands the
+/// page to firmware, firmware's own step follows, which makes the page the guest's.
 fn transition(pfn: u64, instruction: Instruction) -> Result<(), Code> {
     let done = {
         let mut rmp = RMP.lock();
@@ -263,7 +263,7 @@ fn update(page: Page<'_>, entry: Entry) -> Result<(), Failed> {
     transition(page.pfn(), Instruction::Update(entry)).map_err(failed)
 }
 
-/// What vendors are told of an entry.
+/// Converts an entry for vendors.
 fn said(entry: Entry) -> hardware::Entry {
     hardware::Entry {
         assigned: entry.assigned,
@@ -297,7 +297,7 @@ impl Rmp for ModelRmp {
         update(page, Entry::assigned(asid, gpa(gfn)))?;
         frame.set_model();
         if page.is_hidden() {
-            // Hardware lets it pass. Whose bytes these are nobody can say any more.
+            // Hardware allows it. It is no longer known whose bytes these are.
             pr_warn!(
                 "emulation: pfn {:#x} was taken from its owner\n",
                 page.pfn()
@@ -311,7 +311,7 @@ impl Rmp for ModelRmp {
         })
     }
 
-    /// The host reads what the guest has written as the key makes it.
+    /// The host reads the guest's bytes as ciphertext.
     fn unassign(frame: &Frame<'_>) -> Result<(), Failed> {
         let page = Page::new(frame);
 
@@ -334,7 +334,7 @@ impl Rmp for ModelRmp {
     }
 }
 
-/// Orders failures.
+/// Injects failures.
 pub(super) fn inject(pfn: Pfn, fault: Fault<Operation, Code>) -> Result {
     reserve(pfn.get(), 1)?;
     if let Some(row) = RMP.lock().get_mut(pfn.get()) {

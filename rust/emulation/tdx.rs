@@ -2,8 +2,8 @@
 
 //! The S-EPT of one VM, as the model has it.
 //!
-//! All of it happens with the model's lock held, so that of two vCPUs that fault on a page at once
-//! the second finds it in place. Most of it is called under `mmu_lock`.
+//! Everything here runs with the model's lock held. If two vCPUs fault on a page at once, the
+//! second finds it in place. Most of it is called under `mmu_lock`.
 
 use super::page::Page;
 use crate::{
@@ -48,7 +48,7 @@ use kernel::{
     task::Task, //
 };
 
-/// What the model knows of a guest frame.
+/// The model's data of a guest frame.
 #[derive(Default)]
 struct Row {
     entry: Entry,
@@ -59,7 +59,7 @@ struct Row {
     lost: Option<u64>,
 }
 
-/// The rows of the frames that ever were to have a page.
+/// The rows of all frames that were ever prepared for a page.
 struct Rows(RBTree<u64, Row>);
 
 impl Rows {
@@ -71,7 +71,7 @@ impl Rows {
         }
     }
 
-    /// As KVM does for what it cannot fail at: once more after it has kicked the vCPUs.
+    /// Tries again once after a failure, as KVM does after it has kicked the vCPUs.
     fn strike_twice(&mut self, gfn: u64, operation: Operation) -> Result<(), Failure> {
         match self.strike(gfn, operation) {
             Err(Failure::Busy) => self.strike(gfn, operation),
@@ -97,14 +97,14 @@ impl Table for Rows {
     }
 
     fn set(&mut self, gfn: u64, entry: Entry) {
-        // What is written was reserved.
+        // Written rows were reserved.
         if let Some(row) = self.0.get_mut(&gfn) {
             row.entry = entry;
         }
     }
 }
 
-/// The rows of a VM whose page table is mirrored. What they say is what vCPUs translate by.
+/// The rows of a VM whose page table is mirrored. vCPUs translate by them.
 struct Mirror<'a> {
     vm: &'a Vm,
     rows: &'a mut Rows,
@@ -129,7 +129,7 @@ impl Table for Mirror<'_> {
     }
 }
 
-/// What a fault is answered.
+/// The answer to a fault.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
     /// The page is in place.
@@ -195,12 +195,12 @@ impl Sept {
         (entry, self.td.is_tracked(entry))
     }
 
-    /// Whether KVM's page tables, which are all that can be looked at, have a page there.
+    /// Whether KVM's page tables have a page there; the S-EPT itself cannot be looked at.
     fn is_mirrored(&self, gfn: Gfn) -> bool {
         self.rows.0.get(&gfn.get()).is_some_and(|row| row.mirrored)
     }
 
-    /// Orders failures.
+    /// Injects failures.
     pub(super) fn inject(
         this: &SpinLock<Self>,
         gfn: Gfn,
@@ -237,7 +237,7 @@ impl Sept {
         // SAFETY: The fault is not stale, so the page is the file's, and stays so under mmu_lock.
         let page = unsafe { Page::from_pfn(pfn) };
         let Some(row) = self.rows.0.get_mut(&gfn.get()) else {
-            // Nobody has prepared it.
+            // The frame was not prepared.
             return Err(Failed::Platform);
         };
         match row.entry {
@@ -252,7 +252,7 @@ impl Sept {
             Err(_) => return Err(Failed::Platform),
         }
         if page.is_hidden() {
-            // It is in somebody's table already.
+            // The page is in a table already.
             return Err(Failed::Platform);
         }
         if !page.is_prepared() {
@@ -270,16 +270,16 @@ impl Sept {
         Ok(Answer::Go)
     }
 
-    /// An invalidation begins or has ceased to take pages away. Whoever deletes a slot means its
-    /// pages to go, whatever they are, and that is nothing to be counted.
+    /// An invalidation begins to remove pages, or has finished. Deleting a slot removes all of its
+    /// pages on purpose, so these are not counted.
     pub(super) fn set_invalidating(&mut self, invalidating: bool) {
         self.invalidating = invalidating.then(|| Task::current_raw().addr());
     }
 
     /// The MMU has taken the guest's private mappings of the frames away.
     ///
-    /// Each page leaves as the module wants it, one after the other. What does not leave kills the
-    /// VM and stays the platform's.
+    /// Pages are removed one by one, in the steps that the module requires. A page that cannot be
+    /// removed stays the platform's, and the VM dies.
     pub(super) fn remove(&mut self, vm: &Vm, start: u64, end: u64, zeroes: bool) {
         let mut flushed = false;
         let mut from = start;
@@ -300,7 +300,7 @@ impl Sept {
             self.rows.mirror(gfn, false);
             match self.take(gfn) {
                 Ok(()) if !page.is_hidden() => {
-                    // Whose it is now cannot be told from here.
+                    // The owner of the page is not known now.
                     pr_err!("emulation: pfn {pfn:#x} was not given back\n");
                 }
                 Ok(()) => {
@@ -378,7 +378,7 @@ impl Sept {
         Ok(())
     }
 
-    /// PAGE.REMOVE. The host does not have the page before caches are flushed of it.
+    /// PAGE.REMOVE. The host gets the page only after its cache lines are flushed.
     pub(super) fn page_remove(&mut self, vm: &Vm, gfn: u64) -> Result<(), Failure> {
         self.rows.strike(gfn, Operation::Remove)?;
         let rows = &mut self.rows;
@@ -410,7 +410,7 @@ impl Sept {
         }
     }
 
-    /// A page was removed. Whether that was meant is known when the invalidation ends.
+    /// A page was removed. Whether this was intended is known when the invalidation ends.
     fn note_lost(&mut self, gfn: u64, pfn: u64) {
         let expected = self.invalidating != Some(Task::current_raw().addr());
         if let Some(row) = self.rows.0.get_mut(&gfn) {
@@ -429,8 +429,8 @@ impl Sept {
         Ok(())
     }
 
-    /// An invalidation ends: of the pages that were removed in it, how many are private and in the
-    /// file as before? The guest had data there, and will find none.
+    /// An invalidation ends: counts the removed pages that are still private and in the file. The
+    /// guest's data in them was destroyed.
     pub(super) fn settle(
         &mut self,
         inode: &GmemInode,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What user space asks of a model, read from the numbers of `struct kvm_gmem_emulate`.
+//! Requests of user space to a model, parsed from the numbers of `struct kvm_gmem_emulate`.
 
 use super::snp::PageType;
 use crate::{
@@ -125,8 +125,8 @@ pub(super) fn sept_state(entry: &sept::Entry, tracked: bool) -> u32 {
     }
 }
 
-/// ACCESS's `KVM_GMEM_EMULATE_ACCESS_*`: whether the guest means private memory, if not what the
-/// file says.
+/// ACCESS's `KVM_GMEM_EMULATE_ACCESS_*`: whether the guest uses private memory, unless the file
+/// decides.
 pub(super) fn access(value: [u64; 4]) -> Result<Option<bool>> {
     let [kind, 0, 0, 0] = value else {
         return Err(EINVAL);

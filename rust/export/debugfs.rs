@@ -22,7 +22,7 @@ use kernel::{
     str::CString, //
 };
 
-/// Makes the file. There is none without memory for its name.
+/// Makes the file. If there is no memory for its name, there is no file.
 ///
 /// # Safety
 ///

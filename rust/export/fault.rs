@@ -47,7 +47,7 @@ pub(crate) unsafe extern "C" fn fault<T: GuestMemfd>(
 
     match T::fault(&mut fault, &stable) {
         Ok(Served { .. }) if fault.finish() => bindings::vm_fault_reason_VM_FAULT_LOCKED,
-        // The page of another fault was passed off as this one's.
+        // The evidence is of another fault.
         Ok(Served { .. }) => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
         // RETRY would say that mmap_lock was dropped. This has the access made again.
         Err(e) if e == EAGAIN => bindings::vm_fault_reason_VM_FAULT_NOPAGE,

@@ -51,7 +51,7 @@ use kernel::{
 ///
 /// # Errors
 ///
-/// `EINVAL` for a file that the VM cannot have, `EMFILE`, `ENOMEM`, and what else the VFS returns;
+/// `EINVAL` for a file that the VM cannot have, `EMFILE`, `ENOMEM`, and other errors of the VFS;
 /// nothing is left behind then.
 pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
     const NAME: &CStr = c"[kvm-gmem]";
@@ -159,7 +159,7 @@ impl Drop for OwnedInode {
 
 /// The `release` operation: the last reference to the file is gone.
 ///
-/// The memory stays: it is the inode's, which mappings keep.
+/// The memory stays: it belongs to the inode, which mappings keep alive.
 ///
 /// # Safety
 ///
@@ -186,8 +186,8 @@ pub(crate) unsafe extern "C" fn release(
                 unsafe { bindings::gmem_slot_set_file(slot.as_raw(), ptr::null_mut()) };
             });
         }
-        // The slots are still bound, but nobody finds the file through them any more. This takes as
-        // long as there are pages, which memory failure does not wait for: the mutex is not held.
+        // The slots are still bound, but the file cannot be found through them any more. This step
+        // is linear in the pages, so memory failure must not wait for it: the mutex is not held.
         invalidate.take_from_guest(data);
         let bindings = file.inode().lock_bindings();
         file.inode().remove_file(&invalidate, &bindings, data);

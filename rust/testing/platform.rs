@@ -2,7 +2,8 @@
 
 //! Platforms for KUnit: an RMP and an S-EPT of a few pages, which answer and fail as a test says.
 //!
-//! They allow what hardware allows: assigning a page that somebody else has takes it from him.
+//! They allow what hardware allows: assigning a page that another guest has takes it from that
+//! guest.
 
 use super::{
     TestFile,
@@ -60,7 +61,7 @@ pub enum RmpOperation {
     Smash,
 }
 
-/// What the RMP has for a page.
+/// The RMP's entry for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RmpEntry {
     /// Whose it is.
@@ -84,7 +85,7 @@ struct State {
     code: c_int,
     /// Pages in entries of 2M, by frame.
     large: [Option<u64>; 4],
-    /// An entry that could not be split was by somebody else.
+    /// An entry that could not be split is split by another CPU.
     others_split: bool,
     /// How often a page was to be taken out of an entry of 2M, which hardware tries for ever.
     overlaps: usize,
@@ -207,8 +208,8 @@ impl StandIn for Tests {
     }
 }
 
-/// The VM is gone; and with the last one everything, as real pages and VMs come to be where those
-/// of the tests were.
+/// The VM is gone. With the last VM all data is dropped, as real pages and VMs may reuse the
+/// addresses of those of the tests.
 pub(super) fn forget(vm: &Vm) {
     let at = vm.as_raw().addr();
     with(|state| {
@@ -257,11 +258,11 @@ fn pfn_of<T: GuestMemfd>(file: &TestFile<'_, T>, at: u64) -> Result<u64> {
 pub struct TestRmp;
 
 impl TestRmp {
-    /// The code of PSMASH for an entry that somebody else is changing.
+    /// The code of PSMASH for an entry that another CPU is changing.
     pub const IN_USE: c_int = 3;
 
-    /// Puts the page `at` of a file into an entry of 2M. If that cannot be split, it is by somebody
-    /// else if `others_split`.
+    /// Puts the page `at` of a file into an entry of 2M. If that cannot be split, another CPU
+    /// splits it if `others_split`.
     ///
     /// # Errors
     ///
@@ -300,7 +301,7 @@ impl TestRmp {
         });
     }
 
-    /// What it has for the page `at` of a file.
+    /// Returns the entry for the page `at` of a file.
     ///
     /// # Errors
     ///

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a caller can ask for the bytes of a range, and what is done to them.
+//! Content policies, and what is done to the bytes of a range.
 
 /// The byte that every byte of a scrambled page has.
 ///
-/// Where nothing is promised about contents and the hardware would not destroy them, they are
-/// destroyed on purpose, so that no one relies on finding them.
+/// If nothing is promised about contents and the hardware would not destroy them, they are
+/// destroyed on purpose, so that users do not rely on them.
 pub const SCRAMBLE_BYTE: u8 = 0xab;
 
-/// What the caller wants to be promised about the bytes of the requested range.
+/// The promise about the bytes of the requested range: the content policy.
 ///
 /// The promise covers all pages of the range, also those that already have the requested
 /// attributes. It is about what setting the attributes does to the bytes. What a guest reads later

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Plain values that all crates speak of: pages and ranges of them, whether they are shared or
-//! private, what is done to their bytes, and the platforms.
+//! Plain types that all crates use: pages and ranges of them, whether they are shared or private,
+//! what is done to their bytes, and the platforms.
 //!
-//! `gmem_sys` computes with them which pages it maps, zaps and frees. So they are on its side of the
-//! border: a wrong line here can do what a wrong line of `gmem_sys` can, though there is no `unsafe`.
+//! `gmem_sys` uses them to compute which pages it maps, zaps and frees. So this crate is trusted
+//! like `gmem_sys`: a mistake here can do as much harm, though there is no `unsafe`.
 //!
 //! It uses nothing but `core`, so that the same source is compiled into the kernel and into
 //! ordinary test programs (`tools/testing/gmem-model`).

@@ -2,20 +2,20 @@
 
 //! The platforms that keep private memory private.
 
-/// What a platform stands on.
+/// What implements a platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base {
-    /// The machine has it.
+    /// The machine's hardware.
     Hardware,
-    /// A software model stands in for it.
+    /// A software model.
     Model,
-    /// A test plays it.
+    /// A test.
     Test,
 }
 
-/// What keeps the private memory of a VM private, and what that stands on.
+/// What keeps the private memory of a VM private, and what implements that.
 ///
-/// It is found out when a file is created, and kept with the file.
+/// It is determined when a file is created, and kept with the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Platform {
     /// Nothing but KVM's own page tables: `KVM_X86_SW_PROTECTED_VM`, on which the rest is tested.
@@ -30,7 +30,7 @@ pub enum Platform {
 }
 
 impl Platform {
-    /// All platforms, as machines have them.
+    /// All platforms, on hardware.
     pub const ALL: &'static [Self] = &[
         Self::SwProtected,
         Self::Snp(Base::Hardware),
@@ -38,7 +38,7 @@ impl Platform {
         Self::Pkvm,
     ];
 
-    /// Returns what it stands on.
+    /// Returns what implements the platform.
     pub const fn base(self) -> Base {
         match self {
             Self::Snp(base) | Self::Tdx(base) => base,
