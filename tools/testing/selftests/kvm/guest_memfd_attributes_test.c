@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * How much memory the attributes of a file take, and who is charged for it.
+ * How much memory the attributes of a file take, and which cgroup is charged.
  *
  * Hazard 52: user space decides how many runs a file has. So it pays for the
  * bookkeeping, which is bounded by the size of the file, and gets an errno when
@@ -170,13 +170,13 @@ H52(who_converts_is_charged)
 		    "%lu bitmaps, and %ld bytes are charged", requests, after - before);
 }
 
-/* Without room the request is ENOMEM, nothing has changed, and nobody is killed. */
+/* If the cgroup is full: ENOMEM, nothing has changed, and no task is killed. */
 H52(no_room_is_an_errno)
 {
 	u64 i, attributes, size, error_offset;
 	int r = 0;
 
-	/* Only what a conversion allocates may find no room: page faults would call the OOM killer. */
+	/* Only allocations of the conversion may fail: page faults would call the OOM killer. */
 	TEST_ASSERT(!mlockall(MCL_CURRENT | MCL_FUTURE), "mlockall(): errno %d", errno);
 	limit(charged_all() + SZ_1M);
 	/* A table in each GiB. */
@@ -190,7 +190,7 @@ H52(no_room_is_an_errno)
 	TEST_ASSERT_EQ(size, SIZE - i * SZ_1G);
 	TEST_ASSERT(gmem_is_private(self->fd, (i - 1) * SZ_1G + 7 * PS), "An earlier request");
 
-	/* What takes no memory is done. */
+	/* Requests that need no memory succeed. */
 	gmem_convert(self->fd, 0, SIZE, GMEM_SHARED, GMEM_PRESERVE);
 	limit(0);
 	gmem_convert(self->fd, i * SZ_1G + 7 * PS, PS, GMEM_PRIVATE, GMEM_PRESERVE);

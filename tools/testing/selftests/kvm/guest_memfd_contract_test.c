@@ -197,7 +197,7 @@ static struct outcome outcome_of(enum platform platform, enum state state,
 	TEST_ASSERT(row && strlen(row) == 17, "No row for '%s' on %s",
 		    states[state].name, platforms[platform].name);
 
-	/* Without scrambling SW_PROTECTED leaves alone what has no promise. */
+	/* Without scrambling, SW_PROTECTED does not change contents under NONE. */
 	if (platform == SW_PROTECTED && policies[policy] == GMEM_NONE && !scrambles)
 		policy = 0;
 
@@ -209,7 +209,7 @@ static struct outcome outcome_of(enum platform platform, enum state state,
 	return o;
 }
 
-/* PRESERVE to what a page already is leaves it as it is. */
+/* PRESERVE to the attribute that a page already has does not change it. */
 static struct outcome outcome_unchanged(enum platform platform, enum state state)
 {
 	return outcome_of(platform, state, states[state].private ? 0 : 1, 0, true);
@@ -217,7 +217,7 @@ static struct outcome outcome_unchanged(enum platform platform, enum state state
 
 /* --- Cells ----------------------------------------------------------------- */
 
-/* What a range consists of: pages of one state, or of several. */
+/* The pages of a range: of one state, or of several. */
 static const struct kind {
 	const char *name;
 	u32 nr;
@@ -339,7 +339,7 @@ static u64 guard_page(struct cell *c, int guard)
 
 static const u32 guard_seed = GMEM_SEED(0x77);
 
-/* Which pages each cell has, and what is expected of them. */
+/* The pages of each cell, and the expected result. */
 static void plan_cell(struct table *t, const char *name, u32 nr, const enum state *state,
 		      u32 direction, u32 policy)
 {
@@ -699,7 +699,7 @@ static void all_guest_looks(struct table *t)
 	}
 }
 
-/* The neighbours, and what the model has to say about who owns what. */
+/* The neighbours, and the owners according to the model. */
 static void final_looks(struct table *t)
 {
 	struct cell *c;
@@ -723,7 +723,7 @@ static void final_looks(struct table *t)
 			bool private = gmem_is_private(t->a.fd, OFF(cell_page(c, i)));
 			bool owned;
 
-			/* Its folio is gone, or was never given to anybody. */
+			/* Its folio is gone, or was never given to a platform. */
 			if (c->outcome[i / PAGES_PER_STATE].host == '!')
 				continue;
 			state = gmem_state(t->vm, t->a.gpa + OFF(cell_page(c, i)));
@@ -899,7 +899,7 @@ TEST(capabilities_of_dev_kvm_and_of_vms)
 
 	TEST_ASSERT_EQ(KVM_CAP_GMEM_EMULATION, 0x10004);
 
-	/* What some VM type here can do is what the most capable one can. */
+	/* /dev/kvm returns the capabilities of the most capable VM type. */
 	capabilities_are(kvm_check_cap, NOBODY, 0x030303, 8);
 	TEST_ASSERT_EQ(vm_check_cap(plain, 252), 0);
 	TEST_ASSERT_EQ(vm_check_cap(plain, 0x10000), 0);

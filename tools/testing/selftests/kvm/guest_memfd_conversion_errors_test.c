@@ -450,10 +450,10 @@ GMEM_TEST(pinned_page_gives_eagain)
 		gmem_host_assert(a->hva, a->size, GMEM_SEED(3), 0);
 	}
 
-	/* To shared nobody minds: the page is shared already. */
+	/* A request to shared succeeds: the page is shared already. */
 	gmem_convert(a->fd, 0, a->size, GMEM_SHARED, GMEM_PRESERVE);
 
-	/* Beside it nobody minds either. */
+	/* A request beside the page succeeds, too. */
 	gmem_convert(a->fd, 0, 5 * PS, GMEM_PRIVATE, GMEM_PRESERVE);
 	gmem_convert(a->fd, 0, 5 * PS, GMEM_SHARED, GMEM_PRESERVE);
 
@@ -583,7 +583,7 @@ GMEM_TEST(poisoned_private_page_exits_private)
 	gmem_guest_start(self->vcpu);
 	gmem_guest_assert(self->vcpu, a->gpa, a->size, GMEM_SEED(6), 0);
 
-	/* Its result is about what the kernel could save, not about poison. */
+	/* The result says what the kernel could save, not whether the page is poisoned. */
 	r = write(fd, pfn, strlen(pfn));
 	ksft_print_msg("%s > corrupt-pfn: %d\n", pfn, r);
 	close(fd);
@@ -597,7 +597,7 @@ GMEM_TEST(poisoned_private_page_exits_private)
 	TEST_ASSERT_EQ(self->vcpu->run->memory_fault.flags,
 		       KVM_MEMORY_EXIT_FLAG_PRIVATE);
 
-	/* To shared nobody asks for references, only for the contents. */
+	/* A request to shared checks no references, only the contents. */
 	TEST_ASSERT_EQ(gmem_set(a->fd, 0, a->size, GMEM_SHARED, GMEM_ZERO, &eo),
 		       EHWPOISON);
 	TEST_ASSERT_EQ(eo, bad);
@@ -931,7 +931,7 @@ GMEM_TEST(get_walks_runs)
 	gmem_convert(a->fd, 10 * PS, 4 * PS, GMEM_PRIVATE, GMEM_NONE);
 	TEST_ASSERT_EQ(count_runs(a->fd, a->size), 9);
 
-	/* From the middle of a run only the rest of it is told. */
+	/* From the middle of a run, only the rest of the run is returned. */
 	TEST_ASSERT_EQ(gmem_get(a->fd, 11 * PS, &attributes, &size), 0);
 	TEST_ASSERT_EQ(attributes, GMEM_PRIVATE);
 	TEST_ASSERT_EQ(size, 3 * PS);

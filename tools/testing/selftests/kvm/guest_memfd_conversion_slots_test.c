@@ -164,7 +164,7 @@ GMEM_TEST(two_slots_on_one_file)
 			  GMEM_SEED(18), split + 2 * PS);
 	gmem_host_assert_refused(mem + split - 2 * PS, 4 * PS);
 
-	/* What the guest writes privately through either comes back. */
+	/* The guest's private writes through either slot read back. */
 	gmem_guest_fill(vcpu, low.gpa, low.size, GMEM_SEED(19), 0);
 	gmem_guest_fill(vcpu, high.gpa, high.size, GMEM_SEED(19), split);
 	gmem_convert(fd, 0, size, GMEM_SHARED, GMEM_PRESERVE);
@@ -176,7 +176,7 @@ GMEM_TEST(two_slots_on_one_file)
 	kvm_close(fd);
 }
 
-/* Slots show two windows of the file; the rest of it converts all the same. */
+/* Slots show two windows of the file; the rest of the file converts as well. */
 GMEM_TEST(unbound_parts_of_a_file_convert_too)
 {
 	struct kvm_vcpu *vcpu = self->vcpu;
@@ -401,7 +401,7 @@ GMEM_TEST(vm_ioctl_refuses_private_over_in_place_slots)
 	u64 mapped;
 	int i;
 
-	/* An ordinary slot right behind it, to see what the ioctl left there. */
+	/* An ordinary slot right behind it, to check that the ioctl did not change it. */
 	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, plain,
 				    GMEM_SLOT + 1, 2, 0);
 	virt_map(self->vm, plain, plain, 2);
@@ -427,7 +427,7 @@ GMEM_TEST(vm_ioctl_refuses_private_over_in_place_slots)
 	gmem_guest_assert(vcpu, plain, 2 * PS, GMEM_SEED(25), 0);
 	gmem_guest_assert(vcpu, a->gpa, a->size, GMEM_SEED(24), 0);
 
-	/* Beside it the ioctl is what it was. */
+	/* For other slots the ioctl works as before. */
 	if (!host_wide_mode()) {
 		TEST_ASSERT_EQ(vm_attributes(self->vm, a->gpa - PS, PS,
 					     GMEM_PRIVATE), 0);
@@ -487,7 +487,7 @@ GMEM_TEST(conversion_of_a_mixed_range_keeps_the_other_mappings)
 	gmem_convert(a->fd, 0, a->size, GMEM_SHARED, GMEM_PRESERVE);
 	TEST_ASSERT_EQ(vm_get_stat(self->vm, pages_4k), mapped - 4);
 
-	/* Nothing changes, nothing is to be done: nothing is touched. */
+	/* No attribute changes and the policy has no work: nothing is touched. */
 	gmem_guest_assert(vcpu, a->gpa, a->size, GMEM_SEED(27), 0);
 	gmem_convert(a->fd, 0, a->size, GMEM_SHARED, GMEM_PRESERVE);
 	TEST_ASSERT_EQ(vm_get_stat(self->vm, pages_4k), mapped);
@@ -529,7 +529,7 @@ GMEM_TEST(host_wide_mode_has_files_only)
 	gmem_guest_assert(vcpu, b.gpa + 3 * PS, PS, GMEM_SEED(81), 3 * PS);
 	gmem_host_assert(decoy, size, GMEM_SEED(80), 0);
 
-	/* Not over a slot, and not where none is. */
+	/* Neither over a slot nor where there is no slot. */
 	TEST_ASSERT_EQ(vm_attributes(self->vm, b.gpa, PS, GMEM_PRIVATE), EINVAL);
 	TEST_ASSERT_EQ(vm_attributes(self->vm, b.gpa + SZ_1M, PS, GMEM_PRIVATE),
 		       EINVAL);
@@ -704,7 +704,7 @@ static int vendor_users(void)
 	return -1;
 }
 
-/* A file keeps its VM, and the VM has nobody else who keeps its code. */
+/* A file keeps its VM, and nothing else keeps the VM's module loaded. */
 GMEM_TEST(file_keeps_the_module_of_the_vendor)
 {
 	int users = vendor_users(), fd;

@@ -461,7 +461,7 @@ GMEM_TEST(sparse_file_of_one_tebibyte)
 	fd = vm_create_guest_memfd(self->vm, size, GMEM_MMAP_SHARED);
 	mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd);
 
-	/* Nothing is allocated, so nothing is to be done and nothing is. */
+	/* Nothing is allocated, so there is nothing to do, and nothing is done. */
 	for (i = 0; i < ARRAY_SIZE(policies); i++) {
 		gmem_convert(fd, 0, size, GMEM_PRIVATE, policies[i]);
 		gmem_assert_attributes(fd, 0, size, GMEM_PRIVATE);

@@ -24,7 +24,7 @@
 /* Not the one of ucalls. */
 #define PORT		0x510
 
-/* What the VMM gives to reads of MMIO, wherever they are, and to IN, counted up. */
+/* The VMM's answers to all reads of MMIO and to IN, counted up. */
 #define MMIO_BYTE	0xee
 #define IN_BYTE		0xc0
 
@@ -113,7 +113,7 @@ struct emulator {
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpu, *checker;
 	struct gmem_area a;
-	/* What the last instruction had the VMM do. */
+	/* The VMM's work for the last instruction. */
 	struct bytes out, mmio_read, mmio_written;
 	unsigned int in;
 };
@@ -266,7 +266,7 @@ static void fill_border(u64 border, u8 bytes[8])
 		bytes[i] = pattern_at(border - 4 + i);
 }
 
-/* What the VMM hears of private memory: nothing. */
+/* The VMM gets no exit for private memory. */
 #define assert_no_mmio()							\
 do {										\
 	assert_mmio(&e->mmio_read, 0, 0);					\
@@ -352,7 +352,7 @@ TEST_F_TIMEOUT(emulation, movs_between_mmio_and_a_border, TIMEOUT)
 	}
 }
 
-/* What the processor executes by itself knows no border. */
+/* Instructions that the processor executes itself have no limits. */
 TEST_F_TIMEOUT(emulation, movs_in_memory_is_not_emulated, TIMEOUT)
 {
 	struct emulator *e = &self->e;
@@ -657,7 +657,7 @@ TEST_F_TIMEOUT(emulation, private_page_tables, TIMEOUT)
 		TEST_ASSERT(*entry & accessed, "Level %d: %#lx", 3 - i, *entry);
 		*entry &= ~accessed;
 	}
-	/* KVM alone walks them here, as nobody has filled the processor's TLB with private ones. */
+	/* Only KVM walks them here, as the processor's TLB has no private ones. */
 	gmem_convert(e->a.fd, OFF(4), OFF(3), GMEM_PRIVATE, GMEM_PRESERVE);
 	assert_executes(OP_OUTS, TABLES_GVA, 0, 1);
 	assert_mmio(&e->mmio_read, MMIO, 1);
@@ -697,7 +697,7 @@ TEST_F_TIMEOUT(emulation, racing_conversions, TIMEOUT)
 	converter_stop(&c);
 }
 
-/* What converts are the tables through which KVM walks. */
+/* The page tables that KVM walks are converted. */
 TEST_F_TIMEOUT(emulation, racing_page_tables, TIMEOUT)
 {
 	struct emulator *e = &self->e;
@@ -771,7 +771,7 @@ TEST_F_TIMEOUT(emulation, private_pdptrs_are_not_read, TIMEOUT)
 			TEST_ASSERT(sregs2.pdptrs[i] != pdpte, "PDPTR %d", i);
 		for (i = 0; i < 4 && !private; i++)
 			TEST_ASSERT_EQ(sregs2.pdptrs[i], pdpte);
-		/* What was read last is kept. */
+		/* The last value that was read is kept. */
 		sregs.cr3 = GMEM_GPA + OFF(1);
 		memset(e->a.hva + OFF(1), 0, PG);
 		vcpu_sregs_set(e->vcpu, &sregs);
@@ -824,7 +824,7 @@ TEST_F_TIMEOUT(refused, operands_are_mmio, TIMEOUT)
 	for (i = 0; i < 8; i++)
 		TEST_ASSERT_EQ(e->out.at[i].byte, i < 4 ? pattern_at(OFF(4) - 4 + i) : MMIO_BYTE);
 
-	/* What is written is lost. */
+	/* The write is lost. */
 	assert_executes(OP_INS, 0, gpa(e, OFF(4) - 4), 8);
 	assert_mmio(&e->mmio_written, gpa(e, OFF(4)), 4);
 	for (i = 0; i < 4; i++) {

@@ -91,13 +91,13 @@ struct env {
 
 struct operation {
 	const char *name;
-	/* What it starts from, if anything is to be prepared. */
+	/* Prepares the initial state, if necessary. */
 	void (*before)(struct env *e);
 	/* Returns 0 or the positive errno. Must not print. */
 	int (*run)(struct env *e);
 	/* Nothing has changed. */
 	void (*failed)(struct env *e, int error);
-	/* It has done what it should; undoes it. */
+	/* Checks that the operation has worked, and undoes it. */
 	void (*done)(struct env *e);
 	/* Fails with nothing, whatever is allocated. */
 	bool never_fails;

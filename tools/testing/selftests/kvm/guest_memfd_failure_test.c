@@ -115,7 +115,7 @@ static void assert_healed(volatile u8 *mem)
 	TEST_ASSERT(gmem_host_write(mem, 0), "The mapping cannot be written");
 }
 
-/* Another process with the page mapped, which looks again when it is told to. */
+/* Another process with the page mapped, which reads it again on request. */
 static int child_of_hole(volatile u8 *mem, int ready, int go)
 {
 	u8 byte = 0xff;
@@ -195,7 +195,7 @@ TEST_F_TIMEOUT(failure, h54_mappings_see_a_converted_page, TIMEOUT)
 		TEST_ASSERT(!r, "%s: %s", CORRUPT_PFN, strerror(r));
 	}
 
-	/* There and back it stays what it is, ... */
+	/* It does not change by a round trip, ... */
 	gmem_convert(a->fd, OFF(2), OFF(2), GMEM_PRIVATE, GMEM_PRESERVE);
 	gmem_host_assert_refused(a->hva + OFF(2), PG);
 	gmem_convert(a->fd, OFF(2), OFF(2), GMEM_SHARED, GMEM_PRESERVE);
@@ -234,7 +234,7 @@ TEST_F_TIMEOUT(failure, h54_mappings_of_a_default_vm, TIMEOUT)
 	kvm_vm_free(vm);
 }
 
-/* What all nodes have counted of one kind of result; -1 without such counters. */
+/* The sum over all nodes of the counter of one kind of result; -1 without such counters. */
 static long counted(const char *result)
 {
 	char path[320];

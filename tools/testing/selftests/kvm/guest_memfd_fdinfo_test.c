@@ -426,7 +426,7 @@ TEST(debugfs_shows_the_runs)
 	gmem_convert(fd, PS, 3 * PS, GMEM_PRIVATE, GMEM_ZERO);
 	expect_runs(vm, fd, true, 2, (const u64[]){ 7, NR_PAGES });
 
-	/* It goes with the file, also for who has it open. */
+	/* It goes away with the file, also for readers that have it open. */
 	runs_path(path, sizeof(path), vm, fd);
 	open_fd = open(path, O_RDONLY);
 	TEST_ASSERT(open_fd >= 0, "%s: errno %d", path, errno);

@@ -584,7 +584,7 @@ static struct h62_mmap2 h62_recorded(struct perf_event_mmap_page *buffer, const 
 	return record;
 }
 
-/* perf reads the build ID from the page cache of what is mapped, whoever maps it. */
+/* perf reads the build ID from the page cache of a mapped file, whoever maps it. */
 HAZARD(h62_build_id_of_a_mapping)
 {
 	struct perf_event_mmap_page *buffer;
@@ -623,7 +623,7 @@ HAZARD(h62_build_id_of_a_mapping)
 	close(fd);
 }
 
-/* The others that read a file's pages for somebody. */
+/* Other parts of the kernel that read a file's pages. */
 HAZARD(h62_other_readers_of_the_page_cache)
 {
 	static char * const args[] = { "gmem", NULL };
@@ -658,7 +658,7 @@ HAZARD(h62_other_readers_of_the_page_cache)
 }
 
 #ifdef __x86_64__
-/* What the host does to its mappings of the file costs the guest none of its own. */
+/* Changes of the host's mappings of the file do not remove mappings of the guest. */
 HAZARD(h58_host_unmaps)
 {
 	const u64 n = 4;
@@ -704,7 +704,7 @@ static void h60_around(bool write)
 	convert(&h, first, next - first, GMEM_PRIVATE, GMEM_PRESERVE);
 	guest_fill(&h, first, next - first, GMEM_SEED(37));
 
-	/* All in one page table, which has none of them yet. */
+	/* All of them belong to one page table, in which none is mapped yet. */
 	mem = kvm_mmap(2 * SZ_2M, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	mem = mmap((void *)align_up((unsigned long)mem, SZ_2M), OFF(n), PROT_READ | PROT_WRITE,
 		   MAP_SHARED | MAP_FIXED, h.a.fd, 0);
@@ -729,7 +729,7 @@ static void h60_around(bool write)
 	TEST_ASSERT(gmem_host_read(mem + OFF(unused), &val) && !val, "A new page is not zero");
 	TEST_ASSERT(gmem_host_read(mem + OFF(next), &val), "Refused");
 
-	/* What was mapped ahead is not in the way, nor left over. */
+	/* Pages that were mapped ahead do not prevent conversions, and are not left over. */
 	convert(&h, 0, first, GMEM_PRIVATE, GMEM_PRESERVE);
 	for (u64 page = 0; page < next; page++) {
 		TEST_ASSERT(!(gmem_pagemap(mem + OFF(page)) >> 63), "Page %lu is mapped", page);
@@ -760,7 +760,7 @@ HAZARD(h60_ahead_of_the_guest)
 	host_fill(&h, 0, n, GMEM_SEED(1));
 	TEST_ASSERT(!gmem_punch(h.a.fd, OFF(6), PG), "Punching failed");
 	convert(&h, 8, 2, GMEM_PRIVATE, GMEM_PRESERVE);
-	/* A new memslot has no mappings. What the guest's code needs comes first. */
+	/* A new memslot has no mappings. Map the pages that the guest's code needs first. */
 	gmem_area_unbind(&h.a);
 	gmem_area_bind(&h.a);
 	gmem_guest_read(h.vcpus[0], h.a.gpa + OFF(n - 1));

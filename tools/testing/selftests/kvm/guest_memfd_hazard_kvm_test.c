@@ -105,7 +105,7 @@ static void h38_no_write_to_private(struct hz *h)
 		msr_do(h->vcpus[0], MSR_OP_NOP, 0, 0);
 	}
 	attributes_are(h, 0, 6, GMEM_PRIVATE);
-	/* Back with the vCPU out of the guest, so that nobody writes now. */
+	/* Back, with the vCPU outside of the guest, so that nothing writes now. */
 	convert(h, 0, 6, GMEM_SHARED, GMEM_PRESERVE);
 	host_sees(h, 0, 6, GMEM_ZEROES);
 }

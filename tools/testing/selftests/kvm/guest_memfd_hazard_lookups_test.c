@@ -372,7 +372,7 @@ HAZARD(h18_punch_invalidates_both_kinds)
 		host_sees(&h, 2, 2, GMEM_ZEROES);
 		host_refused(&h, 4, 4);
 
-		/* Both see the new page, none the old one. */
+		/* Host and guest see the new page, and neither sees the old one. */
 		guest_fill(&h, 2, 4, GMEM_SEED(19));
 		host_sees(&h, 2, 2, GMEM_SEED(19));
 		convert(&h, 4, 2, GMEM_SHARED, GMEM_PRESERVE);
@@ -439,7 +439,7 @@ HAZARD(h24_shared_faults_come_from_the_file)
 		gmem_convert(fd, PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
 		gmem_guest_assert(vcpus[0], GMEM_GPA, OFF(4), GMEM_SEED(25), 0);
 
-		/* Unmapping what the slot points to takes nothing away. */
+		/* Unmapping the memory that the slot points to removes no guest mapping. */
 		kvm_munmap(other, OFF(4));
 		gmem_guest_assert(vcpus[0], GMEM_GPA, OFF(4), GMEM_SEED(25), 0);
 		r = gmem_punch(fd, 0, OFF(4));
@@ -465,7 +465,7 @@ static void h24_l2_code(void)
 			GUEST_ASSERT_EQ(READ_ONCE(*(u8 *)(GMEM_GPA + OFF(i))), 0x11);
 		GUEST_SYNC(round);
 	}
-	/* A page that is nobody's any more must not be the guest's. */
+	/* A page that was freed must not stay mapped for the guest. */
 	for (i = 0; i < H24_PAGES; i++)
 		WRITE_ONCE(*(u8 *)(GMEM_GPA + OFF(i)), 0x33);
 	GUEST_DONE();
@@ -761,7 +761,7 @@ static int remove_vendor_module(void)
 	return syscall(SYS_delete_module, "kvm_amd", O_NONBLOCK) ? errno : 0;
 }
 
-/* What a file needs to give its memory back must not be unloaded before. */
+/* The module that a file needs to give its memory back must not be unloaded before. */
 HAZARD(vendor_module_stays_as_long_as_the_memory)
 {
 	struct kvm_create_guest_memfd args = {

@@ -201,7 +201,7 @@ HAZARD(h06_drains_are_limited_in_rate)
 	TEST_ASSERT(ms + burst + 10 >= requests, "%lu requests drained within %lu ms", requests, ms);
 }
 
-/* So is who has many files, or many VMs: what is drained is the machine. */
+/* Tasks with many files or many VMs are limited, too: a drain affects the whole machine. */
 HAZARD(h06_drains_of_many_files_are_limited_in_rate)
 {
 	const u64 burst = 256, requests = 2000;
@@ -265,7 +265,7 @@ HAZARD(h06_failed_pages_are_no_reason_to_drain)
 
 	n = h06_drains_of(&h, 0, 1, 0);
 	TEST_ASSERT(!n, "%d drains for a page that has failed", n);
-	/* What there was to drain is there still, and is drained for who needs it. */
+	/* The batches were not drained, and are drained for a request that needs it. */
 	n = h06_drains_of(&h, 8, 3, 0);
 	TEST_ASSERT(n > 0, "Nothing was drained");
 
@@ -326,7 +326,7 @@ static bool h10_one_kind(enum pin_kind kind)
 		guest_sees(&h, 0, 16, GMEM_SEED(10));
 	}
 
-	/* To shared nobody minds. */
+	/* A request to shared succeeds. */
 	convert(&h, 2, 12, GMEM_SHARED, GMEM_PRESERVE);
 
 	/* The parts without pinned pages convert. */
@@ -354,7 +354,7 @@ HAZARD(h10_long_term_pin)
 	HZ_REQUIRE(h10_one_kind(PIN_GUP), "needs debugfs and GUP_TEST");
 }
 
-/* Pages that nobody holds are passed over by the thousand, and what is held among them is not. */
+/* Pages without references are skipped by the thousand, but a page with one among them is found. */
 HAZARD(h10_pins_far_apart)
 {
 	static const u64 pinned[] = { 1023, 1024, 1025, 2500, 3071 };
@@ -406,7 +406,7 @@ struct h11_pinner {
 	atomic_ulong secrets;
 };
 
-/* What a pin reads is what a device would read by DMA. */
+/* A read through a pin stands for a device that reads by DMA. */
 static void *h11_pinner(void *arg)
 {
 	struct h11_pinner *p = arg;

@@ -335,7 +335,7 @@ HAZARD(h22_efault_on_the_way_back)
 	attributes_are(&h, 0, 4, GMEM_PRIVATE);
 }
 
-/* What is announced works, in both phases, for pages in either state. */
+/* The announced policies work, in both phases, for pages in either state. */
 HAZARD(h23_capabilities_are_honoured)
 {
 	static const u64 policies[] = { GMEM_ZERO, GMEM_PRESERVE };
@@ -559,7 +559,7 @@ static void *h35_faulter(void *arg)
 /* All threads fault each page at the same time; one charge a page remains. */
 HAZARD(h35_memory_cgroup_charge)
 {
-	/* What batches of charges, page tables and slabs may blur. */
+	/* The inaccuracy due to batches of charges, page tables and slabs. */
 	const long slack = SZ_2M;
 	const u64 npages = SZ_16M / PG;
 	struct h35_faulter faulter;
@@ -601,7 +601,7 @@ HAZARD(h35_memory_cgroup_charge)
 			    j, (long)vals);
 	}
 
-	/* The same for what is there when the file goes. */
+	/* The same for memory that exists when the file is closed. */
 	for (vals = 0; vals < npages; vals++)
 		*hz_hva(&h, vals) = 1;
 	convert(&h, 0, npages / 2, GMEM_PRIVATE, GMEM_PRESERVE);

@@ -26,7 +26,7 @@
  * that are mapped one by one, or sixteen at a time.
  */
 #define FEW		24
-/* Enough for each page to be told from each other, and from one that is shifted. */
+/* Enough to tell pages apart, also if one is shifted. */
 #define SOME		64
 /* Wherever something is at an end: of the block, or of a word or a node of the map. */
 static const u64 borders[] = { 0, 1, 63, 64, 255, 256, 510, 511 };
@@ -58,11 +58,11 @@ do {										\
 	TEST_ASSERT(__got == __want, "%lu mappings of 2M, wanted %lu", __got, __want); \
 } while (0)
 
-/* What became of blocks since the VM was created. */
+/* Statistics of blocks since the VM was created. */
 #define became(l, what, want)							\
 	TEST_ASSERT_EQ(vm_get_stat((l)->vm, gmem_blocks_##what), want)
 
-/* What fdinfo says, in pages. */
+/* The values of fdinfo, in pages. */
 static u64 pages_of(struct lg *l, const char *key)
 {
 	char path[64], line[256], format[64];
@@ -82,7 +82,7 @@ static u64 pages_of(struct lg *l, const char *key)
 
 #define allocated(l)	pages_of(l, "allocated")
 
-/* What is in one piece, and what of that can be mapped so. */
+/* How much is contiguous, and how much of that can be mapped large. */
 #define blocks_are(l, contiguous, large)					\
 do {										\
 	TEST_ASSERT_EQ(pages_of(l, "contiguous"), (contiguous) * PAGES);	\
@@ -246,13 +246,13 @@ HAZARD(block_is_mapped_at_once)
 			h_sees(&l, PAGES, PAGES, GMEM_SEED(kind));
 		else
 			gmem_host_assert_refused(l.file + OFF(PAGES), BLOCK);
-		/* Bytes that nobody has written are zero. */
+		/* Bytes that were never written are zero. */
 		gmem_guest_assert(l.vcpus[0], gpa_of(&l, PAGES + 1), 64, GMEM_ZEROES, 0);
 		lg_destroy(&l);
 	}
 }
 
-/* Nobody gets memory that he has not asked for. */
+/* No memory is allocated beyond the request. */
 HAZARD(memory_is_what_was_asked_for)
 {
 	struct lg l;
@@ -268,7 +268,7 @@ HAZARD(memory_is_what_was_asked_for)
 	touch(&l, PAGES + 1);
 	large_is(&l, 0);
 
-	/* From the middle of one block to that of the next, of which one page is there. */
+	/* From the middle of one block to the middle of the next, which has one page. */
 	allocate(&l, 5, 2 * PAGES);
 	TEST_ASSERT_EQ(allocated(&l), 2 * PAGES);
 	became(&l, occupied, 1);
@@ -287,7 +287,7 @@ HAZARD(memory_is_what_was_asked_for)
 	lg_destroy(&l);
 }
 
-/* Pages that nobody has used are not shown with one that somebody has. */
+/* Unused pages are not mapped together with a used one. */
 HAZARD(unused_pages_of_a_block)
 {
 	struct lg l;
@@ -469,7 +469,7 @@ HAZARD(failed_memory_in_a_block)
 		r = poison_mapped(l.file + OFF(page));
 		TEST_ASSERT(!r, "MADV_HWPOISON: errno %d (%s)", r, strerror(r));
 		large_is(&l, 0);
-		/* Who handles it does not wait for memory: nothing is split. */
+		/* Memory failure must not wait for memory, so nothing is split. */
 		became(&l, split, 0);
 		gmem_host_assert_refused(l.file + OFF(page), PG);
 
@@ -487,7 +487,7 @@ HAZARD(failed_memory_in_a_block)
 	}
 }
 
-/* Failed before anybody has used the block: the first use leaves it alone. */
+/* The page has failed before the block was used: the first use does not touch it. */
 HAZARD(failed_memory_in_an_unused_block)
 {
 	struct lg l;
@@ -508,7 +508,7 @@ HAZARD(failed_memory_in_an_unused_block)
 	lg_destroy(&l);
 }
 
-/* A page that somebody holds is in the way of its conversion, and of no other. */
+/* A reference to a page prevents the conversion of this page only. */
 HAZARD(pinned_page_of_a_block)
 {
 	const u32 seed = GMEM_SEED(7);
@@ -594,7 +594,7 @@ HAZARD(map_memory_maps_large)
 	}
 }
 
-/* What decides is where the pages are in the file, not where the host has them. */
+/* The offset in the file decides, not the host's address. */
 HAZARD(slots_that_are_not_aligned)
 {
 	static const struct {
@@ -865,7 +865,7 @@ static void l2_code(void)
 	vmmcall();
 }
 
-/* Lets L2 look at what it has. A page of which L0 has taken the bytes is @gone. */
+/* Lets L2 read its memory. @gone: a page whose bytes L0 has taken away. */
 static void l2_sees(struct kvm_vm *vm, struct kvm_vcpu *vcpu, u64 gone)
 {
 	u64 i, want, saw[2][ARRAY_SIZE(l1_has)];
@@ -1108,7 +1108,7 @@ HAZARD(fault_next_to_what_goes_away)
 	for (round = 0; round < 60; round++) {
 		allocate(&l, 0, blocks * PAGES);
 		gmem_guest_write(l.vcpus[0], gpa_of(&l, 256), 0x77);
-		/* The guest has none of it, but the pages are in use. */
+		/* The guest has no mapping of it, but the pages are in use. */
 		to(&l, 0, PAGES, GMEM_SHARED);
 		to(&l, 0, PAGES, GMEM_PRIVATE);
 		racer = (struct racer) { .l = &l, .start = &start, .vcpu = l.vcpus[0] };

@@ -83,7 +83,7 @@ MIRROR_TEST(guest_has_memory_of_both_kinds)
 	ownership_is(x, 0, NR_PAGES, false);
 }
 
-/* What the file says decides, and the other address is no way around it. */
+/* The file decides, and the guest cannot get around it by the other address. */
 MIRROR_TEST(the_other_address_is_refused)
 {
 	struct ctx *x = &self->x;
@@ -284,7 +284,7 @@ MIRROR_TEST(guest_converts)
 	host_sees(x, 4, 4, GMEM_ZEROES);
 	guest_sees(x, 8, 8, GMEM_SEED(1));
 
-	/* The VMM says no, and the guest hears of it. */
+	/* The VMM refuses, and the guest is told. */
 	r = __gmem_guest_do(x->vcpus[0], GMEM_OP_MAP_GPA, page_gpa(x, 0), PG,
 			    KVM_MAP_GPA_RANGE_DECRYPTED, 0, 0);
 	TEST_ASSERT_EQ(r, KVM_EXIT_HYPERCALL);
@@ -308,7 +308,7 @@ MIRROR_TEST(each_kind_is_zapped_by_itself)
 	guest_fill(x, 0, NR_PAGES, GMEM_SEED(1));
 	mapped = vm_get_stat(x->vm, pages_4k);
 
-	/* To what they are already: nothing that is mapped goes. */
+	/* Conversion to the current attribute: no mapping is removed. */
 	convert(x, 0, 8, GMEM_PRIVATE, GMEM_NONE);
 	TEST_ASSERT_EQ(vm_get_stat(x->vm, pages_4k), mapped);
 
@@ -514,7 +514,7 @@ MIRROR_TEST(adding_that_is_busy_is_tried_again)
 	ownership_is(x, 0, 4, true);
 }
 
-/* Of a page that was added before the launch nobody has translations. */
+/* There are no translations of a page that was added before the launch. */
 MIRROR_TEST(added_pages_leave_before_launch)
 {
 	struct ctx *x = &self->x;

@@ -57,7 +57,7 @@ FIXTURE_TEARDOWN(tdx)
 
 /* --- Hazards with a guest ------------------------------------------------------------ */
 
-/* Hazard 1: what is private already is left alone, mappings included. */
+/* Hazard 1: pages that already are private are left alone, mappings included. */
 EMULATED_TEST(h01_mixed_range_to_private)
 {
 	struct ctx *x = &self->x;
@@ -141,7 +141,7 @@ EMULATED_TEST(h39_host_kernel_leaves_owned_pages_alone)
 	write_proc("/sys/kernel/mm/ksm/run", "0");
 }
 
-/* What the platform owned is the host's again after a hole, and after the file. */
+/* Pages that the platform owned are the host's again after a hole, and after the file is closed. */
 EMULATED_TEST(freed_pages_are_given_up)
 {
 	const u64 npages = SZ_1M / PG;
@@ -166,7 +166,7 @@ EMULATED_TEST(freed_pages_are_given_up)
 		guest_sees(&y, 0, npages, GMEM_SEED(3));
 	}
 	ctx_destroy(&y);
-	/* Whoever gets the pages next writes to them. */
+	/* The next owner of the pages writes to them. */
 	for (i = 0; i < 8; i++)
 		gmem_dirty_free_pages();
 }
@@ -189,7 +189,7 @@ static void *read_pages(void *arg)
 
 	while (!atomic_load(&reader->stop) && !reader->error) {
 		r = __gmem_guest_do(x->vcpus[1], GMEM_OP_READ, page_gpa(x, page), 1, 0, 0, 0);
-		/* The guest means what the page was when it faulted, and the next time what it is. */
+		/* The guest's access is of the old kind at the fault, and of the new kind afterwards. */
 		while (r == -EFAULT && x->vcpus[1]->run->exit_reason == KVM_EXIT_MEMORY_FAULT)
 			r = gmem_guest_resume(x->vcpus[1]);
 		if (r)
@@ -472,7 +472,7 @@ EMULATED_TEST(h30_adding_fails_at_each_page)
 		ctx_create(&x, self->x.platform, 16);
 		host_fill(&x, 0, 16, GMEM_SEED(i));
 		convert(&x, 0, 16, GMEM_PRIVATE, GMEM_PRESERVE);
-		/* The first time the pages before it hide the error, unless there are none. */
+		/* The first call hides the error if pages before it were mapped. */
 		gmem_inject(x.vm, page_gpa(&x, i), which, KVM_GMEM_EMULATE_ERROR_INPUT,
 			    i ? 2 : 1);
 		r = add(&x, 0, 16, NULL, &done);

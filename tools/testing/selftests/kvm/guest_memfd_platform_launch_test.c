@@ -141,7 +141,7 @@ EMULATED_TEST(platforms_side_by_side)
 	guest_sees(x, 0, 4, GMEM_SEED(2));
 }
 
-/* What the flag changes, which no promise depends on. */
+/* The effect of the flag, on which no promise depends. */
 EMULATED_TEST(what_removal_leaves)
 {
 	struct ctx *x = &self->x;
@@ -235,7 +235,7 @@ EMULATED_TEST(launch_update_with_a_source)
 	source = kvm_mmap(OFF(4), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	gmem_fill(source, OFF(4), GMEM_SEED(1), OFF(1));
 
-	/* The first page has other bytes already, the others have none. */
+	/* The first page already has other bytes; the other pages have none. */
 	host_fill(x, 0, 2, GMEM_SEED(2));
 	convert(x, 0, 5, GMEM_PRIVATE, GMEM_PRESERVE);
 	assert_errno(add(x, 1, 4, source, NULL), 0);
@@ -323,11 +323,11 @@ EMULATED_TEST(h17_the_source_is_the_file_itself)
 	host_refused(x, 0, 12);
 }
 
-/* Hazard 31: what is given already is not given again. */
+/* Hazard 31: a page that is assigned already is not assigned again. */
 EMULATED_TEST(h31_already_assigned_pages)
 {
 	struct ctx *x = &self->x;
-	/* KVM finds it mapped, and does not ask what has it. */
+	/* KVM finds it mapped, and does not ask the platform. */
 	const int given = x->platform == TDX_MIRROR ? EIO : EEXIST;
 	u64 done;
 	u8 *source;
@@ -501,7 +501,7 @@ EMULATED_TEST(h50_guest_means_the_other_kind)
 	gmem_access(x->vm, page_gpa(x, 1), KVM_GMEM_EMULATE_ACCESS_SHARED);
 	r = __gmem_guest_do(x->vcpus[0], GMEM_OP_READ, page_gpa(x, 1), 1, 0, 0, 0);
 	asks_for(x, r, 1, 0);
-	/* What it had there is as it was. */
+	/* Its data there has not changed. */
 	ownership_is(x, 1, 1, true);
 	TEST_ASSERT_EQ(gmem_destroyed(x->vm, x->a.gpa), 0);
 	convert(x, 1, 1, GMEM_SHARED, GMEM_ZERO);
@@ -509,7 +509,7 @@ EMULATED_TEST(h50_guest_means_the_other_kind)
 	guest_sees(x, 1, 1, GMEM_ZEROES);
 	host_sees(x, 1, 1, GMEM_ZEROES);
 
-	/* From here on what the file says. */
+	/* From here on the file decides. */
 	gmem_access(x->vm, page_gpa(x, 1), KVM_GMEM_EMULATE_ACCESS_ANY);
 	convert(x, 1, 1, GMEM_PRIVATE, GMEM_ZERO);
 	guest_sees(x, 1, 1, x->platform == SNP ? GMEM_KEYED(GMEM_ZEROES) : GMEM_ZEROES);

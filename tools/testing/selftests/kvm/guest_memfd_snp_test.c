@@ -23,7 +23,7 @@
 #define NR_PAGES	32
 #define TIMEOUT		600
 
-/* What firmware returns. */
+/* Return codes of firmware. */
 #define INVALID_PARAM		0x16
 #define RESOURCE_LIMIT		0x17
 
@@ -66,7 +66,7 @@ static u64 private_gva(snp_fixture *self, u64 page)
 	return gpa(self, page) + SNP_PRIVATE;
 }
 
-/* What the RMP has for the page, and where; the ASID that it is assigned to. */
+/* The RMP's state and gfn for the page, and the ASID that it is assigned to. */
 #define assert_rmp(self, page, state)						\
 ({										\
 	struct kvm_gmem_emulate __q;						\
@@ -229,7 +229,7 @@ do {										\
 		    (u64)snp_cmd_of(vcpu)->value, (u64)snp_cmd_of(vcpu)->bad, (u64)(gva)); \
 } while (0)
 
-/* The host converts what the guest asks for, as a VMM does. */
+/* The host converts on the guest's request, as a VMM does. */
 static void psc(snp_fixture *self, struct kvm_vcpu *vcpu, enum snp_op op, u64 page, u64 n, u64 to)
 {
 	struct kvm_run *run = vcpu->run;
@@ -259,7 +259,7 @@ SNP_TEST(guest_runs_from_its_vmsa)
 	finish(self);
 	snp_run_ok(vcpu, snp_resume(vcpu));
 
-	/* What the launch gave it, and a page that its first touch assigns. */
+	/* A page that the launch has added, and a page that its first touch assigns. */
 	guest_assert(vcpu, private_gva(self, 0), PG, GMEM_SEED(1), 0);
 	assert_rmp(self, 1, KVM_GMEM_EMULATE_STATE_NONE);
 	guest_fill(vcpu, private_gva(self, 1), PG, GMEM_SEED(2), 0);
@@ -348,7 +348,7 @@ SNP_TEST(guest_changes_states_by_msr)
 	check_page_state_changes(self, SNP_OP_PSC_MSR, 1);
 }
 
-/* The host refuses, and the guest hears of it. */
+/* The host refuses, and the guest is told. */
 SNP_TEST(guest_is_refused)
 {
 	struct kvm_vcpu *vcpu = running(self);
@@ -382,7 +382,7 @@ SNP_TEST(guest_changes_states_by_access)
 	snp_run_ok(vcpu, snp_resume(vcpu));
 }
 
-/* KVM has the GHCB mapped until the guest goes on: nobody makes it private. */
+/* KVM has the GHCB mapped until the guest goes on, so it cannot become private. */
 SNP_TEST(ghcb_in_a_converted_range)
 {
 	struct kvm_vcpu *vcpu = running(self);
@@ -521,7 +521,7 @@ SNP_TEST(h29_vmsa_in_a_hole)
 	struct kvm_vcpu *bsp = self->vcpus[0], *ap = running_ap(self);
 
 	TEST_ASSERT_EQ(gmem_punch(self->a.fd, OFF(VMSA), PG), 0);
-	/* Whoever gets the page that is free now, it is not the next VMSA. */
+	/* The freed page may go to anybody, but does not become the next VMSA. */
 	gmem_fill(self->a.hva, OFF(8), GMEM_SEED(1), 0);
 	snp_run_ok(bsp, __snp_run(bsp, SNP_OP_COPY, private_gva(self, VMSA), PG, 0,
 			  private_gva(self, TEMPLATE), 0));
@@ -538,7 +538,7 @@ SNP_TEST(h29_vmsa_in_a_converted_range)
 
 	gmem_convert(self->a.fd, OFF(VMSA), PG, GMEM_SHARED, GMEM_PRESERVE);
 	assert_rmp(self, VMSA, KVM_GMEM_EMULATE_STATE_NONE);
-	/* The page is nobody's VMSA now. */
+	/* The page is not a VMSA any more. */
 	r = __snp_run(ap, SNP_OP_READ, gpa(self, 0), 1, 0, 0, 0);
 	TEST_ASSERT(r == KVM_EXIT_FAIL_ENTRY, "Wanted KVM_EXIT_FAIL_ENTRY, got %d", r);
 
@@ -741,7 +741,7 @@ SNP_TEST(firmware_fails_as_ordered)
 
 /* --- Pages that the platform keeps --------------------------------------------------- */
 
-/* RMPUPDATE fails, and what the launch has not given to the guest is not the guest's. */
+/* If RMPUPDATE fails, the page that the launch did not assign is not the guest's. */
 SNP_TEST(rmpupdate_fails_to_launch)
 {
 	u32 status;
@@ -776,7 +776,7 @@ SNP_TEST(rmpupdate_fails_a_fault)
 	assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_ASSIGNED);
 }
 
-/* Ends a VM that has died with pages that nobody gets any more, and counts them. */
+/* Ends a dead VM with pages that are lost for good, and counts them. */
 static void assert_lost(snp_fixture *self, u64 before, u64 lost)
 {
 	struct kvm_vcpu *vcpu;

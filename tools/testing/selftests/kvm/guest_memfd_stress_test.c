@@ -308,7 +308,7 @@ static void before_request(u64 first, u64 n, u64 attrs, bool destroys,
 			STORE(p->exposed, p->gen);
 		if (phase_of(p->state) != (attrs ? SHARED : PRIVATE))
 			continue;
-		/* Secrets of the coming private time are nobody's to see. */
+		/* Nobody may see secrets of the next private phase. */
 		if (attrs) {
 			STORE(p->gen, p->gen + 1);
 			p->entered = slot_changes(ctl, first + i);
@@ -317,7 +317,7 @@ static void before_request(u64 first, u64 n, u64 attrs, bool destroys,
 	}
 }
 
-/* A platform has done what was asked for. */
+/* The platform has done its part. */
 static void after_grant(u64 who, u64 page, u64 attrs, u64 policy, bool changes)
 {
 	struct page_model *p = &ctl->pages[page];
@@ -396,7 +396,7 @@ static void check_after_request(u64 who, u64 first, u64 n)
 	}
 }
 
-/* What a request may be refused for. */
+/* Errors with which a request may be refused. */
 static bool may_refuse(int r, u64 page, u64 attrs, u64 policy, bool destroys)
 {
 	switch (r) {
@@ -664,7 +664,7 @@ static void *poison_thread(void *arg)
 				break;
 			sched_yield();
 		}
-		/* What the others did meanwhile is the distance between two. */
+		/* The difference of two counts is what the other threads did meanwhile. */
 		tries = LOAD(ctl->progress[CONVERT0]) + ctl->iterations / (NR_POISON + 1);
 		while (LOAD(ctl->progress[CONVERT0]) < tries &&
 		       !LOAD(ctl->done[CONVERT0]) && !LOAD(ctl->stop)) {

@@ -26,7 +26,7 @@ static void put(const char *file, const char *text)
 	close(fd);
 }
 
-/* Forgets what was traced. */
+/* Clears the trace. */
 static void clear(void)
 {
 	int fd = open(TRACING "/trace", O_WRONLY | O_TRUNC);
@@ -125,7 +125,7 @@ TRACE_TEST(conversions)
 	expect(1, "kvm_gmem_convert_end",
 	       "offset 0x1000 size 0x8000 to private PRESERVE: converted 0 runs 0 zeroed 0 scrambled 0 result 0");
 
-	/* What makes no sense is no request. */
+	/* A malformed request sends no event. */
 	clear();
 	TEST_ASSERT_EQ(gmem_set_once(a->fd, 1, PS, GMEM_PRIVATE, GMEM_NONE, NULL), EINVAL);
 	expect(0, "kvm_gmem_convert_begin", "ino");
@@ -200,7 +200,7 @@ TRACE_TEST(mappings_taken_away)
 	expect(1, "kvm_gmem_zap", "gfns 0x%lx-0x%lx kinds shared|private\n", gfn + 1, gfn + 3);
 }
 
-/* What is mapped large is split, if a part of it is taken away. */
+/* A large mapping is split if a part of it is removed. */
 TRACE_TEST(large_mappings_split)
 {
 	const u64 gpa = GMEM_GPA + SZ_1G, gfn = gpa / PS;
@@ -302,7 +302,7 @@ TRACE_TEST(populate_and_rmp)
 	expect(1, "snp_rmp_change", "unassign pfn");
 	expect(1, "snp_rmp_change", "level 1 gpa 0x0 asid 0 code 0");
 
-	/* What the hardware says, and not what the kernel makes of it. */
+	/* The hardware's code, not the kernel's errno. */
 	TEST_ASSERT(!gmem_launch_finish(vm), "LAUNCH_FINISH: errno %d", errno);
 	gmem_guest_start(vcpu);
 	gmem_inject(vm, gpa + 3 * PS, KVM_GMEM_EMULATE_FAIL_ASSIGN,
@@ -316,7 +316,7 @@ TRACE_TEST(populate_and_rmp)
 	destroy_snp(&a, vm);
 }
 
-/* A page that is a guest's already changes nothing in the RMP, and is told of all the same. */
+/* A page that already is a guest's does not change the RMP, but is traced. */
 TRACE_TEST(rmp_refusal)
 {
 	const u64 gpa = GMEM_GPA, other = gpa + SZ_1M;

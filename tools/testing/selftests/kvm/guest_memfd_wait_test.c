@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What waits for a conversion or for the end of a file, and how.
+ * Which operations wait for a conversion or for the end of a file, and how.
  *
  * It is held at a gate of the emulated platform, with the lock of its file. So
  * each test has all the time that it wants, and needs no clock. A
@@ -24,7 +24,7 @@
 
 #define PS	((u64)PAGE_SIZE)
 #define NPAGES	16
-/* The page that is converted; nobody else touches it. */
+/* The page that is converted; nothing else touches it. */
 #define HELD	8
 
 #define PLACE	KVM_GMEM_EMULATE_HOLD_INVALIDATION
@@ -251,7 +251,7 @@ WAIT(retried_pins_hold_no_lock_of_the_process)
 	lose_twice(&self->m, &self->converter, use_as_page);
 }
 
-/* The mapping that a fault waits for goes away meanwhile; the fault finds none then. */
+/* The mapping of a waiting fault is removed; the fault then finds no mapping. */
 WAIT(the_mapping_goes_while_a_host_fault_waits)
 {
 	struct machine *m = &self->m;
@@ -454,7 +454,7 @@ WAIT(memory_failure_does_not_wait_for_a_close)
 	kvm_pthread_create(&closer, NULL, close_file, m);
 	gmem_wait_held(m->vm, held_gpa(m), PLACE);
 
-	/* EBUSY is that somebody has a reference in passing. */
+	/* EBUSY: somebody has a short-lived reference. */
 	TEST_ASSERT(write(fd, frame, len) == len || errno == EBUSY, "corrupt-pfn: errno %d", errno);
 	close(fd);
 

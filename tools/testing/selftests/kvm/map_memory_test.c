@@ -144,7 +144,7 @@ static int map_all(struct kvm_vcpu *vcpu, u64 base, u64 size)
 	return r;
 }
 
-/* The guest's code and page tables, which are not what is looked at. */
+/* The guest's code and page tables, which are not checked. */
 static void map_the_rest(struct kvm_vcpu *vcpu)
 {
 	const struct userspace_mem_region *slot0 = memslot2region(vcpu->vm, 0);
@@ -266,7 +266,7 @@ MAP_TEST(bad_arguments_change_nothing)
 	TEST_ASSERT_EQ(missing(&self->x, 0, NPAGES, false), NPAGES);
 }
 
-/* What is mapped cannot be said, but it stays mapped. */
+/* The result cannot be written back, but mapped pages stay mapped. */
 MAP_TEST(struct_that_cannot_be_written)
 {
 	struct kvm_memory_mapping *args;
@@ -312,7 +312,7 @@ MAP_TEST(mapped_pages_take_no_fault)
 	TEST_ASSERT_EQ(missing(x, NPAGES / 2, NPAGES / 2, true), NPAGES / 2);
 }
 
-/* Nobody has written the pages: they are the host's zero page, and stay that. */
+/* The pages were never written: they are the host's zero page, and stay so. */
 MAP_TEST(copy_on_write_is_not_broken)
 {
 	struct ctx *x = &self->x;
@@ -400,7 +400,7 @@ static void count_signal(int signal)
 	atomic_fetch_add(&signals, 1);
 }
 
-/* What a signal leaves over is said, and can be asked for. */
+/* After a signal the call reports the rest, which can be requested again. */
 VM_TEST(signals_in_the_middle)
 {
 	const u64 npages = 8192;
@@ -432,7 +432,7 @@ VM_TEST(signals_in_the_middle)
 	ctx_destroy(&x, npages);
 }
 
-/* Ordinary memory that has failed: an error, and no SIGBUS for a touch that was none. */
+/* Ordinary memory that has failed: an error, and no SIGBUS, as there was no access. */
 VM_TEST(poisoned_ordinary_page)
 {
 	const struct sigaction action = { .sa_handler = count_signal };
@@ -905,7 +905,7 @@ static void map_against_conversion(u32 platform)
 	ksft_print_msg("%lu conversions, %lu busy, %lu holes: mapped %lu times, EAGAIN %lu\n",
 		       converter.conversions, converter.busy, converter.holes, mapped, again);
 
-	/* Everybody sees what he is to see. */
+	/* Host and guest see the expected bytes. */
 	assert_errno(map_all(x.vcpus[0], x.a.gpa, NPAGES * PG), 0);
 	for (i = 0; i < NPAGES; i++) {
 		gmem_guest_write(x.vcpus[0], x.a.gpa + i * PG, 0x40 + i % 32);
@@ -991,7 +991,7 @@ VM_TEST(pages_ahead_of_the_guest)
 		faults = NPAGES;
 #endif
 	TEST_ASSERT(missing(&x, 0, NPAGES, true) <= faults, "Nothing was mapped ahead");
-	/* A page that was freed does not stay mapped, whoever had it mapped. */
+	/* A freed page does not stay mapped, for host or guest. */
 	TEST_ASSERT(!fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, NPAGES * PG),
 		    "Punching: errno %d", errno);
 	TEST_ASSERT_EQ(missing(&x, 0, NPAGES, false), NPAGES);
@@ -1000,7 +1000,7 @@ VM_TEST(pages_ahead_of_the_guest)
 	file_ctx_destroy(&x, fd);
 }
 
-/* KVM_MAP_MEMORY maps pages in use, and others among them, and stops at none that is mapped. */
+/* KVM_MAP_MEMORY maps used and unused pages, and does not stop at a page that is mapped. */
 VM_TEST(pages_in_use_and_others)
 {
 	struct ctx x;
@@ -1043,7 +1043,7 @@ VM_TEST(pages_ahead_of_the_host)
 
 #ifdef __aarch64__
 
-/* Nobody has said yet what it is; it has no registers to be loaded. */
+/* The vCPU is not initialised; there are no registers to load. */
 VM_TEST(vcpu_that_was_not_initialised)
 {
 	struct kvm_memory_mapping args = { .base_address = GPA, .size = PG };
@@ -1058,7 +1058,7 @@ VM_TEST(vcpu_that_was_not_initialised)
 	kvm_vm_free(vm);
 }
 
-/* The host sees what the guest has written: of each page of the slot its number. */
+/* The host reads the guest's bytes: in each page of the slot, the page's number. */
 static void each_page_is_its_own(struct ctx *x, u64 npages)
 {
 	u64 i;

@@ -42,7 +42,7 @@ FIXTURE_TEARDOWN(attack)
 	pvm_destroy(&self->p);
 }
 
-/* For what only VMs can do whose user space is told. */
+/* For VMs whose hypercalls exit to user space. */
 FIXTURE(told) {
 	struct pvm p;
 };
@@ -82,7 +82,7 @@ static void write_bytes(struct cpu *c, u64 offset, const void *bytes, u64 n)
 	}
 }
 
-/* Runs a hypercall of the guest's until user space is told of it. */
+/* Runs a hypercall of the guest until it exits to user space. */
 static void until_told(struct cpu *c, enum gmem_op op, u64 offset)
 {
 	struct kvm_run *run = c->vcpu->run;
@@ -199,7 +199,7 @@ ATTACK(h46_no_page_at_two_addresses)
 			    r, errno);
 		cpu_skip(d);
 	}
-	/* Nobody holds a page because of that. */
+	/* This leaves no reference to a page. */
 	cpu_check(c, 0, 2 * PG, GMEM_SEED(1));
 	gmem_convert(p->fd, PG, 2 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
 	cpu_unshare(c, PG, PG);
@@ -218,7 +218,7 @@ TOLD_ATTACK(h47_share_is_what_el2_did)
 	cpu_start(c);
 	cpu_fill(c, 0, 4 * PG, GMEM_SEED(1));
 
-	/* Converted, and then refused: it is shared, and the guest is told so. */
+	/* Converted, and then refused: the page is shared, and the guest is told so. */
 	until_told(c, GMEM_OP_SHARE, 0);
 	gmem_convert(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
 	TEST_ASSERT_EQ(answer(c, EPERM, INVALID_PARAMETER), 0);
@@ -265,7 +265,7 @@ TOLD_ATTACK(h47_refused_share_shares_nothing)
 	TEST_ASSERT_EQ(answer(c, EPERM, 0), INVALID_PARAMETER);
 	cpu_assert_lost(c, 0);
 
-	/* Nobody has it shared in the name of this one. */
+	/* The host cannot share the page on behalf of this hypercall. */
 	until_told(c, GMEM_OP_SHARE, PG);
 	assert_errno(gmem_set_once(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE, &eo), EPERM);
 	assert_errno(gmem_set_once(p->fd, PG, 2 * PG, GMEM_PRIVATE, GMEM_ZERO, &eo), EOPNOTSUPP);
@@ -276,7 +276,7 @@ TOLD_ATTACK(h47_refused_share_shares_nothing)
 	cpu_assert_lost(c, PG);
 	cpu_check(c, 2 * PG, 2 * PG, GMEM_SEED(1));
 
-	/* Agreed to without a conversion: shared, and the file is to follow. */
+	/* Agreed to without a conversion: the page is shared, the file can be converted later. */
 	until_told(c, GMEM_OP_SHARE, 2 * PG);
 	TEST_ASSERT_EQ(answer(c, 0, INVALID_PARAMETER), 0);
 	gmem_convert(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
@@ -491,7 +491,7 @@ TOLD_ATTACK(reset_vcpu_hears_no_answer)
 		}
 		TEST_ASSERT(gone->cmd->value & BIT(9), "%#lx", (u64)gone->cmd->value);
 
-		/* What it had asked for nobody has done, or can do any more. */
+		/* Its request was not carried out, and cannot be any more. */
 		assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL),
 			     round ? 0 : EPERM);
 		if (!round)
@@ -509,7 +509,7 @@ TOLD_ATTACK(h47_unshare_is_what_el2_did)
 	cpu_fill(c, 0, 2 * PG, GMEM_SEED(1));
 	cpu_share(c, 0, 2 * PG);
 
-	/* Nothing done, and the guest told that all is. */
+	/* Nothing was done, and the VMM tries to tell the guest that everything was. */
 	until_told(c, GMEM_OP_UNSHARE, 0);
 	TEST_ASSERT_EQ(answer(c, 0, 0), INVALID_PARAMETER);
 	until_told(c, GMEM_OP_UNSHARE, 0);
@@ -524,14 +524,14 @@ TOLD_ATTACK(h47_unshare_is_what_el2_did)
 	gmem_convert(p->fd, 0, 2 * PG, GMEM_SHARED, GMEM_PRESERVE);
 	host_check(p, 0, 2 * PG, GMEM_SEED(1));
 
-	/* Done, and the guest told that it is not. */
+	/* It was done, and the VMM tries to tell the guest that it was not. */
 	until_told(c, GMEM_OP_UNSHARE, 0);
 	gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
 	TEST_ASSERT_EQ(answer(c, 0, INVALID_PARAMETER), 0);
 	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
 	cpu_check(c, 0, 2 * PG, GMEM_SEED(1));
 
-	/* A guest that gives a page back hears that it has. */
+	/* A guest that gives a page back is told of success. */
 	until_told(c, GMEM_OP_RELINQUISH, 0);
 	TEST_ASSERT_EQ(answer(c, EPERM, INVALID_PARAMETER), 0);
 	cpu_check(c, 0, PG, GMEM_ZEROES);
@@ -613,7 +613,7 @@ struct race {
 	u64 result[256];	/* by errno */
 };
 
-/* Converts what the guest gives back, and puts bytes of its own there. */
+/* Converts a page that the guest gives back, and writes other bytes there. */
 static void *convert_and_write(void *arg)
 {
 	static const u64 policies[] = { GMEM_PRESERVE, GMEM_NONE, GMEM_ZERO };
@@ -681,7 +681,7 @@ ATTACK(memory_that_fails_while_shared)
 	cpu_fill(c, 2 * PG, PG, GMEM_SEED(2));
 }
 
-/* A page that the guest keeps. Its address is lost with it, and nobody touches it. */
+/* A page that the guest keeps. Its address is lost with it, and nothing touches the page. */
 ATTACK(memory_that_fails_while_kept)
 {
 	struct pvm *p = &self->p;

@@ -61,7 +61,7 @@ PVM_TEST(map_memory)
 	cpu_start(c);
 	cpu_check(c, 0, 4 * PG, GMEM_SEED(1));
 	TEST_ASSERT_EQ(c->wanted_private, 0);
-	/* What the guest shares is mapped already. */
+	/* Pages that the guest shares are mapped already. */
 	cpu_share(c, 0, PG);
 	assert_errno(map_memory(c, 0, PG, &left), 0);
 	/* Memory that is not guest_memfd's can be mapped as well. */
@@ -118,7 +118,7 @@ static void set_storm(struct cpu *c, int i, u64 n)
 	c->cmd->pos = i + 1;
 }
 
-/* Converts this and that, with what the guest does going on. */
+/* Converts at random while the guest runs. */
 static void *convert_storm(void *arg)
 {
 	static const u64 policies[] = { GMEM_PRESERVE, GMEM_NONE, GMEM_ZERO };
@@ -138,7 +138,7 @@ static void *convert_storm(void *arg)
 		r = gmem_set_once(s->p->fd, page * PG, n * PG, to, policy, NULL);
 		s->result[r]++;
 		TEST_ASSERT(!r || r == EPERM || r == EAGAIN || r == EOPNOTSUPP, "errno %d", r);
-		/* What the host may, and what it may not: the byte is nobody's. */
+		/* Allowed and refused accesses of the host, to a byte that nobody checks. */
 		host_touch(s, random_below(&seed, NPAGES), !s->p->exits);
 	}
 	return NULL;
@@ -241,7 +241,7 @@ static void *to_and_fro(void *arg)
 		page = random_below(&seed, NPAGES);
 		r = gmem_set_once(s->p->fd, page * PG, PG, GMEM_SHARED, GMEM_PRESERVE, NULL);
 		s->result[r]++;
-		/* The guest shares nothing: what it has the host does not get. */
+		/* The guest shares nothing, so the host gets no page that the guest has. */
 		host_touch(s, page, false);
 		r = gmem_set_once(s->p->fd, page * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE, NULL);
 		s->result[r]++;

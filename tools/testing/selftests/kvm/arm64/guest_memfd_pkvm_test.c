@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * guest_memfd as the memory of protected VMs: who can reach which page, what
- * is in it, and who is told.
+ * guest_memfd as the memory of protected VMs: who can access which page, its
+ * contents, and which hypercalls exit.
  *
  * The guests are real, and so is EL2: the kernel has to be booted with
  * kvm-arm.mode=protected.
@@ -23,7 +23,7 @@ static struct iovec iov(void *base, u64 len)
 	return (struct iovec){ base, len };
 }
 
-/* For what only VMs can do whose user space is told. */
+/* For VMs whose hypercalls exit to user space. */
 FIXTURE(told) {
 	struct pvm p;
 };
@@ -55,7 +55,7 @@ PVM_TEST(capabilities)
 			       BIT(KVM_HC_MAP_GPA_RANGE));
 		cpu_start(&p->cpu[0]);
 	}
-	/* EL2 has been told, or not. */
+	/* EL2 knows of the vCPU, or not. */
 	TEST_ASSERT(__vm_enable_cap(p->vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE)) &&
 		    errno == EBUSY, "Enabled after the first run: errno %d", errno);
 	TEST_ASSERT_EQ(kvm_check_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
@@ -68,7 +68,7 @@ PVM_TEST(capabilities)
 #define LEVEL_SPI	40
 #define EDGE_SPI	41
 
-/* Enables the interrupts of the test the first time. Returns what is pending, and ends it. */
+/* Enables the test's interrupts at the first call. Returns the pending interrupt, and ends it. */
 static u64 guest_takes_interrupt(void)
 {
 	unsigned int intid;
@@ -104,7 +104,7 @@ static void signal_eventfd(int eventfd)
 	TEST_ASSERT(write(eventfd, &one, sizeof(one)) == sizeof(one), "write(): errno %d", errno);
 }
 
-/* What a VMM asks before it runs a guest, and what a protected VM has not. */
+/* Capabilities that a VMM checks before it runs a guest, and those that a protected VM lacks. */
 PVM_TEST(kvm_says_what_works)
 {
 	static const int works[] = {
@@ -126,7 +126,7 @@ PVM_TEST(kvm_says_what_works)
 		TEST_ASSERT(!vm_check_cap(self->p.vm, does_not[i]), "Capability %d", does_not[i]);
 }
 
-/* The guest writes to an address, and nobody leaves KVM_RUN for it. */
+/* The guest writes to an address, without an exit from KVM_RUN. */
 PVM_TEST(ioeventfd)
 {
 	struct pvm *p = &self->p;
@@ -175,7 +175,7 @@ PVM_TEST(interrupts)
 	close(edge);
 }
 
-/* The owner of a line hears when the guest is done, and may raise it again. */
+/* The owner of a line is notified when the guest is done, and may raise it again. */
 PVM_TEST(resampling)
 {
 	struct pvm *p = &self->p;
@@ -245,7 +245,7 @@ PVM_TEST(vcpu_state)
 	cpu_check(c, 0, PG, GMEM_SEED(1));
 }
 
-/* Private memory is the guest's at its first touch, without a word to anybody. */
+/* Private memory is the guest's at its first touch, without an exit. */
 PVM_TEST(first_touch)
 {
 	struct cpu *c = &self->p.cpu[0];
@@ -260,7 +260,7 @@ PVM_TEST(first_touch)
 	TEST_ASSERT(gmem_host_refused(self->p.mem), "The host has a private page");
 }
 
-/* Shared memory that the guest has not shared is none of its business. */
+/* The guest cannot access shared memory that it has not shared itself. */
 PVM_TEST(fault_on_shared_memory)
 {
 	struct pvm *p = &self->p;
@@ -286,7 +286,7 @@ PVM_TEST(fault_on_shared_memory)
 	TEST_ASSERT_EQ(c->wanted_private, 3);
 }
 
-/* Who is told what, in which order, and what a "no" means. */
+/* Which hypercalls exit, in which order, and the effect of a refusal. */
 PVM_TEST(share_and_unshare)
 {
 	struct pvm *p = &self->p;
@@ -331,7 +331,7 @@ PVM_TEST(share_and_unshare)
 	if (!variant->exits) {
 		u8 val;
 
-		/* What is left to such a VM: SIGSEGV in place of a page. */
+		/* The effect without exits: the host gets SIGSEGV instead of the page. */
 		TEST_ASSERT(!gmem_host_read(p->mem, &val), "The host reads an unshared page");
 		gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
 	}
@@ -340,7 +340,7 @@ PVM_TEST(share_and_unshare)
 	cpu_check(c, 0, PG, GMEM_SEED(2));
 	TEST_ASSERT(cpu_do(c, GMEM_OP_UNSHARE, 0, PG, 0), "Unshared twice");
 
-	/* What was never touched is donated first. */
+	/* Pages that were never touched are donated first. */
 	cpu_share(c, PG, PG);
 	if (!variant->exits)
 		gmem_convert(p->fd, PG, PG, GMEM_SHARED, GMEM_PRESERVE);
@@ -363,13 +363,13 @@ PVM_TEST(share_several_pages)
 
 	TEST_ASSERT_EQ(cpu_hvc(c, MEM_SHARE, 0, 3, &n), 0);
 	TEST_ASSERT_EQ(n, 3);
-	/* What is shared already is in the way, and what was never touched. */
+	/* A page that is shared already, or was never touched, ends the call. */
 	TEST_ASSERT_EQ(cpu_hvc(c, MEM_SHARE, 2 * PG, 4, &n), INVALID_PARAMETER);
 	TEST_ASSERT_EQ(cpu_hvc(c, MEM_SHARE, 46 * PG, 4, &n), 0);
 	TEST_ASSERT_EQ(n, 2);
 	TEST_ASSERT_EQ(cpu_hvc(c, MEM_SHARE, 48 * PG, 4, &n), 0);
 	TEST_ASSERT_EQ(n, 1);
-	/* 0 is 1. There is a limit, and no limit to what is asked. */
+	/* 0 counts as 1. One call does a limited number, however many are requested. */
 	TEST_ASSERT_EQ(cpu_hvc(c, MEM_SHARE, 3 * PG, 0, &n), 0);
 	TEST_ASSERT_EQ(n, 1);
 	TEST_ASSERT_EQ(cpu_hvc(c, MEM_SHARE, 4 * PG, -1ul, &n), 0);
@@ -403,7 +403,7 @@ PVM_TEST(share_several_pages)
 	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
 }
 
-/* User space goes along with the first pages only: the guest hears with how many. */
+/* User space agrees to the first pages only: the guest is told how many. */
 TEST_F_TIMEOUT(told, some_of_several_pages, TIMEOUT)
 {
 	struct pvm *p = &self->p;
@@ -504,7 +504,7 @@ static bool guest_has(enum state state)
 	return state >= GUEST_OWNS;
 }
 
-/* Brings a page into a state, with pattern SEED(1) where somebody could write it. */
+/* Brings a page into a state, with pattern SEED(1) if it can be written. */
 static u32 prepare(struct pvm *p, u64 offset, enum state state)
 {
 	struct cpu *c = &p->cpu[0];
@@ -534,7 +534,7 @@ static u32 prepare(struct pvm *p, u64 offset, enum state state)
 	}
 }
 
-/* What the contract says of one page. */
+/* The contract for one page. */
 static int expected(enum state state, u64 to, u64 policy, u32 *pattern)
 {
 	if (state == GUEST_OWNS && to == GMEM_SHARED)
@@ -680,7 +680,7 @@ PVM_TEST(first_page_that_is_not_shared)
 /* mov x0, #42; ret */
 static const u32 payload[] = { 0xd2800540, 0xd65f03c0 };
 
-/* The host writes code, the guest runs it, and nobody sees it in between. */
+/* The host writes code and the guest runs it; the host cannot see it in between. */
 PVM_TEST(injected_payload_runs)
 {
 	struct pvm *p = &self->p;
@@ -751,7 +751,7 @@ PVM_TEST(punch)
 			TEST_ASSERT_EQ(shared, state == HOST_USED || state == BOTH_USE);
 			if (shared)
 				host_check(p, page, PG, GMEM_ZEROES);
-			/* It is not the guest's any more, so nobody has to be asked. */
+			/* It is not the guest's any more, so the guest need not agree. */
 			gmem_convert(p->fd, page, PG, GMEM_SHARED, GMEM_PRESERVE);
 			host_check(p, page, PG, GMEM_ZEROES);
 			gmem_fill(p->mem + page, PG, GMEM_SEED(3), page);
@@ -764,7 +764,7 @@ PVM_TEST(punch)
 	}
 }
 
-/* The guest gives memory back: EL2 has it scrubbed, and the host may do what it likes. */
+/* The guest gives memory back: EL2 has scrubbed it, and the host may use it. */
 PVM_TEST(relinquish)
 {
 	struct pvm *p = &self->p;
@@ -786,7 +786,7 @@ PVM_TEST(relinquish)
 	cpu_check(c, 0, 8 * PG, GMEM_SEED(1));
 	TEST_ASSERT_EQ(c->relinquishes, 0);
 
-	/* Never used: there are zeroes all the same, whatever the host has put there. */
+	/* Never used: the guest still finds zeroes, whatever the host has put there. */
 	gmem_convert(p->fd, 16 * PG, 2 * PG, GMEM_SHARED, GMEM_PRESERVE);
 	gmem_fill(p->mem + 16 * PG, 2 * PG, GMEM_SEED(2), 16 * PG);
 	gmem_convert(p->fd, 16 * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
@@ -799,7 +799,7 @@ PVM_TEST(relinquish)
 	gmem_convert(p->fd, 16 * PG, 3 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
 	cpu_check(c, 16 * PG, 3 * PG, GMEM_ZEROES);
 
-	/* The host can have it. What the guest finds there later is not the host's. */
+	/* The host can use the page. Later the guest finds zeroes, and not the host's bytes. */
 	cpu_relinquish(c, 0, 4 * PG);
 	exits += 4;
 	TEST_ASSERT_EQ(c->relinquishes, variant->exits ? exits : 0);
@@ -852,7 +852,7 @@ PVM_TEST(relinquish)
 	cpu_check(c, 6 * PG, PG, GMEM_SEED(1));
 }
 
-/* A guest that shares and touches what is being cut out never sees old bytes. */
+/* A guest that shares and touches pages while a hole is punched never sees old bytes. */
 static void *punch_all_the_time(void *arg)
 {
 	struct pvm *p = arg;
@@ -893,7 +893,7 @@ PVM_TEST(punch_against_a_running_guest)
 			TEST_ASSERT(!lost[page], "%lu was lost, and is not", page);
 			TEST_ASSERT(!val || val == i, "The guest reads %lu in round %d", val, i);
 		}
-		/* What is not cut out keeps its bytes. */
+		/* Pages outside of the hole keep their bytes. */
 		cpu_fill(c, NPAGES / 2 * PG, 4 * PG, GMEM_SEED(i));
 		cpu_check(c, NPAGES / 2 * PG, 4 * PG, GMEM_SEED(i));
 	}
@@ -949,7 +949,7 @@ PVM_TEST(vm_closed_before_the_file)
 	host_check(&q, 0, PG, GMEM_ZEROES);
 	kvm_munmap(q.mem, NPAGES * PG);
 	close(q.fd);
-	/* Who gets the pages next finds them to be his. */
+	/* The next owner of the pages can use them. */
 	gmem_dirty_free_pages();
 	cpu_start(&p->cpu[0]);
 	cpu_check(&p->cpu[0], 0, NPAGES * PG, GMEM_ZEROES);
@@ -1118,7 +1118,7 @@ TEST(force_reclaims_are_counted)
 	close(p.fd);
 }
 
-/* Somebody holds a page: it does not become private, and the guest is told so. */
+/* Somebody holds a reference to a page: it does not become private, and the guest is told so. */
 PVM_TEST(page_that_is_held)
 {
 	struct pvm *p = &self->p;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the tests of emulated platforms share.
+ * Common code of the tests of emulated platforms.
  */
 #ifndef SELFTEST_KVM_GMEM_EMULATED_H
 #define SELFTEST_KVM_GMEM_EMULATED_H

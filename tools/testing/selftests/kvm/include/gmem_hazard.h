@@ -260,7 +260,7 @@ struct spin_thread {
 	pthread_t thread;
 	struct kvm_vcpu *vcpu;
 	atomic_ulong faults;
-	/* What else than a reason to go on ended the run; 0 if nothing did. */
+	/* The reason that ended the run, other than a reason to go on; 0 if there is none. */
 	int error;
 };
 
@@ -392,7 +392,7 @@ do {										\
 		    strerror(errno), strerror(want));				\
 } while (0)
 
-/* The call has to fail, the reason is somebody else's business. */
+/* The call has to fail; the errno is not checked here. */
 #define fails(call)								\
 do {										\
 	long __r = (long)(call);						\

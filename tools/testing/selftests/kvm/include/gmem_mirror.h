@@ -27,7 +27,7 @@ static inline bool gmem_guest_chooses(struct kvm_vm *vm)
 	return vm->gpa_tag_mask == GMEM_SHARED_BIT;
 }
 
-/* Everything that nobody has decided about is shared. */
+/* By default everything is shared. */
 static inline void gmem_share_tables(struct kvm_vm *vm, gpa_t table, int level)
 {
 	u64 *ptes = addr_gpa2hva(vm, table), old;
@@ -116,7 +116,7 @@ static inline void gmem_guest_decides(struct kvm_vm *vm, gpa_t gpa, u64 size)
 	}
 }
 
-/* The guest means one kind of memory by the page from now on, or what the file says. */
+/* The guest uses the page as one kind of memory from now on, or as the file says. */
 static inline void gmem_guest_means(struct kvm_vm *vm, gpa_t gpa, u64 kind)
 {
 	gmem_pte_set_kind(vm_get_pte(vm, gpa), kind == KVM_GMEM_EMULATE_ACCESS_PRIVATE,

@@ -266,7 +266,7 @@ static inline void pvm_create(struct pvm *p, u64 flags, bool exits)
 
 static inline void pvm_destroy(struct pvm *p)
 {
-	/* No path of ours touches what is the guest's. */
+	/* None of the tests touches pages that the guest owns. */
 	TEST_ASSERT_EQ(force_reclaims() - p->reclaims, 0);
 	kvm_vm_free(p->vm);
 	kvm_munmap(p->mem, NPAGES * PG);
@@ -274,7 +274,7 @@ static inline void pvm_destroy(struct pvm *p)
 	TEST_ASSERT_EQ(force_reclaims() - p->reclaims, 0);
 }
 
-/* What the guest asks for by a hypercall: user space follows, or does not. */
+/* The guest's request by a hypercall: user space agrees, or does not. */
 static inline void map_gpa_range(struct cpu *c)
 {
 	struct kvm_run *run = c->vcpu->run;
@@ -439,7 +439,7 @@ do {										\
 	cpu_skip(__c);								\
 } while (0)
 
-/* A hypercall of @n pages. Returns what the guest hears, and with how many it was done. */
+/* A hypercall for @n pages. Returns the guest's result, and for how many it was done. */
 static inline s64 cpu_hvc(struct cpu *c, u32 function, u64 offset, u64 n, u64 *done)
 {
 	c->cmd->op = GMEM_OP_HVC;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* A protected VM for each test, with user space told of what it shares, and without. */
+/* A protected VM for each test, with and without exits of its hypercalls. */
 #ifndef SELFTEST_KVM_GMEM_PKVM_FIXTURE_H
 #define SELFTEST_KVM_GMEM_PKVM_FIXTURE_H
 
@@ -21,7 +21,7 @@ FIXTURE_VARIANT_ADD(pvm, told) {
 	.exits = true,
 };
 
-/* EL2 answers what the guest shares and unshares, and nobody is told. */
+/* EL2 answers SHARE and UNSHARE without an exit. */
 FIXTURE_VARIANT_ADD(pvm, untold) {
 	.exits = false,
 };

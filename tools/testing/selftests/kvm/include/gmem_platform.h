@@ -156,7 +156,7 @@ do {										\
 		    OFF(want_page), __eo);					\
 } while (0)
 
-/* Every page of the range is the platform's, or none is. */
+/* All pages of the range are the platform's, or no page is. */
 #define ownership_is(x, page, n, want)						\
 do {										\
 	u64 __p;								\
@@ -174,7 +174,7 @@ static inline u8 *ctx_hva(struct ctx *x, u64 page)
 	return x->a.hva + OFF(page);
 }
 
-/* What LAUNCH_UPDATE wants as the type of a page with contents. */
+/* The type for LAUNCH_UPDATE of a page with contents. */
 static inline u32 normal_type(struct ctx *x)
 {
 	return x->platform == SNP ? KVM_GMEM_EMULATE_PAGE_NORMAL : 0;

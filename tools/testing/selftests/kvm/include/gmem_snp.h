@@ -72,7 +72,7 @@ static inline int snp_gmem_do(struct kvm_vcpu *vcpu, enum gmem_op op, gpa_t gpa,
 			      u64 pattern, u64 pos, u64 value);
 static inline int snp_gmem_resume(struct kvm_vcpu *vcpu);
 
-/* What a vCPU starts with. */
+/* The initial state of a vCPU. */
 struct snp_start {
 	struct snp_cmd *cmd;
 	u8 *ghcb;
@@ -392,7 +392,7 @@ static inline int snp_finish(struct kvm_vm *vm, u32 *status)
 	return snp_command(vm, KVM_SEV_SNP_LAUNCH_FINISH, &finish, status);
 }
 
-/* The next commands of a kind fail, whoever gives them. */
+/* The next commands of a kind fail, whichever VM issues them. */
 static inline void snp_inject(struct kvm_vm *vm, u64 command, u64 status, u64 times)
 {
 	struct kvm_gmem_emulate args = {

@@ -129,7 +129,7 @@ enum phase {
 	TO_SHARED,
 };
 
-/* What a word is, or the few things that it may be. */
+/* The value of a word, or its few possible values. */
 struct words {
 	u64 n;
 	u64 word[8];
@@ -258,7 +258,7 @@ struct ctl {
 	} reports[MAX_REPORTS];
 };
 
-/* What the host knows; the guest gets the address of ctl as an argument. */
+/* The host's data; the guest gets the address of ctl as an argument. */
 static struct ctl *ctl;
 static u8 *hva;
 static int gmem_fd;
@@ -358,7 +358,7 @@ static inline bool word_is_of(u64 w, u64 page)
 	       (w & 0xffffff) == word_check(w & ~0xffffffULL);
 }
 
-/* What the key makes of words can be met. */
+/* Encrypted words can occur, too. */
 static inline bool has_key(struct ctl *c)
 {
 	return c->platform && !c->remove_zeroes;
@@ -395,7 +395,7 @@ static inline void set_word(struct words *words, u64 w)
 	words->n = 1;
 }
 
-/* A word that is not zero is that of an allocated page; else it is not known. */
+/* If the word is not zero, the page is allocated; otherwise this is not known. */
 static inline void scramble_word(struct words *words)
 {
 	bool zero = may_be(words, 0);
@@ -507,7 +507,7 @@ static inline u64 guest_read(u64 page, u64 word)
 	return w;
 }
 
-/* Until it has arrived, and only for words that nobody else writes now. */
+/* Until it has arrived, and only for words that no other thread writes now. */
 static inline void guest_write_checked(struct ctl *c, u64 id, u64 page, u64 w,
 				bool inside)
 {

@@ -47,7 +47,7 @@
 
 #define GMEM_MMAP_SHARED (GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)
 
-/* What a test writes to error_offset to see whether the kernel wrote it. */
+/* The value that a test puts into error_offset to detect whether the kernel wrote it. */
 #define GMEM_POISON_OFFSET	0xdeadbeefcafef00dULL
 
 /*
@@ -142,7 +142,7 @@ static void gmem_sigbus_handler(int sig)
 	if (gmem_probing)
 		siglongjmp(gmem_probe_env, 1);
 
-	/* Nobody expected it: let it kill the test. */
+	/* It was not expected: let it kill the test. */
 	signal(sig, SIG_DFL);
 	raise(sig);
 }
@@ -662,7 +662,7 @@ static inline void gmem_access(struct kvm_vm *vm, gpa_t gpa, u64 kind)
 	TEST_ASSERT(!r, "ACCESS at %#lx: errno %d (%s)", (u64)gpa, r, strerror(r));
 }
 
-/* Holds who comes by at @place, or lets go; returns how many are held. */
+/* Holds tasks that reach @place, or releases them; returns how many are held. */
 static inline u64 gmem_hold(struct kvm_vm *vm, gpa_t gpa, u64 place, bool hold)
 {
 	struct kvm_gmem_emulate args = {
@@ -676,14 +676,14 @@ static inline u64 gmem_hold(struct kvm_vm *vm, gpa_t gpa, u64 place, bool hold)
 	return args.value[2];
 }
 
-/* Waits until somebody is held at @place. */
+/* Waits until a task is held at @place. */
 static inline void gmem_wait_held(struct kvm_vm *vm, gpa_t gpa, u64 place)
 {
 	while (!gmem_hold(vm, gpa, place, true))
 		sched_yield();
 }
 
-/* What the model knows about the page at @gpa. */
+/* The model's state of the page at @gpa. */
 static inline void gmem_query(struct kvm_vm *vm, gpa_t gpa,
 			      struct kvm_gmem_emulate *args)
 {
