@@ -1,7 +1,5 @@
-# SPDX-License-Identifier: GPL-2.0
-# shellcheck shell=bash
-# What every script of tools/vm shares: where things are, how progress is shown, how a failure is explained.
-# Meant to be sourced; the sourcing script has set `set -euo pipefail`.
+# SPDX-License-Identifier: GPL-2.0 shellcheck shell=bash Common code of the scripts of tools/vm: where things are, how
+# progress is shown, how a failure is explained. Meant to be sourced; the sourcing script has set `set -euo pipefail`.
 
 GMEM_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 GMEM_VM=$GMEM_TOP/tools/vm
@@ -43,7 +41,7 @@ run_logged() {
 			sleep 30 &
 			nap=$!
 			wait "$nap"
-			# After ^C nobody is left who would end this.
+			# After ^C nothing else would end this.
 			kill -0 "$self" 2>/dev/null || exit 0
 			step "   $(minutes $((SECONDS - start))) $(tail -n 1 "$log" | sed 's,^@@gmem ,,' | tr -s ' \t' ' ' | cut -c 1-100)"
 		done
