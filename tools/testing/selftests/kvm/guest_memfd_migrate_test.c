@@ -264,7 +264,7 @@ HAZARD(second_mapping_and_child)
 	TEST_ASSERT(!r && status == node, "move_pages: %ld, status %d", r, status);
 	gmem_dirty_free_pages();
 	TEST_ASSERT_EQ(node_of(h.a.hva), node);
-	TEST_ASSERT_EQ(hz_pfn(h.a.hva), hz_pfn(again));
+	TEST_ASSERT_EQ(gmem_frame_of(h.a.hva), gmem_frame_of(again));
 	gmem_host_assert(again, PG, GMEM_SEED(1), 0);
 	host_sees(&h, 0, 2, GMEM_SEED(1));
 	guest_sees(&h, 0, 2, GMEM_SEED(1));
@@ -428,7 +428,7 @@ HAZARD(failed_memory_stays)
 	guest_sees(&h, 0, 4, GMEM_SEED(1));
 	moves(&h, 0, 4, !node_of(hz_hva(&h, 0)));
 	node = !node_of(hz_hva(&h, 0));
-	pfn = hz_pfn(hz_hva(&h, 3));
+	pfn = gmem_frame_of(hz_hva(&h, 3));
 	r = poison_mapped(hz_hva(&h, 1));
 	TEST_ASSERT(!r, "MADV_HWPOISON: errno %d", r);
 	convert(&h, 3, 1, GMEM_PRIVATE, GMEM_PRESERVE);
@@ -611,11 +611,11 @@ HAZARD(soft_offline_replaces_the_page)
 	host_fill(&h, 0, 4, GMEM_SEED(1));
 	guest_sees(&h, 0, 4, GMEM_SEED(1));
 	for (page = 0; page < 2; page++) {
-		pfn = hz_pfn(hz_hva(&h, page));
+		pfn = gmem_frame_of(hz_hva(&h, page));
 		r = madvise((void *)hz_hva(&h, page), PG, MADV_SOFT_OFFLINE) ? errno : 0;
 		TEST_ASSERT(!r, "MADV_SOFT_OFFLINE: errno %d (%s)", r, strerror(r));
 		TEST_ASSERT_EQ(migrated(&h), page + 1);
-		TEST_ASSERT(hz_pfn(hz_hva(&h, page)) && hz_pfn(hz_hva(&h, page)) != pfn,
+		TEST_ASSERT(gmem_frame_of(hz_hva(&h, page)) && gmem_frame_of(hz_hva(&h, page)) != pfn,
 			    "The page is where it was");
 		TEST_ASSERT(has_flag(pfn, KPF_HWPOISON), "The old one is in use again");
 		gmem_dirty_free_pages();
@@ -656,7 +656,7 @@ HAZARD(soft_offline_of_a_private_page)
 	guest_sees(&h, 0, 4, GMEM_SEED(1));
 	convert(&h, 0, 4, GMEM_SHARED, GMEM_PRESERVE);
 	host_sees(&h, 0, 4, GMEM_SEED(1));
-	TEST_ASSERT(hz_pfn(hz_hva(&h, 1)) != pfns[1], "The page is where it was");
+	TEST_ASSERT(gmem_frame_of(hz_hva(&h, 1)) != pfns[1], "The page is where it was");
 	put_back(pfns[1]);
 	mg_destroy(&h);
 }
@@ -883,10 +883,10 @@ HAZARD(moves_are_traced)
 	hz_create(&h, 4, GMEM_MOVABLE, 1);
 	host_fill(&h, 0, 4, GMEM_SEED(1));
 	TEST_ASSERT(!fstat(h.a.fd, &st), "fstat: %d", errno);
-	pfn = hz_pfn(hz_hva(&h, 2));
+	pfn = gmem_frame_of(hz_hva(&h, 2));
 	moves(&h, 2, 1, !node_of(hz_hva(&h, 2)));
 	snprintf(text, sizeof(text), "ino %lu offset 0x2000 pfn 0x%lx to 0x%lx result 0\n",
-		 (u64)st.st_ino, pfn, hz_pfn(hz_hva(&h, 2)));
+		 (u64)st.st_ino, pfn, gmem_frame_of(hz_hva(&h, 2)));
 	TEST_ASSERT_EQ(traced(text), 1);
 	TEST_ASSERT_EQ(traced("ino"), 1);
 
@@ -894,7 +894,7 @@ HAZARD(moves_are_traced)
 	stays(hz_hva(&h, 3));
 	unpin_page(&pin);
 	snprintf(text, sizeof(text), "ino %lu offset 0x3000 pfn 0x%lx to ", (u64)st.st_ino,
-		 hz_pfn(hz_hva(&h, 3)));
+		 gmem_frame_of(hz_hva(&h, 3)));
 	TEST_ASSERT(traced(text), "A failure is not traced");
 	snprintf(text, sizeof(text), "result %d\n", -EAGAIN);
 	TEST_ASSERT(traced(text), "Not with %s", text);

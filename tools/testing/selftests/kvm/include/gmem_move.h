@@ -120,7 +120,7 @@ do {										\
 	long __r;								\
 										\
 	for (__i = 0; __i < __n; __i++)						\
-		__before[__i] = hz_pfn(hz_hva(h, __page + __i));		\
+		__before[__i] = gmem_frame_of(hz_hva(h, __page + __i));		\
 	__r = move_by(0, hz_hva(h, __page), __n, __node, MPOL_MF_MOVE, __status); \
 	TEST_ASSERT(!__r, "move_pages: %ld", __r);				\
 	for (__i = 0; __i < __n; __i++) {					\
@@ -128,7 +128,7 @@ do {										\
 			    __page + __i, __status[__i], __node);		\
 		TEST_ASSERT_EQ(node_of(hz_hva(h, __page + __i)), __node);	\
 		TEST_ASSERT(__before[__i] &&					\
-			    __before[__i] != hz_pfn(hz_hva(h, __page + __i)),	\
+			    __before[__i] != gmem_frame_of(hz_hva(h, __page + __i)),	\
 			    "Page %lu is where it was", __page + __i);		\
 	}									\
 } while (0)
@@ -138,13 +138,13 @@ do {										\
 do {										\
 	volatile u8 *__hva = (hva);						\
 	int __status = 1000, __from = node_of(__hva);				\
-	u64 __before = hz_pfn(__hva);						\
+	u64 __before = gmem_frame_of(__hva);						\
 	long __r = move_by(0, __hva, 1, !__from, MPOL_MF_MOVE_ALL, &__status);	\
 										\
 	TEST_ASSERT(__r == 1 || (!__r && __status < 0), "move_pages: %ld, status %d", __r, \
 		    __status);							\
 	TEST_ASSERT_EQ(node_of(__hva), __from);					\
-	TEST_ASSERT_EQ(hz_pfn(__hva), __before);				\
+	TEST_ASSERT_EQ(gmem_frame_of(__hva), __before);				\
 } while (0)
 
 /*
@@ -174,7 +174,7 @@ static inline void frames(struct hz *h, u64 n, u64 *pfns)
 	u64 i;
 
 	for (i = 0; i < n; i++) {
-		pfns[i] = hz_pfn(hz_hva(h, i));
+		pfns[i] = gmem_frame_of(hz_hva(h, i));
 		TEST_ASSERT(pfns[i], "No frame number of page %lu", i);
 	}
 }
