@@ -664,7 +664,7 @@ mod caller {
                 let want = if one_by_one { 0 } else { block::ORDER };
                 // The first use, and a later one.
                 for _ in 0..2 {
-                    assert_eq!(file.guest_fault_order(BASE + 5)?.1, want.into());
+                    assert_eq!(file.guest_fault_order(BASE + 5)?.1, c_int::from(want));
                 }
             }
         }

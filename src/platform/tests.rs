@@ -630,9 +630,9 @@ mod tdx {
 
     #[test]
     fn private_mappings_are_small() -> Result {
-        for (initial, want) in [(PRIVATE, 0), (SHARED, block::ORDER)] {
+        for (initial, want) in [(PRIVATE, 0), (SHARED, i32::from(block::ORDER))] {
             let order = order_in_block(ON_TDX, initial)?;
-            assert_eq!(order.unwrap_or(want.into()), want.into());
+            assert_eq!(order.unwrap_or(want), want);
         }
         Ok(())
     }
