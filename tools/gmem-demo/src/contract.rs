@@ -6,10 +6,7 @@
 //! demonstration does not take the kernel's word for it.
 
 use gmem::{
-    emulation::{
-        self,
-        keyed, //
-    },
+    emulation::Key,
     Content,
     Visibility, //
 };
@@ -138,13 +135,24 @@ const fn seen(
     }
 }
 
+/// What a platform's VMs stand on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// The real thing.
+    Real,
+    /// KVM's own code for SNP on simulated hardware.
+    SnpSimulated,
+    /// KVM's mirrored page table above a simulated TDX module.
+    TdxMirrored,
+}
+
 /// A platform and its part of the contract.
 #[derive(Clone, Copy, Debug)]
 pub struct Platform {
     /// How the table calls it.
     pub name: &'static str,
-    /// The software model that stands in for it; [`None`] for the real thing.
-    pub model: Option<emulation::Platform>,
+    /// What is under it.
+    pub ground: Ground,
     /// The value of the two capabilities that goes with the contract, before and after launch.
     pub policies: u32,
     /// Every request before launch.
@@ -160,7 +168,7 @@ pub struct Platform {
 impl Platform {
     /// Whether the guest says by each address which kind of memory it means.
     pub fn guest_means_kinds(&self) -> bool {
-        self.model == Some(emulation::Platform::MirroredTdx)
+        self.ground != Ground::Real
     }
 
     /// Whether a guest that runs can ask for what `line` is about. One that shares its pages itself
@@ -225,13 +233,20 @@ impl Promise {
     }
 
     /// Whether `seen` is what was promised about a range that held `written`, looked at with
-    /// `eyes`.
-    pub fn is_kept(self, scramble: Scramble, eyes: Eyes, written: &[u8], seen: &[u8]) -> bool {
+    /// `eyes`, on a platform that encrypts with `key`.
+    pub fn is_kept(
+        self,
+        scramble: Scramble,
+        key: Key,
+        eyes: Eyes,
+        written: &[u8],
+        seen: &[u8],
+    ) -> bool {
         let zeroes = vec![0; written.len()];
         let scrambled = vec![SCRAMBLED; written.len()];
         let is = |bytes: &[u8]| match eyes {
             Eyes::Plain => seen == bytes,
-            Eyes::Keyed => seen == keyed(bytes),
+            Eyes::Keyed => seen == key.apply(bytes),
             Eyes::Accepted => seen == zeroes,
         };
         match self {
@@ -254,7 +269,7 @@ mod tests {
 
     #[test]
     fn every_request_has_one_line() {
-        for platform in [REAL].iter().chain(&EMULATED) {
+        for platform in [REAL].iter().chain(&SIMULATED) {
             for lines in [platform.before, platform.after] {
                 for (i, a) in lines.iter().enumerate() {
                     for b in &lines[i + 1..] {
@@ -274,8 +289,10 @@ mod tests {
     fn eyes_see_what_they_should() {
         use Eyes::*;
         let written = [1, 2, 3, 4, 5, 6, 7, 8];
-        let through_key = keyed(&written);
-        let kept = |eyes, seen: &[u8]| Promise::Kept.is_kept(Scramble::On, eyes, &written, seen);
+        let key = Key::MODEL;
+        let through_key = key.apply(&written);
+        let kept =
+            |eyes, seen: &[u8]| Promise::Kept.is_kept(Scramble::On, key, eyes, &written, seen);
         for (eyes, good) in [
             (Plain, &written[..]),
             (Keyed, &through_key[..]),
@@ -285,7 +302,8 @@ mod tests {
                 assert_eq!(kept(eyes, bytes), bytes == good, "{eyes:?} {bytes:?}");
             }
         }
-        let whatever = |seen: &[u8]| Promise::Whatever.is_kept(Scramble::On, Keyed, &written, seen);
+        let whatever =
+            |seen: &[u8]| Promise::Whatever.is_kept(Scramble::On, key, Keyed, &written, seen);
         assert!(whatever(&through_key) && whatever(&[0; 8]));
         assert!(!whatever(&written) && !whatever(&[7; 8]));
     }
@@ -304,7 +322,7 @@ mod tests {
         for (bytes, good) in seen {
             for promise in [Kept, Zeroes, FirstUse, Nothing] {
                 assert_eq!(
-                    promise.is_kept(Scramble::On, Eyes::Plain, &written, bytes),
+                    promise.is_kept(Scramble::On, Key::MODEL, Eyes::Plain, &written, bytes),
                     good.contains(&promise),
                     "{promise:?} {bytes:?}"
                 );
@@ -315,8 +333,9 @@ mod tests {
     #[test]
     fn scrambling_is_as_the_parameter_says() {
         let written = [1, 2, 3];
-        let kept =
-            |scramble, seen: &[u8]| Promise::Nothing.is_kept(scramble, Eyes::Plain, &written, seen);
+        let kept = |scramble, seen: &[u8]| {
+            Promise::Nothing.is_kept(scramble, Key::MODEL, Eyes::Plain, &written, seen)
+        };
         assert!(kept(Scramble::Off, &written));
         assert!(!kept(Scramble::Off, &[0xab; 3]));
         assert!(!kept(Scramble::On, &written));

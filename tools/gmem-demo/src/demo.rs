@@ -7,9 +7,8 @@ use crate::{
         self,
         Platform,
         Scramble,
-        EMULATED,
-        NOT_SHOWN,
-        REAL, //
+        REAL,
+        SIMULATED, //
     },
     grid,
     guest,
@@ -91,12 +90,9 @@ fn open_kvm() -> Result<Kvm, Failure> {
     Ok(kvm)
 }
 
-fn protected_vm(kvm: &Kvm) -> Result<VmFd, Failure> {
-    if let Some(why) = contract::missing(kvm) {
-        return unavailable(why);
-    }
-    kvm.create_vm_with_type(contract::VM_TYPE)
-        .map_err(|error| Failure::Broken(format!("creating a {} VM: {error}", contract::VM)))
+fn create_vm(kvm: &Kvm, platform: &Platform) -> Result<VmFd, Failure> {
+    kvm.create_vm_with_type(contract::vm_type(platform))
+        .map_err(|error| Failure::Broken(format!("creating a VM for {}: {error}", platform.name)))
 }
 
 fn need(capabilities: &Capabilities, features: &[Feature]) -> Result<(), Failure> {
@@ -152,7 +148,10 @@ impl Options {
 pub fn all(options: &Options) -> Result<(), Failure> {
     let pictures = options.pictures.as_deref();
     let kvm = open_kvm()?;
-    let vm = protected_vm(&kvm)?;
+    if let Some(why) = contract::missing(&kvm, &REAL) {
+        return unavailable(why);
+    }
+    let vm = create_vm(&kvm, &REAL)?;
     let capabilities = Capabilities::of(&vm);
     need(
         &capabilities,
@@ -186,7 +185,7 @@ pub fn all(options: &Options) -> Result<(), Failure> {
     };
     tally.capabilities(&REAL, &capabilities);
 
-    let mut machine = Machine::new(&kvm, &vm, &REAL)?;
+    let mut machine = Machine::new(&kvm, vm, &REAL)?;
     if !machine.starts_shared()? {
         return Err(Failure::Broken(
             "a file made with INIT_SHARED does not start shared".into(),
@@ -241,32 +240,26 @@ pub fn all(options: &Options) -> Result<(), Failure> {
         }
     }
 
-    for platform in &EMULATED {
+    for platform in &SIMULATED {
         section(platform.name);
-        if platform.model.is_some_and(|model| model.is_emulated(&kvm)) {
-            emulated(&kvm, platform, scramble, &mut tally)?;
-        } else {
-            println!("not shown: this kernel has no model of it (CONFIG_KVM_GMEM_EMULATION)");
+        match contract::missing(&kvm, platform) {
+            Some(why) => println!("not shown: {why}"),
+            None => simulated(&kvm, platform, scramble, &mut tally)?,
         }
-    }
-    if let Some((name, why)) = NOT_SHOWN {
-        section(name);
-        println!("{why}");
     }
     tally.conclude()
 }
 
-/// Shows a platform that a software model stands in for: a payload that the launch gives to the
-/// guest, and every policy.
-fn emulated(
+/// Shows a platform that stands on simulated hardware: a payload that the launch gives to the guest,
+/// and every policy.
+fn simulated(
     kvm: &Kvm,
     platform: &'static Platform,
     scramble: Scramble,
     tally: &mut Tally,
 ) -> Result<(), Failure> {
-    let vm = protected_vm(kvm)?;
-    let mut machine = Machine::new(kvm, &vm, platform)?;
-    tally.capabilities(platform, &Capabilities::of(&vm));
+    let mut machine = Machine::new(kvm, create_vm(kvm, platform)?, platform)?;
+    tally.capabilities(platform, &Capabilities::of(machine.vm()));
 
     let payload = Payload::before(&mut machine, Phase::BeforeLaunch)?;
     let early = Policies::before(&mut machine, Phase::BeforeLaunch)?;
@@ -295,7 +288,7 @@ pub fn guest_only() -> Result<(), Failure> {
     let flags = [Feature::Mmap, Feature::InitShared];
     need(&Capabilities::of(&vm), &flags)?;
 
-    let mut machine = Machine::new(&kvm, &vm, &REAL)?;
+    let mut machine = Machine::new(&kvm, vm, &REAL)?;
     let pages = machine.fresh(2)?;
     let written = machine.guest_fill(&pages, 1)?;
     if machine.host_read(&pages)? != Seen::Bytes(written.clone()) {

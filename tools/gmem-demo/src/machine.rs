@@ -9,10 +9,7 @@ use crate::{
     table::Seen, //
 };
 use gmem::{
-    emulation::{
-        Emulation,
-        Page, //
-    },
+    emulation::Key,
     picture::Picture,
     AccessError,
     Content,
@@ -74,11 +71,16 @@ pub const PAGE: u64 = 0x1000;
 const SLOT: Range<u64> = 0x10000..0x210000;
 const GUEST_BASE: u64 = 0x100000;
 
-/// The first pages of the slot have a use of their own, and stay shared.
-const CODE: u64 = SLOT.start;
-const STACK_TOP: u64 = SLOT.start + 2 * PAGE;
-const REPORT: Range<u64> = SLOT.start + 2 * PAGE..SLOT.start + 6 * PAGE;
-const TABLES: u64 = SLOT.start + 6 * PAGE;
+/// The first pages of the slot have a use of their own, and stay as they are after launch: what the
+/// guest runs on, what it reports to, and what an architecture needs besides.
+const OWN: Range<u64> = SLOT.start..SLOT.start + 5 * PAGE;
+const CODE: u64 = OWN.start;
+const STACK_TOP: u64 = OWN.start + 2 * PAGE;
+#[cfg(target_arch = "x86_64")]
+const TABLES: Range<u64> = STACK_TOP..OWN.end;
+const REPORT: Range<u64> = OWN.end..OWN.end + 4 * PAGE;
+#[cfg(target_arch = "x86_64")]
+const GHCB: u64 = REPORT.end;
 const FREE: u64 = SLOT.start + 16 * PAGE;
 
 /// How often a conversion is tried that is refused with `EAGAIN`.
@@ -87,8 +89,10 @@ const ATTEMPTS: u32 = 1000;
 /// A virtual machine with one vCPU.
 pub struct Machine {
     platform: &'static Platform,
-    /// The software model, if the platform is not the real one.
-    emulation: Option<Emulation>,
+    launch: arch::Launch,
+    /// What the platform encrypts with, if it does.
+    key: Key,
+    vm: VmFd,
     vcpu: VcpuFd,
     slot: Slot,
     regions: Regions,
@@ -103,16 +107,11 @@ pub struct Machine {
 
 impl Machine {
     /// Puts the machine together in a VM that has no memory and no vCPU yet.
-    pub fn new(kvm: &Kvm, vm: &VmFd, platform: &'static Platform) -> Result<Self> {
-        let emulation = match platform.model {
-            Some(model) => Some(
-                Emulation::enable(vm, model)
-                    .map_err(|error| format!("becoming {}: {error}", platform.name))?,
-            ),
-            None => None,
-        };
+    pub fn new(kvm: &Kvm, vm: VmFd, platform: &'static Platform) -> Result<Self> {
+        let launch = arch::Launch::begin(&vm, platform)
+            .map_err(|error| format!("becoming {}: {error}", platform.name))?;
         let flags = CreateFlags::MMAP | CreateFlags::INIT_SHARED;
-        let memory = GuestMemfd::create(vm, SLOT.end, flags)
+        let memory = GuestMemfd::create(&vm, SLOT.end, flags)
             .map_err(|error| format!("creating the guest_memfd: {error}"))?;
         let memory = Arc::new(memory);
         let mapping = memory
@@ -121,18 +120,24 @@ impl Machine {
         let mapping = Arc::new(mapping);
         let region = Region::new(memory.clone(), SLOT, GUEST_BASE, Some(mapping.clone()));
         let slot = region
-            .and_then(|region| region.bind(vm, 0))
+            .and_then(|region| region.bind(&vm, 0))
             .map_err(|error| format!("binding the guest_memfd: {error}"))?;
         let regions = Regions::new(vec![slot.region().clone()])
             .map_err(|error| format!("laying out the guest: {error}"))?;
-        gmem::exit_on_map_gpa_range(vm)
+        gmem::exit_on_map_gpa_range(&vm)
             .map_err(|error| format!("asking for hypercall exits: {error}"))?;
+
+        let key = launch
+            .key(&vm, address(CODE))
+            .map_err(|error| format!("asking for the guest's key: {error}"))?;
 
         let machine = Self {
             platform,
-            emulation,
-            vcpu: arch::make_vcpu(kvm, vm, platform, address(CODE), address(STACK_TOP))
+            vcpu: arch::make_vcpu(kvm, &vm, platform)
                 .map_err(|error| format!("making the vCPU: {error}"))?,
+            launch,
+            key,
+            vm,
             slot,
             regions,
             mapping,
@@ -141,8 +146,9 @@ impl Machine {
             content: Content::None,
             served: None,
         };
-        machine.host_write(CODE, &guest::program())?;
-        machine.host_write(STACK_TOP - PAGE, &arch::page_table())?;
+        machine.host_write(CODE, &guest::program(platform))?;
+        let (at, tables) = arch::page_tables(platform);
+        machine.host_write(at, &tables)?;
         Ok(machine)
     }
 
@@ -159,24 +165,32 @@ impl Machine {
         self.platform
     }
 
+    /// The VM, to ask what it can do.
+    pub fn vm(&self) -> &VmFd {
+        &self.vm
+    }
+
+    /// What it encrypts with, if it does.
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
     /// Has the launch give private pages to the guest, if the platform has one that does so.
     pub fn load(&self, range: &Range<u64>) -> Result<()> {
-        let Some(emulation) = &self.emulation else {
-            return Ok(());
-        };
-        emulation
-            .add_in_place(Page::Normal, self.addresses(range)?)
-            .map_err(|(error, rest)| format!("adding {rest:x?} in place: {error}"))
+        self.launch
+            .add(&self.vm, self.addresses(range)?)
+            .map_err(|error| format!("adding {range:x?} in place: {error}"))
     }
 
     /// Ends the launch, if the platform has one. Else the guest's first step does.
     pub fn launch(&self) -> Result<()> {
-        match &self.emulation {
-            Some(emulation) => emulation
-                .finish_launch()
-                .map_err(|error| format!("ending the launch: {error}")),
-            None => Ok(()),
+        if arch::guest_runs_privately(self.platform) {
+            self.convert(&OWN, Visibility::Private, Content::Preserve)?;
+            self.load(&OWN)?;
         }
+        self.launch
+            .finish(&self.vm)
+            .map_err(|error| format!("ending the launch: {error}"))
     }
 
     /// What the guest_memfd looks like now, as an SVG.
@@ -271,7 +285,11 @@ impl Machine {
             converted: start..start,
         };
         match self.guest_asks(range, to, content)? {
-            (answer, Err(error)) if error == refused && answer == guest::refusal(errno) => Ok(()),
+            (answer, Err(error))
+                if error == refused && answer == guest::refusal(self.platform, errno) =>
+            {
+                Ok(())
+            }
             (answer, served) => Err(format!(
                 "{range:x?} to {to}, {content}, should be refused with {refused}: the VMM has \
                  {served:x?}, the guest {answer:#x}"
@@ -282,7 +300,7 @@ impl Machine {
     /// Has the guest ask on a VM that cannot convert: the guest has to get the VMM's error.
     pub fn guest_asks_in_vain(&mut self, range: &Range<u64>) -> Result<()> {
         match self.guest_asks(range, Visibility::Private, Content::Preserve)? {
-            (answer, Err(error)) if answer == guest::refusal(error.errno) => Ok(()),
+            (answer, Err(error)) if answer == guest::refusal(self.platform, error.errno) => Ok(()),
             (answer, served) => Err(format!(
                 "the VMM's answer was {served:x?}, and the guest got {answer:#x}"
             )),
@@ -301,9 +319,10 @@ impl Machine {
             Visibility::Shared => 0,
         };
         let pages = (range.end - range.start) / PAGE;
+        let start = word(self.addresses(range)?.start)?;
         self.content = content;
         self.served = None;
-        let answer = self.command(guest::MAP, self.address(range)?, pages as u32, attributes)?;
+        let answer = self.command(guest::MAP, start, pages as u32, attributes)?;
         match self.served.take() {
             Some(served) => Ok((answer, served)),
             None => Err(format!(
@@ -399,7 +418,7 @@ impl Machine {
             Seen::Bytes(bytes) if guest::checksum(&bytes) == sum => Ok(bytes),
             seen => Err(format!(
                 "the guest's checksum {sum:#x} of {range:x?} is not that of its report, {}",
-                seen.describe(&[])
+                seen.describe(&[], self.key)
             )),
         }
     }
@@ -450,36 +469,17 @@ impl Machine {
             .ok_or_else(|| format!("{range:x?} is not in the guest"))
     }
 
-    /// Where that begins, as a word of a command.
+    /// Where the guest uses that, as a word of a command. One that says by each address which kind
+    /// of memory it means says what the file does, as its kernel would.
     fn address(&self, range: &Range<u64>) -> Result<u32> {
-        u32::try_from(self.addresses(range)?.start)
-            .map_err(|_| format!("{range:x?} is beyond what a command can say"))
-    }
-
-    /// Does for a guest that says by each address which kind of memory it means what its kernel
-    /// would: from here on it means what the file says.
-    fn follow_kinds(&self) -> Result<()> {
-        if !self.platform.guest_means_kinds() {
-            return Ok(());
-        }
-        let mut private = Vec::new();
-        let mut at = SLOT.start;
-        while at < SLOT.end {
-            let (run, visibility) = self.state_at(at)?;
-            let end = run.end.min(SLOT.end);
-            let pages = (at..end).step_by(PAGE as usize);
-            private.extend(pages.map(|_| visibility == Visibility::Private));
-            at = end;
-        }
-        self.host_write(
-            TABLES,
-            &arch::page_tables(address(TABLES), GUEST_BASE, &private),
-        )
+        let start = self.addresses(range)?.start;
+        let private = self.platform.guest_means_kinds()
+            && self.state_at(range.start)?.1 == Visibility::Private;
+        word(if private { arch::private(start) } else { start })
     }
 
     /// Runs the guest until it has done a command.
     fn command(&mut self, command: u32, a: u32, b: u32, c: u32) -> Result<u32> {
-        self.follow_kinds()?;
         let words = [command, a, b, c];
         let mut words = words.iter();
         loop {
@@ -545,8 +545,13 @@ impl Machine {
 const PRIVATE_FAULT: u64 = 1 << 3;
 
 /// Where the guest finds what is at `offset` in the file.
-fn address(offset: u64) -> u64 {
+const fn address(offset: u64) -> u64 {
     GUEST_BASE + (offset - SLOT.start)
+}
+
+/// An address as a word of a command.
+fn word(address: u64) -> Result<u32> {
+    u32::try_from(address).map_err(|_| format!("{address:#x} is beyond what a command can say"))
 }
 
 /// What several hypercalls of one command come to: some guests make one for each page.

@@ -39,9 +39,11 @@ It makes a VM whose memory is one guest_memfd, runs a small guest in it, and sho
 The VM is a software-protected one on x86-64, and a protected one on arm64, where the kernel has to
 be booted with kvm-arm.mode=protected. There the guest itself shares what is to become shared; a
 fourth section shows what the VMM gets if it has not: EPERM.
-On an x86-64 kernel with CONFIG_KVM_GMEM_EMULATION it shows the same for SNP and TDX, with software models in
-their place: a payload that the launch gives to the guest, and every policy. What a guest or a host
-then reads through the other's key is garbage that can be told (\"through key\").
+On an x86-64 kernel with CONFIG_KVM_SNP_SIMULATION it shows the same for SNP under KVM's own code for
+it, and with CONFIG_KVM_GMEM_EMULATION for TDX under KVM's mirrored page table, on simulated hardware:
+a payload that the launch gives to the guest, and every policy. The guest there says by each access
+which kind of memory it means. What it or the host reads through the other's key is garbage that can
+be told (\"through key\").
 Every policy is shown in a grid for each platform, phase and direction down, policy and state across.
 A cell says what host and guest read after the request; what is odd is explained below. All bytes of
 the range are compared with what was promised; so is the page behind it, which the request must leave

@@ -96,7 +96,8 @@ impl Pending {
     /// Lets the guest look too, and judges.
     fn finish(mut self, machine: &mut Machine, scramble: Scramble) -> Result<Row> {
         let Request { promise, eyes, .. } = self.request;
-        let kept = |seen: &[u8]| promise.is_kept(scramble, eyes, &self.written, seen);
+        let key = machine.key();
+        let kept = |seen: &[u8]| promise.is_kept(scramble, key, eyes, &self.written, seen);
         match (self.request.is, &self.host) {
             (Visibility::Private, Seen::Refused) => {}
             (Visibility::Private, Seen::Bytes(_)) => {
@@ -112,7 +113,7 @@ impl Pending {
             }
         }
         let bytes = machine.guest_read(&self.range)?;
-        if !promise.is_kept(scramble, eyes, &self.written, &bytes) {
+        if !promise.is_kept(scramble, key, eyes, &self.written, &bytes) {
             self.faults.push("guest reads something else".into());
         }
         Ok(Row {
@@ -123,8 +124,8 @@ impl Pending {
             history: None,
             promise,
             promised: promise.name(scramble).into(),
-            host_read: self.host.describe(&self.written),
-            guest_read: Seen::Bytes(bytes).describe(&self.written),
+            host_read: self.host.describe(&self.written, key),
+            guest_read: Seen::Bytes(bytes).describe(&self.written, key),
             faults: self.faults,
         })
     }
@@ -283,7 +284,7 @@ impl Guard {
         if visibility == Visibility::Shared && seen == Seen::Bytes(self.written.clone()) {
             return Ok(None);
         }
-        let seen = seen.describe(&self.written);
+        let seen = seen.describe(&self.written, machine.key());
         Ok(Some(format!(
             "the page behind is {visibility} and reads {seen}"
         )))

@@ -8,7 +8,7 @@ use crate::contract::{
     SCRAMBLED, //
 };
 use gmem::{
-    emulation::keyed,
+    emulation::Key,
     Content, //
 };
 use std::fmt;
@@ -42,8 +42,8 @@ pub enum Seen {
 }
 
 impl Seen {
-    /// In a few words; `written` is what was there before.
-    pub fn describe(&self, written: &[u8]) -> String {
+    /// In a few words; `written` is what was there before, on a platform that encrypts with `key`.
+    pub fn describe(&self, written: &[u8], key: Key) -> String {
         let all = |bytes: &[u8], byte| bytes.iter().all(|&b| b == byte);
         match self {
             Self::Refused => "refused".into(),
@@ -51,8 +51,10 @@ impl Seen {
             Self::Bytes(bytes) if all(bytes, 0) => "zeroes".into(),
             Self::Bytes(bytes) if bytes == written => "same bytes".into(),
             Self::Bytes(bytes) if all(bytes, SCRAMBLED) => "all 0xab".into(),
-            Self::Bytes(bytes) if *bytes == keyed(&vec![0; bytes.len()]) => "key on zeroes".into(),
-            Self::Bytes(bytes) if *bytes == keyed(written) => "through key".into(),
+            Self::Bytes(bytes) if *bytes == key.apply(&vec![0; bytes.len()]) => {
+                "key on zeroes".into()
+            }
+            Self::Bytes(bytes) if *bytes == key.apply(written) => "through key".into(),
             Self::Bytes(bytes) => {
                 let differs = bytes.iter().zip(written).position(|(a, b)| a != b);
                 let at = differs.unwrap_or(0);
@@ -153,24 +155,25 @@ mod tests {
     #[test]
     fn sights_are_told_apart() {
         let written = [1, 2, 3];
-        let describe = |bytes: &[u8]| Seen::Bytes(bytes.to_vec()).describe(&written);
+        let key = Key::MODEL;
+        let describe = |bytes: &[u8]| Seen::Bytes(bytes.to_vec()).describe(&written, key);
         let words = |bytes: &[u8]| short(&describe(bytes));
         assert_eq!(describe(&[1, 2, 3]), "same bytes");
         assert_eq!(describe(&[0, 0, 0]), "zeroes");
         assert_eq!(describe(&[0xab; 3]), "all 0xab");
         assert_eq!(describe(&[1, 9, 3]), "0x09 at +0x1");
-        assert_eq!(describe(&keyed(&written)), "through key");
-        assert_eq!(describe(&keyed(&[0; 3])), "key on zeroes");
+        assert_eq!(describe(&key.apply(&written)), "through key");
+        assert_eq!(describe(&key.apply(&[0; 3])), "key on zeroes");
         assert_eq!(describe(&[]), "no bytes");
-        assert_eq!(Seen::Refused.describe(&written), "refused");
+        assert_eq!(Seen::Refused.describe(&written, key), "refused");
 
         assert_eq!([words(&[1, 2, 3]), words(&[0; 3])], ["same", "0"]);
         assert_eq!([words(&[0xab; 3]), words(&[1, 9, 3])], ["0xab", "other"]);
         assert_eq!(
-            [words(&keyed(&written)), words(&keyed(&[0; 3]))],
+            [words(&key.apply(&written)), words(&key.apply(&[0; 3]))],
             ["key", "key0"]
         );
-        assert_eq!(short(&Seen::Refused.describe(&written)), "-");
+        assert_eq!(short(&Seen::Refused.describe(&written, key)), "-");
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! Software models of confidential platforms, for the development of VMMs.
 //!
 //! A kernel with `CONFIG_KVM_GMEM_EMULATION` can give a software-protected VM the behaviour of SNP
-//! or TDX: the launch, the contents that the other side sees, the errors. None of this protects a
-//! guest.
+//! or TDX: the launch, the contents that the other side sees, the errors. One with
+//! `CONFIG_KVM_SNP_SIMULATION` has SNP VMs on simulated hardware, which are made and launched as on
+//! real one. None of this protects a guest.
 
 use crate::{
     abi::{
@@ -113,7 +114,7 @@ impl Emulation {
         let mut operation = update(self.platform, page, &guest);
         while operation.size != 0 {
             let before = operation;
-            if let Err(error) = self.operate(&mut operation) {
+            if let Err(error) = operate(&self.vm, &mut operation) {
                 let rest = operation.gpa..guest.end;
                 return Err((error, rest));
             }
@@ -131,10 +132,11 @@ impl Emulation {
     ///
     /// Those of `KVM_GMEM_EMULATE_OP_LAUNCH_FINISH` (`<linux/kvm_gmem.h>`).
     pub fn finish_launch(&self) -> io::Result<()> {
-        self.operate(&mut Emulate {
+        let mut operation = Emulate {
             op: abi::KVM_GMEM_EMULATE_OP_LAUNCH_FINISH,
             ..Default::default()
-        })
+        };
+        operate(&self.vm, &mut operation)
     }
 
     /// Whether the page at the guest physical address `gpa` is the platform's.
@@ -143,22 +145,28 @@ impl Emulation {
     ///
     /// Those of `KVM_GMEM_EMULATE_OP_QUERY` (`<linux/kvm_gmem.h>`).
     pub fn is_owned(&self, gpa: u64) -> io::Result<bool> {
-        let mut operation = Emulate {
-            op: abi::KVM_GMEM_EMULATE_OP_QUERY,
-            gpa,
-            ..Default::default()
-        };
-        self.operate(&mut operation)?;
-        Ok(operation.value[0] != abi::KVM_GMEM_EMULATE_STATE_NONE)
+        let page = query(&self.vm, gpa)?;
+        Ok(page.value[0] != abi::KVM_GMEM_EMULATE_STATE_NONE)
     }
+}
 
-    fn operate(&self, operation: &mut Emulate) -> io::Result<()> {
-        // SAFETY: The ioctl reads and writes the struct that the reference is good for, whose size
-        // is in the number. Without a source it touches no other memory of ours.
-        match unsafe { ioctl_with_mut_ref(&self.vm, abi::KVM_GMEM_EMULATE, operation) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+/// What the platform of `vm` has for the page at the guest physical address `gpa`.
+fn query(vm: &impl AsRawFd, gpa: u64) -> io::Result<Emulate> {
+    let mut operation = Emulate {
+        op: abi::KVM_GMEM_EMULATE_OP_QUERY,
+        gpa,
+        ..Default::default()
+    };
+    operate(vm, &mut operation)?;
+    Ok(operation)
+}
+
+fn operate(vm: &impl AsRawFd, operation: &mut Emulate) -> io::Result<()> {
+    // SAFETY: The ioctl reads and writes the struct that the reference is good for, whose size is in
+    // the number. Without a source it touches no other memory of ours.
+    match unsafe { ioctl_with_mut_ref(vm, abi::KVM_GMEM_EMULATE, operation) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -178,17 +186,41 @@ fn update(platform: Platform, page: Page, guest: &Range<u64>) -> Emulate {
     }
 }
 
-/// What the other side of an encrypting platform sees of `bytes`, which begin at a multiple of 8.
-///
-/// It is its own inverse.
-pub fn keyed(bytes: &[u8]) -> Vec<u8> {
-    let key = abi::KVM_GMEM_EMULATION_KEY.to_le_bytes();
-    let byte = |(byte, key): (&u8, u8)| byte ^ key;
-    bytes
-        .iter()
-        .zip(key.into_iter().cycle())
-        .map(byte)
-        .collect()
+/// What a platform that encrypts does to bytes here: it combines each aligned word with this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key(u64);
+
+impl Key {
+    /// That of the models.
+    pub const MODEL: Self = Self(abi::KVM_GMEM_EMULATION_KEY);
+
+    /// That of `vm`, the descriptor of an SNP VM on simulated hardware, which has memory of a
+    /// guest_memfd at the guest physical address `gpa`. Another guest has another key.
+    ///
+    /// # Errors
+    ///
+    /// Those of `KVM_GMEM_EMULATE_OP_QUERY` (`<linux/kvm_gmem.h>`).
+    pub fn of_simulated_snp(vm: &impl AsRawFd, gpa: u64) -> io::Result<Self> {
+        let page = query(vm, gpa)?;
+        Ok(Self::of_asid(page.value[2]))
+    }
+
+    /// The simulation turns the models' key by the ASID.
+    fn of_asid(asid: u64) -> Self {
+        Self(Self::MODEL.0.rotate_left((asid % 64) as u32))
+    }
+
+    /// What the other side sees of `bytes`, which begin at a multiple of 8.
+    ///
+    /// It is its own inverse.
+    pub fn apply(self, bytes: &[u8]) -> Vec<u8> {
+        let byte = |(byte, key): (&u8, u8)| byte ^ key;
+        bytes
+            .iter()
+            .zip(self.0.to_le_bytes().into_iter().cycle())
+            .map(byte)
+            .collect()
+    }
 }
 
 #[cfg(test)]
@@ -200,14 +232,22 @@ mod tests {
     };
 
     #[test]
-    fn keyed_bytes_are_reversible_garbage() {
+    fn bytes_through_a_key_are_reversible_garbage() {
         let bytes: Vec<u8> = (0..=255).collect();
-        let seen = keyed(&bytes);
+        let seen = Key::MODEL.apply(&bytes);
         assert!(bytes.iter().zip(&seen).all(|(a, b)| a != b));
-        assert_eq!(keyed(&seen), bytes);
+        assert_eq!(Key::MODEL.apply(&seen), bytes);
         // Each aligned word, not a stream.
-        assert_eq!(keyed(&[0; 16])[..8], keyed(&[0; 16])[8..]);
-        assert_eq!(keyed(&[0; 8]), abi::KVM_GMEM_EMULATION_KEY.to_le_bytes());
+        let zeroes = Key::MODEL.apply(&[0; 16]);
+        assert_eq!(zeroes[..8], zeroes[8..]);
+        assert_eq!(zeroes[..8], abi::KVM_GMEM_EMULATION_KEY.to_le_bytes());
+    }
+
+    #[test]
+    fn guests_of_the_simulation_have_keys_of_their_own() {
+        assert_eq!(Key::of_asid(0), Key::MODEL);
+        assert_eq!(Key::of_asid(1).0, 0xd6ec_dabe_ceda_cada);
+        assert_ne!(Key::of_asid(1), Key::of_asid(7));
     }
 
     #[test]

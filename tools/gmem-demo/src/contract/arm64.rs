@@ -5,6 +5,7 @@
 use super::{
     line,
     Eyes,
+    Ground,
     History,
     Line,
     Platform,
@@ -18,11 +19,14 @@ use kvm_ioctls::Kvm;
 
 /// What a VM with private memory is called.
 pub const VM: &str = "protected";
+
 /// The type to create it with: `KVM_VM_TYPE_ARM_PROTECTED`.
-pub const VM_TYPE: u64 = 1 << 31;
+pub fn vm_type(_platform: &Platform) -> u64 {
+    1 << 31
+}
 
 /// Why there is no such VM, if that can be told without making one.
-pub fn missing(_kvm: &Kvm) -> Option<String> {
+pub fn missing(_kvm: &Kvm, _platform: &Platform) -> Option<String> {
     None
 }
 
@@ -71,7 +75,7 @@ const fn pkvm(settled_zero: Promise) -> [Line; 24] {
 /// The real thing on arm64: protected VMs, with the hypervisor of the kernel underneath.
 pub const REAL: Platform = Platform {
     name: "pKVM",
-    model: None,
+    ground: Ground::Real,
     policies: 0x030303,
     before: &PKVM_BEFORE,
     after: &PKVM_AFTER,
@@ -79,8 +83,5 @@ pub const REAL: Platform = Platform {
     guest_shares: true,
 };
 
-/// There are no models.
-pub const EMULATED: [Platform; 0] = [];
-
-/// What is not shown, and why.
-pub const NOT_SHOWN: Option<(&str, &str)> = None;
+/// Nothing is simulated.
+pub const SIMULATED: [Platform; 0] = [];

@@ -6,6 +6,7 @@ use super::{
     line,
     seen,
     Eyes,
+    Ground,
     History,
     Line,
     Platform,
@@ -18,23 +19,55 @@ use gmem::{
     Content,
     Visibility, //
 };
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES,
+    KVM_X86_SNP_VM, //
+};
 use kvm_ioctls::Kvm;
 
 /// What a VM with private memory is called.
 pub const VM: &str = "software-protected";
+
 /// The type to create it with.
-pub const VM_TYPE: u64 = abi::KVM_X86_SW_PROTECTED_VM;
+pub fn vm_type(platform: &Platform) -> u64 {
+    match platform.ground {
+        Ground::Real | Ground::TdxMirrored => abi::KVM_X86_SW_PROTECTED_VM,
+        Ground::SnpSimulated => KVM_X86_SNP_VM.into(),
+    }
+}
 
 /// Why there is no such VM, if that can be told without making one.
-pub fn missing(kvm: &Kvm) -> Option<String> {
+pub fn missing(kvm: &Kvm, platform: &Platform) -> Option<String> {
     let types = Capabilities::of(kvm).vm_types;
-    (types & 1 << VM_TYPE == 0).then(|| {
-        format!(
-            "this KVM has no software-protected VMs (KVM_CAP_VM_TYPES is {types:#x}): the kernel \
-             needs CONFIG_KVM_SW_PROTECTED_VM=y, and KVM nested paging with its TDP MMU \
-             (/sys/module/kvm/parameters/tdp_mmu has to be Y)"
-        )
-    })
+    let has_type = types & 1 << vm_type(platform) != 0;
+    match platform.ground {
+        Ground::Real => (!has_type).then(|| {
+            format!(
+                "this KVM has no software-protected VMs (KVM_CAP_VM_TYPES is {types:#x}): the \
+                 kernel needs CONFIG_KVM_SW_PROTECTED_VM=y, and KVM nested paging with its TDP MMU \
+                 (/sys/module/kvm/parameters/tdp_mmu has to be Y)"
+            )
+        }),
+        Ground::SnpSimulated if has_type && has_c_bit(kvm) => Some(
+            "this machine has SNP itself, whose guests need more than the one here (#VC, PVALIDATE)"
+                .into(),
+        ),
+        Ground::SnpSimulated => (!has_type || !emulation::Platform::Snp.is_emulated(kvm))
+            .then(|| "its hardware is not simulated here (CONFIG_KVM_SNP_SIMULATION)".into()),
+        Ground::TdxMirrored => (!emulation::Platform::MirroredTdx.is_emulated(kvm))
+            .then(|| "its module is not simulated here (CONFIG_KVM_GMEM_EMULATION, AMD)".into()),
+    }
+}
+
+/// Whether the processor has a C-bit. Where SNP is simulated it has none.
+fn has_c_bit(kvm: &Kvm) -> bool {
+    /// The leaf about encrypted memory; the bit's number is in the lowest six bits of EBX.
+    const ENCRYPTION: u32 = 0x8000_001f;
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .is_ok_and(|cpuid| {
+            let mut entries = cpuid.as_slice().iter();
+            entries.any(|entry| entry.function == ENCRYPTION && entry.ebx & 0x3f != 0)
+        })
 }
 
 /// The contract of software-protected VMs. It is the same before and after launch.
@@ -223,7 +256,7 @@ pub const TDX_AFTER: [Line; 24] = {
 /// The real thing: software-protected VMs. Their contract is the same before and after launch.
 pub const REAL: Platform = Platform {
     name: "SW_PROTECTED",
-    model: None,
+    ground: Ground::Real,
     policies: 0x030303,
     before: &SW_PROTECTED,
     after: &SW_PROTECTED,
@@ -231,11 +264,11 @@ pub const REAL: Platform = Platform {
     guest_shares: false,
 };
 
-/// Platforms that software models stand in for.
-pub const EMULATED: [Platform; 3] = [
+/// Platforms whose hardware is simulated, under KVM's own code for them.
+pub const SIMULATED: [Platform; 2] = [
     Platform {
-        name: "SNP emulated",
-        model: Some(emulation::Platform::Snp),
+        name: "SNP (sev.c)",
+        ground: Ground::SnpSimulated,
         policies: 0x030303,
         before: &SNP_BEFORE,
         after: &SNP_AFTER,
@@ -243,19 +276,8 @@ pub const EMULATED: [Platform; 3] = [
         guest_shares: false,
     },
     Platform {
-        name: "TDX emulated",
-        model: Some(emulation::Platform::Tdx {
-            removal_zeroes: false,
-        }),
-        policies: 0x030101,
-        before: &TDX_BEFORE,
-        after: &TDX_AFTER,
-        payload_back: (Promise::Refused, Eyes::Plain),
-        guest_shares: false,
-    },
-    Platform {
-        name: "TDX mirrored",
-        model: Some(emulation::Platform::MirroredTdx),
+        name: "TDX (mirror)",
+        ground: Ground::TdxMirrored,
         policies: 0x030101,
         before: &TDX_BEFORE,
         after: &TDX_AFTER,
@@ -263,11 +285,3 @@ pub const EMULATED: [Platform; 3] = [
         guest_shares: false,
     },
 ];
-
-/// What is not shown, and why.
-pub const NOT_SHOWN: Option<(&str, &str)> = Some((
-    "SNP (sev.c)",
-    "not shown: under KVM's own code for SNP a guest starts from a VMSA that firmware has measured \
-     and needs a GHCB for each exit, which this one has not. guest_memfd_contract_test has these \
-     rows there",
-));

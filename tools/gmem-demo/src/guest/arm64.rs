@@ -3,6 +3,7 @@
 //! For arm64: the address space is mapped one to one, see `machine/arm64.rs`.
 
 use super::{
+    between,
     CALL,
     FILL,
     HASH_FACTOR,
@@ -12,6 +13,7 @@ use super::{
     PATTERN_STEP,
     READ, //
 };
+use crate::contract::Platform;
 use std::arch::global_asm;
 
 /// Where commands come from and answers go: an address without memory.
@@ -143,10 +145,17 @@ global_asm!(
     pattern_step = const PATTERN_STEP,
 );
 
-/// The program runs as it is.
-pub fn adapt(_program: &mut [u8]) {}
+unsafe extern "C" {
+    static gmem_guest_start: u8;
+    static gmem_guest_end: u8;
+}
+
+/// The loop.
+pub fn program(_platform: &Platform) -> Vec<u8> {
+    between(&raw const gmem_guest_start, &raw const gmem_guest_end).to_vec()
+}
 
 /// What the guest gets from its hypercall when the VMM refuses: `SMCCC_RET_INVALID_PARAMETER`.
-pub fn refusal(_errno: i32) -> u32 {
+pub fn refusal(_platform: &Platform, _errno: i32) -> u32 {
     -3i32 as u32
 }

@@ -4,13 +4,17 @@
 //! with the same attributes.
 
 use super::{
+    address,
     Event,
-    PAGE, //
+    CODE,
+    PAGE,
+    STACK_TOP, //
 };
 use crate::{
     contract::Platform,
     guest, //
 };
+use gmem::emulation::Key;
 use kvm_bindings::kvm_vcpu_init;
 use kvm_ioctls::{
     Error,
@@ -18,6 +22,10 @@ use kvm_ioctls::{
     VcpuExit,
     VcpuFd,
     VmFd, //
+};
+use std::{
+    io,
+    ops::Range, //
 };
 
 /// `KVM_ARM_TARGET_GENERIC_V8`.
@@ -46,13 +54,49 @@ const TCR: u64 = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 2 << 32;
 /// Attributes 0: normal memory, write-back.
 const MAIR: u64 = 0xff;
 
-/// The only table that the guest needs.
-pub fn page_table() -> [u8; PAGE as usize] {
+/// Where the only table is: the guest needs no stack.
+const TABLE: u64 = STACK_TOP - PAGE;
+
+/// That the launch is the guest's first step.
+pub struct Launch;
+
+impl Launch {
+    /// Nothing begins.
+    pub fn begin(_vm: &VmFd, _platform: &Platform) -> Result<Self, String> {
+        Ok(Self)
+    }
+
+    /// Nothing is encrypted.
+    pub fn key(&self, _vm: &VmFd, _address: u64) -> io::Result<Key> {
+        Ok(Key::MODEL)
+    }
+
+    /// The guest takes its pages itself.
+    pub fn add(&self, _vm: &VmFd, _range: Range<u64>) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Nothing ends.
+    pub fn finish(&self, _vm: &VmFd) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// No launch gives it anything.
+pub fn guest_runs_privately(_platform: &Platform) -> bool {
+    false
+}
+
+/// No guest here says by an address which kind of memory it means.
+pub fn private(address: u64) -> u64 {
+    address
+}
+
+/// The only table that the guest needs, and where it is in the file.
+pub fn page_tables(_platform: &Platform) -> (u64, Vec<u8>) {
     // A block of 1 GiB at 0: valid, inner shareable, accessed, attributes 0.
     let block: u64 = 1 | 3 << 8 | 1 << 10;
-    let mut table = [0; PAGE as usize];
-    table[..8].copy_from_slice(&block.to_le_bytes());
-    table
+    (TABLE, block.to_le_bytes().to_vec())
 }
 
 /// Runs the vCPU until something is wanted.
@@ -66,19 +110,8 @@ pub fn next_event(vcpu: &mut VcpuFd) -> Result<Event<'_>, Error> {
     })
 }
 
-/// Nothing: no guest here says by an address which kind of memory it means.
-pub fn page_tables(_tables: u64, _base: u64, _private: &[bool]) -> [u8; 0] {
-    []
-}
-
-/// A vCPU with the page that ends at `table_end` as its page table.
-pub fn make_vcpu(
-    _kvm: &Kvm,
-    vm: &VmFd,
-    _platform: &Platform,
-    entry: u64,
-    table_end: u64,
-) -> Result<VcpuFd, Error> {
+/// A vCPU at the program's first instruction.
+pub fn make_vcpu(_kvm: &Kvm, vm: &VmFd, _platform: &Platform) -> Result<VcpuFd, Error> {
     let vcpu = vm.create_vcpu(0)?;
     // Protected VMs are not asked for their preferred target.
     let mut init = kvm_vcpu_init {
@@ -94,9 +127,9 @@ pub fn make_vcpu(
     for (register, value) in [
         (MAIR_EL1, MAIR),
         (TCR_EL1, TCR),
-        (TTBR0_EL1, table_end - PAGE),
+        (TTBR0_EL1, address(TABLE)),
         (SCTLR_EL1, sctlr),
-        (PC, entry),
+        (PC, address(CODE)),
     ] {
         vcpu.set_one_reg(register, &value.to_le_bytes())?;
     }

@@ -1,16 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! vCPUs of x86.
+//! Launches, page tables and vCPUs of x86.
+
+mod snp;
 
 use super::{
     address,
     Event,
+    CODE,
+    FREE,
+    GHCB,
     PAGE,
+    SLOT,
+    STACK_TOP,
     TABLES, //
 };
 use crate::{
-    contract::Platform,
+    contract::{
+        Ground,
+        Platform, //
+    },
     guest, //
+};
+use gmem::emulation::{
+    self,
+    Emulation,
+    Key,
+    Page, //
 };
 use kvm_bindings::{
     kvm_regs,
@@ -24,6 +40,10 @@ use kvm_ioctls::{
     VcpuFd,
     VmFd, //
 };
+use std::{
+    io,
+    ops::Range, //
+};
 
 /// Runs the vCPU until something is wanted.
 pub fn next_event(vcpu: &mut VcpuFd) -> Result<Event<'_>, Error> {
@@ -36,43 +56,136 @@ pub fn next_event(vcpu: &mut VcpuFd) -> Result<Event<'_>, Error> {
     })
 }
 
-/// There is none: the guest has no paging, or tables that say which kind of memory it means.
-pub fn page_table() -> [u8; 0] {
-    []
+/// How a VM is launched.
+pub enum Launch {
+    /// By its guest's first step.
+    FirstStep,
+    /// By a software model.
+    Model(Emulation),
+    /// By SNP's firmware.
+    Snp(snp::Firmware),
 }
 
-/// The bit of an address by which a guest says that it means shared memory.
-const SHARED: u64 = 1 << 39;
-/// Present, writable, for everybody.
-const ENTRY: u64 = 7;
-/// Entries of a page table, and pages that one of the last level maps.
-const ENTRIES: usize = 512;
-
-/// Page tables at `tables` that map the pages from `base` on to themselves, each as private or as
-/// shared memory. The tables are shared: three above those of the last level, of which there are two.
-pub fn page_tables(tables: u64, base: u64, private: &[bool]) -> Vec<u8> {
-    let mut entries = vec![0; 5 * ENTRIES];
-    let table = |number: u64| (tables + number * PAGE) | SHARED | ENTRY;
-    entries[0] = table(1);
-    entries[ENTRIES] = table(2);
-    entries[2 * ENTRIES] = table(3);
-    entries[2 * ENTRIES + 1] = table(4);
-    for (page, &private) in (base / PAGE..).zip(private) {
-        let kind = if private { 0 } else { SHARED };
-        entries[3 * ENTRIES + page as usize] = (page * PAGE) | kind | ENTRY;
+impl Launch {
+    /// Begins the launch of a VM that has nothing yet.
+    pub fn begin(vm: &VmFd, platform: &Platform) -> Result<Self, String> {
+        match platform.ground {
+            Ground::Real => Ok(Self::FirstStep),
+            Ground::TdxMirrored => Emulation::enable(vm, emulation::Platform::MirroredTdx)
+                .map(Self::Model)
+                .map_err(|error| error.to_string()),
+            Ground::SnpSimulated => snp::Firmware::start(vm).map(Self::Snp),
+        }
     }
-    entries.into_iter().flat_map(u64::to_le_bytes).collect()
+
+    /// What the VM encrypts with, if it does. It has memory at `address`.
+    pub fn key(&self, vm: &VmFd, address: u64) -> io::Result<Key> {
+        match self {
+            Self::FirstStep | Self::Model(_) => Ok(Key::MODEL),
+            Self::Snp(_) => Key::of_simulated_snp(vm, address),
+        }
+    }
+
+    /// Gives private pages to the guest, with what they hold.
+    pub fn add(&self, vm: &VmFd, range: Range<u64>) -> Result<(), String> {
+        match self {
+            Self::FirstStep => Ok(()),
+            Self::Model(emulation) => emulation
+                .add_in_place(Page::Normal, range)
+                .map_err(|(error, rest)| format!("{error}, {rest:x?} left")),
+            Self::Snp(firmware) => firmware.update(vm, range),
+        }
+    }
+
+    /// Ends it. From here on the guest runs.
+    pub fn finish(&self, vm: &VmFd) -> Result<(), String> {
+        match self {
+            Self::FirstStep => Ok(()),
+            Self::Model(emulation) => emulation.finish_launch().map_err(|error| error.to_string()),
+            Self::Snp(firmware) => firmware.finish(vm),
+        }
+    }
 }
 
-/// A vCPU in 32-bit protected mode with flat segments; if the guest says by each address which kind
-/// of memory it means, in the compatibility mode of 64 bits, where page tables can say so.
-pub fn make_vcpu(
-    kvm: &Kvm,
-    vm: &VmFd,
-    platform: &Platform,
-    entry: u64,
-    stack: u64,
-) -> Result<VcpuFd, Error> {
+/// Whether the launch gives the guest what it runs on. A guest of SNP has its code and page tables
+/// in private memory, whatever its addresses say.
+pub fn guest_runs_privately(platform: &Platform) -> bool {
+    platform.ground == Ground::SnpSimulated
+}
+
+/// The bit of an address by which a guest says which kind of memory it means: SNP's C-bit, which is
+/// set for private memory, and TDX's bit that is set for shared memory.
+const KIND: u64 = 1 << 39;
+
+/// The bit for one kind.
+fn kind(platform: &Platform, private: bool) -> u64 {
+    let set = match platform.ground {
+        Ground::SnpSimulated => private,
+        Ground::TdxMirrored => !private,
+        Ground::Real => false,
+    };
+    if set {
+        KIND
+    } else {
+        0
+    }
+}
+
+/// How far behind the guest's memory as shared it has the same as private.
+const PRIVATE: u64 = 256 << 20;
+
+/// Where the guest has `address` as private memory.
+pub fn private(address: u64) -> u64 {
+    address + PRIVATE
+}
+
+/// Where the guest has what it runs on.
+fn own(platform: &Platform, offset: u64) -> u64 {
+    match guest_runs_privately(platform) {
+        true => private(address(offset)),
+        false => address(offset),
+    }
+}
+
+/// Present, writable, for everybody; a page of 2 MiB.
+const ENTRY: u64 = 7;
+const LARGE: u64 = 1 << 7;
+
+/// Page tables of three levels, and where they are in the file. They have the guest's memory twice,
+/// one to one as shared and once more as private. A guest without kinds has no paging.
+pub fn page_tables(platform: &Platform) -> (u64, Vec<u8>) {
+    const LARGE_PAGE: u64 = 2 << 20;
+    const MEMORY: Range<u64> = address(SLOT.start)..address(SLOT.end);
+
+    if !platform.guest_means_kinds() {
+        return (TABLES.start, Vec::new());
+    }
+    let mut tables = vec![0; (TABLES.end - TABLES.start) as usize];
+    let mut set = |table: u64, index: u64, entry: u64| {
+        let at = (table * PAGE + index * 8) as usize;
+        tables[at..at + 8].copy_from_slice(&entry.to_le_bytes());
+    };
+    for table in 0..2 {
+        let next = address(TABLES.start) + (table + 1) * PAGE;
+        let own = kind(platform, guest_runs_privately(platform));
+        set(table, 0, next | own | ENTRY);
+    }
+    for page in MEMORY.start / LARGE_PAGE..MEMORY.end.div_ceil(LARGE_PAGE) {
+        let entry = (page * LARGE_PAGE) | LARGE | ENTRY;
+        set(2, page, entry | kind(platform, false));
+        set(2, page + PRIVATE / LARGE_PAGE, entry | kind(platform, true));
+    }
+    (TABLES.start, tables)
+}
+
+// The programs know it.
+const _: () = assert!(address(GHCB) == guest::GHCB as u64);
+const _: () = assert!(GHCB < FREE);
+
+/// A vCPU at the program's first instruction, in 32-bit protected mode with flat segments; if the
+/// guest says by each address which kind of memory it means, in the compatibility mode of 64 bits,
+/// where page tables can say so.
+pub fn make_vcpu(kvm: &Kvm, vm: &VmFd, platform: &Platform) -> Result<VcpuFd, Error> {
     let vcpu = vm.create_vcpu(0)?;
     vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
 
@@ -99,15 +212,15 @@ pub fn make_vcpu(
     if platform.guest_means_kinds() {
         // Paging, of 64 bits.
         sregs.cr0 |= 1 << 31;
-        sregs.cr3 = address(TABLES) | SHARED;
+        sregs.cr3 = address(TABLES.start) | kind(platform, guest_runs_privately(platform));
         sregs.cr4 |= 1 << 5;
         sregs.efer |= 1 << 8 | 1 << 10;
     }
     vcpu.set_sregs(&sregs)?;
 
     vcpu.set_regs(&kvm_regs {
-        rip: entry,
-        rsp: stack,
+        rip: own(platform, CODE),
+        rsp: own(platform, STACK_TOP),
         rflags: 2,
         ..Default::default()
     })?;
@@ -117,17 +230,29 @@ pub fn make_vcpu(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::SIMULATED;
 
     #[test]
-    fn tables_say_which_kind_each_page_is() {
-        let tables = page_tables(0x106000, 0x1ff000, &[true, false, true]);
-        let entry = |i: usize| u64::from_le_bytes(tables[8 * i..8 * i + 8].try_into().unwrap());
-        assert_eq!(tables.len(), 5 * PAGE as usize);
-        assert_eq!(entry(0), 0x80_0010_7007);
-        assert_eq!(entry(3 * ENTRIES + 0x1fe), 0);
-        assert_eq!(entry(3 * ENTRIES + 0x1ff), 0x1ff007);
-        // The next table follows.
-        assert_eq!(entry(4 * ENTRIES), 0x80_0020_0007);
-        assert_eq!(entry(4 * ENTRIES + 1), 0x201007);
+    fn tables_have_all_memory_twice() {
+        let [snp, tdx] = &SIMULATED;
+        for (platform, shared, private) in [(snp, 0, KIND), (tdx, KIND, 0)] {
+            let (at, tables) = page_tables(platform);
+            let entry = |table: usize, i: usize| {
+                let at = table * PAGE as usize + 8 * i;
+                u64::from_le_bytes(tables[at..at + 8].try_into().unwrap())
+            };
+            assert_eq!(at, TABLES.start);
+            // SNP's tables are private, those here of TDX are shared.
+            assert_eq!(entry(0, 0), KIND | 0x10_3007);
+            assert_eq!(entry(1, 0), KIND | 0x10_4007);
+            // From 1 MiB to 3 MiB.
+            assert_eq!(entry(2, 0), shared | 0x87);
+            assert_eq!(entry(2, 1), shared | 0x20_0087);
+            assert_eq!(entry(2, 2), 0);
+            assert_eq!(entry(2, 128), private | 0x87);
+            assert_eq!(entry(2, 129), private | 0x20_0087);
+            assert_eq!(entry(2, 130), 0);
+        }
+        assert_eq!(private(0x10_0000), 128 << 21 | 0x10_0000);
     }
 }
