@@ -289,6 +289,70 @@ fn a_slot_without_a_mapping_has_addresses_of_its_own() {
     assert_eq!(reservations(length), 0);
 }
 
+/// Kernels without models say so by a capability.
+#[cfg(target_arch = "x86_64")]
+#[test]
+#[ignore = "needs a kernel whose guest_memfd converts in place"]
+fn a_model_gives_pages_to_its_guest() {
+    use gmem::emulation::{
+        Emulation,
+        Key,
+        Page,
+        Platform, //
+    };
+    use std::io::Write;
+
+    let kvm = Kvm::new().unwrap();
+    for platform in [
+        Platform::Snp,
+        Platform::Tdx {
+            removal_zeroes: false,
+        },
+        Platform::Tdx {
+            removal_zeroes: true,
+        },
+    ] {
+        if !platform.is_emulated(&kvm) {
+            // What the macros print is only seen if the test fails.
+            let why = "no CONFIG_KVM_GMEM_EMULATION";
+            writeln!(io::stdout(), "# {platform:?} NOT RUN: {why}").unwrap();
+            continue;
+        }
+        let vm = protected_vm();
+        let model = Emulation::enable(&vm, platform).unwrap();
+        let base = 0x100000;
+        let region = region(&vm, base);
+        let _slot = region.bind(&vm, 0).unwrap();
+        let (file, host) = (region.memory(), region.mapping().unwrap());
+        host.try_write(0, &[0x5a; 2 * PAGE as usize]).unwrap();
+        file.convert(pages(0..3), Visibility::Private, Content::Preserve)
+            .unwrap();
+        let owned = || [0, 1, 2].map(|page| model.is_owned(base + page * PAGE).unwrap());
+
+        assert_eq!(owned(), [false; 3]);
+        model
+            .add_in_place(Page::Normal, base..base + 2 * PAGE)
+            .unwrap();
+        assert_eq!(owned(), [true, true, false]);
+        model.finish_launch().unwrap();
+        let late = base + 2 * PAGE..base + 3 * PAGE;
+        let (_, left) = model
+            .add_in_place(Page::Normal, late.clone())
+            .expect_err("the launch has ended");
+        assert_eq!(left, late);
+
+        let back = file.convert(pages(0..1), Visibility::Shared, Content::Preserve);
+        if platform == Platform::Snp {
+            let mut bytes = [0; PAGE as usize];
+            assert_eq!(back, Ok(()));
+            host.try_read(0, &mut bytes).unwrap();
+            assert_eq!(bytes[..], Key::MODEL.apply(&[0x5a; PAGE as usize]));
+        } else {
+            assert_eq!(back, error(libc::EOPNOTSUPP, Some(0)));
+        }
+    }
+}
+
 /// Protected VMs on arm64 have no page tables before the first run.
 #[cfg(target_arch = "x86_64")]
 #[test]
