@@ -549,13 +549,32 @@ HAZARD(compaction_moves_unused_pages)
 	pr_info("# %lu of %d unused pages moved\n", moved, SPREAD_PAGES);
 }
 
+static void put_back(u64 pfn)
+{
+	hz_write_file(DEBUGFS "/hwpoison/unpoison-pfn", "%#lx", pfn);
+}
+
+/* What CPUs keep to themselves is no part of a block: taking a page offline has it given back. */
+static void give_back_cached_pages(void)
+{
+	u8 *mem = other_memory(PG, false);
+	u64 pfn = gmem_frame_of(mem);
+	int r = madvise(mem, PG, MADV_SOFT_OFFLINE) ? errno : 0;
+
+	TEST_ASSERT(!r, "MADV_SOFT_OFFLINE: errno %d (%s)", r, strerror(r));
+	put_back(pfn);
+	kvm_munmap(mem, PG);
+}
+
 /* How many blocks of 2M are free. */
 static u64 free_blocks(void)
 {
 	u64 n[11], all = 0;
 	char line[512];
-	FILE *f = fopen("/proc/buddyinfo", "r");
+	FILE *f;
 
+	give_back_cached_pages();
+	f = fopen("/proc/buddyinfo", "r");
 	TEST_ASSERT(f, "/proc/buddyinfo cannot be read");
 	while (fgets(line, sizeof(line), f)) {
 		if (sscanf(line, "Node %*d, zone %*s %lu %lu %lu %lu %lu %lu %lu %lu %lu %lu %lu", &n[0],
@@ -566,36 +585,38 @@ static u64 free_blocks(void)
 	return all;
 }
 
-/* A private page in each of many blocks, all else of which is free. */
+/* The blocks of a file of which few pages are left, and private. */
+#define THIN_BLOCKS	32
+#define ONE_OF		16
+
+/* Wherever a file with many holes lies, half of what it lies in becomes free in whole blocks. */
 HAZARD(compaction_makes_whole_blocks)
 {
-	u64 before, after, first[SPREAD_PAGES], last[SPREAD_PAGES], moved;
+	const u64 npages = THIN_BLOCKS * BLOCK_PAGES;
+	u64 before, after, page;
 	struct hz h;
 
-	hz_create(&h, SPREAD_PAGES, GMEM_MOVABLE, 1);
-	compact();
-	spread(&h, SPREAD_PAGES, 1, BLOCK, true);
-	frames(&h, SPREAD_PAGES, first);
-	convert(&h, 0, SPREAD_PAGES, GMEM_PRIVATE, GMEM_PRESERVE);
-	guest_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
+	HZ_REQUIRE(can_poison_mapped() && hz_have_debugfs(), "needs MEMORY_FAILURE and debugfs");
+	pin_self_to_cpu(0);
+	hz_create(&h, npages, GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_MIGRATABLE, 1);
+	gmem_allocate_blocks(h.a.fd, 0, OFF(npages));
+	for (page = 0; page < npages; page += ONE_OF)
+		TEST_ASSERT(!gmem_punch(h.a.fd, OFF(page + 1), OFF(ONE_OF - 1)), "punch");
+	for (page = 0; page < npages; page += ONE_OF)
+		gmem_guest_fill(h.vcpus[0], page_gpa(&h, page), 64, GMEM_SEED(1), OFF(page));
+
 	before = free_blocks();
 	compact();
 	after = free_blocks();
-	guest_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
-	convert(&h, 0, SPREAD_PAGES, GMEM_SHARED, GMEM_PRESERVE);
-	host_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
-	frames(&h, SPREAD_PAGES, last);
-	moved = different(first, last, SPREAD_PAGES);
-	HZ_REQUIRE(moved > SPREAD_PAGES / 2, "few private pages were in compaction's way");
-	pr_info("# %lu pages moved, %lu whole blocks before and %lu after\n", moved, before, after);
-	TEST_ASSERT(after >= before + SPREAD_PAGES / 4, "%lu pages moved, %lu blocks became %lu",
-		    moved, before, after);
+	pr_info("# %lu of %lu pages moved, %lu whole blocks became %lu\n", migrated(&h),
+		npages / ONE_OF, before, after);
+	gmem_dirty_free_pages();
+	for (page = 0; page < npages; page += ONE_OF)
+		gmem_guest_assert(h.vcpus[0], page_gpa(&h, page), 64, GMEM_SEED(1), OFF(page));
+	attributes_are(&h, 0, npages, GMEM_PRIVATE);
+	TEST_ASSERT(migrated(&h) >= npages / ONE_OF / 4, "Few pages have moved");
+	TEST_ASSERT(after >= before + THIN_BLOCKS / 2, "%lu blocks became %lu", before, after);
 	mg_destroy(&h);
-}
-
-static void put_back(u64 pfn)
-{
-	hz_write_file(DEBUGFS "/hwpoison/unpoison-pfn", "%#lx", pfn);
 }
 
 HAZARD(soft_offline_replaces_the_page)
