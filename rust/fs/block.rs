@@ -155,6 +155,9 @@ impl InvalidateGuard<'_, Shared> {
                 drop(LockedFolio::get_if_missing(self.inode(), at, true)?);
                 next += 1;
             }
+        } else if next < range.end().get() && next - within(next) > range.start().get() {
+            // The next look begins with all of the block that this one has ended in.
+            next -= within(next);
         }
         Ok(PageRange::new(PageIndex::new(next), range.end()))
     }

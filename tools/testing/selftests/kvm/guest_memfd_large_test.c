@@ -748,7 +748,6 @@ static void private_by_the_vm(u64 first)
 	g_sees(&l, page, 1, GMEM_ZEROES);
 	g_sees(&l, first, 100, seed);
 	g_sees(&l, page + 1, PAGES - 101, seed);
-	large_is(&l, 0);
 
 	/* All of it: a hole splits nothing that is none of the file's. */
 	vm_mem_set_shared(l.vm, l.a.gpa, BLOCK);
