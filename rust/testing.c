@@ -188,27 +188,21 @@ struct folio *gmem_test_folio_alloc(void)
 	return folio;
 }
 
-/*
- * What memory management does to a page before it has it moved.  Isolating it is
- * not exported; it begins by clearing the flag, which keeps everybody else from
- * taking it off its list.
- */
+/* What memory management does to a page before it has it moved, without isolating it. */
 void gmem_test_folio_isolate(struct folio *folio)
 {
 	enum lru_cache_drained drained = LRU_CACHE_NOT_DRAINED;
 
 	lru_cache_drain_for_folio(folio, 1, &drained);
 	folio_lock(folio);
-	WARN_ON_ONCE(!folio_test_clear_lru(folio));
 }
 
-/* And afterwards.  The reference to the old page stays with the caller. */
-void gmem_test_folio_done(struct folio *from, struct folio *to, bool moved)
+/*
+ * And afterwards.  Only a page that stays may get here: one that is moved has to be
+ * off the LRU lists, and taking it off is not exported to modules.
+ */
+void gmem_test_folio_done(struct folio *from, struct folio *to)
 {
-	if (moved)
-		from->mapping = NULL;
-	/* It still is on its list, off which it is taken when it is freed. */
-	folio_set_lru(from);
 	folio_unlock(to);
 	folio_unlock(from);
 	folio_put(to);

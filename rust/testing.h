@@ -28,7 +28,7 @@ int gmem_test_page_references(struct page *page);
 void gmem_test_page_set_failed(struct page *page, bool failed);
 struct folio *gmem_test_folio_alloc(void);
 void gmem_test_folio_isolate(struct folio *folio);
-void gmem_test_folio_done(struct folio *from, struct folio *to, bool moved);
+void gmem_test_folio_done(struct folio *from, struct folio *to);
 struct page *gmem_test_folio_hold(struct folio *folio);
 unsigned long gmem_test_drop_clean(struct address_space *mapping, pgoff_t end);
 struct page *gmem_test_page_get(u64 pfn);

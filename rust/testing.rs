@@ -474,7 +474,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
             let from = NonNull::new_unchecked(bindings::gmem_page_folio(old.0));
             bindings::gmem_test_folio_isolate(from.as_ptr());
             let moved = f(from, to);
-            bindings::gmem_test_folio_done(from.as_ptr(), to.as_ptr(), moved.is_ok());
+            bindings::gmem_test_folio_done(from.as_ptr(), to.as_ptr());
             moved
         };
         Ok((old, moved))

@@ -752,56 +752,6 @@ mod caller {
         from.copy_to(to)
     }
 
-    /// The page has another frame and is the same otherwise, and guests have to fault it in again.
-    #[test]
-    fn page_that_moves() -> Result {
-        let vm = TestVm::new()?;
-        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
-            return Ok(());
-        };
-        file.fill(5, 0x5a)?;
-        file.page(5)?.with_frame(|frame| frame.mark_zero(true));
-
-        let (old, moved) = file.migrate_with(5, copy)?;
-        if moved == Err(EOPNOTSUPP) {
-            pr_info!("skipped: needs CONFIG_MIGRATION\n");
-            return Ok(());
-        }
-        assert_eq!(moved, Ok(()));
-        assert!(!file.page(5)?.is(&old));
-        assert_eq!((vm.invalidations(), vm.sequence()), (0, 1));
-        // What is remembered goes with it, and leaves nothing behind.
-        assert!(file.page(5)?.is_remembered());
-        assert!(!old.is_remembered());
-        assert_eq!(old.references(), 1);
-        // It is in use: neither dropped nor zeroed.
-        assert_eq!(file.drop_clean(), 0);
-        assert_eq!(file.guest_fault(BASE + 5)?.byte(), Some(0x5a));
-        assert!(file.visibility(5) == PRIVATE);
-        Ok(())
-    }
-
-    /// A page that was never used has nothing to be moved, and is zeroed at its first use.
-    #[test]
-    fn unused_page_that_moves() -> Result {
-        let vm = TestVm::new()?;
-        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
-            return Ok(());
-        };
-        file.allocate(5)?;
-        file.page(5)?.fill(0x5a);
-
-        let (old, moved) = file.migrate_with(5, copy)?;
-        if moved == Err(EOPNOTSUPP) {
-            pr_info!("skipped: needs CONFIG_MIGRATION\n");
-            return Ok(());
-        }
-        assert_eq!(moved, Ok(()));
-        assert!(!file.page(5)?.is(&old));
-        assert_eq!(file.guest_fault(BASE + 5)?.byte(), Some(0));
-        Ok(())
-    }
-
     /// What is known beforehand ends in an error before guests lose anything.
     #[test]
     fn page_that_stays() -> Result {
