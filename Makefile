@@ -15,7 +15,7 @@ help:
 	@echo 'make demo          build everything and watch a nested guest being converted in place'
 	@echo 'make vmm           a VMM boots Linux from private memory; disk, network, conversions  SHELL=1 ARCH='
 	@echo 'make check         every test of the gate (x86-64 plain and sanitised, arm64); ends with a count'
-	@echo 'make check-all     also the C kernels as reference, the configuration matrix, sanitised arm64'
+	@echo 'make check-all     also what is slow, the C kernels as reference, the configuration matrix'
 	@echo ''
 	@echo 'make setup         install what is needed (says what first); the other commands do it too'
 	@echo 'make kernel        build a kernel                                 FLAVOUR= ARCH='
