@@ -261,7 +261,7 @@ const REMOVE_ZEROES: u64 = bindings::KVM_GMEM_EMULATE_REMOVE_ZEROES as u64;
 /// The capability's value on a VM, or on /dev/kvm.
 pub(crate) fn capability(vm: Option<&Vm>) -> i32 {
     let possible =
-        vm.is_none_or(|vm| of(vm).is_some() || platform::of(vm) == Some(Platform::SwProtected));
+        vm.is_none_or(|vm| of(vm).is_some() || platform::of(vm).is_some_and(|on| !on.owns_pages()));
     if !possible {
         return 0;
     }

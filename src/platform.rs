@@ -118,7 +118,7 @@ impl Operations {
         // One of the two is what keeps the answer true.
         assert!(!(V::HAS_OWNS && V::HAS_OWNS_MAPPED));
         // Of other platforms a private page in use is mapped without it, and with its neighbours.
-        assert!(!V::HAS_MAKE_PRIVATE || platform::owns_pages(V::PLATFORM));
+        assert!(!V::HAS_MAKE_PRIVATE || V::PLATFORM.owns_pages());
         // What a page is given to would have to move it.
         assert!(!(V::HAS_MIGRATE && (V::HAS_MAKE_PRIVATE || V::HAS_OWNS || V::HAS_OWNS_MAPPED)));
 

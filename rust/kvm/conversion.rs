@@ -68,6 +68,7 @@ use gmem_types::{
         Action,
         Content, //
     },
+    platform::Platform,
     range::{
         PageIndex,
         PageRange, //
@@ -482,7 +483,7 @@ impl<'s, 'f> Conversion<'s, 'f, Zapped<'s>> {
         let change = self.work.change;
         let span = self.step.span();
         // A vendor can give a page to an RMP whatever its VM is.
-        let owns_pages = platform::has_rmp() || span.any_platform(platform::owns_pages);
+        let owns_pages = platform::has_rmp() || span.any_platform(Platform::owns_pages);
         let leaves = |changes| changes && owns_pages && change.to() == Visibility::Shared;
 
         let mut convert = |folio: &FolioRef<'_>, changes| {

@@ -38,7 +38,7 @@ pub(crate) fn access<R>(
     access: impl FnOnce(&PrivatePage<'_>) -> Result<R>,
 ) -> Result<R> {
     let (file, at) = slot.find(gfn)?;
-    if file.platform() != Some(Platform::SwProtected) {
+    if file.platform().is_none_or(Platform::owns_pages) {
         return Err(EFAULT);
     }
     let fault = GuestFault::new(vm, &file, gfn, at);

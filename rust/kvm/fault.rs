@@ -22,7 +22,6 @@ use crate::{
     },
     kvm::{
         memslot::Memslot,
-        platform::owns_pages,
         vm::{
             Gfn,
             Pfn,
@@ -148,7 +147,7 @@ impl<'a> GuestFault<'a> {
         let inode = self.inode();
         // In other files, the architecture prepares private pages.
         let shared = !inode.converts_in_place() && inode.initial() == Visibility::Shared;
-        shared || self.platform() == Some(Platform::SwProtected)
+        shared || self.platform().is_some_and(|on| !on.owns_pages())
     }
 
     /// Whether the file tracks which of its pages are private, or has no private pages.
@@ -161,7 +160,7 @@ impl<'a> GuestFault<'a> {
     /// a large mapping would show it pages that it was never given.
     #[inline]
     fn is_one_by_one(&self, of: Visibility) -> bool {
-        of == Visibility::Private && self.platform().is_some_and(owns_pages)
+        of == Visibility::Private && self.platform().is_some_and(Platform::owns_pages)
     }
 
     /// Whether a large mapping could show `pfn` at the place of the fault, as far as the two of them

@@ -436,7 +436,7 @@ impl<'g> InvalidateSpan<'g> {
         mut question: Option<impl FnMut(&Mapped<'_>) -> Result>,
     ) -> Result<(), Refused> {
         let for_host = to == Visibility::Shared;
-        if question.is_none() && !(for_host && self.any_platform(platform::takes_by_itself)) {
+        if question.is_none() && !(for_host && self.any_platform(Platform::guest_decides)) {
             return Ok(());
         }
         let mut ask = |mapped: &Mapped<'_>| {
@@ -534,7 +534,7 @@ impl<'g> InvalidateSpan<'g> {
 
         for file in self.stable.inode().files(self.stable) {
             let vm = file.vm();
-            stays &= !file.platform().is_some_and(platform::takes_by_itself);
+            stays &= !file.platform().is_some_and(Platform::guest_decides);
             let Some(sept) = platform::sept(file.platform()) else {
                 zeroed = false;
                 continue;
@@ -556,7 +556,7 @@ impl<'g> InvalidateSpan<'g> {
     fn take_back(&self) {
         self.for_each_file(|file| {
             let vm = file.vm();
-            if file.platform().is_some_and(platform::takes_back) {
+            if file.platform().is_some_and(Platform::guest_decides) {
                 self.for_each_gfn_range(file, &self.range, |_, start, end| {
                     // SAFETY: The VM is valid, and given no page of the range as long as the span
                     // exists. mmu_lock, which is taken inside, is not held.
@@ -572,7 +572,7 @@ impl<'g> InvalidateSpan<'g> {
         let mut any = false;
         self.for_each_file(|file| {
             let vm = file.vm();
-            if file.platform().is_some_and(platform::takes_back) {
+            if file.platform().is_some_and(Platform::guest_decides) {
                 self.for_each_gfn_range(file, &self.range, |_, start, end| {
                     // SAFETY: As for take_back().
                     any |= unsafe { bindings::gmem_vm_retire(vm.as_raw(), start, end) };
@@ -616,7 +616,7 @@ impl<'g> InvalidateSpan<'g> {
     pub(crate) fn lose(&self, folio: &FolioRef<'_>) {
         let mut taken = false;
         for file in self.stable.inode().files(self.stable) {
-            taken |= file.platform().is_some_and(platform::takes_by_itself);
+            taken |= file.platform().is_some_and(Platform::guest_decides);
             file.vm().kill();
         }
         if !taken {

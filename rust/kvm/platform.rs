@@ -75,18 +75,11 @@ pub fn is_available(platform: Platform) -> bool {
         && unsafe { bindings::gmem_platform_available(number(platform)) }
 }
 
-/// Whether pages can be the platform's, so that the host may not write them. It is given them one by
-/// one, each by a guest fault of its own.
-#[inline]
-pub const fn owns_pages(platform: Platform) -> bool {
-    !matches!(platform, Platform::SwProtected)
-}
-
 /// Whether files of the VM can have pages that move: nothing but the page tables of KVM and of the
 /// host has a part in them, and where they are in memory does not matter to what they hold.
 pub fn can_move(vm: &Vm) -> bool {
     let nobodys = match of(vm) {
-        Some(platform) => !owns_pages(platform),
+        Some(platform) => !platform.owns_pages(),
         None => !vm.has_private_mem(),
     };
     // SAFETY: The VM is valid.
@@ -95,19 +88,6 @@ pub fn can_move(vm: &Vm) -> bool {
 
 /// Whether there can be VMs here for which [`can_move`] is so: those of the default type are.
 pub const CAN_MOVE: bool = cfg!(all(CONFIG_X86_64, CONFIG_MIGRATION));
-
-/// Whether the hypervisor takes guests' pages back when they are to be freed.
-#[inline]
-pub(crate) fn takes_back(platform: Platform) -> bool {
-    platform == Platform::Pkvm
-}
-
-/// Whether the host can lose a page between the check that it owns the page and the write, as the
-/// guest takes pages back by itself. Only the hypervisor can write such pages safely.
-#[inline]
-pub(crate) fn takes_by_itself(platform: Platform) -> bool {
-    platform == Platform::Pkvm
-}
 
 /// The platform failed after the point of no return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,12 +123,11 @@ pub(crate) fn is_assigned(frame: &Frame<'_>) -> bool {
 
 /// The S-EPT of a platform's VMs, if they have one.
 pub(crate) fn sept(platform: Option<Platform>) -> Option<SeptQuestions> {
-    match platform? {
-        Platform::Tdx(Base::Hardware) => Some(SeptQuestions::of::<HardwareSept>()),
-        Platform::Tdx(base) => stand_in::all()
+    match platform?.sept()? {
+        Base::Hardware => Some(SeptQuestions::of::<HardwareSept>()),
+        base => stand_in::all()
             .find(|other| other.base() == base)
             .map(|other| other.sept()),
-        _ => None,
     }
 }
 
@@ -164,7 +143,7 @@ pub(crate) fn keeps_from_host(
     for_host: bool,
 ) -> (bool, u64) {
     let (vm, gfn) = (mmu.vm(), gfn.get());
-    if platform != Some(Platform::Pkvm) {
+    if !platform.is_some_and(Platform::guest_decides) {
         return (false, nr);
     }
     let mut same = 0;

@@ -46,6 +46,36 @@ impl Platform {
         }
     }
 
+    /// Whether pages can belong to the platform, so that the host may not write them. They are given
+    /// to it one by one, each by a guest fault of its own.
+    #[inline]
+    pub const fn owns_pages(self) -> bool {
+        match self {
+            Self::SwProtected => false,
+            Self::Snp(_) | Self::Tdx(_) | Self::Pkvm => true,
+        }
+    }
+
+    /// Whether a hypervisor above the host owns the private pages, and shares them or takes them
+    /// back at the guest's request. So the host can lose a page between the check that it owns the
+    /// page and the write, and only the hypervisor can write such pages safely.
+    #[inline]
+    pub const fn guest_decides(self) -> bool {
+        match self {
+            Self::Pkvm => true,
+            Self::SwProtected | Self::Snp(_) | Self::Tdx(_) => false,
+        }
+    }
+
+    /// Returns what implements the S-EPT that has the private pages, if there is one.
+    #[inline]
+    pub const fn sept(self) -> Option<Base> {
+        match self {
+            Self::Tdx(base) => Some(base),
+            Self::SwProtected | Self::Snp(_) | Self::Pkvm => None,
+        }
+    }
+
     /// Returns its name, as `fdinfo` shows it.
     pub const fn name(self) -> &'static str {
         match self {
