@@ -38,7 +38,10 @@ use crate::{
             Vm, //
         }, //
     },
-    mm::folio::PageRef, //
+    mm::{
+        drain,
+        folio::PageRef, //
+    }, //
 };
 use core::{
     cell::UnsafeCell,
@@ -176,6 +179,7 @@ pub mod entry {
             let tables = T::tables();
             // SAFETY: By the contract of this function.
             unsafe {
+                drain::init();
                 tables.take_into_use(module);
                 superblock::mount(tables)?;
             }

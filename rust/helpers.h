@@ -51,8 +51,6 @@ int gmem_folio_replace(struct folio *to, struct folio *from);
 unsigned int gmem_folio_excess_refs(struct folio *folio, unsigned int own);
 bool gmem_folio_is_quiet(struct folio *folio, unsigned int own);
 void gmem_folio_drain(struct folio *folio, unsigned int own, enum lru_cache_drained *drained);
-void gmem_drains_lock(void);
-void gmem_drains_unlock(void);
 pgoff_t gmem_folio_index(struct folio *folio);
 unsigned long gmem_folio_nr_pages(struct folio *folio);
 struct page *gmem_folio_file_page(struct folio *folio, pgoff_t index);

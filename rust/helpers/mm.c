@@ -132,19 +132,6 @@ void gmem_folio_batch_release(struct folio_batch *batch)
 	folio_batch_release(batch);
 }
 
-/* One for the module: all CPUs are drained, whichever file it is for. */
-static DEFINE_MUTEX(gmem_drains_mutex);
-
-void gmem_drains_lock(void)
-{
-	mutex_lock(&gmem_drains_mutex);
-}
-
-void gmem_drains_unlock(void)
-{
-	mutex_unlock(&gmem_drains_mutex);
-}
-
 bool gmem_vma_is_shared(struct vm_area_struct *vma)
 {
 	const vm_flags_t shared = VM_SHARED | VM_MAYSHARE;

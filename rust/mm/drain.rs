@@ -15,20 +15,20 @@ use crate::{
     time::RateLimit,
     trace, //
 };
-use core::{
-    cell::UnsafeCell,
-    sync::atomic::{
-        AtomicU64,
-        Ordering, //
-    }, //
+use core::sync::atomic::{
+    AtomicU64,
+    Ordering, //
 };
 use gmem_types::range::PageRange;
 use kernel::{
-    sync::barrier::{
-        smp_mb,
-        Full, //
-    },
-    types::NotThreadSafe, //
+    prelude::*,
+    sync::{
+        barrier::{
+            smp_mb,
+            Full, //
+        },
+        global_lock, //
+    }, //
 };
 
 /// How far the batches were drained for one request: those of all CPUs at most once.
@@ -61,7 +61,7 @@ impl Drains {
         {
             return false;
         }
-        ALL_CPUS.drain(folio, &mut self.0);
+        drain(folio, &mut self.0);
         self.0 != before
     }
 }
@@ -112,13 +112,8 @@ impl FolioRef<'_> {
     }
 }
 
-/// The state that all drains share.
-struct AllCpus {
-    /// The number of the last drain that has begun.
-    begun: AtomicU64,
-    /// Behind the lock of [`Turn`].
-    clock: UnsafeCell<Clock>,
-}
+/// The number of the last drain that has begun.
+static BEGUN: AtomicU64 = AtomicU64::new(0);
 
 struct Clock {
     limit: RateLimit,
@@ -126,64 +121,49 @@ struct Clock {
     done: u64,
 }
 
-// SAFETY: The cell is used with the lock held only.
-unsafe impl Sync for AllCpus {}
-
-static ALL_CPUS: AllCpus = AllCpus {
-    begun: AtomicU64::new(0),
-    clock: UnsafeCell::new(Clock {
+global_lock! {
+    // SAFETY: [`init`] is called before anything else.
+    /// One for the module: all CPUs are drained, whichever file it is for.
+    unsafe(uninit) static CLOCK: Mutex<Clock> = Clock {
         limit: RateLimit::new(),
         done: 0,
-    }),
-};
-
-impl AllCpus {
-    fn drain(&self, folio: &FolioRef<'_>, level: &mut bindings::lru_cache_drained) {
-        // The caller has seen the folio's references before it sees this number. With the barrier
-        // below, a drain with a higher one finds them in the batches.
-        smp_mb(Full);
-        let seen = self.begun.load(Ordering::Relaxed);
-
-        let _turn = Turn::take();
-        // SAFETY: The lock is held.
-        let clock = unsafe { &mut *self.clock.get() };
-        if clock.done > seen {
-            // Another task's drain has begun and ended meanwhile, and serves this one. So a task
-            // does not wait for a turn of each task before it.
-            *level = bindings::lru_cache_drained_LRU_CACHE_DRAINED_ALL;
-            return;
-        }
-
-        clock.limit.wait();
-        let this = self.begun.load(Ordering::Relaxed) + 1;
-        self.begun.store(this, Ordering::Relaxed);
-        smp_mb(Full);
-        folio.drain(level);
-        if *level == bindings::lru_cache_drained_LRU_CACHE_DRAINED_ALL {
-            clock.done = this;
-        } else {
-            // Draining this CPU was enough, which has no cost for others.
-            clock.limit.give_back();
-        }
-    }
+    };
 }
 
-/// The lock of those that drain; dropping it unlocks.
-struct Turn(NotThreadSafe);
-
-impl Turn {
-    #[inline]
-    fn take() -> Self {
-        // SAFETY: The mutex is static, and whoever has it comes to an end soon.
-        unsafe { bindings::gmem_drains_lock() };
-        Self(NotThreadSafe)
-    }
+/// Initialises the lock.
+///
+/// # Safety
+///
+/// Once, before any file is there.
+pub(crate) unsafe fn init() {
+    // SAFETY: By the contract of this function.
+    unsafe { CLOCK.init() };
 }
 
-impl Drop for Turn {
-    #[inline]
-    fn drop(&mut self) {
-        // SAFETY: This task holds the mutex.
-        unsafe { bindings::gmem_drains_unlock() }
+/// Drains the batches of this CPU for `folio`, or of all CPUs, and says so in `level`.
+fn drain(folio: &FolioRef<'_>, level: &mut bindings::lru_cache_drained) {
+    // The caller has seen the folio's references before it sees this number. With the barrier
+    // below, a drain with a higher one finds them in the batches.
+    smp_mb(Full);
+    let seen = BEGUN.load(Ordering::Relaxed);
+
+    let mut clock = CLOCK.lock();
+    if clock.done > seen {
+        // Another task's drain has begun and ended meanwhile, and serves this one. So a task does
+        // not wait for a turn of each task before it.
+        *level = bindings::lru_cache_drained_LRU_CACHE_DRAINED_ALL;
+        return;
+    }
+
+    clock.limit.wait();
+    let this = BEGUN.load(Ordering::Relaxed) + 1;
+    BEGUN.store(this, Ordering::Relaxed);
+    smp_mb(Full);
+    folio.drain(level);
+    if *level == bindings::lru_cache_drained_LRU_CACHE_DRAINED_ALL {
+        clock.done = this;
+    } else {
+        // Draining this CPU was enough, which has no cost for others.
+        clock.limit.give_back();
     }
 }
