@@ -7,6 +7,7 @@
  */
 #include <linux/swap.h>
 #include <trace/events/kvm_gmem.h>
+#include <uapi/linux/falloc.h>
 #include <uapi/linux/kvm_gmem.h>
 
 #include "emulation.h"

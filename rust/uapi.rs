@@ -6,7 +6,8 @@
 //! without the headers. Here the two are compared.
 //!
 //! C headers: [`include/uapi/linux/kvm.h`](srctree/include/uapi/linux/kvm.h),
-//! [`include/uapi/linux/kvm_gmem.h`](../include/uapi/linux/kvm_gmem.h)
+//! [`include/uapi/linux/kvm_gmem.h`](../include/uapi/linux/kvm_gmem.h),
+//! [`include/uapi/linux/falloc.h`](srctree/include/uapi/linux/falloc.h)
 
 use crate::bindings;
 use core::mem::offset_of;
@@ -49,6 +50,13 @@ pub const FLAG_MMAP: u64 = bindings::GUEST_MEMFD_FLAG_MMAP as u64;
 pub const FLAG_INIT_SHARED: u64 = bindings::GUEST_MEMFD_FLAG_INIT_SHARED as u64;
 /// `GUEST_MEMFD_FLAG_MIGRATABLE`: the host can move its pages to other memory.
 pub const FLAG_MIGRATABLE: u64 = bindings::GUEST_MEMFD_FLAG_MIGRATABLE as u64;
+
+/// `FALLOC_FL_KEEP_SIZE`.
+// CAST: A bit far below the sign.
+pub const FALLOC_KEEP_SIZE: i32 = bindings::FALLOC_FL_KEEP_SIZE as i32;
+/// `FALLOC_FL_PUNCH_HOLE`.
+// CAST: As above.
+pub const FALLOC_PUNCH_HOLE: i32 = bindings::FALLOC_FL_PUNCH_HOLE as i32;
 
 const _: () = {
     use bindings::kvm_memory_attributes2 as Raw;

@@ -13,14 +13,13 @@ use gmem_sys::{
     task::{
         reschedule,
         signal_pending, //
+    },
+    uapi::{
+        FALLOC_KEEP_SIZE,
+        FALLOC_PUNCH_HOLE, //
     }, //
 };
 use kernel::prelude::*;
-
-/// `FALLOC_FL_KEEP_SIZE`: the size of a file never changes, so callers have to say so.
-const KEEP_SIZE: i32 = 0x01;
-/// `FALLOC_FL_PUNCH_HOLE`.
-const PUNCH_HOLE: i32 = 0x02;
 
 /// fallocate().
 ///
@@ -32,14 +31,15 @@ pub(crate) fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Re
     let inode = file.inode();
     let page = inode.geometry().page_size();
 
-    if mode & KEEP_SIZE == 0 || mode & !(KEEP_SIZE | PUNCH_HOLE) != 0 {
+    // The size of a file never changes, so callers have to say that they do not expect it to.
+    if mode & FALLOC_KEEP_SIZE == 0 || mode & !(FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE) != 0 {
         return Err(EOPNOTSUPP);
     }
     if !page.is_aligned(offset) || !page.is_aligned(len) {
         return Err(EINVAL);
     }
 
-    if mode & PUNCH_HOLE != 0 {
+    if mode & FALLOC_PUNCH_HOLE != 0 {
         punch_hole(inode, offset, len)?;
     } else {
         allocate(file, offset, len)?;
