@@ -62,6 +62,10 @@ use gmem_types::{
 };
 use kernel::{
     prelude::*,
+    sync::barrier::{
+        smp_mb,
+        Write, //
+    },
     warn_on, //
 };
 
@@ -662,6 +666,10 @@ impl<'g> InvalidateSpan<'g> {
 
 impl Drop for InvalidateSpan<'_> {
     fn drop(&mut self) {
+        // A fault that has read an old attribute has to find the sequence changed. The attribute is
+        // stored by a plain store, which may pass the lock below. Pairs with the smp_rmb() of guest
+        // faults between the sequence and the attribute.
+        smp_mb(Write);
         self.for_each_file(|file| {
             let _mmu = file.vm().lock_mmu();
             // A file that is being closed takes its pages along; of others somebody may miss some.
