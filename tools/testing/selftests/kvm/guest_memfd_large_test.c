@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Large mappings of a guest_memfd: when a guest has its memory by one mapping of
- * 2M, when not any more, and when again. The bytes are the same either way.
+ * Large mappings of a guest_memfd: when a guest gets a mapping of 2M, when it loses
+ * it, and when it gets it back. The bytes are the same in each case.
  *
- * How memory is mapped is what KVM's statistics say, "pages_2m". The memory of
- * the guest's code has none.
+ * KVM's statistic pages_2m counts such mappings. The memory of the guest's code has
+ * none.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -22,27 +22,27 @@
 #define BLOCK		((u64)SZ_2M)
 #define PAGES		(BLOCK / PG)
 /*
- * As many faults as the guest's own page tables take, and fewer than pages of a block
- * that are mapped one by one, or sixteen at a time.
+ * More faults than the guest's own page tables take, and fewer than a block takes that
+ * is mapped page by page, or sixteen pages at a time.
  */
 #define FEW		24
-/* Enough to tell pages apart, also if one is shifted. */
+/* Bytes to compare: enough to tell pages apart, also if one is shifted. */
 #define SOME		64
-/* Wherever something is at an end: of the block, or of a word or a node of the map. */
+/* Pages at the borders of the block, and of words and nodes of the attribute map. */
 static const u64 borders[] = { 0, 1, 63, 64, 255, 256, 510, 511 };
 
-/* In each page elsewhere. */
+/* An offset in the page, another one in each page. */
 static u64 some_at(u64 page)
 {
 	return OFF(page) + (page * 192 + 7) % (PG - SOME);
 }
 
-/* A VM with a file of which a part shows in a slot. Page numbers are the file's. */
+/* A VM with a file, a part of which is in a memslot. Page numbers count in the file. */
 struct lg {
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpus[1];
 	struct gmem_area a;
-	/* Where the host has the file. */
+	/* The host's mapping of the whole file. */
 	u8 *file;
 };
 
@@ -99,7 +99,7 @@ static gpa_t gpa_of(struct lg *l, u64 page)
 	return l->a.gpa + OFF(page) - l->a.file_offset;
 }
 
-/* A VM of @type with a file of @npages, of which [@first, @npages) shows at @gpa. */
+/* A VM of @type with a file of @npages, whose pages [@first, @npages) are at @gpa. */
 static void lg_create(struct lg *l, u32 type, u64 npages, u64 flags, gpa_t gpa, u64 first,
 		      u64 hva_off)
 {
@@ -118,7 +118,7 @@ static void lg_create(struct lg *l, u32 type, u64 npages, u64 flags, gpa_t gpa, 
 	l->a.file_offset = OFF(first);
 	l->a.fd = vm_create_guest_memfd(l->vm, OFF(npages), flags);
 
-	/* The slot's memory at an address that is aligned, but for hva_off. */
+	/* The slot's memory, at hva_off behind an aligned address. */
 	mem = kvm_mmap(OFF(npages) + 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	mem = (u8 *)(((u64)mem + BLOCK - 1) & ~(BLOCK - 1)) + hva_off;
 	l->file = mmap(mem, OFF(npages), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, l->a.fd, 0);
@@ -178,7 +178,7 @@ static void touch(struct lg *l, u64 page)
 	gmem_guest_read(l->vcpus[0], gpa_of(l, page));
 }
 
-/* A block that the guest has by one mapping, with its bytes. */
+/* A block with bytes that the guest has in one mapping. */
 static void lg_filled(struct lg *l, u64 page, u32 pattern)
 {
 	u64 before;
@@ -188,7 +188,7 @@ static void lg_filled(struct lg *l, u64 page, u32 pattern)
 	large_is(l, 1);
 	before = faults(l);
 	g_write(l, page, PAGES, pattern);
-	TEST_ASSERT(faults(l) - before < FEW, "%lu faults on what is mapped", faults(l) - before);
+	TEST_ASSERT(faults(l) - before < FEW, "%lu faults on mapped pages", faults(l) - before);
 	large_is(l, 1);
 	blocks_are(l, 1, 1);
 }
@@ -198,7 +198,7 @@ static void to(struct lg *l, u64 page, u64 n, u64 attributes)
 	gmem_convert(l->a.fd, OFF(page), OFF(n), attributes, GMEM_PRESERVE);
 }
 
-/* KVM_MAP_MEMORY; returns the errno, and what is left. */
+/* KVM_MAP_MEMORY; returns the errno, and checks what is left. */
 static int map_memory(struct lg *l, u64 page, u64 n, u64 *left)
 {
 	struct kvm_memory_mapping args = {
@@ -227,7 +227,7 @@ do {										\
 	TEST_ASSERT(!__r && !__left, "errno %d, %#lx left", __r, __left);	\
 } while (0)
 
-/* One mapping for all of it, of either kind, and of a VM that has but one kind. */
+/* One mapping for a whole block: private, shared, and of a default VM. */
 HAZARD(block_is_mapped_at_once)
 {
 	struct lg l;
@@ -262,25 +262,25 @@ HAZARD(memory_is_what_was_asked_for)
 	TEST_ASSERT_EQ(allocated(&l), 1);
 	large_is(&l, 0);
 
-	/* All but one page of a block, and then that: no block, as the pages are anywhere. */
+	/* All but one page of a block, and then that page: the pages are not contiguous. */
 	allocate(&l, PAGES + 1, PAGES - 1);
 	TEST_ASSERT_EQ(allocated(&l), PAGES);
 	touch(&l, PAGES + 1);
 	large_is(&l, 0);
 
-	/* From the middle of one block to the middle of the next, which has one page. */
+	/* From the middle of one block to the middle of the next; the next has one page already. */
 	allocate(&l, 5, 2 * PAGES);
 	TEST_ASSERT_EQ(allocated(&l), 2 * PAGES);
 	became(&l, occupied, 1);
 	allocate(&l, 0, 3 * PAGES);
 	TEST_ASSERT_EQ(allocated(&l), 3 * PAGES);
-	/* The first one, and the last, of which only the first five pages were there. */
+	/* The first block, and the last, of which only the first five pages existed. */
 	became(&l, occupied, 3);
 	became(&l, made, 0);
 	became(&l, no_memory, 0);
 	touch(&l, 2 * PAGES);
 
-	/* What is there is no block that could not be made. */
+	/* Blocks whose pages all exist are not counted. */
 	allocate(&l, 0, 3 * PAGES);
 	maps(&l, 0, 3 * PAGES);
 	became(&l, occupied, 3);
@@ -296,7 +296,7 @@ HAZARD(unused_pages_of_a_block)
 	lg_simple(&l, PAGES, false);
 	gmem_dirty_free_pages();
 	allocate(&l, 0, PAGES);
-	/* The host's first use is of one page. */
+	/* A first use by the host is of one page. */
 	for (i = 0; i < 8; i += 2)
 		l.file[OFF(64 * i)] = 0x11;
 	l.file[OFF(PAGES - 1)] = 0x11;
@@ -304,14 +304,14 @@ HAZARD(unused_pages_of_a_block)
 	large_is(&l, 0);
 	blocks_are(&l, 1, 0);
 
-	/* The guest's is of all. */
+	/* A first use by the guest is of all pages. */
 	g_sees(&l, 1, 63, GMEM_ZEROES);
 	large_is(&l, 1);
 	g_sees(&l, 1, PAGES - 2, GMEM_ZEROES);
 	lg_destroy(&l);
 }
 
-/* A block of which one page is of the other kind, wherever, is mapped small; and large again. */
+/* A block with one page of the other kind, anywhere, is mapped small; later large again. */
 static void borders_of(bool private)
 {
 	const u64 was = private ? GMEM_PRIVATE : GMEM_SHARED;
@@ -332,7 +332,7 @@ static void borders_of(bool private)
 		became(&l, split, i + 1);
 		large_is(&l, 0);
 		blocks_are(&l, 1, 0);
-		/* The guest has all other pages still. */
+		/* The guest still has all other pages. */
 		before = faults(&l);
 		g_sees(&l, PAGES, PAGES, seed);
 		TEST_ASSERT(faults(&l) - before < FEW, "Page %lu: the guest lost %lu others",
@@ -360,10 +360,10 @@ static void borders_of(bool private)
 			h_sees(&l, PAGES, PAGES, seed);
 	}
 
-	/* Each came back. */
+	/* Each large mapping came back. */
 	became(&l, mapped, 1 + i);
 
-	/* As a whole, there and back. */
+	/* Converted as a whole, to private and back. */
 	to(&l, PAGES, PAGES, other);
 	large_is(&l, 0);
 	g_sees(&l, PAGES, PAGES, seed);
@@ -407,7 +407,7 @@ HAZARD(range_across_blocks_converts)
 	gmem_host_assert_refused(l.file, OFF(100));
 	gmem_host_assert_refused(l.file + OFF(3 * PAGES + 100), BLOCK - OFF(100));
 	g_sees(&l, 0, 4 * PAGES, seed);
-	/* Those in the middle are of one kind. */
+	/* The blocks in the middle are of one kind. */
 	large_is(&l, 2);
 
 	to(&l, 100, 3 * PAGES, GMEM_PRIVATE);
@@ -433,14 +433,14 @@ HAZARD(hole_in_a_block)
 		large_is(&l, 0);
 		blocks_are(&l, 0, 0);
 		TEST_ASSERT_EQ(allocated(&l), PAGES - 1);
-		/* Next to it, through no mapping that has it. */
+		/* The guest still has the neighbours, and no mapping includes the hole. */
 		g_sees(&l, 0, page, seed);
 		g_sees(&l, page + 1, PAGES - page - 1, seed);
 		large_is(&l, 0);
 		g_sees(&l, page, 1, GMEM_ZEROES);
 		TEST_ASSERT_EQ(allocated(&l), PAGES);
 
-		/* All of it, and new. */
+		/* The whole block is punched, and allocated anew. */
 		r = gmem_punch(l.a.fd, 0, BLOCK);
 		TEST_ASSERT(!r, "punch: errno %d", r);
 		large_is(&l, 0);
@@ -473,7 +473,7 @@ HAZARD(failed_memory_in_a_block)
 		became(&l, split, 0);
 		gmem_host_assert_refused(l.file + OFF(page), PG);
 
-		/* Its neighbours live on, small. */
+		/* Its neighbours stay, with small mappings. */
 		to(&l, (page + 1) % PAGES, 1, GMEM_PRIVATE);
 		to(&l, (page + 1) % PAGES, 1, GMEM_SHARED);
 		g_sees(&l, 0, page, seed);
@@ -487,7 +487,7 @@ HAZARD(failed_memory_in_a_block)
 	}
 }
 
-/* The page has failed before the block was used: the first use does not touch it. */
+/* The page fails before the block is used: the first use does not touch it. */
 HAZARD(failed_memory_in_an_unused_block)
 {
 	struct lg l;
@@ -573,7 +573,7 @@ HAZARD(map_memory_maps_large)
 		TEST_ASSERT(faults(&l) - before < FEW, "%lu faults", faults(&l) - before);
 		g_sees(&l, PAGES - 3, 2 * PAGES + 7, GMEM_SEED(kind));
 
-		/* More than is asked for, where it is allocated. */
+		/* More than the request is mapped, where it is allocated. */
 		allocate(&l, 4 * PAGES, 2 * PAGES);
 		maps(&l, 5 * PAGES - 1, 1);
 		large_is(&l, 3);
@@ -583,7 +583,7 @@ HAZARD(map_memory_maps_large)
 		large_is(&l, 4);
 		TEST_ASSERT_EQ(allocated(&l), 4 * PAGES + 7);
 
-		/* Large again, although there is a table. */
+		/* Mapped large again, although there is a page table. */
 		to(&l, PAGES + 5, 1, kind ? GMEM_SHARED : GMEM_PRIVATE);
 		to(&l, PAGES + 5, 1, kind ? GMEM_PRIVATE : GMEM_SHARED);
 		large_is(&l, 3);
@@ -604,12 +604,12 @@ HAZARD(slots_that_are_not_aligned)
 		{ 0, 0, 0, 3 },
 		{ 0, 0, SZ_4K, 3 },
 		{ 0, 0, SZ_1M, 3 },
-		/* The file's offset moves pages against gfns; also if userspace_addr is aligned. */
+		/* The offset in the file shifts pages against gfns, also if userspace_addr is aligned. */
 		{ 0, 1, 0, 0 },
 		{ 0, 1, BLOCK - SZ_4K, 0 },
 		{ SZ_4K, 0, 0, 0 },
 		{ SZ_4K, 0, SZ_4K, 0 },
-		/* It moves both. */
+		/* The offset shifts both. */
 		{ SZ_4K, 1, 0, 2 },
 		{ BLOCK - SZ_4K, PAGES - 1, SZ_4K, 2 },
 	};
@@ -691,8 +691,8 @@ HAZARD(block_in_two_slots)
 }
 
 /*
- * Of a file that is private for ever, the VM's attributes say where the guest has it,
- * and where the memory at userspace_addr.
+ * If a file is always private, the VM's attributes decide for each gfn whether the guest
+ * gets a page of the file, or memory at userspace_addr.
  */
 static void private_by_the_vm(u64 first)
 {
@@ -727,7 +727,7 @@ static void private_by_the_vm(u64 first)
 	large_is(&l, want);
 	mem[OFF(page - first)] = 0x33;
 
-	/* A page that the guest has from elsewhere. It loses all, and faults in what it has. */
+	/* One page comes from userspace_addr now. The guest loses the block, and faults in pages. */
 	vm_mem_set_shared(l.vm, gpa_of(&l, page), PG);
 	large_is(&l, 0);
 	TEST_ASSERT_EQ(gmem_guest_read(l.vcpus[0], gpa_of(&l, page)), 0x33);
@@ -739,7 +739,7 @@ static void private_by_the_vm(u64 first)
 	g_sees(&l, first, PAGES, seed);
 	large_is(&l, want);
 
-	/* The same with what VMMs do then. */
+	/* The same, with the hole that VMMs punch then. */
 	vm_mem_set_shared(l.vm, gpa_of(&l, page), PG);
 	g_sees(&l, first, 100, seed);
 	TEST_ASSERT(!gmem_punch(l.a.fd, OFF(page), PG), "punch: errno %d", errno);
@@ -749,7 +749,7 @@ static void private_by_the_vm(u64 first)
 	g_sees(&l, first, 100, seed);
 	g_sees(&l, page + 1, PAGES - 101, seed);
 
-	/* All of it: a hole splits nothing that is none of the file's. */
+	/* All pages come from userspace_addr: a hole splits no mapping of memory outside of the file. */
 	vm_mem_set_shared(l.vm, l.a.gpa, BLOCK);
 	if (!madvise(mem, BLOCK, MADV_DONTNEED) && !madvise(mem, BLOCK, MADV_HUGEPAGE))
 		memset(mem, 0x44, BLOCK);
@@ -774,7 +774,7 @@ HAZARD(private_block_by_the_attributes_of_the_vm)
 	private_by_the_vm(1);
 }
 
-/* So nothing has to be mapped small while dirty pages are logged, and large afterwards. */
+/* Dirty logging is refused, so it never has to change the size of mappings. */
 HAZARD(dirty_logging_is_refused)
 {
 	struct lg l;
@@ -801,7 +801,7 @@ HAZARD(dirty_logging_is_refused)
 
 #define KVM_PARAM	"/sys/module/kvm/parameters/"
 
-/* Where the processor wants no large mapping executed: small while it is, large afterwards. */
+/* Where large mappings must not be executable: small while executed, large afterwards. */
 HAZARD(executed_block)
 {
 	/* mov $42, %eax; ret */
@@ -825,7 +825,7 @@ HAZARD(executed_block)
 		g_sees(&l, 0, 200, seed);
 		g_sees(&l, 201, PAGES - 201, seed);
 
-		/* A worker takes the small mappings away. */
+		/* A worker removes the small mappings. */
 		hz_write_file(KVM_PARAM "nx_huge_pages_recovery_period_ms", "%lu", 10);
 		hz_write_file(KVM_PARAM "nx_huge_pages_recovery_ratio", "%lu", 1);
 		while (vm_get_stat(l.vm, nx_lpage_splits))
@@ -841,9 +841,9 @@ HAZARD(executed_block)
 	hz_write_file(KVM_PARAM "nx_huge_pages", "%lu", 0);
 }
 
-/* Pages of the block, in an order that no large mapping has. */
+/* Pages of the block, in an order that no large mapping can have. */
 static const u64 l1_has[] = { 5, 9, 511, 0 };
-/* Where L2 has them: by 4K, as L1 has them there, and all of the block by 2M. */
+/* Where L2 has them: in 4K as L1 orders them, and the whole block in 2M. */
 #define L2_SMALL	(GMEM_GPA + SZ_1G)
 #define L2_LARGE	(GMEM_GPA + 2ul * SZ_1G)
 
@@ -858,13 +858,13 @@ static void l2_code(void)
 			l2_saw[0][i] = *(volatile u64 *)(L2_SMALL + i * SZ_4K);
 			l2_saw[1][i] = *(volatile u64 *)(L2_LARGE + l1_has[i] * SZ_4K);
 		}
-		/* To L0. */
+		/* Exits to L0. */
 		GUEST_SYNC(round);
 	}
 	vmmcall();
 }
 
-/* Lets L2 read its memory. @gone: a page whose bytes L0 has taken away. */
+/* Lets L2 read its memory. @gone: a page whose bytes L0 has destroyed. */
 static void l2_sees(struct kvm_vm *vm, struct kvm_vcpu *vcpu, u64 gone)
 {
 	u64 i, want, saw[2][ARRAY_SIZE(l1_has)];
@@ -897,8 +897,8 @@ static void l1_code(struct svm_test_data *svm)
 }
 
 /*
- * A nested guest has what L1 has given it, in pieces that are no larger, and loses what
- * L1 loses. Its page table is a shadow one, which is not split.
+ * A nested guest gets no larger mappings than L1 has given it, and loses what L1 loses.
+ * Its page table is a shadow page table, which is not split.
  */
 static void nested(u32 type)
 {
@@ -939,7 +939,7 @@ static void nested(u32 type)
 	/* No block is looked for where L1 allows none. */
 	TEST_ASSERT_EQ(vm_get_stat(vm, gmem_blocks_mapped), 1);
 
-	/* There and back, as L2 can have no private memory; and then another frame. */
+	/* To private and back, as L2 can have no private memory. Then the page gets another frame. */
 	if (type == KVM_X86_SW_PROTECTED_VM) {
 		gmem_convert(a.fd, OFF(9), PG, GMEM_PRIVATE, GMEM_ZERO);
 		TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 0);
@@ -950,11 +950,11 @@ static void nested(u32 type)
 	}
 	TEST_ASSERT(!gmem_punch(a.fd, OFF(9), PG), "punch: %d", errno);
 	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 0);
-	/* The frame is somebody else's now. */
+	/* The frame has another owner now. */
 	gmem_dirty_free_pages();
 	l2_sees(vm, vcpu, 9);
 
-	/* A frame that goes without a hole. */
+	/* A page gets another frame without a hole. */
 	if (moves && two_nodes()) {
 		node = !node_of(a.hva + OFF(l1_has[0]));
 		TEST_ASSERT(!move_by(0, a.hva + OFF(l1_has[0]), 1, node, MPOL_MF_MOVE, &status) &&
@@ -977,7 +977,7 @@ HAZARD(nested_guest_of_a_vm_that_converts)
 	nested(KVM_X86_SW_PROTECTED_VM);
 }
 
-/* Whether memory in one piece is refused from now on, or again to be had. */
+/* Makes allocations of contiguous memory fail from now on, or succeed again. */
 static bool refuse_blocks(bool refuse)
 {
 	static const char dir[] = DEBUGFS "/fail_page_alloc/";
@@ -1016,13 +1016,13 @@ HAZARD(no_memory_in_one_piece)
 	g_sees(&l, 0, 2 * PAGES, GMEM_SEED(3));
 	large_is(&l, 0);
 	blocks_are(&l, 0, 0);
-	/* New memory is memory in one piece again. */
+	/* New memory is contiguous again. */
 	TEST_ASSERT(!gmem_punch(l.a.fd, 0, OFF(2 * PAGES)), "punch");
 	lg_filled(&l, 0, GMEM_SEED(3));
 	lg_destroy(&l);
 }
 
-/* A NUMA policy is for each page: they are anywhere. */
+/* A NUMA policy applies page by page, so the pages are not contiguous. */
 HAZARD(numa_policy)
 {
 	unsigned long node = 1;
@@ -1089,12 +1089,12 @@ static void *racing_guest(void *arg)
 }
 
 /*
- * A fault next to what is being freed, or converted, while it is: no mapping of it
- * comes back with the neighbour's.
+ * A fault on a page next to one that is being freed or converted: the fault does not
+ * bring back a mapping of that page.
  */
 HAZARD(fault_next_to_what_goes_away)
 {
-	/* Long enough for a fault to come while it goes. */
+	/* Long enough for a fault to come while the page goes. */
 	const u64 blocks = 16;
 	pthread_barrier_t start;
 	struct racer racer;
@@ -1141,8 +1141,8 @@ static void *racing_reader(void *arg)
 }
 
 /*
- * Faults on single pages of a block while another makes all of it the guest's: one
- * that was found to be small before the block was in use does not split it after.
+ * Faults on single pages of a block while another vCPU maps all of it: a fault that
+ * found a single page before the block was in use does not split the mapping later.
  */
 HAZARD(fault_in_what_becomes_large)
 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Memory of a guest_memfd that moves at the same time as something else happens to it:
- * a running guest, conversions, holes, memslots, KVM_MAP_MEMORY, the end of the process.
+ * Races of moving pages of a guest_memfd with a running guest, conversions, holes,
+ * memslots, KVM_MAP_MEMORY, and the end of the process.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -59,16 +59,16 @@ static void mover_stop(struct mover *m)
 }
 
 #define ROUNDS		40
-/* So many pages are moved meanwhile, however long that takes. */
+/* The number of pages to be moved meanwhile, however long that takes. */
 #define MOVES		100
 
 #define BUSY(h, i)	((i) < ROUNDS || migrated(h) < MOVES)
 
-/* Pages that the guest counts in, in its data; a word of each. */
+/* The guest counts in one word of each of these pages. */
 #define COUNTED		4
 static u64 stop_counting;
 
-/* Returns how far it has counted, or where it found another number than its own. */
+/* Returns the number that it has reached, or ~page if the page had another number. */
 static u64 guest_counts(void)
 {
 	u64 n = 0, page;
@@ -97,8 +97,7 @@ static void *counting_guest(void *arg)
 }
 
 /*
- * The guest, and the host, count in pages that move, all the time. No write is lost, and
- * none is seen late.
+ * Guest and host count in pages that move all the time. No write is lost or seen late.
  */
 HAZARD(running_guest)
 {
@@ -112,7 +111,7 @@ HAZARD(running_guest)
 	hz_create(&h, COUNTED, GMEM_MOVABLE, 1);
 	for (page = 0; page < COUNTED; page++)
 		*hz_hva(&h, page) = 0;
-	/* The last one is only compaction's to move. */
+	/* The last page is private, so only compaction can move it. */
 	convert(&h, COUNTED - 1, 1, GMEM_PRIVATE, GMEM_ZERO);
 	stop = addr_gva2hva(h.vm, (gva_t)&stop_counting);
 	*stop = 0;
@@ -172,7 +171,7 @@ HAZARD(conversions_between_moves)
 	mg_destroy(&h);
 }
 
-/* What the policy says is true after the call, and stays true. */
+/* The policy holds after the call, and continues to hold. */
 HAZARD(conversions_race_moves)
 {
 	struct mover m;
@@ -226,7 +225,7 @@ HAZARD(holes_race_moves)
 			guest_sees(&h, page, 1, GMEM_ZEROES);
 		host_sees(&h, page, 1, GMEM_ZEROES);
 		guest_sees(&h, page, 1, GMEM_ZEROES);
-		/* What is next to it is not. */
+		/* A hole does not affect the next page. */
 		host_fill(&h, (page + 1) % NPAGES, 1, GMEM_SEED(i));
 		guest_sees(&h, (page + 1) % NPAGES, 1, GMEM_SEED(i));
 	}
@@ -235,7 +234,7 @@ HAZARD(holes_race_moves)
 	mg_destroy(&h);
 }
 
-/* Slots that come and go, and the file itself at the end, under way. */
+/* Memslots are deleted and added while pages move, and the file is closed at the end. */
 HAZARD(slots_race_moves)
 {
 	struct mover m;
@@ -290,7 +289,7 @@ HAZARD(map_memory_races_moves)
 	mg_destroy(&h);
 }
 
-/* Which the parent watches, in memory that it shares. */
+/* The parent watches it, in shared memory. */
 static void doomed(volatile u64 *moved)
 {
 	pthread_t thread;
@@ -322,12 +321,12 @@ HAZARD(killed_while_pages_move)
 		}
 		while (*moved < 20 * (i + 1) && waitpid(pid, &status, WNOHANG) != pid)
 			sched_yield();
-		TEST_ASSERT(*moved, "It has died by itself: status %#x", status);
+		TEST_ASSERT(*moved, "The child has ended by itself: status %#x", status);
 		TEST_ASSERT(!kill(pid, SIGKILL), "kill: errno %d", errno);
 		TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
 		TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "status %#x", status);
 	}
-	/* Nobody waits for what it held. */
+	/* Nobody waits for locks that the child held. */
 	nodes(KVM_X86_SW_PROTECTED_VM);
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Memory of a guest_memfd that the host's memory management moves, below a guest
- * that goes on: between nodes, by compaction, and when memory is taken offline. Who
- * holds a page, and files that were not made for it, keep it where it is.
+ * The host's memory management moves memory of a guest_memfd under a running guest:
+ * between nodes, by compaction, and for soft offlining. A page stays where it is if
+ * somebody holds it, or if its file is not migratable.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -28,7 +28,7 @@ static u64 flags_of(struct kvm_vm *vm)
 	return vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_FLAGS);
 }
 
-/* The flag is announced where it can be given, with any others, and nowhere else. */
+/* The flag is announced exactly where it is accepted, with any other flags. */
 static void check_flag(struct kvm_vm *vm, bool can)
 {
 	const u64 known = flags_of(vm);
@@ -82,7 +82,7 @@ HAZARD(flag_of_emulated_platforms)
 	HZ_REQUIRE(n, GMEM_NO_EMULATION);
 }
 
-/* What /proc says of the file. */
+/* A line of the file's fdinfo. */
 static bool fdinfo_migratable(int fd)
 {
 	char path[64], line[256], value[16] = "";
@@ -130,7 +130,7 @@ HAZARD(move_pages_of_a_default_vm)
 	nodes(KVM_X86_DEFAULT_VM);
 }
 
-/* What the host has not mapped cannot be named: holes, and private pages. */
+/* move_pages() cannot name pages that the host has not mapped: holes, and private pages. */
 HAZARD(move_pages_of_what_the_host_does_not_have)
 {
 	int status[4] = { 1000, 1000, 1000, 1000 }, node;
@@ -177,7 +177,7 @@ HAZARD(migrate_pages_of_the_process)
 		guest_sees(&h, 0, NPAGES, GMEM_SEED(1));
 		from = 1ul << node;
 		to = 1ul << !node;
-		/* Some pages are others' as well, and stay; none of ours are. */
+		/* Pages that are shared with other processes stay; the file's pages are not. */
 		TEST_ASSERT(migrate_pages(0, MASK_BITS, &from, &to) >= 0, "errno %d", errno);
 		for (page = 2; page < NPAGES; page++)
 			TEST_ASSERT_EQ(node_of(hz_hva(&h, page)), !node);
@@ -213,16 +213,16 @@ HAZARD(mbind_moves)
 	guest_sees(&h, 0, NPAGES - 1, GMEM_SEED(1));
 	host_sees(&h, 0, NPAGES - 1, GMEM_SEED(1));
 	host_fill(&h, NPAGES - 1, 1, GMEM_SEED(1));
-	/* The last one is new there. */
+	/* The last page is newly allocated there. */
 	for (page = 0; page < NPAGES; page++)
 		TEST_ASSERT_EQ(node_of(hz_hva(&h, page)), node);
 	TEST_ASSERT_EQ(migrated(&h), NPAGES - 1);
 	mg_destroy(&h);
 }
 
-/* --- Who else has the file ------------------------------------------------------- */
+/* --- Other users of the file ------------------------------------------------------ */
 
-/* In the child: what there is, and what it can write. */
+/* In the child: checks the page's bytes, and writes one. */
 static int look(volatile u8 *mem, u32 pattern)
 {
 	if (gmem_check(mem, PG, pattern, 0) != GMEM_ALL_GOOD)
@@ -255,7 +255,7 @@ HAZARD(second_mapping_and_child)
 	}
 	TEST_ASSERT_EQ(read(ready[0], &byte, 1), 1);
 
-	/* Others have it: only who may move all pages moves that. */
+	/* The page is mapped twice: only MPOL_MF_MOVE_ALL moves it. */
 	node = !node_of(h.a.hva);
 	r = move_by(0, h.a.hva, 1, node, MPOL_MF_MOVE, &status);
 	TEST_ASSERT(!r && status == -EACCES, "move_pages: %ld, status %d", r, status);
@@ -268,14 +268,14 @@ HAZARD(second_mapping_and_child)
 	host_sees(&h, 0, 2, GMEM_SEED(1));
 	guest_sees(&h, 0, 2, GMEM_SEED(1));
 
-	/* What it writes now all see. */
+	/* All mappings and the guest see what the child writes now. */
 	TEST_ASSERT_EQ(write(go[1], &byte, 1), 1);
 	TEST_ASSERT_EQ(waitpid(pid, &exit, 0), pid);
 	TEST_ASSERT(WIFEXITED(exit) && !WEXITSTATUS(exit), "The child: status %#x", exit);
 	TEST_ASSERT_EQ(again[100], 0x42);
 	TEST_ASSERT_EQ(gmem_guest_read(h.vcpus[0], page_gpa(&h, 0) + 100), 0x42);
 
-	/* Both are taken away by a conversion, of the page where it is now. */
+	/* A conversion removes both mappings of the page at its new place. */
 	convert(&h, 0, 1, GMEM_PRIVATE, GMEM_PRESERVE);
 	host_refused(&h, 0, 1);
 	gmem_host_assert_refused(again, PG);
@@ -283,7 +283,7 @@ HAZARD(second_mapping_and_child)
 	mg_destroy(&h);
 }
 
-/* Two memslots that have a part each, one of which goes and comes back elsewhere. */
+/* Two memslots with one part of the file each; one of them is deleted and added again. */
 HAZARD(two_slots_of_one_file)
 {
 	struct gmem_area second;
@@ -311,7 +311,7 @@ HAZARD(two_slots_of_one_file)
 	guest_sees(&h, 0, 4, GMEM_SEED(1));
 	gmem_guest_assert(h.vcpus[0], second.gpa, OFF(4), GMEM_SEED(1), OFF(4));
 
-	/* Bound nowhere. */
+	/* Pages that no memslot has. */
 	gmem_area_unbind(&second);
 	moves(&h, 6, 2, node);
 	gmem_area_bind(&second);
@@ -323,7 +323,7 @@ HAZARD(two_slots_of_one_file)
 	kvm_vm_free(h.vm);
 }
 
-/* A memslot that follows the host's mapping, as that of any other memory does. */
+/* A memslot without a guest_memfd, whose memory is a mapping of the file. */
 HAZARD(slot_of_the_mapping)
 {
 	struct hz h;
@@ -343,7 +343,7 @@ HAZARD(slot_of_the_mapping)
 	mg_destroy(&h);
 }
 
-/* --- What stays where it is ---------------------------------------------------- */
+/* --- Pages that stay where they are -------------------------------------------- */
 
 HAZARD(pinned_page_stays)
 {
@@ -404,7 +404,7 @@ HAZARD(file_without_the_flag_stays)
 		compact();
 		frames(&h, NPAGES, after);
 		TEST_ASSERT_EQ(different(before, after, NPAGES), 0);
-		TEST_ASSERT(!has_flag(before[1], KPF_HWPOISON), "Taken offline all the same");
+		TEST_ASSERT(!has_flag(before[1], KPF_HWPOISON), "Taken offline despite that");
 		guest_sees(&h, 0, NPAGES, GMEM_SEED(1));
 		host_sees(&h, 0, NPAGES, GMEM_SEED(1));
 		TEST_ASSERT_EQ(migrated(&h), 0);
@@ -412,7 +412,7 @@ HAZARD(file_without_the_flag_stays)
 	}
 }
 
-/* Memory that has failed is nobody's to read; a hole in its place is as good as new. */
+/* Nobody can read failed memory; after a hole, the page works again. */
 HAZARD(failed_memory_stays)
 {
 	int status[4] = { 1000, 1000, 1000, 1000 }, node, r;
@@ -505,7 +505,7 @@ HAZARD(compaction_moves_private_pages)
 	pr_info("# %lu of %d private pages moved\n", moved, SPREAD_PAGES);
 }
 
-/* A file that the host cannot map, in which all is private for ever. */
+/* A file that the host cannot map, whose pages are always private. */
 HAZARD(compaction_moves_a_file_that_does_not_convert)
 {
 	u64 between, moved = 0;
@@ -527,7 +527,7 @@ HAZARD(compaction_moves_a_file_that_does_not_convert)
 	pr_info("# %lu of %d pages moved\n", moved, SPREAD_PAGES);
 }
 
-/* Pages that nobody has used hold what others left, before and after. */
+/* Pages that were never used are moved, and read as zeroes at their first use. */
 HAZARD(compaction_moves_unused_pages)
 {
 	u64 between, moved = 0;
@@ -571,8 +571,8 @@ HAZARD(soft_offline_replaces_the_page)
 		TEST_ASSERT(!r, "MADV_SOFT_OFFLINE: errno %d (%s)", r, strerror(r));
 		TEST_ASSERT_EQ(migrated(&h), page + 1);
 		TEST_ASSERT(gmem_frame_of(hz_hva(&h, page)) && gmem_frame_of(hz_hva(&h, page)) != pfn,
-			    "The page is where it was");
-		TEST_ASSERT(has_flag(pfn, KPF_HWPOISON), "The old one is in use again");
+			    "The page did not move");
+		TEST_ASSERT(has_flag(pfn, KPF_HWPOISON), "The old frame is in use again");
 		gmem_dirty_free_pages();
 		guest_sees(&h, 0, 4, GMEM_SEED(1));
 		host_sees(&h, 0, 4, GMEM_SEED(1));
@@ -584,7 +584,7 @@ HAZARD(soft_offline_replaces_the_page)
 	mg_destroy(&h);
 }
 
-/* A block that the guest has by one mapping loses that with a page, and no byte. */
+/* A block loses its large mapping when one of its pages moves, but no byte. */
 HAZARD(large_mapping_ends)
 {
 	const u32 seed = GMEM_SEED(5);
@@ -607,7 +607,7 @@ HAZARD(large_mapping_ends)
 		TEST_ASSERT_EQ(vm_get_stat(h.vm, pages_2m), 0);
 		gmem_dirty_free_pages();
 		guest_sees(&h, 0, BLOCK_PAGES, seed);
-		/* Not from its first page on, either. */
+		/* There is no large mapping at the block's first page either. */
 		TEST_ASSERT_EQ(vm_get_stat(h.vm, pages_2m), 0);
 		guest_fill(&h, page, 1, seed + 1);
 		host_sees(&h, page, 1, seed + 1);
@@ -616,7 +616,7 @@ HAZARD(large_mapping_ends)
 	}
 }
 
-/* --- What is counted, and what is traced ------------------------------------------ */
+/* --- Statistics and trace events -------------------------------------------------- */
 
 HAZARD(moves_are_counted)
 {
@@ -649,7 +649,7 @@ HAZARD(moves_are_counted)
 
 #define TRACING	"/sys/kernel/tracing/instances/migrate"
 
-/* Events since the last call whose text has @text. */
+/* Whether there were events since the last call whose text contains @text. */
 static int traced(const char *text)
 {
 	char line[512];

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A host that wants memory back that guests are in: it offlines a block of memory,
- * or takes a frame out of use that may fail soon.  The guests' pages move, private
- * ones too, and the guests notice nothing.
+ * A host reclaims memory that guests use: it takes a block of memory offline, or a
+ * frame out of use that may fail soon.  The guests' pages move, private ones too, and
+ * the guests notice nothing.
  *
- * The machine needs memory that holds nothing but what can be moved: the kernel's
- * parameter movablecore=, which tools/vm/check gives it in a boot of its own.
+ * The machine needs ZONE_MOVABLE, which the kernel's parameter movablecore= creates.
+ * tools/vm/check boots with it for this test.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -31,7 +31,7 @@
 #define MEMORY		"/sys/devices/system/memory"
 #define KPF_HWPOISON	19
 
-/* What is allocated to get at a block of memory, at most, and at a time. */
+/* Memory to allocate in order to reach a block of memory: at most, and at a time. */
 #define FILES		32
 #define FILE_SIZE	((u64)SZ_16M)
 
@@ -81,7 +81,7 @@ FIXTURE(offline)
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpus[2];
 	struct gmem_area a;
-	/* Of the area's pages, when all of them were shared. */
+	/* Of the area's pages, from when all of them were shared. */
 	u64 frames[PAGES];
 	pthread_t looking;
 	bool stop;
@@ -129,7 +129,7 @@ static void *look(void *data)
 	return NULL;
 }
 
-/* A second vCPU compares all bytes, again and again, until look_no_more(). */
+/* A second vCPU compares all bytes repeatedly, until look_no_more(). */
 static void keep_looking(FIXTURE_DATA(offline) *self)
 {
 	self->stop = false;
@@ -143,8 +143,8 @@ static void look_no_more(FIXTURE_DATA(offline) *self)
 }
 
 /*
- * Guest and host have the bytes that they had, what is private is still, and no page
- * is in a frame of [@first, @last].
+ * Guest and host read the same bytes as before, private pages are still private, and no
+ * page is in a frame of [@first, @last].
  */
 static void assert_moved_out(FIXTURE_DATA(offline) *self, u64 first, u64 last)
 {
@@ -168,7 +168,7 @@ static void assert_moved_out(FIXTURE_DATA(offline) *self, u64 first, u64 last)
 	TEST_ASSERT(moved, "No page has moved");
 }
 
-/* Whether what is in the block of memory can be moved, all of it. */
+/* Whether everything in the block of memory can be moved. */
 static bool block_is_movable(u64 block)
 {
 	char path[128], zones[64] = "";
@@ -193,9 +193,9 @@ static int set_block(u64 block, const char *state)
 }
 
 /*
- * The first block of movable memory that can go as long as no guest is in it; in
- * another one there is what the kernel has allocated before there were zones.
- * Returns 0 if there is none: the first block of all is the kernel's.
+ * The first block of movable memory that can be taken offline while no guest uses it.
+ * Others contain memory that the kernel allocated before zones existed.
+ * Returns 0 if there is none: block 0 always belongs to the kernel.
  */
 static u64 find_block(u64 per_block)
 {
@@ -212,7 +212,7 @@ static u64 find_block(u64 per_block)
 	return 0;
 }
 
-/* Runs where memory is allocated from the node that has the block, as long as there is any. */
+/* Runs on the node that has the block, so that memory is allocated there while there is any. */
 static void run_near(u64 block)
 {
 	char path[128];
@@ -279,7 +279,7 @@ TEST_F_TIMEOUT(offline, a_block_of_memory_goes, TIMEOUT)
 		kvm_close(fds[files]);
 }
 
-/* A file that has not asked for it has no memory that has to be movable. */
+/* The memory of a file without the flag does not come from ZONE_MOVABLE. */
 TEST_F_TIMEOUT(offline, other_files_stay_out_of_movable_memory, TIMEOUT)
 {
 	u64 per_block, page, frame;
@@ -300,7 +300,7 @@ TEST_F_TIMEOUT(offline, other_files_stay_out_of_movable_memory, TIMEOUT)
 	kvm_close(fd);
 }
 
-/* The host has counted errors that could be corrected, so far. */
+/* The host acts after corrected errors, before the frame fails. */
 TEST_F_TIMEOUT(offline, a_private_frame_goes_softly, TIMEOUT)
 {
 	struct gmem_area *a = &self->a;

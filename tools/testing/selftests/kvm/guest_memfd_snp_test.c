@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * KVM's own code for SNP (arch/x86/kvm/svm/sev.c) with memory that converts in
- * place, on simulated hardware (CONFIG_KVM_SNP_SIMULATION): the launch, what the
- * RMP has for each page, a guest that runs from its VMSA and changes the state
- * of its pages through the GHCB, and firmware that fails.
+ * place, on simulated hardware (CONFIG_KVM_SNP_SIMULATION): the launch, the RMP's
+ * entry of each page, a guest that runs from its VMSA and changes the state of its
+ * pages through the GHCB, and firmware that fails.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -60,7 +60,7 @@ static gpa_t gpa(snp_fixture *self, u64 page)
 	return self->a.gpa + OFF(page);
 }
 
-/* Where the guest has the page with the C-bit. */
+/* The address at which the guest has the page with the C-bit. */
 static u64 private_gva(snp_fixture *self, u64 page)
 {
 	return gpa(self, page) + SNP_PRIVATE;
@@ -81,7 +81,7 @@ static u64 private_gva(snp_fixture *self, u64 page)
 	(u32)__q.value[2];							\
 })
 
-/* How many pages are guests' on this machine. */
+/* How many pages are assigned to guests on this machine. */
 static u64 nr_assigned(struct kvm_vm *vm)
 {
 	struct kvm_gmem_emulate q;
@@ -129,13 +129,13 @@ SNP_TEST(launch_in_place)
 	assert_rmp(self, 2, KVM_GMEM_EMULATE_STATE_NONE);
 	gmem_host_assert_refused(self->a.hva, OFF(4));
 
-	/* Given to the guest once. */
+	/* A page can be assigned to the guest only once. */
 	assert_errno(snp_update(self->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa(self, 1), PG, NULL,
 				&status), EIO);
 	TEST_ASSERT(asid >= 1 && asid <= 7, "ASID %u", asid);
 	finish(self);
 
-	/* The host gets the guest's bytes as the guest's key makes them. */
+	/* The host reads the guest's bytes as the guest's key encrypts them. */
 	gmem_convert(self->a.fd, 0, OFF(2), GMEM_SHARED, GMEM_PRESERVE);
 	assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_NONE);
 	gmem_host_assert(self->a.hva, OFF(2), GMEM_KEYED(GMEM_SEED(1)), 0);
@@ -160,7 +160,7 @@ SNP_TEST(launch_from_source)
 	kvm_munmap(source, OFF(2));
 }
 
-/* Firmware corrects a CPUID page, and leaves it to the host to be read. */
+/* Firmware corrects a CPUID page, which the host can then still read. */
 SNP_TEST(launch_cpuid_in_place)
 {
 	u32 *page = (u32 *)self->a.hva, status;
@@ -184,7 +184,7 @@ SNP_TEST(launch_cpuid_in_place)
 	finish(self);
 }
 
-/* All that was the guest's is the host's when the guest is gone. */
+/* All pages of the guest belong to the host again when the guest is gone. */
 SNP_TEST(teardown_gives_all_back)
 {
 	struct kvm_vcpu *vcpu;
@@ -194,7 +194,7 @@ SNP_TEST(teardown_gives_all_back)
 	u32 status;
 	int i;
 
-	/* More often than there are ASIDs: they are used again after a DF_FLUSH. */
+	/* More guests than ASIDs: ASIDs are used again after a DF_FLUSH. */
 	for (i = 0; i < 9; i++) {
 		vm = snp_vm_create(1, NR_PAGES, &vcpu);
 		snp_area_create(&a, vm, OFF(NR_PAGES));
@@ -208,7 +208,7 @@ SNP_TEST(teardown_gives_all_back)
 		if (i % 3 == 2)
 			assert_errno(snp_finish(vm, &status), 0);
 		TEST_ASSERT(nr_assigned(self->vm) >= before + (i % 3 ? NR_PAGES : 0),
-			    "%lu pages are guests'", nr_assigned(self->vm));
+			    "%lu pages are assigned to guests", nr_assigned(self->vm));
 		kvm_munmap(a.hva, a.size);
 		kvm_close(a.fd);
 		kvm_vm_free(vm);
@@ -259,7 +259,7 @@ SNP_TEST(guest_runs_from_its_vmsa)
 	finish(self);
 	snp_run_ok(vcpu, snp_resume(vcpu));
 
-	/* A page that the launch has added, and a page that its first touch assigns. */
+	/* A page that the launch has added, and a page that is assigned at its first touch. */
 	guest_assert(vcpu, private_gva(self, 0), PG, GMEM_SEED(1), 0);
 	assert_rmp(self, 1, KVM_GMEM_EMULATE_STATE_NONE);
 	guest_fill(vcpu, private_gva(self, 1), PG, GMEM_SEED(2), 0);
@@ -287,8 +287,8 @@ static struct kvm_vcpu *running(snp_fixture *self)
 }
 
 /*
- * A page of the other kind of file, which KVM's hooks give to the guest when it
- * touches the page; see the end of a VM for who takes it back.
+ * A page of a file that does not convert in place. KVM's hooks assign it when the guest
+ * touches it, and take it back when the VM ends.
  */
 SNP_TEST(file_that_does_not_convert)
 {
@@ -348,7 +348,7 @@ SNP_TEST(guest_changes_states_by_msr)
 	check_page_state_changes(self, SNP_OP_PSC_MSR, 1);
 }
 
-/* The host refuses, and the guest is told. */
+/* The host refuses, and the guest gets an error. */
 SNP_TEST(guest_is_refused)
 {
 	struct kvm_vcpu *vcpu = running(self);
@@ -357,11 +357,11 @@ SNP_TEST(guest_is_refused)
 		       KVM_EXIT_HYPERCALL);
 	vcpu->run->hypercall.ret = EINVAL;
 	snp_run_ok(vcpu, snp_resume(vcpu));
-	TEST_ASSERT(snp_cmd_of(vcpu)->value, "The guest was not told");
+	TEST_ASSERT(snp_cmd_of(vcpu)->value, "The guest got no error");
 	gmem_assert_attributes(self->a.fd, 0, OFF(2), GMEM_SHARED);
 }
 
-/* A guest that means the other kind of memory asks for it by that. */
+/* A guest access of the wrong kind exits, which asks for a conversion. */
 SNP_TEST(guest_changes_states_by_access)
 {
 	struct kvm_vcpu *vcpu = running(self);
@@ -382,7 +382,7 @@ SNP_TEST(guest_changes_states_by_access)
 	snp_run_ok(vcpu, snp_resume(vcpu));
 }
 
-/* KVM has the GHCB mapped until the guest goes on, so it cannot become private. */
+/* KVM has the GHCB mapped until the guest continues, so it cannot become private. */
 SNP_TEST(ghcb_in_a_converted_range)
 {
 	struct kvm_vcpu *vcpu = running(self);
@@ -394,7 +394,7 @@ SNP_TEST(ghcb_in_a_converted_range)
 	TEST_ASSERT_EQ(eo, OFF(8));
 	gmem_assert_attributes(self->a.fd, OFF(6), OFF(4), GMEM_SHARED);
 
-	/* It is a page like any other when the guest has another one. */
+	/* It is an ordinary page again once the guest uses another GHCB. */
 	snp_run_ok(vcpu, __snp_run(vcpu, SNP_OP_GHCB, gpa(self, 9), 0, 0, gpa(self, 9), 0));
 	make_private(self, 8, 1);
 }
@@ -407,7 +407,7 @@ SNP_TEST(guest_terminates)
 	TEST_ASSERT_EQ(vcpu->run->system_event.type, KVM_SYSTEM_EVENT_SEV_TERM);
 }
 
-/* --- VMSAs that are the guest's --------------------------------------------------- */
+/* --- VMSAs in guest memory -------------------------------------------------------- */
 
 #define VMSA_CPL		0x0cb
 #define VMSA_EFER		0x0d0
@@ -483,8 +483,8 @@ static void fill_vmsa(u8 *vmsa, struct kvm_vcpu *vcpu)
 	vmsa_put(vmsa, VMSA_XCR0, 1);
 }
 
-#define VMSA	17	/* The second vCPU's; hardware wants none at 2M */
-#define TEMPLATE 18	/* A copy of what it is at first */
+#define VMSA	17	/* The second vCPU's; hardware refuses one at 2M */
+#define TEMPLATE 18	/* A copy of its initial contents */
 
 /* A launched VM whose second vCPU runs from a VMSA in the file. */
 static struct kvm_vcpu *running_ap(snp_fixture *self)
@@ -515,13 +515,13 @@ SNP_TEST(ap_creation)
 	guest_assert(self->vcpus[0], private_gva(self, 0), PG, GMEM_SEED(5), 0);
 }
 
-/* The vCPU's state is lost with the page, and KVM looks for the page anew. */
+/* The vCPU's state is lost with the page, and KVM looks the page up again. */
 SNP_TEST(h29_vmsa_in_a_hole)
 {
 	struct kvm_vcpu *bsp = self->vcpus[0], *ap = running_ap(self);
 
 	TEST_ASSERT_EQ(gmem_punch(self->a.fd, OFF(VMSA), PG), 0);
-	/* The freed page may go to anybody, but does not become the next VMSA. */
+	/* The freed page may get any owner, but does not become the next VMSA. */
 	gmem_fill(self->a.hva, OFF(8), GMEM_SEED(1), 0);
 	snp_run_ok(bsp, __snp_run(bsp, SNP_OP_COPY, private_gva(self, VMSA), PG, 0,
 			  private_gva(self, TEMPLATE), 0));
@@ -573,13 +573,13 @@ SNP_TEST(h29_vmsa_in_use_is_converted)
 	gmem_convert(self->a.fd, OFF(VMSA), PG, GMEM_SHARED, GMEM_PRESERVE);
 	assert_rmp(self, VMSA, KVM_GMEM_EMULATE_STATE_NONE);
 	snp_cmd_of(ap)->value = 1;
-	TEST_ASSERT(!pthread_join(thread, &r), "No end of the thread");
+	TEST_ASSERT(!pthread_join(thread, &r), "The thread does not end");
 	TEST_ASSERT((long)r == KVM_EXIT_FAIL_ENTRY, "Wanted KVM_EXIT_FAIL_ENTRY, got %ld", (long)r);
 }
 
 /* --- The measurement -------------------------------------------------------------- */
 
-/* The launch digest that firmware tells the guest, of a launch with this page. */
+/* The launch digest that firmware reports to the guest, for a launch with this page. */
 static u64 digest_of(u32 seed)
 {
 	struct kvm_vcpu *vcpu;
@@ -603,7 +603,7 @@ static u64 digest_of(u32 seed)
 	TEST_ASSERT(!snp_cmd_of(vcpu)->value, "GUEST_REQUEST: %#lx", (u64)snp_cmd_of(vcpu)->value);
 	digest = *(u64 *)(a.hva + OFF(2));
 	TEST_ASSERT(!memcmp(a.hva + OFF(2) + 16, a.hva + OFF(1), 48),
-		    "The answer is not to the request");
+		    "The answer does not belong to the request");
 
 	kvm_munmap(a.hva, a.size);
 	kvm_close(a.fd);
@@ -665,7 +665,7 @@ SNP_TEST(firmware_fails_to_update)
 	assert_rmp(self, 1, KVM_GMEM_EMULATE_STATE_NONE);
 	gmem_host_assert(source, PG, GMEM_SEED(2), 0);
 
-	/* The pages are the host's as they were, and can be tried again. */
+	/* The pages still belong to the host, and the launch can be tried again. */
 	gmem_convert(self->a.fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
 	gmem_host_assert(self->a.hva, PG, GMEM_SEED(1), 0);
 	make_private(self, 0, 1);
@@ -711,7 +711,7 @@ SNP_TEST(firmware_fails_to_flush)
 	u32 i, status;
 	int r = 0;
 
-	/* No VM has an ASID of its own once each was used. */
+	/* No VM has an ASID that was never used before. */
 	snp_inject(self->vm, SNP_DF_FLUSH, RESOURCE_LIMIT, ~0ULL);
 	for (i = 0; i < 9 && !r; i++) {
 		vm = vm_create_barebones_type(KVM_X86_SNP_VM);
@@ -726,7 +726,7 @@ SNP_TEST(firmware_fails_to_flush)
 	kvm_vm_free(vm);
 }
 
-/* A command that is ordered to fail does so, and one that no longer is does not. */
+/* A command fails while a failure is injected, and succeeds again without it. */
 SNP_TEST(firmware_fails_as_ordered)
 {
 	u32 status;
@@ -741,7 +741,7 @@ SNP_TEST(firmware_fails_as_ordered)
 
 /* --- Pages that the platform keeps --------------------------------------------------- */
 
-/* If RMPUPDATE fails, the page that the launch did not assign is not the guest's. */
+/* If RMPUPDATE fails, the launch has not assigned the page to the guest. */
 SNP_TEST(rmpupdate_fails_to_launch)
 {
 	u32 status;
@@ -795,7 +795,7 @@ static void assert_lost(snp_fixture *self, u64 before, u64 lost)
 	self->a = a;
 }
 
-/* The page cannot be taken back: the VM is dead, and neither the host nor a guest gets the page. */
+/* If a page cannot be taken back, the VM is dead, and neither host nor guest gets the page. */
 SNP_TEST(rmpupdate_fails_to_take_back)
 {
 	u64 before = nr_assigned(self->vm), eo;
@@ -811,7 +811,7 @@ SNP_TEST(rmpupdate_fails_to_take_back)
 	assert_lost(self, before, 1);
 }
 
-/* Firmware does not give a page back that it was to launch with. */
+/* Firmware does not give back a page with which it was to launch. */
 SNP_TEST(firmware_keeps_a_page)
 {
 	u64 before = nr_assigned(self->vm), eo;
@@ -829,7 +829,7 @@ SNP_TEST(firmware_keeps_a_page)
 	assert_lost(self, before, 1);
 }
 
-/* Nor the page of a vCPU's state. */
+/* Firmware does not give back the page of a vCPU's state. */
 SNP_TEST(firmware_keeps_a_vmsa)
 {
 	u64 before = nr_assigned(self->vm);
@@ -844,7 +844,7 @@ SNP_TEST(firmware_keeps_a_vmsa)
 	assert_lost(self, before, 1);
 }
 
-/* How many SNP VMs there can be beside those that there are. */
+/* How many more SNP VMs can be created. */
 static u32 nr_asids(void)
 {
 	struct kvm_sev_init init = {};
@@ -862,7 +862,7 @@ static u32 nr_asids(void)
 	return n - 1;
 }
 
-/* Firmware does not end a guest: its pages are the host's again, its ASID is not used again. */
+/* Firmware does not end a guest: the host gets its pages back, but its ASID is not used again. */
 SNP_TEST(firmware_keeps_a_guest)
 {
 	u64 before = nr_assigned(self->vm);
@@ -888,7 +888,7 @@ SNP_TEST(firmware_keeps_a_guest)
 	snp_run_ok(self->vcpus[0], snp_resume(self->vcpus[0]));
 }
 
-/* Firmware does not give back pages of its own for a guest that is gone: the next has others. */
+/* Firmware keeps its pages of a guest that is gone: the next guest gets others. */
 SNP_TEST(firmware_keeps_its_pages)
 {
 	struct kvm_vm *vm;
@@ -905,7 +905,7 @@ SNP_TEST(firmware_keeps_its_pages)
 	snp_run_ok(self->vcpus[0], snp_resume(self->vcpus[0]));
 }
 
-/* The host writes no page before the guest has lost it. */
+/* The host does not write a page before the guest has lost it. */
 SNP_TEST(zeroed_when_given_up)
 {
 	struct kvm_vcpu *vcpu = running(self);
@@ -917,7 +917,7 @@ SNP_TEST(zeroed_when_given_up)
 	guest_assert(vcpu, gpa(self, 0), OFF(4), 0, 0);
 }
 
-/* The process is killed while its guest runs: all that was the guest's is taken back. */
+/* The process is killed while its guest runs: all pages of the guest are taken back. */
 SNP_TEST(killed_while_running)
 {
 	u64 before = nr_assigned(self->vm);

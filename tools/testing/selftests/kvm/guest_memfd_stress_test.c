@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Everything that can happen to an in-place guest_memfd, at once, against a
- * model of who may see what: the host's side. gmem_stress.h has the model and the
- * guest.
+ * All operations on an in-place guest_memfd at once, checked against a model of which
+ * party may see which bytes: the host's side. gmem_stress.h has the model and the guest.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -22,7 +21,7 @@
 
 /* --- The VMM ---------------------------------------------------------------------- */
 
-/* A hole in the place of poisoned pages heals them. */
+/* A hole replaces poisoned pages by fresh ones. */
 static void heal(u64 page)
 {
 	gmem_punch(gmem_fd, page * PAGE_SIZE, PAGE_SIZE);
@@ -112,7 +111,7 @@ static bool host_write_word(volatile u64 *p, u64 w)
 	return gmem_host_can(*p = w);
 }
 
-/* The verdict about one access; before is the state as it was before it. */
+/* Checks one access; before is the page's state before the access. */
 static void judge_access(u64 who, u64 page, u64 before, bool ok, u64 value)
 {
 	struct page_model *p = &ctl->pages[page];
@@ -127,8 +126,8 @@ static void judge_access(u64 who, u64 page, u64 before, bool ok, u64 value)
 }
 
 /*
- * Read by way of a reference of the page that a pipe holds for a while, which
- * makes requests to private fail as long as it does.
+ * Reads through a reference to the page that a pipe holds for a while. Requests to
+ * private fail for that long.
  */
 static bool host_read_pinned(volatile u64 *p, u64 *w)
 {
@@ -139,7 +138,7 @@ static bool host_read_pinned(volatile u64 *p, u64 *w)
 	TEST_ASSERT(!pipe(fds), "pipe(): errno %d", errno);
 	ok = vmsplice(fds[1], &iov, 1, 0) == sizeof(*p);
 	if (ok) {
-		/* Long enough for a request to meet the pin, if there still is one. */
+		/* Long enough for a request to meet the pin, if requests still run. */
 		u64 before = LOAD(ctl->progress[CONVERT0]);
 
 		for (i = 0; i < 64 && LOAD(ctl->progress[CONVERT0]) == before; i++)
@@ -262,8 +261,8 @@ static void *touch_thread(void *arg)
 }
 
 /*
- * A child has a mapping of its own in an mm of its own, and the model in
- * memory that it shares. It takes no lock, so that none is lost with it.
+ * A child has its own mapping in its own mm, and shares the memory of the model.
+ * It takes no lock, so that no lock is lost when it dies.
  */
 static void *fork_thread(void *arg)
 {
@@ -292,7 +291,7 @@ static void *fork_thread(void *arg)
 
 /* --- Conversions -------------------------------------------------------------------- */
 
-/* With the locks: what is true of a range from before the request on. */
+/* With the locks: updates the model of a range before the request. */
 static void before_request(u64 first, u64 n, u64 attrs, bool destroys,
 			   u64 *old_exposed)
 {
@@ -308,7 +307,7 @@ static void before_request(u64 first, u64 n, u64 attrs, bool destroys,
 			STORE(p->exposed, p->gen);
 		if (phase_of(p->state) != (attrs ? SHARED : PRIVATE))
 			continue;
-		/* Nobody may see secrets of the next private phase. */
+		/* Nobody may see secrets of the next private phase yet. */
 		if (attrs) {
 			STORE(p->gen, p->gen + 1);
 			p->entered = slot_changes(ctl, first + i);
@@ -334,7 +333,7 @@ static void after_grant(u64 who, u64 page, u64 attrs, u64 policy, bool changes)
 		set_word(&p->inside, 0);
 	} else if (changes && has_sept(ctl) &&
 		   (policy == GMEM_NONE || slot_changed(ctl, page, p->entered))) {
-		/* The page may have been in the S-EPT, and come out of it. */
+		/* The page may have been in the S-EPT, and been removed from it. */
 		add_word(&p->word0, ctl->remove_zeroes ? 0 : KVM_GMEM_EMULATION_KEY);
 		for (i = 0; i < p->inside.n && !ctl->remove_zeroes; i++)
 			add_word(&p->word0, p->inside.word[i] ^ KVM_GMEM_EMULATION_KEY);
@@ -345,7 +344,7 @@ static void after_grant(u64 who, u64 page, u64 attrs, u64 policy, bool changes)
 		p->mapped = 0;
 }
 
-/* And from after it on. */
+/* With the locks: updates the model of a range after the request. */
 static void after_request(u64 who, u64 first, u64 n, u64 attrs, u64 policy,
 			  bool destroys, bool ok, u64 *old_exposed)
 {
@@ -396,7 +395,7 @@ static void check_after_request(u64 who, u64 first, u64 n)
 	}
 }
 
-/* Errors with which a request may be refused. */
+/* The errors that a request may return. */
 static bool may_refuse(int r, u64 page, u64 attrs, u64 policy, bool destroys)
 {
 	switch (r) {
@@ -405,7 +404,7 @@ static bool may_refuse(int r, u64 page, u64 attrs, u64 policy, bool destroys)
 	case EHWPOISON:
 		return destroys && may_be_poisoned(&ctl->pages[page]);
 	case EOPNOTSUPP:
-		/* Only of a private page can the platform be the owner. */
+		/* The platform can own private pages only. */
 		return phase_of(LOAD(ctl->pages[page].state)) == PRIVATE &&
 		       ((ctl->platform && attrs && policy == GMEM_ZERO) ||
 			(has_sept(ctl) && !attrs && policy == GMEM_PRESERVE));
@@ -453,7 +452,7 @@ static void request(u64 who, u64 first, u64 n, u64 attrs, u64 policy)
 	check_after_request(who, first, n);
 }
 
-/* With the locks: something to preserve. */
+/* With the locks: writes bytes to be preserved. */
 static void host_write_words(u64 first, u64 n)
 {
 	u64 i, w;
@@ -485,9 +484,9 @@ static void convert(u64 who, u64 *seed)
 	request(who, first, n, attrs, policy);
 	if (ctl->platform && next_random(seed) & 1) {
 		/*
-		 * There and back, with the guest faulting on the pages: whether
-		 * it gets one before PRESERVE asks for it, or while it does, is
-		 * all that decides about the bytes.
+		 * To private and back, while the guest faults on the pages. The
+		 * bytes depend only on whether the guest gets a page before, or
+		 * while, PRESERVE asks for its owner.
 		 */
 		request(who, first, n, GMEM_SHARED, GMEM_ZERO);
 		host_write_words(first, n);
@@ -517,7 +516,7 @@ static void *convert_thread(void *arg)
 
 /* --- Holes, slots, poison --------------------------------------------------------------- */
 
-/* With the locks a hole is a request that zeroes and leaves the state alone. */
+/* With the locks a hole acts like a request with ZERO that keeps the state. */
 static void punch_locked(u64 who, u64 first, u64 n)
 {
 	u64 i;
@@ -593,8 +592,8 @@ static void *slots_thread(void *arg)
 }
 
 /*
- * Pages that the host has mapped, to the other node, and all, private ones too, by
- * compaction. Whether a page can be moved at this moment is not known.
+ * Moves pages that the host has mapped to the other node, and all pages, private ones
+ * too, by compaction. It is not known whether a page can be moved at this moment.
  */
 static void move(u64 first, u64 n, int node)
 {
@@ -654,7 +653,7 @@ static void *poison_thread(void *arg)
 	for (i = 0; i < NR_POISON && !LOAD(ctl->stop); i++) {
 		page = FIRST_POISON + i;
 		STORE(ctl->pages[page].poisoned, 1);
-		/* Private pages cannot be, so wait for it to be shared. */
+		/* Private pages cannot be poisoned, so wait for the page to be shared. */
 		for (tries = 0; tries < 10000 && !LOAD(ctl->stop); tries++) {
 			r = poison(page);
 			if (!r)
@@ -664,7 +663,7 @@ static void *poison_thread(void *arg)
 				break;
 			sched_yield();
 		}
-		/* The difference of two counts is what the other threads did meanwhile. */
+		/* The difference of two counts shows what the other threads did meanwhile. */
 		tries = LOAD(ctl->progress[CONVERT0]) + ctl->iterations / (NR_POISON + 1);
 		while (LOAD(ctl->progress[CONVERT0]) < tries &&
 		       !LOAD(ctl->done[CONVERT0]) && !LOAD(ctl->stop)) {
@@ -743,7 +742,7 @@ static const struct storm storms[] = {
 	{ "emulated_tdx_zeroing", KVM_GMEM_EMULATE_TDX, KVM_GMEM_EMULATE_REMOVE_ZEROES },
 };
 
-/* A run in which one of these did not happen has not tested anything. */
+/* A run without one of these has not tested enough. */
 static bool all_happened(void)
 {
 	static const enum counter stats[] = {
@@ -805,8 +804,8 @@ static bool run_storm(const struct storm *storm, u64 iterations, u64 seed)
 	create_vm(storm);
 
 	/*
-	 * The children are there for the file's mapping. Keep copy-on-write away
-	 * from the guest's code, stack and page tables, as VMMs do.
+	 * The children test the file's mapping only. Keep copy-on-write away from
+	 * the guest's code, stack and page tables, as VMMs do.
 	 */
 	region = memslot2region(vm, 0);
 	TEST_ASSERT(!madvise(region->host_mem, region->region.memory_size, MADV_DONTFORK),

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What a hostile VMM tries against a running protected guest, and does not get.
+ * Attacks of a hostile VMM on a running protected guest, all of which must fail.
  *
- * Nothing here is what a VMM should do. The guests are real, and so is EL2: the
- * kernel has to be booted with kvm-arm.mode=protected.
+ * A VMM should do nothing of this. The guests and EL2 are real: the kernel has to
+ * be booted with kvm-arm.mode=protected.
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -11,7 +11,7 @@
 #include "kvm_test_harness.h"
 #include "gmem_pkvm.h"
 
-/* Seconds. The sanitised kernel is slow, and what takes longer hangs. */
+/* Seconds, after which a test counts as hung. The sanitised kernel is slow. */
 #define TIMEOUT	300
 
 #define GPA2	(GMEM_GPA + 2 * NPAGES * PG)
@@ -96,8 +96,8 @@ static void until_told(struct cpu *c, enum gmem_op op, u64 offset)
 }
 
 /*
- * Gives the answer to it, then the guest's registers a shape that the VMM would
- * like. Returns what the guest has heard.
+ * Answers the hypercall, then sets the guest's registers to other values.
+ * Returns the result that the guest gets.
  */
 static s64 answer(struct cpu *c, u64 ret, s64 x0)
 {
@@ -115,13 +115,13 @@ static s64 answer(struct cpu *c, u64 ret, s64 x0)
 	return c->cmd->value;
 }
 
-/* --- Other bytes in the place of the guest's ------------------------------ */
+/* --- Replacing the guest's bytes ------------------------------------------ */
 
 /* mov x0, #7; ret, and the same with 42 */
 static const u32 own_code[] = { 0xd28000e0, 0xd65f03c0 };
 static const u32 other_code[] = { 0xd2800540, 0xd65f03c0 };
 
-/* Cut the guest's code out, put other code in its place, have the guest call it. */
+/* Punch out the guest's code, put other code there, and let the guest call it. */
 ATTACK(h46_code_is_not_exchanged)
 {
 	struct pvm *p = &self->p;
@@ -147,19 +147,19 @@ ATTACK(h46_code_is_not_exchanged)
 		TEST_ASSERT_EQ(c->lost, lost + 1 + i);
 		TEST_ASSERT_EQ(c->vcpu->run->memory_fault.gpa, GMEM_GPA);
 	}
-	/* Another hole, ZERO, or another try do not help. */
+	/* Another hole, ZERO, or a retry do not help. */
 	assert_errno(gmem_punch(p->fd, 0, PG), 0);
 	gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_ZERO);
 	TEST_ASSERT(!cpu_run(c), "The guest runs zeroes");
-	/* It is this address that is lost, and not the guest. */
+	/* Only this address is lost, not the guest. */
 	vcpu_set_reg(c->vcpu, ARM64_CORE_REG(regs.pc),
 		     vcpu_get_reg(c->vcpu, ARM64_CORE_REG(regs.regs[0]) + 30 * 2));
-	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT(cpu_run(c), "The guest does not continue");
 	cpu_check(c, PG, PG, GMEM_SEED(1));
 	cpu_assert_lost(c, 0);
 }
 
-/* The same page at a second address, by whatever means there are. */
+/* The same page at a second address, in every possible way. */
 ATTACK(h46_no_page_at_two_addresses)
 {
 	struct pvm *p = &self->p, q;
@@ -183,7 +183,7 @@ ATTACK(h46_no_page_at_two_addresses)
 	cpu_start(c);
 	cpu_start(&p->cpu[1]);
 	cpu_fill(c, 0, 2 * PG, GMEM_SEED(1));
-	/* One that the guest keeps, one that it shares, one that it has never had. */
+	/* A page that the guest owns, one that it shares, and one that it has never had. */
 	cpu_share(c, PG, PG);
 	gmem_convert(p->fd, PG, 2 * PG, GMEM_SHARED, GMEM_PRESERVE);
 	host_check(p, PG, PG, GMEM_SEED(1));
@@ -207,9 +207,9 @@ ATTACK(h46_no_page_at_two_addresses)
 	cpu_check(c, 2 * PG, PG, GMEM_SEED(2));
 }
 
-/* --- Lies about what the guest has asked for ------------------------------ */
+/* --- False answers to the guest's requests -------------------------------- */
 
-/* "You share it", when it does not, and "you do not", when it does. */
+/* The answer says that the page is shared when it is not, and the other way round. */
 TOLD_ATTACK(h47_share_is_what_el2_did)
 {
 	struct pvm *p = &self->p;
@@ -218,23 +218,23 @@ TOLD_ATTACK(h47_share_is_what_el2_did)
 	cpu_start(c);
 	cpu_fill(c, 0, 4 * PG, GMEM_SEED(1));
 
-	/* Converted, and then refused: the page is shared, and the guest is told so. */
+	/* Converted, and then refused: the page is shared, and the guest gets SUCCESS. */
 	until_told(c, GMEM_OP_SHARE, 0);
 	gmem_convert(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
 	TEST_ASSERT_EQ(answer(c, EPERM, INVALID_PARAMETER), 0);
 	host_check(p, 0, PG, GMEM_SEED(1));
 
-	/* The same, without a word that it was refused. */
+	/* The same, without a refusal in the answer. */
 	until_told(c, GMEM_OP_SHARE, PG);
 	gmem_convert(p->fd, PG, PG, GMEM_SHARED, GMEM_PRESERVE);
 	TEST_ASSERT_EQ(answer(c, 0, INVALID_PARAMETER), 0);
 
-	/* Refused: it is not shared, and the guest does not wait for a device. */
+	/* Refused: the page is not shared, and the guest does not wait for a device. */
 	until_told(c, GMEM_OP_SHARE, 2 * PG);
 	TEST_ASSERT_EQ(answer(c, EPERM, 0), INVALID_PARAMETER);
 	assert_errno(gmem_set_once(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
 
-	/* Taken away when it was shared: what comes next at the address is not. */
+	/* The page is taken away while shared: the next page at the address is not shared. */
 	until_told(c, GMEM_OP_SHARE, 3 * PG);
 	gmem_convert(p->fd, 3 * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
 	host_check(p, 3 * PG, PG, GMEM_SEED(1));
@@ -247,9 +247,9 @@ TOLD_ATTACK(h47_share_is_what_el2_did)
 }
 
 /*
- * A page whose sharing is refused was not shared for a moment: the hole that comes
- * while user space is asked finds it to be the guest's own. So does a request for
- * more than what the guest has asked to share.
+ * A page whose sharing is refused was never shared, not even for a moment: a hole
+ * that is punched during the exit finds that the guest owns it. So does a request
+ * for more pages than the guest wants to share.
  */
 TOLD_ATTACK(h47_refused_share_shares_nothing)
 {
@@ -284,8 +284,8 @@ TOLD_ATTACK(h47_refused_share_shares_nothing)
 }
 
 /*
- * "That was a SHARE": what the guest wants to have back while the file says that it is
- * shared, and the host has it mapped, it does not get.
+ * The VMM answers an UNSHARE as if it were a SHARE. The guest does not get the page back
+ * while the file says that it is shared, and the host has it mapped.
  */
 TOLD_ATTACK(h47_unshare_is_no_share)
 {
@@ -317,7 +317,7 @@ static u32 *put_mov(u32 *code, int d, u64 value)
 
 /*
  * The guest is entered, and stops before its first instruction: its code, which it
- * shares, has been cut out. What it has heard is not for the VMM to change then.
+ * shares, was punched out. The VMM cannot change the answer then.
  */
 TOLD_ATTACK(h47_answer_stays_until_the_guest_goes_on)
 {
@@ -355,18 +355,18 @@ TOLD_ATTACK(h47_answer_stays_until_the_guest_goes_on)
 		set_x(c, 0, 0);
 		set_x(c, 1, 0x5a5a5a5a);
 	}
-	/* Elsewhere it does not wait for an answer. */
+	/* At another address it does not wait for an answer. */
 	set_x(c, 0, 77);
 	vcpu_set_reg(c->vcpu, ARM64_CORE_REG(regs.pc), get_x(c, 30));
-	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT(cpu_run(c), "The guest does not continue");
 	TEST_ASSERT_EQ(c->cmd->value, 77);
 	assert_errno(gmem_set_once(p->fd, PG, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
 	cpu_check(c, PG, PG, GMEM_SEED(1));
 }
 
 /*
- * The same for what EL2 answers at once: the call is at the end of a page, and the guest
- * has not got the next one yet.
+ * The same for calls that EL2 answers at once: the call is at the end of a page, and the
+ * guest has not got the next page yet.
  */
 ATTACK(h47_answer_stays_at_the_end_of_a_page)
 {
@@ -407,12 +407,12 @@ ATTACK(h47_answer_stays_at_the_end_of_a_page)
 		}
 		set_x(c, 0, 77);
 		vcpu_set_reg(c->vcpu, ARM64_CORE_REG(regs.pc), get_x(c, 30));
-		TEST_ASSERT(cpu_run(c), "The guest does not go on");
+		TEST_ASSERT(cpu_run(c), "The guest does not continue");
 		TEST_ASSERT_EQ(c->cmd->value, 77);
 	}
 }
 
-/* The first instruction after a call is for the host to emulate: EL2 leaves its result. */
+/* The host emulates the first instruction after a call: EL2 keeps its result. */
 ATTACK(load_from_a_device_after_an_answer)
 {
 	static const u32 functions[] = { VENDOR_HYP_FEATURES, MEM_SHARE, MEM_SHARE };
@@ -453,7 +453,7 @@ ATTACK(load_from_a_device_after_an_answer)
 	}
 }
 
-/* A vCPU that is reset in an exit is not the one that waits for an answer. */
+/* A vCPU that is reset during an exit does not wait for an answer any more. */
 TOLD_ATTACK(reset_vcpu_hears_no_answer)
 {
 	struct pvm *p = &self->p;
@@ -491,7 +491,7 @@ TOLD_ATTACK(reset_vcpu_hears_no_answer)
 		}
 		TEST_ASSERT(gone->cmd->value & BIT(9), "%#lx", (u64)gone->cmd->value);
 
-		/* Its request was not carried out, and cannot be any more. */
+		/* Its request was not carried out, and can no longer be. */
 		assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL),
 			     round ? 0 : EPERM);
 		if (!round)
@@ -509,7 +509,7 @@ TOLD_ATTACK(h47_unshare_is_what_el2_did)
 	cpu_fill(c, 0, 2 * PG, GMEM_SEED(1));
 	cpu_share(c, 0, 2 * PG);
 
-	/* Nothing was done, and the VMM tries to tell the guest that everything was. */
+	/* Nothing was done, and the VMM tries to report success. */
 	until_told(c, GMEM_OP_UNSHARE, 0);
 	TEST_ASSERT_EQ(answer(c, 0, 0), INVALID_PARAMETER);
 	until_told(c, GMEM_OP_UNSHARE, 0);
@@ -524,22 +524,22 @@ TOLD_ATTACK(h47_unshare_is_what_el2_did)
 	gmem_convert(p->fd, 0, 2 * PG, GMEM_SHARED, GMEM_PRESERVE);
 	host_check(p, 0, 2 * PG, GMEM_SEED(1));
 
-	/* It was done, and the VMM tries to tell the guest that it was not. */
+	/* It was done, and the VMM tries to report a failure. */
 	until_told(c, GMEM_OP_UNSHARE, 0);
 	gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
 	TEST_ASSERT_EQ(answer(c, 0, INVALID_PARAMETER), 0);
 	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
 	cpu_check(c, 0, 2 * PG, GMEM_SEED(1));
 
-	/* A guest that gives a page back is told of success. */
+	/* A guest that gives a page back gets SUCCESS. */
 	until_told(c, GMEM_OP_RELINQUISH, 0);
 	TEST_ASSERT_EQ(answer(c, EPERM, INVALID_PARAMETER), 0);
 	cpu_check(c, 0, PG, GMEM_ZEROES);
 }
 
 /*
- * An SMC with the number of one of EL2's calls does nothing, and is not for the host to
- * answer. Its KVM would have an answer to FEATURES.
+ * An SMC with the number of one of EL2's calls does nothing, and the host does not get to
+ * answer it. The host's KVM would answer FEATURES.
  */
 TOLD_ATTACK(smc_shares_nothing)
 {
@@ -563,8 +563,8 @@ TOLD_ATTACK(smc_shares_nothing)
 }
 
 /*
- * A hypercall of a vCPU that was reset before it was answered is answered later,
- * when the guest, on another vCPU, has long done something else with the page.
+ * A vCPU is reset before its hypercall is answered. The answer comes later, when the
+ * guest, on another vCPU, has already used the page for something else.
  */
 TOLD_ATTACK(replay_after_teardown_of_a_vcpu)
 {
@@ -590,7 +590,7 @@ TOLD_ATTACK(replay_after_teardown_of_a_vcpu)
 	cpu_share(c, 0, PG);
 	gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
 
-	/* The old one is refused now, and again, in the name of one that is forged. */
+	/* The old request is answered with a refusal, and then as a forged UNSHARE: neither counts. */
 	for (i = 0; i < 2; i++) {
 		set_x(gone, 0, i ? MEM_UNSHARE : MEM_SHARE);
 		set_x(gone, 1, GMEM_GPA);
@@ -598,7 +598,7 @@ TOLD_ATTACK(replay_after_teardown_of_a_vcpu)
 		gone->vcpu->run->immediate_exit = 1;
 		TEST_ASSERT(__vcpu_run(gone->vcpu) && errno == EINTR, "No EINTR: %d", errno);
 	}
-	/* The guest shares it, and knows that it does. */
+	/* The guest shares it, and gets SUCCESS. */
 	gmem_convert(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE);
 	host_check(p, 0, PG, GMEM_SEED(2));
 	cpu_unshare(c, 0, PG);
@@ -655,12 +655,12 @@ ATTACK(conversion_against_relinquish)
 
 	TH_LOG("converted %lu times, refused %lu times", race.result[0], race.result[EPERM]);
 	TEST_ASSERT(!c->cmd->value, "The guest has seen %ld wrong bytes", (long)c->cmd->value);
-	TEST_ASSERT(race.result[0] && race.result[EPERM], "Nothing was in the way of anything");
+	TEST_ASSERT(race.result[0] && race.result[EPERM], "The races never met");
 }
 
 /* --- Memory that fails ------------------------------------------------------ */
 
-/* A page that the guest shares. It does not read on, and can have another one. */
+/* A page that the guest shares. The guest stops reading it, and can get another page. */
 ATTACK(memory_that_fails_while_shared)
 {
 	struct pvm *p = &self->p;
@@ -681,7 +681,7 @@ ATTACK(memory_that_fails_while_shared)
 	cpu_fill(c, 2 * PG, PG, GMEM_SEED(2));
 }
 
-/* A page that the guest keeps. Its address is lost with it, and nothing touches the page. */
+/* A page that the guest owns. Its address is lost with it, and nothing touches the page. */
 ATTACK(memory_that_fails_while_kept)
 {
 	struct pvm *p = &self->p;
@@ -705,13 +705,13 @@ ATTACK(memory_that_fails_while_kept)
 	close(fd);
 
 	cpu_assert_lost(c, 2 * PG);
-	/* The file has it until there is a hole, and it is not the host's either. */
+	/* The file keeps it until a hole is punched, and the host cannot use it either. */
 	gmem_convert(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
 	TEST_ASSERT(gmem_host_refused(p->mem + 2 * PG), "The host has failed memory");
 	gmem_convert(p->fd, 2 * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
 	assert_errno(gmem_punch(p->fd, 2 * PG, PG), 0);
 	cpu_assert_lost(c, 2 * PG);
-	/* The file has a new one, which the guest does not see. */
+	/* The file has a new page, which the guest does not see. */
 	gmem_convert(p->fd, 2 * PG, PG, GMEM_SHARED, GMEM_PRESERVE);
 	host_check(p, 2 * PG, PG, GMEM_ZEROES);
 	cpu_check(c, 0, 2 * PG, GMEM_SEED(1));

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Ways to have the host's memory management move pages, for the tests of guest_memfds
+ * Ways to make the host's memory management move pages, for the tests of guest_memfds
  * with GUEST_MEMFD_FLAG_MIGRATABLE.
  *
- * Where a page is, the host's page table says. Of a private page it says nothing:
- * such pages are looked at before they become private, and when they are shared again.
+ * The tests find a page's frame by the host's page table, which has no entry for private
+ * pages. So the frame is read before a page becomes private, and when it is shared again.
  */
 #ifndef SELFTEST_KVM_GMEM_MOVE_H
 #define SELFTEST_KVM_GMEM_MOVE_H
@@ -20,12 +20,12 @@
 #include "gmem_hazard.h"
 #include "numaif.h"
 
-/* The pages of most files here. */
+/* The number of pages of most files here. */
 #define NPAGES		16
 
 #define GMEM_MOVABLE	(GMEM_MMAP_SHARED | GUEST_MEMFD_FLAG_MIGRATABLE)
 
-/* As many as one call is asked for here. */
+/* The largest number of pages in one call. */
 #define MAX_MOVED	512
 
 #define NEEDS_NODES	"needs two NUMA nodes"
@@ -46,8 +46,8 @@ static inline int node_of(const volatile u8 *hva)
 }
 
 /*
- * Asks for pages of a process to be moved to @node. Returns what the call does, or
- * -errno; a status is what it was before where the call has not come to it.
+ * Requests that pages of a process be moved to @node. Returns what the call returns, or
+ * -errno. If the call does not reach a page, its status does not change.
  */
 static inline long move_by(pid_t pid, volatile u8 *hva, u64 n, int node, int flags,
 			   int *status)
@@ -66,7 +66,7 @@ static inline long move_by(pid_t pid, volatile u8 *hva, u64 n, int node, int fla
 	return r < 0 ? -errno : r;
 }
 
-/* Fills one end of each zone with what moves at the other. */
+/* Compacts all zones: movable pages go to one end of each zone. */
 static inline void compact(void)
 {
 	int fd = open("/proc/sys/vm/compact_memory", O_WRONLY);
@@ -75,7 +75,7 @@ static inline void compact(void)
 	close(fd);
 }
 
-/* Memory that is not the file's, in one piece or in pages. */
+/* Memory outside of the file, contiguous or in pages. */
 static inline u8 *other_memory(u64 size, bool whole)
 {
 	u8 *mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
@@ -129,11 +129,11 @@ do {										\
 		TEST_ASSERT_EQ(node_of(hz_hva(h, __page + __i)), __node);	\
 		TEST_ASSERT(__before[__i] &&					\
 			    __before[__i] != gmem_frame_of(hz_hva(h, __page + __i)),	\
-			    "Page %lu is where it was", __page + __i);		\
+			    "Page %lu did not move", __page + __i);		\
 	}									\
 } while (0)
 
-/* The page at @hva is asked to move, and stays; what else is asked for is in vain, too. */
+/* A request to move the page at @hva fails, and the page stays. */
 #define stays(hva)								\
 do {										\
 	volatile u8 *__hva = (hva);						\
@@ -148,9 +148,9 @@ do {										\
 } while (0)
 
 /*
- * Spreads the file's first @n pages over a node's memory: so much of other memory
- * after each @step of them, which is free in the end. Compaction fills one end of the
- * node with what it finds at the other. Pages are written, or only allocated.
+ * Spreads the file's first @n pages over a node's memory. @between bytes of other memory
+ * follow each @step pages, and are freed at the end. Compaction then moves pages from one
+ * end of the node to the other. Pages are written, or only allocated.
  */
 static inline void spread(struct hz *h, u64 n, u64 step, u64 between, bool write)
 {
@@ -200,7 +200,7 @@ static inline bool has_flag(u64 pfn, int flag)
 	return flags & BIT_ULL(flag);
 }
 
-/* A VM whose pages go to the other node and back, with guest and host looking and writing between. */
+/* Moves a VM's pages to the other node and back; guest and host read and write in between. */
 static inline void nodes(u32 type)
 {
 	struct hz h;
@@ -213,7 +213,7 @@ static inline void nodes(u32 type)
 		guest_sees(&h, 0, NPAGES, GMEM_SEED(i - 1));
 		node = !node;
 		moves(&h, 0, NPAGES, node);
-		/* Whoever has an old page sees that. */
+		/* A stale mapping of an old page would show these bytes. */
 		gmem_dirty_free_pages();
 		guest_sees(&h, 0, NPAGES, GMEM_SEED(i - 1));
 		host_sees(&h, 0, NPAGES, GMEM_SEED(i - 1));
@@ -228,7 +228,7 @@ static inline void nodes(u32 type)
 	mg_destroy(&h);
 }
 
-/* Skips the whole program where nothing moves. */
+/* Skips the whole program where pages cannot move. */
 static inline void gmem_require_moves(void)
 {
 	gmem_require_in_place();

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * SNP guests on simulated hardware (CONFIG_KVM_SNP_SIMULATION): VMs of type
- * KVM_X86_SNP_VM, which KVM's own code for SNP runs, with a guest that executes
- * commands of the host.
+ * KVM_X86_SNP_VM under KVM's own code for SNP, with a guest that executes commands
+ * of the host.
  *
  * The guest's program and its stacks are private, in slot 0 of libkvm. Commands
  * and GHCBs are in shared pages. The test's memory is a file that converts in
  * place: the guest has it mapped twice, without the C-bit at gva = gpa, and with
- * it at gva = gpa + SNP_PRIVATE. Nobody in the guest handles exceptions.
+ * it at gva = gpa + SNP_PRIVATE. The guest has no exception handlers.
  */
 #ifndef SELFTEST_KVM_GMEM_SNP_H
 #define SELFTEST_KVM_GMEM_SNP_H
@@ -54,7 +54,7 @@ enum snp_op {
 	SNP_OP_GHCB,		/* from now on the GHCB is at gpa gva, mapped at pos */
 	SNP_OP_COPY,		/* size bytes from gva pos to gva, in words */
 	SNP_OP_SPIN,		/* until value is not 0 */
-	SNP_OP_TERMINATE,	/* ask for the end of the guest */
+	SNP_OP_TERMINATE,	/* request the guest's termination */
 };
 
 struct snp_cmd {
@@ -260,8 +260,8 @@ static inline bool snp_is_simulated(void)
 }
 
 /*
- * An SNP VM, not launched. The processor says nothing of a C-bit, which libkvm
- * asks it for: this does what __vm_create() does, with the simulation's.
+ * An SNP VM, not launched. libkvm reads the C-bit from CPUID, where QEMU's processor
+ * has none: this does what __vm_create() does, with the simulation's C-bit.
  */
 static inline struct kvm_vm *snp_vm_create(u32 nr_vcpus, u64 extra_pages,
 					   struct kvm_vcpu **vcpus)
@@ -310,8 +310,8 @@ static inline struct kvm_vm *snp_vm_create(u32 nr_vcpus, u64 extra_pages,
 static struct gmem_area *snp_area;
 
 /*
- * Maps memory of no slot that libkvm knows of: it has its own opinion about what
- * is private, which it finds with the slot.  So a page of slot 0 is mapped first.
+ * Maps memory without telling libkvm about its slot: libkvm takes from the slot what
+ * is private.  So a page of slot 0 is mapped first.
  */
 static inline void snp_map(struct kvm_vm *vm, u64 gva, gpa_t gpa, u64 size, bool private)
 {
@@ -480,7 +480,7 @@ kvm_static_assert((int)GMEM_OP_FILL == (int)SNP_OP_FILL &&
 		  (int)GMEM_OP_READ == (int)SNP_OP_READ &&
 		  (int)GMEM_OP_WRITE == (int)SNP_OP_WRITE);
 
-/* The guest means the kind of memory that the file says. */
+/* The guest selects the kind of memory that the file has. */
 static inline int snp_gmem_do(struct kvm_vcpu *vcpu, enum gmem_op op, gpa_t gpa, u64 size,
 			      u64 pattern, u64 pos, u64 value)
 {

@@ -1,84 +1,83 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Everything that can happen to an in-place guest_memfd, at once, against a
- * model of who may see what.
+ * All operations on an in-place guest_memfd at once, checked against a model of
+ * which party may see which bytes.
  *
  * Two vCPUs and host threads touch the pages of one file, while other threads
  * convert ranges of it with random policies, punch holes, delete and re-add
- * the memslots, fork children that touch, have pages moved to other memory, and
- * poison a few pages. Every thread does a number of operations and is done.
+ * the memslots, fork children that access pages, move pages to other memory, and
+ * poison a few pages. Every thread does a fixed number of operations.
  *
  * The model, per page, in memory that the guest, all threads and the children
  * share:
  *
  * state: counts up, the low two bits are the phase. 0: shared. 1: a request to
  *	private is under way. 2: private. 3: a request to shared is under way.
- *	It is advanced to 1 or 3 before the ioctl and to 2 or 0 after it, so
- *	that whoever finds the same value before and after an access, and the
- *	phase 2, made the whole access between the return of a request to
- *	private and the start of the next one to shared: the host must have got
- *	SIGBUS. With phase 0 it must not. In the phases 1 and 3, or if the
- *	value changed, either is legal.
+ *	It is advanced to 1 or 3 before the ioctl and to 2 or 0 after it. If the
+ *	value is the same before and after an access, and its phase is 2, the
+ *	whole access was between the return of a request to private and the
+ *	start of the next one to shared: the host must have got SIGBUS. With
+ *	phase 0 it must not. In the phases 1 and 3, or if the value changed,
+ *	either is legal.
  *
- * owner: a lock that is only ever tried, by the guest, too. Requests hold it
- *	for all of their pages. Who holds it knows that the page's state does
- *	not change.
+ * owner: a lock that all, the guest included, only try to take. Requests hold
+ *	it for all of their pages. While it is held, the page's state does not
+ *	change.
  *
- * word0: what the first word of the page holds, or may. That word is only
- *	written by who holds the lock; whoever gets it compares. Thus PRESERVE
- *	has to preserve, ZERO to zero, NONE to scramble, and what the guest and
- *	the host see has to be one and the same page.
+ * word0: the value of the page's first word, or its possible values. Only the
+ *	holder of the lock writes that word, and each holder compares it first.
+ *	So PRESERVE has to preserve, ZERO to zero, NONE to scramble, and guest
+ *	and host have to see the same page.
  *
  * gen, exposed, destroyed: A guest that holds the lock of a private page
  *	writes secrets, marked with the page's generation. A request or a hole
  *	that destroys the bytes ends a generation: destroyed is the last one
- *	that cannot be there any more. PRESERVE to shared exposes all up to the
- *	present one. The host may see a secret of generation g only if
- *	destroyed, as it was before the read, < g <= exposed, as it was after
- *	it. All else is a leak.
+ *	that cannot be in the page any more. PRESERVE to shared exposes all
+ *	generations up to the current one. The host may see a secret of
+ *	generation g only if destroyed, read before the access, < g <= exposed,
+ *	read after it. Everything else is a leak.
  *
  * wiping: odd while a request that writes bytes is under way. The kernel may
- *	write to a page that is in the wanted state already while others read
- *	it, so that a word can be read half written then, and only then.
+ *	write to a page that is in the requested state already while others
+ *	read it. Only then can a half-written word be read.
  *
- * All other words are written without any lock, by the guest in any state and
- * by the host as long as it is let, and read likewise. Races of these with
- * anything are legal, but a word must be one that was written for this very
- * page, or zero, or what NONE leaves.
+ * All other words are read and written without any lock, by the guest in any
+ * state and by the host while it has access. They may race with anything, but a
+ * word must be one that was written for this page, or zero, or what NONE leaves.
  *
  * The last pages of the file are wild: holes are punched there without the
  * lock, and some of them are poisoned. word0 says nothing about these, and for
  * those that are poisoned SIGBUS is legal in each phase.
  *
- * A guest that touches a page whose slot is away leaves KVM_RUN for MMIO. A
- * read gets NO_SLOT for an answer and a write is dropped, and the VMM says so
- * in "dropped", so that the guest tries again.
+ * If a guest touches a page whose slot is deleted, KVM_RUN exits for MMIO. A read
+ * returns NO_SLOT. A write is dropped, and the VMM records this in "dropped", so
+ * that the guest tries again.
  *
- * The model knows nothing of moves: nobody can tell that there was one.
+ * The model does not contain moves, as nobody can observe one.
  *
- * All that runs once on a SW_PROTECTED VM as such, and once on each platform
- * that the kernel emulates, whose pages do not move. There the model knows more:
+ * The test runs once on a plain SW_PROTECTED VM, and once on each platform that
+ * the kernel emulates, where pages do not move. There the model has more state:
  *
- * word0 is what the host reads or would read. On SNP the guest of a private
- *	page sees it through the key. On TDX it does not see it at all:
+ * word0 is what the host reads or would read. On SNP the guest sees the word of
+ *	a private page through its key. On TDX it does not see it at all:
  *
- * inside, since: TDX: what the guest finds in the first word of a private page,
- *	zero after its first touch, and how often its slot had come and gone
- *	when that was so. A slot that goes takes its pages out of the S-EPT:
- *	zero is legal, too, from then on.
+ * inside, since: TDX: inside is what the guest finds in the first word of a
+ *	private page, zero after its first touch; since is how often the slot
+ *	had been deleted and added by then. Deleting a slot removes its pages
+ *	from the S-EPT: from then on zero is legal, too.
  *
  * entered: TDX: the same count from before the page became private. As long as
  *	it has not changed, a page that comes back by PRESERVE has never been
  *	in the S-EPT: word0 has to be there.
  *
- * mapped: The guest has written to the private page with the lock, so that it
- *	is the platform's. No promise that this is in the way of is kept then.
+ * mapped: The guest has written to the private page with the lock, so the
+ *	platform owns it. Policies that an owned page rules out are refused then.
  *
- * A secret in clear is nobody's to see but the guest's. What the rules above
- * say of secrets they say of what the key makes of them.
+ * Only the guest may see a secret in the clear. The rules above apply to the
+ * secret as the key encrypts it.
  *
- * "hot" is the range that is being converted. Much of what the guest does
- * without the lock it does there, and so meets the conversion half way.
+ * "hot" is the range that is being converted. The guest makes many of its
+ * accesses without the lock there, so that they meet the conversion.
  */
 #ifndef SELFTEST_KVM_GMEM_STRESS_H
 #define SELFTEST_KVM_GMEM_STRESS_H
@@ -103,14 +102,14 @@
 #define CTL_SLOT	9
 #define CTL_GPA		((gpa_t)SZ_2G)
 
-/* Moves, of which so many are a compaction of all memory. */
+/* How often a move is a compaction of all memory: once in so many. */
 #define MOVES_PER_COMPACTION 16
 
 #define DEFAULT_ITERATIONS 1500
-/* There each iteration is several conversions, and each of those takes longer. */
+/* Each iteration on them does several conversions, and each takes longer. */
 #define EMULATED_SHARE	4
 
-/* No progress of a thread for so long is a hang, even when sanitised. */
+/* A thread that makes no progress for so long hangs, also in a sanitised kernel. */
 #define HANG_SECONDS	120
 
 #define SCRAMBLED	0xababababababababULL
@@ -190,10 +189,10 @@ static const char * const violation_names[] = {
 	[HOST_REFUSED_SHARED] = "the host got SIGBUS on a shared page",
 	[SECRET_LEAKED] = "the host saw a secret",
 	[MALFORMED_WORD] = "a word that nobody wrote to this page",
-	[WRONG_WORD0] = "the first word is not what it has to be",
+	[WRONG_WORD0] = "the first word has a wrong value",
 	[WRITE_LOST] = "a write of the guest was lost",
 	[WRONG_ATTRIBUTES] = "GET disagrees with what was set",
-	[EMPTY_PROMISE] = "a promise was made about a page of the platform's",
+	[EMPTY_PROMISE] = "a policy was granted for a page that the platform owns",
 };
 
 #define MAX_REPORTS 16
@@ -299,9 +298,9 @@ static inline u64 next_random(u64 *state)
 }
 
 /*
- * Fast threads would be through before slow ones have begun. So nobody gets
- * ahead of the conversions, nor these of the first vCPU, by more than a few.
- * Measured in conversions; there are 20 operations of a vCPU for each.
+ * Fast threads would finish before slow ones have begun. So no thread gets ahead
+ * of the conversions, and these not ahead of the first vCPU, by more than a few.
+ * The unit is conversions; a vCPU does 20 operations for each of them.
  */
 #define PACE_SLACK	20
 #define VCPU_OPS	20
@@ -327,7 +326,7 @@ static inline void host_pace(u64 conversions)
 
 /* --- Words ------------------------------------------------------------------ */
 
-/* kind, page, generation, and a check over them so that none is made by chance. */
+/* kind, page, generation, and a checksum so that no such word arises by chance. */
 static inline u64 word_check(u64 w)
 {
 	w *= 0x9e3779b97f4a7c15ULL;
@@ -358,7 +357,7 @@ static inline bool word_is_of(u64 w, u64 page)
 	       (w & 0xffffff) == word_check(w & ~0xffffffULL);
 }
 
-/* Encrypted words can occur, too. */
+/* Encrypted words occur, too. */
 static inline bool has_key(struct ctl *c)
 {
 	return c->platform && !c->remove_zeroes;
@@ -395,7 +394,7 @@ static inline void set_word(struct words *words, u64 w)
 	words->n = 1;
 }
 
-/* If the word is not zero, the page is allocated; otherwise this is not known. */
+/* If the word is not zero, the page is allocated. If it is zero, this is not known. */
 static inline void scramble_word(struct words *words)
 {
 	bool zero = may_be(words, 0);
@@ -463,7 +462,7 @@ static inline u64 slot_changes(struct ctl *c, u64 page)
 	return LOAD(c->slot_changes[page / SLOT_PAGES]);
 }
 
-/* Whether the slot of a page may have been away, wholly or for a moment. */
+/* Whether the slot of a page may have been deleted, even for a moment. */
 static inline bool slot_changed(struct ctl *c, u64 page, u64 since)
 {
 	return since & 1 || slot_changes(c, page) != since;
@@ -474,7 +473,7 @@ static inline bool has_sept(struct ctl *c)
 	return c->platform == KVM_GMEM_EMULATE_TDX;
 }
 
-/* With the lock: the page is the platform's, and nothing can have changed that. */
+/* With the lock: the platform owns the page, and nothing can have changed that. */
 static inline bool surely_owned(struct ctl *c, u64 page)
 {
 	struct page_model *p = &c->pages[page];
@@ -507,7 +506,7 @@ static inline u64 guest_read(u64 page, u64 word)
 	return w;
 }
 
-/* Until it has arrived, and only for words that no other thread writes now. */
+/* Repeats the write until it has arrived; only for words that no other thread writes now. */
 static inline void guest_write_checked(struct ctl *c, u64 id, u64 page, u64 w,
 				bool inside)
 {
@@ -550,7 +549,7 @@ static inline void guest_locked(struct ctl *c, u64 id, u64 page, u64 *seed)
 	set_word(words, w ^ key);
 	p->mapped = private && c->platform;
 
-	/* One more, where those without the lock may overwrite it. */
+	/* One more secret, which accesses without the lock may overwrite. */
 	*guest_word(page, 1 + next_random(seed) % (WORDS - 1)) = w;
 	count(c, GUEST_LOCKED);
 	if (private)
@@ -566,7 +565,7 @@ static inline void guest_unlocked_read(struct ctl *c, u64 id, u64 page, u64 word
 		violation(c, MALFORMED_WORD, id, page, w, 0, word);
 }
 
-/* A fault where a conversion is, if there is one, which takes no lock for it. */
+/* A fault in the range of a running conversion, if there is one, without the lock. */
 static inline void guest_touch_hot(struct ctl *c, u64 id, u64 *seed)
 {
 	u64 hot = LOAD(c->hot), first = hot >> 32, n = (u32)hot, i;
@@ -583,7 +582,7 @@ static inline void guest_code(struct ctl *c, u64 id)
 		u64 page = next_random(&seed) % NPAGES;
 		u64 word = 1 + next_random(&seed) % (WORDS - 1);
 
-		/* Leave the CPU to those that the guest waits for. */
+		/* Yields the CPU to the threads that the guest waits for. */
 		while (ahead_of_conversions(c, i / VCPU_OPS)) {
 			guest_touch_hot(c, id, &seed);
 			GUEST_UCALL_NONE();
