@@ -30,7 +30,7 @@ bool gmem_test_can_zap(void)
 #endif
 }
 
-/* What a vendor's module has of a VM lies behind what KVM has. It need not be loaded. */
+/* A vendor's module keeps its data behind struct kvm. The module need not be loaded. */
 static size_t gmem_test_vm_size(void)
 {
 #ifdef CONFIG_X86
@@ -70,7 +70,7 @@ void gmem_test_vm_kill(struct kvm *kvm)
 	kvm->vm_dead = true;
 }
 
-/* Where a protected VM is one of the hypervisor's there is nothing to be had by saying so. */
+/* A VM becomes a protected one by a call to the hypervisor, so a flag would not do. */
 void gmem_test_vm_set_private_mem(struct kvm *kvm)
 {
 #ifdef CONFIG_X86
@@ -78,7 +78,7 @@ void gmem_test_vm_set_private_mem(struct kvm *kvm)
 #endif
 }
 
-/* Two fresh pages of user memory, behind which nothing is mapped; 0 if there are none. */
+/* Two fresh pages of user memory with nothing mapped behind them; 0 if there are none. */
 unsigned long gmem_test_user_pages(void)
 {
 	unsigned long addr;
@@ -160,7 +160,7 @@ int gmem_test_page_references(struct page *page)
 {
 	enum lru_cache_drained drained = LRU_CACHE_NOT_DRAINED;
 
-	/* Not those of pages on their way to an LRU list. */
+	/* Not the references of pages on their way to an LRU list. */
 	lru_cache_drain_for_folio(page_folio(page), 0, &drained);
 	return page_ref_count(page);
 }
@@ -175,7 +175,7 @@ void gmem_test_page_set_failed(struct page *page, bool failed)
 #endif
 }
 
-/* Memory that a page can be moved to, locked, and with what somebody left in it. */
+/* Memory that a page can be moved to, locked, with bytes of an earlier owner. */
 struct folio *gmem_test_folio_alloc(void)
 {
 	struct folio *folio = folio_alloc(GFP_KERNEL, 0);
@@ -188,7 +188,7 @@ struct folio *gmem_test_folio_alloc(void)
 	return folio;
 }
 
-/* What memory management does to a page before it has it moved, without isolating it. */
+/* What memory management does to a page before the move, except isolating it. */
 void gmem_test_folio_isolate(struct folio *folio)
 {
 	enum lru_cache_drained drained = LRU_CACHE_NOT_DRAINED;
@@ -198,8 +198,9 @@ void gmem_test_folio_isolate(struct folio *folio)
 }
 
 /*
- * And afterwards.  Only a page that stays may get here: one that is moved has to be
- * off the LRU lists, and taking it off is not exported to modules.
+ * What memory management does to a page after the move.  Only a page that does not move
+ * may get here: a page that moves has to be off the LRU lists, and the function for that
+ * is not exported to modules.
  */
 void gmem_test_folio_done(struct folio *from, struct folio *to)
 {
@@ -224,7 +225,7 @@ unsigned long gmem_test_drop_clean(struct address_space *mapping, pgoff_t end)
 	struct folio *folio;
 	pgoff_t index;
 
-	/* Nor is it on its way to an LRU list. */
+	/* Folios on their way to an LRU list count as held. */
 	for (index = 0; index < end; index++) {
 		folio = filemap_get_folio(mapping, index);
 		if (IS_ERR(folio))

@@ -84,7 +84,7 @@ impl TestVm {
         unsafe { Vm::from_raw(self.0) }
     }
 
-    /// Has it say that it has private memory. Returns whether VMs can here.
+    /// Marks it as having private memory. Returns whether VMs can have that here.
     pub fn set_private_mem(&self) -> bool {
         // SAFETY: It is valid until it is dropped.
         unsafe { bindings::gmem_test_vm_set_private_mem(self.0) };
@@ -122,12 +122,12 @@ impl Drop for TestVm {
 pub struct NoMemory(());
 
 impl NoMemory {
-    /// Memory ends here.
+    /// Allocations fail from now on.
     pub fn begin() -> Self {
         Self::after(0)
     }
 
-    /// Memory ends when the attribute maps have got so many nodes.
+    /// Allocations fail once the attribute maps have got so many nodes.
     pub fn after(nodes: u32) -> Self {
         // SAFETY: Called by a test.
         unsafe { bindings::gmem_test_limit_nodes(nodes) };
@@ -175,8 +175,8 @@ impl TestInode {
         let this = KBox::<GmemInode>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
         let this = NonNull::new(KBox::into_raw(this).cast::<GmemInode>()).ok_or(EINVAL)?;
 
-        // SAFETY: The memory is valid and in use by nobody; what the VFS does for an inode that is
-        // used here is done by the helper.
+        // SAFETY: The memory is valid and not in use; the helper does the parts of the VFS's work
+        // that are used here.
         unsafe {
             bindings::gmem_test_inode_init(GmemInode::vfs_of(this.as_ptr()), traits.size.bytes());
             GmemInode::init(this.as_ptr());
@@ -229,7 +229,7 @@ pub(crate) fn memslot(slot: &mut bindings::kvm_memory_slot) -> &Memslot {
 
 /// A file, with one slot of its VM that shows all of it.
 ///
-/// `T` is the implementation: it serves the file's faults, and is told of folios that are freed.
+/// `T` is the implementation: it serves the file's faults, and is called for freed folios.
 pub struct TestFile<'v, T> {
     file: NonNull<bindings::file>,
     slot: NonNull<bindings::kvm_memory_slot>,
@@ -309,7 +309,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
             vm,
             _implementation: PhantomData,
         };
-        // SAFETY: All of it is valid, and nobody else's, until drop() tears it down.
+        // SAFETY: All of it is valid, and not shared, until drop() tears it down.
         unsafe {
             let vfs = this.inode.get().vfs();
             (*(*vfs).i_mapping).a_ops = T::tables().address_space_operations();
@@ -348,7 +348,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         self.inode.get().visibility(PageIndex::new(at))
     }
 
-    /// Allocates the page `at` and fills it as its owner would, whether it is private or shared.
+    /// Allocates the page `at` and fills it like its owner, whether it is private or shared.
     ///
     /// # Errors
     ///
@@ -371,7 +371,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         Ok(HostPage(folio.into_page().into_raw()))
     }
 
-    /// Allocates the page `at` and fills it as a platform does that populates it.
+    /// Allocates the page `at` and fills it like a platform that populates it.
     ///
     /// # Errors
     ///
@@ -408,7 +408,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         Ok(())
     }
 
-    /// Allocates the first pages as a block, without using them. Returns whether there is such memory.
+    /// Allocates the first pages as a block, without using them. Returns whether that was possible.
     ///
     /// # Errors
     ///
@@ -418,7 +418,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         inode.locked_shared(|guard| Ok(guard.allocate_block(self.vm(), PageIndex::new(0))))
     }
 
-    /// The byte that all bytes of the page `at` are, whatever it is; [`None`] if they differ.
+    /// The value of all bytes of the page `at`, private or shared; [`None`] if they differ.
     ///
     /// # Errors
     ///
@@ -428,7 +428,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
     }
 
     /// Moves the page `at`, which is allocated, to fresh memory, as memory management does. Returns the
-    /// page that it was, and what came of it.
+    /// old page, and the result.
     ///
     /// # Errors
     ///
@@ -468,7 +468,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         // SAFETY: Allocates only.
         let to = NonNull::new(unsafe { bindings::gmem_test_folio_alloc() }).ok_or(ENOMEM)?;
         let old = self.page(at)?;
-        // SAFETY: The page is the file's, and in no batch of a CPU afterwards. Its reference is the
+        // SAFETY: The page is in the file, and in no batch of a CPU afterwards. Its reference is the
         // one that memory management has. Both are locked for the call.
         let moved = unsafe {
             let from = NonNull::new_unchecked(bindings::gmem_page_folio(old.0));
@@ -491,7 +491,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         lost
     }
 
-    /// Calls `f` with a host fault on the page `at`, and what is made of it.
+    /// Calls `f` with a host fault on the page `at`.
     fn with_fault<R>(&self, at: u64, f: impl FnOnce(*mut bindings::vm_fault) -> R) -> Result<R> {
         let mut vma = KBox::<bindings::vm_area_struct>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
         let mut vmf = MaybeUninit::<bindings::vm_fault>::zeroed();
@@ -528,7 +528,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         }
     }
 
-    /// Calls `f` while the file does not know the slot any more, which still knows the file.
+    /// Calls `f` while the file no longer knows the slot, although the slot still names the file.
     ///
     /// # Errors
     ///
@@ -625,7 +625,7 @@ impl<T> Drop for TestFile<'_, T> {
 pub struct HostPage(*mut bindings::page);
 
 impl Source<'_> {
-    /// A reference to it, as who finds it in the page cache takes one.
+    /// Takes a reference to the page, like a lookup in the page cache.
     pub(crate) fn hold(&self) -> HostPage {
         // SAFETY: The folio is valid, and a page.
         HostPage(unsafe { bindings::gmem_test_folio_hold(self.as_ptr()) })
@@ -650,7 +650,7 @@ impl HostPage {
 
     /// Unlocks the page if it was left locked. Returns whether it was.
     pub fn unlock(&self) -> bool {
-        // SAFETY: The reference keeps the page, which nobody is at work with.
+        // SAFETY: The reference keeps the page, which nobody is using.
         unsafe {
             let locked = bindings::gmem_test_page_locked(self.0);
             if locked {
@@ -665,25 +665,25 @@ impl HostPage {
         ptr::eq(self.0, other.0)
     }
 
-    /// Says that its memory has failed, or that it has not.
+    /// Sets or clears the flag that its memory has failed.
     pub(crate) fn set_failed(&self, failed: bool) {
         // SAFETY: The reference keeps the page.
         unsafe { bindings::gmem_test_page_set_failed(self.0, failed) }
     }
 
-    /// Calls `f` with the page as the platforms know it.
+    /// Calls `f` with the frame of the page.
     pub(crate) fn with_frame<R>(&self, f: impl FnOnce(&Frame<'_>) -> R) -> R {
         // SAFETY: The reference keeps the page, which is a folio of its own; nobody is at work with
         // it.
         f(&unsafe { Frame::from_raw(NonNull::new_unchecked(bindings::gmem_page_folio(self.0))) })
     }
 
-    /// Whether something is remembered of the page.
+    /// Whether the page has a record.
     pub(crate) fn is_remembered(&self) -> bool {
         self.with_frame(|frame| frame.is_known())
     }
 
-    /// Whether a hypervisor that gives the page to a guest is to make sure that it is zero.
+    /// Whether a hypervisor has to zero the page when it gives it to a guest.
     pub fn is_zero_for_guests(&self) -> bool {
         // SAFETY: The reference keeps the page.
         unsafe { bindings::gmem_test_page_is_zero(self.0) }
@@ -694,7 +694,7 @@ impl HostPage {
         self.bytes_mut().fill(byte);
     }
 
-    /// The byte that all of its bytes are; [`None`] if they differ.
+    /// The value of all of its bytes; [`None`] if they differ.
     pub fn byte(&mut self) -> Option<u8> {
         let bytes = self.bytes_mut();
         let first = *bytes.first()?;

@@ -2,9 +2,9 @@
 
 //! KUnit: the attribute map, the address space, and invalidation in several VMs.
 //!
-//! The objects are made here and not by the VFS and by KVM_CREATE_VM, so that no test needs a
-//! mounted file system, a vCPU or hardware. In 7.3 nothing in user space can give an inode a second
-//! VM, so that this is also the only place where one has two.
+//! The tests make the objects themselves instead of using the VFS and KVM_CREATE_VM, so no test
+//! needs a mounted file system, a vCPU or hardware. In 7.3 user space cannot give an inode a second
+//! VM, so these are also the only tests in which an inode has two.
 
 use crate::{
     attribute_map::{
@@ -50,7 +50,7 @@ fn range(start: u64, end: u64) -> Result<PageRange> {
     PageRange::new(PageIndex::new(start), PageIndex::new(end)).ok_or(EINVAL)
 }
 
-/// A map of its own; freed at the end of the test.
+/// An attribute map without an inode; freed at the end of the test.
 struct TestMap(KBox<AttributeMap>);
 
 impl TestMap {
@@ -63,12 +63,12 @@ impl TestMap {
     }
 
     fn writer(&self) -> Writer<'_> {
-        // SAFETY: The map is this test's alone.
+        // SAFETY: Only this test uses the map.
         unsafe { Writer::assume() }
     }
 
     fn reader(&self) -> Reader<'_> {
-        // SAFETY: The map is this test's alone, which reads or writes.
+        // SAFETY: Only this test uses the map, and it does not read while it writes.
         unsafe { Reader::assume() }
     }
 
@@ -95,7 +95,7 @@ impl Drop for TestMap {
     }
 }
 
-/// The tree itself is tested by `tools/testing/gmem-model`; this is about its being the kernel's.
+/// `tools/testing/gmem-model` tests the tree itself; this module runs it in the kernel.
 #[kunit_tests(kvm_gmem_attribute_map)]
 mod attribute_map {
     use super::*;
@@ -108,7 +108,7 @@ mod attribute_map {
         assert!(map.at(0) == SHARED);
         assert_eq!(map.run(7), Some((0, 16, SHARED)));
         assert_eq!(map.run(16), None);
-        // Nobody is let in behind the end.
+        // No page behind the end is shared.
         assert!(map.at(16) == PRIVATE);
         assert!(map.at(u64::MAX) == PRIVATE);
         map.store(0, 16, PRIVATE)?;
@@ -144,7 +144,7 @@ mod attribute_map {
         Ok(())
     }
 
-    /// A table and a bitmap for each border, and a table that they have in common.
+    /// A table and a bitmap for each border, and a table that both have in common.
     #[test]
     fn nothing_is_reserved_without_memory() -> Result {
         const MANY: u64 = 1 << 28;
@@ -202,8 +202,8 @@ mod attribute_map {
         Ok(())
     }
 
-    /// Alternating pages, and then all of them at once. Nodes are freed behind RCU, so a wrong free
-    /// shows in the callback.
+    /// Converts alternating pages, and then all pages at once. Nodes are freed behind RCU, so a wrong
+    /// free shows in the callback.
     #[test]
     fn many_runs_are_freed() -> Result {
         const PAGES: u64 = 1 << 14;
@@ -296,7 +296,7 @@ mod ioctl {
     const WORD: usize = size_of::<u64>();
     const PAGE_BYTES: usize = kernel::page::PAGE_SIZE;
 
-    /// Two pages of user memory with nothing behind them, and the pages are the test thread's own.
+    /// Two pages of user memory of the test thread, with nothing mapped behind them.
     fn user_pages() -> Result<usize> {
         // SAFETY: KUnit runs each test in a kernel thread that has no user memory yet.
         let addr = unsafe { bindings::gmem_test_user_pages() };
@@ -313,11 +313,11 @@ mod ioctl {
 
         UserPointer::new(addr).write(&words)?;
         assert_eq!(UserPointer::new(addr).read::<16>()?, words);
-        // Each word has the place that the layout gives it.
+        // Each word is at its offset in the struct.
         for (n, word) in words.iter().enumerate() {
             assert_eq!(UserPointer::new(addr + n * WORD).read::<1>()?, [*word]);
         }
-        // What lies behind the struct is not written.
+        // Memory behind the struct is not written.
         assert_eq!(UserPointer::new(addr + 16 * WORD).read::<1>()?, [0]);
         Ok(())
     }
@@ -327,7 +327,7 @@ mod ioctl {
         let addr = user_pages()?;
         let end = addr + 2 * PAGE_BYTES;
 
-        // Up to the last byte there is something, one word further there is nothing.
+        // The struct can end at the last mapped byte, but not one word later.
         UserPointer::new(end - 16 * WORD).write(&[1u64; 16])?;
         assert_eq!(
             UserPointer::new(end - 15 * WORD).read::<16>().err(),
@@ -338,7 +338,7 @@ mod ioctl {
             Some(EFAULT)
         );
         assert_eq!(UserPointer::new(0).read::<16>().err(), Some(EFAULT));
-        // Nor can a caller have the kernel's own memory read or written.
+        // A caller cannot have the kernel's own memory read or written either.
         let kernel = core::ptr::from_ref(&PAGE_BYTES) as usize;
         assert_eq!(UserPointer::new(kernel).read::<1>().err(), Some(EFAULT));
         Ok(())
@@ -432,7 +432,7 @@ mod invalidate {
     }
 }
 
-/// What the code above does wrong, and what that comes to.
+/// Wrong code above rust/, and its effects.
 #[kunit_tests(kvm_gmem_caller)]
 mod caller {
     use super::*;
@@ -534,7 +534,7 @@ mod caller {
         Ok(())
     }
 
-    /// An implementation that asks for more than there is.
+    /// An implementation that requests more than is available.
     struct Greedy;
 
     static STATE: State = State::new::<Greedy>();
@@ -640,7 +640,7 @@ mod caller {
         Ok(())
     }
 
-    /// A platform is given the page of the fault. It is shown no others with it.
+    /// A platform is given only the page of the fault, and no mapping includes other pages.
     #[test]
     fn private_pages_that_a_platform_is_given_are_mapped_one_by_one() -> Result {
         let kinds = [
@@ -671,7 +671,7 @@ mod caller {
         Ok(())
     }
 
-    /// A page that was got for a fault which then fails is neither locked nor held any more.
+    /// If a fault fails after it got its page, the page is neither locked nor held any more.
     #[test]
     fn fault_that_fails_keeps_nothing() -> Result {
         let vm = TestVm::new()?;
@@ -684,7 +684,7 @@ mod caller {
 
         FAILS.store(true, Ordering::Relaxed);
         let host = file.host_fault(5);
-        // Or all that comes after would hang.
+        // Otherwise all later tests would hang.
         let host_locked = page.unlock();
         let guest = file.guest_fault(BASE + 5);
         let guest_locked = page.unlock();
@@ -710,8 +710,9 @@ mod caller {
         })
     }
 
-    /// The host keeps what it maps of such a file, whatever is private in the VM; and who has a page
-    /// is not known in a VM of another kind.
+    /// Files that rust/ refuses: the host could keep its mappings of a mappable file without
+    /// attributes, whatever is private in the VM, and the owner of a page is not known in a VM of
+    /// unknown kind.
     #[test]
     fn file_that_a_vm_cannot_have() -> Result {
         let traits = |mappable, initial, in_place| -> Result<Traits> {
@@ -743,7 +744,7 @@ mod caller {
         Ok(())
     }
 
-    /// Copies the page, as the vendors do whose pages move.
+    /// Copies the page, like the vendors with migratable files.
     fn copy<'m>(
         _platform: Option<Platform>,
         from: Source<'m>,
@@ -752,7 +753,7 @@ mod caller {
         from.copy_to(to)
     }
 
-    /// What is known beforehand ends in an error before guests lose anything.
+    /// If a page cannot be moved, the move fails before guests lose a mapping.
     #[test]
     fn page_that_stays() -> Result {
         let vm = TestVm::new()?;
@@ -773,7 +774,7 @@ mod caller {
         let held = file.page(5)?;
         stays(EAGAIN)?;
         drop(held);
-        // Somebody changes the file.
+        // The file is being changed.
         file.file().inode().locked(|_| stays(EAGAIN))?;
         // The memory has failed.
         if cfg!(CONFIG_MEMORY_FAILURE) {
@@ -782,7 +783,7 @@ mod caller {
             file.page(5)?.set_failed(false);
             failed?;
         }
-        // Somebody was given the page, if that is only remembered.
+        // The record says that the page was assigned, but the RMP does not.
         let to = Assignment {
             gfn: Gfn::new(BASE + 5),
             asid: 7,
@@ -793,7 +794,7 @@ mod caller {
         given
     }
 
-    /// Or if that is not remembered, but in the RMP.
+    /// The same if the RMP has the page, but not the record.
     #[test]
     fn page_of_a_platform_stays() -> Result {
         TestRmp::reset();
@@ -817,8 +818,8 @@ mod caller {
         Ok(())
     }
 
-    /// Guests have lost their mappings and the page is where it was: a vendor that fails, a reference
-    /// that somebody gets while the page is copied, and a VM that is dead.
+    /// Guests have lost their mappings, but the page does not move: the vendor fails, somebody gets a
+    /// reference while the page is copied, or the VM is dead.
     #[test]
     fn page_that_stays_after_all() -> Result {
         let vm = TestVm::new()?;
@@ -849,7 +850,7 @@ mod caller {
         stays(file.migrate_with(5, copy), EBUSY, 3)
     }
 
-    /// Pages that somebody else can have move nowhere, whatever the caller says.
+    /// Pages that a platform can own do not move, whatever the caller says.
     #[test]
     fn file_whose_pages_cannot_move() -> Result {
         for kind in [Platform::Snp(Base::Test), Platform::Tdx(Base::Test)] {
@@ -888,8 +889,8 @@ mod caller {
         }
     }
 
-    /// What a platform has of what it was to fill goes to nobody, whether or not somebody remembers
-    /// to whom it was given.
+    /// A page that the platform keeps after a failed populate is not freed, whether or not there is
+    /// a record of the assignment.
     #[test]
     fn page_that_is_filled_and_not_given_back() -> Result {
         let to = Assignment {
@@ -918,7 +919,7 @@ mod caller {
             };
             assert_eq!(fill(), Err(EIO));
             assert_eq!(file.lost_pages(), 1);
-            // It is somebody's.
+            // The page is assigned.
             assert_eq!(fill(), Err(EEXIST));
             let page = file.page(5)?;
             drop(file);
@@ -936,14 +937,14 @@ mod caller {
         file.allocate(5)?;
         file.page(5)?.fill(0x5a);
         assert_eq!(file.guest_fault(BASE + 5)?.byte(), Some(0));
-        // Nor if nobody has allocated the page ahead.
+        // The same if the page was not allocated ahead.
         assert_eq!(file.guest_fault(BASE + 6)?.byte(), Some(0));
         assert_eq!(file.allocated(), 2);
         Ok(())
     }
 
-    /// The implementation above never gives a page to a platform: the guest cannot use it then, and
-    /// nor can the host.
+    /// The implementation above never gives a page to a platform: neither the guest nor the host can
+    /// use it then.
     #[test]
     fn page_that_no_platform_was_given() -> Result {
         TestRmp::reset();
@@ -959,7 +960,7 @@ mod caller {
         Ok(())
     }
 
-    /// The lock of the mapping is held all the time, and the core must not think that it was dropped.
+    /// The lock of the mapping stays held, and memory management must not assume that it was dropped.
     #[test]
     fn host_fault_that_cannot_be_served_yet() -> Result {
         let vm = TestVm::new()?;
@@ -972,7 +973,7 @@ mod caller {
         Ok(())
     }
 
-    /// The memory goes with the inode at the latest.
+    /// The memory is freed with the inode at the latest.
     #[test]
     fn pages_that_nobody_frees() -> Result {
         let vm = TestVm::new()?;
@@ -988,8 +989,8 @@ mod caller {
         Ok(())
     }
 
-    /// A platform that has a page gives it back when it is freed, and nothing is remembered of the
-    /// page then, whether or not there is an RMP.
+    /// A page that a platform has is taken back when it is freed, and its record is cleared, whether
+    /// or not there is an RMP.
     #[test]
     fn remembered_page_is_taken_back() -> Result {
         for has_rmp in [false, true] {
@@ -1019,7 +1020,7 @@ mod caller {
         Ok(())
     }
 
-    /// What keeps the attributes of one file says nothing about another.
+    /// The lock of one file is no evidence for the attributes of another.
     #[test]
     fn locks_of_other_files_do_not_count() -> Result {
         let vm = TestVm::new()?;
@@ -1080,7 +1081,7 @@ mod caller {
         Ok(())
     }
 
-    /// A map that says what its caller likes.
+    /// A map that returns what its caller wants.
     struct Claims(Run);
 
     impl Attributes for Claims {
@@ -1089,7 +1090,7 @@ mod caller {
         }
     }
 
-    /// A shared file, and what is asked for of it.
+    /// A shared file, and requests for it.
     struct Plans {
         inode: TestInode,
         geometry: Geometry,
@@ -1128,7 +1129,7 @@ mod caller {
         Ok(Claims(Run { range, visibility }))
     }
 
-    /// A plan is not carried out for other pages, nor with another action.
+    /// A plan is not carried out for other pages or with another action.
     #[test]
     fn plan_for_another_request() -> Result {
         let plans = Plans::new()?;
@@ -1142,7 +1143,7 @@ mod caller {
         Ok(())
     }
 
-    /// Nor one that was made for another map, in which all is private already.
+    /// A plan is refused if it was made for another map, in which all pages are private already.
     #[test]
     fn plan_that_overlooks_pages() -> Result {
         let plans = Plans::new()?;
@@ -1153,7 +1154,7 @@ mod caller {
         Ok(())
     }
 
-    /// Nor one for a larger file.
+    /// A plan is refused if it was made for a larger file.
     #[test]
     fn plan_outside_of_the_file() -> Result {
         let plans = Plans::new()?;
@@ -1166,7 +1167,7 @@ mod caller {
         Ok(())
     }
 
-    /// That there is nothing to do is believed no more than that there is.
+    /// A plan that claims that there is nothing to do is checked, too.
     #[test]
     fn plan_of_nothing() -> Result {
         let plans = Plans::new()?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit: the checks of the policy crate, the same that run under cargo; pages that stay, and those
-//! that a hypervisor zeroes.
+//! KUnit: the checks of the policy crate, which also run under cargo; pages that must stay in the
+//! file, and pages that a hypervisor zeroes.
 
 use crate::Gmem;
 use gmem_policy::checks;
@@ -18,7 +18,7 @@ use gmem_types::{
 };
 use kernel::prelude::*;
 
-/// Files whose pages memory management would like to have back.
+/// Files whose pages memory management tries to drop.
 #[kunit_tests(kvm_gmem_page_cache)]
 mod page_cache {
     use super::*;
@@ -27,7 +27,7 @@ mod page_cache {
     const BASE: u64 = 0x1000;
     const BYTE: u8 = 0x5a;
 
-    /// What a guest or a platform writes, nobody hears of: neither is a mapping of the host.
+    /// The kernel does not see writes of guests and platforms, as these are not mappings of the host.
     #[test]
     fn used_pages_cannot_be_dropped() -> Result {
         TestRmp::reset();
@@ -45,7 +45,7 @@ mod page_cache {
                 file.fill(1, BYTE)?;
             }
             file.populate(2, BYTE)?;
-            // Nobody has used this one.
+            // This page is never used.
             file.allocate(3)?;
 
             assert_eq!(file.allocated(), 4);
@@ -59,7 +59,7 @@ mod page_cache {
     }
 }
 
-/// Pages that a hypervisor is to zero as it gives them to a guest.
+/// Pages that a hypervisor has to zero when it gives them to a guest.
 #[cfg(CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK)]
 #[kunit_tests(kvm_gmem_donation)]
 mod donation {
@@ -67,7 +67,7 @@ mod donation {
 
     const BASE: u64 = 0x1000;
 
-    /// Those that nobody has used, as the host has no means to write to them.
+    /// Unused pages, which the host has no means to write to.
     #[test]
     fn unused_pages_are_given_as_zeroes() -> Result {
         let vm = TestVm::new()?;
@@ -79,13 +79,13 @@ mod donation {
         file.allocate(1)?;
         for gfn in [BASE, BASE + 1] {
             assert!(file.guest_fault(gfn)?.is_zero_for_guests());
-            // It has to be asked for again after an invalidation.
+            // After an invalidation it is requested again.
             assert!(file.guest_fault(gfn)?.is_zero_for_guests());
         }
         Ok(())
     }
 
-    /// What the host has mapped keeps its bytes.
+    /// A page that the host has mapped keeps its bytes.
     #[test]
     fn used_pages_are_given_as_they_are() -> Result {
         let vm = TestVm::new()?;

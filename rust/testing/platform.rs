@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Platforms for KUnit: an RMP and an S-EPT of a few pages, which answer and fail as a test says.
+//! Platforms for KUnit: an RMP and an S-EPT of a few pages, which fail as a test requests.
 //!
 //! They allow what hardware allows: assigning a page that another guest has takes it from that
 //! guest.
@@ -64,11 +64,11 @@ pub enum RmpOperation {
 /// The RMP's entry for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RmpEntry {
-    /// Whose it is.
+    /// The guest that it is assigned to.
     pub asid: u32,
-    /// Where its guest sees it.
+    /// The guest frame.
     pub gfn: u64,
-    /// The guest has accepted it, and gets a fault should that change.
+    /// The guest has accepted the page, and gets a fault if that changes.
     pub validated: bool,
 }
 
@@ -77,7 +77,7 @@ const ENTRIES: usize = 64;
 struct State {
     /// Assigned pages, by frame.
     rmp: [Option<(u64, RmpEntry)>; ENTRIES],
-    /// The operation that fails, and how often it succeeds before.
+    /// The operation that fails, and how often it succeeds first.
     fails: Option<(RmpOperation, u32)>,
     /// How often it fails then.
     times: u32,
@@ -87,7 +87,7 @@ struct State {
     large: [Option<u64>; 4],
     /// An entry that could not be split is split by another CPU.
     others_split: bool,
-    /// How often a page was to be taken out of an entry of 2M, which hardware tries for ever.
+    /// How often an update of 4K overlapped with an entry of 2M, which the kernel retries for ever.
     overlaps: usize,
     /// Pages in the S-EPT, by gfn: when asked first, and when asked again.
     sept: [Option<(u64, bool, bool)>; ENTRIES],
@@ -151,7 +151,7 @@ impl State {
         }
     }
 
-    /// Fails if it was told to.
+    /// Fails if a test has requested it.
     fn strike(&mut self, operation: RmpOperation) -> Result<(), Failed> {
         match &mut self.fails {
             Some((what, before)) if *what == operation => {
@@ -277,22 +277,22 @@ impl TestRmp {
         })
     }
 
-    /// How often a page was to be taken out of an entry of 2M that was not split.
+    /// How often an update of 4K overlapped with an entry of 2M that was not split.
     pub fn overlaps() -> usize {
         with(|state| state.overlaps)
     }
 
-    /// Forgets everything; for the beginning of a test.
+    /// Clears everything; for the beginning of a test.
     pub fn reset() {
         with(|state| *state = State::NEW);
     }
 
-    /// Lets an operation fail, `times` times, after it has succeeded `before` times.
+    /// Makes an operation fail `times` times, after it has succeeded `before` times.
     pub fn fail(operation: RmpOperation, before: u32, times: u32) {
         Self::fail_with(EFAULT.to_errno(), operation, before, times);
     }
 
-    /// Lets an operation fail, with the `code` that a C function has returned.
+    /// Makes an operation fail with the `code` that a C function would return.
     pub fn fail_with(code: c_int, operation: RmpOperation, before: u32, times: u32) {
         with(|state| {
             state.fails = Some((operation, before));
@@ -311,7 +311,7 @@ impl TestRmp {
         Ok(with(|state| state.rmp(pfn).map(|entry| *entry)))
     }
 
-    /// Puts an entry for the page `at` of a file there.
+    /// Sets the entry for the page `at` of a file.
     ///
     /// # Errors
     ///
@@ -323,7 +323,7 @@ impl TestRmp {
 }
 
 impl TestRmp {
-    /// Whether there is a test that is on it.
+    /// Whether a test uses it.
     pub(crate) fn is_on() -> bool {
         with(|state| state.vms.iter().any(Option::is_some))
     }
@@ -333,7 +333,7 @@ impl TestRmp {
         with(|state| state.rmp(frame.pfn().get()).is_some())
     }
 
-    /// Assigns a page, whatever it is: what hardware lets a host do, and a vendor cannot.
+    /// Assigns a page in any state: hardware lets a host do this, but a vendor cannot.
     ///
     /// # Errors
     ///
@@ -415,8 +415,7 @@ impl Rmp for TestRmp {
 pub struct TestSept;
 
 impl TestSept {
-    /// Says of `gfn` whether there is a page when it is asked about for the first time, and when it
-    /// is asked about later.
+    /// Sets whether `gfn` has a page at the first lookup, and at later lookups.
     ///
     /// # Errors
     ///
@@ -429,7 +428,7 @@ impl TestSept {
         })
     }
 
-    /// Whether there is a page at `gfn`, without being asked by those who are tested.
+    /// Whether there is a page at `gfn`, for the test itself: does not count as a lookup.
     pub fn has(gfn: u64) -> bool {
         with(|state| {
             state
@@ -440,7 +439,7 @@ impl TestSept {
         })
     }
 
-    /// Says whether taking a page out leaves zeroes.
+    /// Sets whether taking a page out leaves zeroes.
     pub fn set_removal_zeroes(zeroes: bool) {
         with(|state| state.removal_zeroes = zeroes);
     }

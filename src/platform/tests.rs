@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit: the vendors on platforms that fail, and a vendor that lies.
+//! KUnit: the vendors on platforms that fail, and a vendor that reports wrong results.
 //!
 //! Files and folios are real, the platforms are those of [`gmem_sys::testing::platform`].
 
@@ -89,13 +89,13 @@ const POLICIES: [Content; 3] = [Content::None, Content::Zero, Content::Preserve]
 const ON_SNP: Platform = Platform::Snp(Base::Test);
 const ON_TDX: Platform = Platform::Tdx(Base::Test);
 
-/// Pages of a file, of which requests are about those from [`FIRST`] to [`END`].
+/// Pages of a file; requests are about the pages from [`FIRST`] to [`END`].
 const PAGES: u64 = 24;
 const FIRST: u64 = 4;
 const END: u64 = 20;
 /// Where the guest sees the file.
 const BASE: u64 = 0x1000;
-/// What the guest's pages are full of.
+/// The byte that fills the guest's pages.
 const BYTE: u8 = 0x5a;
 
 const ASID: u32 = 7;
@@ -115,7 +115,7 @@ pub(super) fn reclaim(frame: &Frame<'_>) -> bool {
 
 type File<'v> = TestFile<'v, Gmem>;
 
-/// Converts with a vendor, and returns what was done.
+/// Converts with a vendor, and returns the outcome.
 fn convert<V: Vendor>(file: &GmemFile, request: &Request) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::default();
     let _done = convert::convert::<V>(file, request, &mut outcome)?;
@@ -142,7 +142,7 @@ fn request(file: &File<'_>, to: Visibility, content: Content) -> Result<Request>
     Request::parse(&raw, &geometry, true).map_err(|_| EINVAL)
 }
 
-/// Each of `operations` with the codes that it can fail with: an errno, and an instruction's.
+/// Each of `operations` with the codes with which it can fail: an errno, and an instruction's.
 fn failures<const N: usize>(
     operations: [RmpOperation; N],
 ) -> impl Iterator<Item = (RmpOperation, i32)> {
@@ -159,7 +159,7 @@ fn refusal<T>(result: &Result<T, Failure>) -> Option<(Error, Option<u64>)> {
         .map(|failure| (failure.error, failure.at.map(PageIndex::get)))
 }
 
-/// Makes a file whose pages all are [`BYTE`], which KUnit cannot have where it cannot zap.
+/// Makes a file filled with [`BYTE`], or returns where KUnit cannot zap.
 macro_rules! file_or_return {
     ($vm:expr, $initial:expr) => {{
         let Some(file) = File::new($vm, PAGES, $initial, BASE)? else {
@@ -175,7 +175,7 @@ macro_rules! file_or_return {
 // Uses the macro.
 mod caller;
 
-/// What the RMP has once the guest has used, and accepted, a page.
+/// The RMP's entry once the guest has used and accepted a page.
 fn accepted(at: u64) -> RmpEntry {
     RmpEntry {
         asid: ASID,
@@ -184,7 +184,7 @@ fn accepted(at: u64) -> RmpEntry {
     }
 }
 
-/// Has the guest use, and accept, all pages of a file.
+/// Lets the guest use and accept all pages of a file.
 fn guest_uses(file: &File<'_>) -> Result {
     for at in 0..PAGES {
         drop(file.guest_fault(BASE + at)?);
@@ -193,8 +193,8 @@ fn guest_uses(file: &File<'_>) -> Result {
     Ok(())
 }
 
-/// How large the mapping may be that the fault of a page of a block gets on `kind`; [`None`] where
-/// there are no blocks.
+/// How large a mapping the fault on a page of a block may get on `kind`; [`None`] where there are no
+/// blocks.
 fn order_in_block(kind: Platform, initial: Visibility) -> Result<Option<i32>> {
     let vm = test_vm(kind)?;
     let Some(file) = File::new(&vm, block::PAGES, initial, BASE)? else {
@@ -205,7 +205,7 @@ fn order_in_block(kind: Platform, initial: Visibility) -> Result<Option<i32>> {
         return Ok(None);
     }
     let order = file.guest_fault_order(BASE + 5)?.1;
-    // No page but that of the fault is anybody's, and each use is asked about.
+    // Only the page of each fault is assigned.
     assert_eq!(file.guest_fault_order(BASE + 6)?.1, order);
     let given = if kind == ON_SNP && initial == PRIVATE {
         2
@@ -216,7 +216,7 @@ fn order_in_block(kind: Platform, initial: Visibility) -> Result<Option<i32>> {
     Ok(Some(order))
 }
 
-/// Memory that is moved, of VMs in which no platform has a part in it.
+/// Moving pages of VMs whose platform owns none.
 #[kunit_tests(kvm_gmem_migrate)]
 mod migrate {
     use super::*;
@@ -252,7 +252,7 @@ mod migrate {
 mod snp {
     use super::*;
 
-    /// Whatever the memory allows.
+    /// Mappings are small, also where the memory is contiguous.
     #[test]
     fn mappings_are_small() -> Result {
         for initial in [PRIVATE, SHARED] {
@@ -273,7 +273,7 @@ mod snp {
         assert_eq!(TestRmp::entry(&file, 4)?, None);
         assert_eq!(TestRmp::entry(&file, 6)?, None);
 
-        // As after any zap: what the guest has accepted stays so.
+        // As after any zap: an accepted page stays accepted.
         TestRmp::set(&file, 5, Some(accepted(5)))?;
         drop(file.guest_fault(BASE + 5)?);
         assert_eq!(TestRmp::entry(&file, 5)?, Some(accepted(5)));
@@ -305,13 +305,13 @@ mod snp {
         assert_eq!(file.guest_fault(BASE + 5).err(), Some(EEXIST));
         assert_eq!(TestRmp::entry(&file, 5)?, Some(theirs));
         drop(file.guest_fault(BASE + 6)?);
-        // Nor is it given back by the file when that is freed, which is looked at below.
+        // The file does not take the page back either when it is freed; tested below.
         drop(file);
         TestRmp::reset();
         Ok(())
     }
 
-    /// The same guest, but not where the file has given the page to it.
+    /// The same guest, but another gfn than the one for which the file has assigned the page.
     #[test]
     fn page_elsewhere_is_refused() -> Result {
         let vm = test_vm(ON_SNP)?;
@@ -325,8 +325,8 @@ mod snp {
         Ok(())
     }
 
-    /// Hazards 48 and 49: `EIO`, whatever the code. `EFAULT` would be taken for the wish to have the
-    /// page converted, and a positive code for success.
+    /// Hazards 48 and 49: `EIO`, whatever the code. `EFAULT` would ask the VMM for a conversion, and
+    /// a positive code would count as success.
     #[test]
     fn failed_assignment_changes_nothing() -> Result {
         for (operation, code) in failures([RmpOperation::Lookup, RmpOperation::Assign]) {
@@ -345,7 +345,7 @@ mod snp {
         Ok(())
     }
 
-    /// Hazard 30: an assignment that cannot be remembered is undone, and no other.
+    /// Hazard 30: an assignment that cannot be recorded is undone, and no other.
     #[test]
     fn undo_takes_back_one_page() -> Result {
         // More than the record has room for.
@@ -372,7 +372,7 @@ mod snp {
         Ok(())
     }
 
-    /// A page of which not even the undo works is never used again.
+    /// If the undo fails as well, the page is never used again.
     #[test]
     fn failed_undo_loses_the_page() -> Result {
         const FAR: u64 = 1 << 41;
@@ -417,7 +417,7 @@ mod snp {
         Ok(())
     }
 
-    /// Fails at each page of a request of 16, in the call and in the looks before and after it.
+    /// Fails at each page of a request of 16, in the call and in the lookups before and after it.
     #[test]
     fn to_shared_fails_at_each_page() -> Result {
         const COUNT: u32 = (END - FIRST) as u32;
@@ -453,7 +453,7 @@ mod snp {
                     assert_eq!(file.host_fault(at).err(), Some(EFAULT));
                 }
                 assert_eq!(file.lost_pages(), 1);
-                // Hazard 44: it is over.
+                // Hazard 44: the VM is dead.
                 let again = convert::<Snp<TestRmp>>(file.file(), &asked);
                 assert_eq!(refusal(&again), Some((EIO, None)));
             }
@@ -461,8 +461,8 @@ mod snp {
         Ok(())
     }
 
-    /// One page is in an entry of 2M, whose split fails with `code`, `times` times. Returns what the
-    /// request is refused with.
+    /// One page is in an entry of 2M, whose split fails with `code`, `times` times. Returns the
+    /// error of the request.
     fn to_shared_with_large(
         file: &File<'_>,
         (code, times): (i32, u32),
@@ -475,7 +475,7 @@ mod snp {
         Ok(refusal(&convert::<Snp<TestRmp>>(file.file(), &asked)))
     }
 
-    /// Hazard 29: an entry in use, or that somebody else splits, is no failure.
+    /// Hazard 29: an entry that is in use, or that another CPU splits, is not a failure.
     #[test]
     fn large_entry_is_split() -> Result {
         for (fails, others_split) in [
@@ -498,7 +498,8 @@ mod snp {
         Ok(())
     }
 
-    /// An entry that cannot be split is left alone, and its page lost; nor is it tried for ever.
+    /// An entry that cannot be split is left alone, and its page lost. The number of retries is
+    /// bounded.
     #[test]
     fn failed_split_loses_the_page() -> Result {
         for fails in [(1, 1), (TestRmp::IN_USE, u32::MAX)] {
@@ -508,7 +509,7 @@ mod snp {
             let refused = to_shared_with_large(&file, fails, false)?;
             assert_eq!(refused, Some((EIO, Some(9))));
             assert!(vm.vm().is_dead());
-            // Hardware would try this for ever.
+            // The kernel would retry this for ever.
             assert_eq!(TestRmp::overlaps(), 0);
             assert_eq!(TestRmp::entry(&file, 9)?, Some(accepted(9)));
             assert_eq!(file.byte(9)?, Some(BYTE));
@@ -517,7 +518,7 @@ mod snp {
         Ok(())
     }
 
-    /// The same as the page is freed.
+    /// The same when the page is freed.
     #[test]
     fn failed_split_frees_nothing() -> Result {
         let vm = test_vm(ON_SNP)?;
@@ -557,8 +558,7 @@ mod snp {
         Ok(())
     }
 
-    /// Hazard 49: what cannot be looked up is not known to be the host's, which is all that ZERO to
-    /// private asks.
+    /// Hazard 49: a page that cannot be looked up counts as owned, so ZERO to private is refused.
     #[test]
     fn zero_to_private_is_refused_where_unknown() -> Result {
         for (operation, code) in failures([RmpOperation::Lookup]) {
@@ -576,7 +576,7 @@ mod snp {
         Ok(())
     }
 
-    /// The same as a page is freed that nobody remembers to have given away: it goes to nobody.
+    /// The same when a page without a record is freed: it is leaked.
     #[test]
     fn unknown_page_is_not_freed() -> Result {
         for (operation, code) in failures([RmpOperation::Lookup]) {
@@ -593,7 +593,7 @@ mod snp {
         Ok(())
     }
 
-    /// A freed page goes back to the host, or to nobody.
+    /// A freed page goes back to the host, or is leaked.
     #[test]
     fn freed_pages_are_taken_back() -> Result {
         let vm = test_vm(ON_SNP)?;
@@ -647,8 +647,8 @@ mod tdx {
         Ok(())
     }
 
-    /// ZERO leaves out the memset exactly where the page was in the S-EPT and its removal zeroes,
-    /// which is seen here because the removal is not real.
+    /// ZERO omits the memset exactly where the page was in the S-EPT and its removal zeroes. The test
+    /// sees this because the test's removal does not zero.
     #[test]
     fn zero_to_shared_believes_the_platform_only() -> Result {
         for zeroes in [false, true] {
@@ -670,7 +670,7 @@ mod tdx {
         Ok(())
     }
 
-    /// A page that is still there after the zap is lost, and the VM with it.
+    /// A page that is still there after the zap is lost, and the VM is dead.
     #[test]
     fn page_that_stays_is_lost() -> Result {
         for content in [Content::None, Content::Zero] {
@@ -714,7 +714,7 @@ mod tdx {
         Ok(())
     }
 
-    /// That a page was in the S-EPT is true for the request that has asked, and for no other.
+    /// The answer that a page was in the S-EPT is valid only for the request that has asked.
     #[test]
     fn old_answers_are_not_believed() -> Result {
         let vm = test_vm(ON_TDX)?;
@@ -727,7 +727,7 @@ mod tdx {
         let result = convert::<Tdx<TestSept>>(file.file(), &preserve);
         assert_eq!(refusal(&result), Some((EOPNOTSUPP, Some(5))));
 
-        // Not asked: nobody knows that the pages were zeroed.
+        // Not asked: the pages do not count as zeroed.
         let zero = request(&file, SHARED, Content::Zero)?;
         let result = convert::<Ignorant>(file.file(), &zero);
         assert_eq!(refusal(&result), None);
@@ -746,7 +746,7 @@ impl Vendor for Ignorant {
     const PLATFORM: Platform = Platform::SwProtected;
 }
 
-/// What a vendor does wrong.
+/// Wrong behaviour of a vendor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Lie {
     /// Nothing.
@@ -761,17 +761,17 @@ enum Lie {
     KeepsPages,
     /// It takes pages back, and says that it has failed.
     SaysFatal,
-    /// It forgets whose pages are.
+    /// It overwrites the records of pages.
     Forgets,
     /// It gives the page to another guest instead.
     Assigns,
     /// It gives pages back before it is asked to.
     TooEarly,
-    /// It forgets pages before it is asked to give them back.
+    /// It clears the records of pages before it is asked to give them back.
     ForgetsEarly,
 }
 
-/// The lie that the vendor tells at the moment, as an index. KUnit runs one test after another.
+/// The current behaviour of the vendor, as an index. KUnit runs one test after another.
 static LIE: AtomicU32 = AtomicU32::new(0);
 
 impl Lie {
@@ -802,7 +802,7 @@ impl Lie {
     }
 }
 
-/// The vendor that lies.
+/// The vendor that reports wrong results.
 struct Liar;
 
 #[vtable]
@@ -836,7 +836,7 @@ impl Vendor for Liar {
     fn owns_mapped(mapped: &Mapped<'_>) -> bool {
         match Lie::told() {
             Lie::Owns(owns) => owns,
-            // It has looked, and tells something else.
+            // It returns the opposite of what it has found.
             Lie::CannotTell => !mapped.is_in_sept(),
             _ => mapped.is_in_sept(),
         }
@@ -879,7 +879,7 @@ impl Vendor for Liar {
     }
 }
 
-/// Fails a test from a function that is not one, where an assertion would be an oops.
+/// Fails a test from a function that is not a test, where an assertion would be an oops.
 macro_rules! ensure {
     ($condition:expr, $($what:tt)*) => {
         if !$condition {
@@ -889,7 +889,7 @@ macro_rules! ensure {
     };
 }
 
-/// What every request must leave behind, whatever the vendor.
+/// Checks what must hold after every request, whatever the vendor.
 fn check(
     file: &File<'_>,
     vm: &TestVm,
@@ -897,7 +897,7 @@ fn check(
     before: Visibility,
     result: &Result<Outcome, Failure>,
 ) -> Result {
-    // The platform has failed, after which nothing is promised about contents.
+    // If the platform has failed, nothing is promised about contents.
     let is_over = vm.vm().is_dead();
 
     ensure!(vm.invalidations() == 0, request);
@@ -910,7 +910,7 @@ fn check(
         ensure!(file.visibility(at) == is, request, at);
         ensure!(is == SHARED || file.host_fault(at).is_err(), request, at);
 
-        // What the host can reach is nobody else's, and what is somebody's was not written.
+        // Pages that the host can reach are not owned, and owned pages were not written.
         let is_tdx = matches!(platform::of(vm.vm()), Some(Platform::Tdx(_)));
         let in_sept = is_tdx && TestSept::has(BASE + at);
         let owned = in_sept || TestRmp::entry(file, at)?.is_some();
@@ -932,7 +932,7 @@ fn check(
 mod hostile_vendor {
     use super::*;
 
-    /// Every lie, request and platform; the guest has used every third page.
+    /// Every behaviour, request and platform; the guest has used every third page.
     fn every_lie<V: Vendor>(kind: Platform) -> Result {
         let ways = [
             (SHARED, SHARED),
@@ -989,14 +989,14 @@ mod hostile_vendor {
         every_lie::<Ignorant>(ON_TDX)
     }
 
-    /// What is promised of every vendor holds for those that there are.
+    /// The guarantees for every vendor hold for the existing ones.
     #[test]
     fn own_vendors() -> Result {
         every_lie::<Snp<TestRmp>>(ON_SNP)?;
         every_lie::<Tdx<TestSept>>(ON_TDX)
     }
 
-    /// Whatever is asked for.
+    /// The mapping is one page, whatever the vendor allows.
     #[test]
     fn guest_maps_one_page() -> Result {
         for kind in [Platform::SwProtected, ON_SNP, ON_TDX] {
@@ -1009,7 +1009,7 @@ mod hostile_vendor {
         Ok(())
     }
 
-    /// Whatever comes of it.
+    /// The page is unlocked and released, whatever the result of the fault.
     #[test]
     fn host_fault_leaves_nothing_locked() -> Result {
         for initial in [PRIVATE, SHARED] {
@@ -1025,7 +1025,7 @@ mod hostile_vendor {
         Ok(())
     }
 
-    /// Hazard 30: a page that the RMP has is freed to nobody, whoever should have undone that.
+    /// Hazard 30: a page that is still assigned is leaked, also if the vendor should have undone that.
     #[test]
     fn assignment_that_is_not_remembered() -> Result {
         // More than the record has room for.
@@ -1043,7 +1043,7 @@ mod hostile_vendor {
         Ok(())
     }
 
-    /// The vendors of other platforms are as wrong as can be.
+    /// Each vendor runs on the other's platform.
     #[test]
     fn wrong_vendors() -> Result {
         every_lie::<Tdx<TestSept>>(ON_SNP)?;
@@ -1069,7 +1069,7 @@ mod hostile_vendor {
         Ok(())
     }
 
-    /// Nobody gets a page that the RMP has as somebody's, whatever the vendor remembers of it.
+    /// A page that is assigned in the RMP is not freed, whatever its record says.
     #[test]
     fn forgotten_page_is_not_freed() -> Result {
         let vm = test_vm(ON_SNP)?;
@@ -1090,7 +1090,7 @@ mod hostile_vendor {
         Ok(())
     }
 
-    /// A vendor that does not lie is obeyed, or the tests above would show nothing.
+    /// Requests succeed with a correct vendor. Otherwise the tests above would show nothing.
     #[test]
     fn honest_vendor_converts() -> Result {
         for content in POLICIES {
@@ -1108,7 +1108,7 @@ mod hostile_vendor {
         Ok(())
     }
 
-    /// A reference that is held elsewhere stops the way to private and nothing else.
+    /// A reference that is held elsewhere prevents conversion to private and nothing else.
     #[test]
     fn held_page_is_busy() -> Result {
         let vm = test_vm(Platform::SwProtected)?;
@@ -1149,7 +1149,7 @@ mod hostile_vendor {
     }
 
     /// A task that is being killed stops at each step that can fail, and has changed nothing then.
-    /// Behind the point of no return it goes on to the end.
+    /// After the point of no return it finishes the request.
     #[test]
     fn killed_task_changes_nothing() -> Result {
         for (initial, to) in [(PRIVATE, SHARED), (SHARED, PRIVATE)] {
@@ -1186,8 +1186,8 @@ mod hostile_vendor {
         Ok(())
     }
 
-    /// A page that nobody has used holds what its last owner left, under every policy until its
-    /// use.
+    /// A page that nobody has used holds its last owner's bytes until its first use, under every
+    /// policy.
     #[test]
     fn unused_pages_are_zeroed_at_first_use() -> Result {
         for content in POLICIES {
@@ -1207,7 +1207,7 @@ mod hostile_vendor {
         Ok(())
     }
 
-    /// The slot names the file, which does not know it: no conversion would reach the guest.
+    /// A slot names the file, which does not know the slot: no conversion would reach the guest.
     #[test]
     fn stale_slot_gets_no_page() -> Result {
         for kind in [Platform::SwProtected, ON_SNP, ON_TDX] {
