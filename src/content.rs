@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a vendor is asked about folios, and what a content policy does to them.
+//! Questions to a vendor about folios, and carrying out a content policy on them.
 
 use crate::{
     outcome::{
@@ -80,7 +80,7 @@ pub(crate) fn mapped<V: Vendor>(request: &Request) -> Option<impl FnMut(&Mapped<
     })
 }
 
-/// Step 10: has the platform give up a page that becomes shared.
+/// Step 10: makes the platform give up a page that becomes shared.
 ///
 /// # Errors
 ///
@@ -93,11 +93,11 @@ pub(crate) fn make_shared<V: Vendor>(folio: &FolioRef<'_>) -> Result<(), Fatal> 
     }
 }
 
-/// Step 10: does to the bytes of a page what the policy says.
+/// Step 10: carries out the policy on the bytes of a page.
 ///
 /// # Errors
 ///
-/// [`Fatal`] if that cannot be done.
+/// [`Fatal`] if that fails.
 pub(crate) fn write<'f, V: Vendor>(
     page: GivenUp<'f>,
     action: Action,
@@ -116,7 +116,7 @@ pub(crate) fn write<'f, V: Vendor>(
             outcome.scrambled += 1;
             page.scramble(SCRAMBLE_BYTE)
         }
-        // Not called for it.
+        // Not called for this action.
         Action::Leave => Err(Fatal),
     }
 }

@@ -25,13 +25,13 @@ use kernel::prelude::*;
 ///
 /// # Errors
 ///
-/// `EOPNOTSUPP` for an unknown mode, `EINVAL` for what is not page aligned or (allocating) not in
-/// the file, `EINTR`, `ENOMEM`.
+/// `EOPNOTSUPP` for an unknown mode, `EINVAL` for a range that is not page aligned or (allocating)
+/// not in the file, `EINTR`, `ENOMEM`.
 pub(crate) fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Result {
     let inode = file.inode();
     let page = inode.geometry().page_size();
 
-    // The size of a file never changes, so callers have to say that they do not expect it to.
+    // Callers have to set it, as the size of a file never changes.
     if mode & FALLOC_KEEP_SIZE == 0 || mode & !(FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE) != 0 {
         return Err(EOPNOTSUPP);
     }

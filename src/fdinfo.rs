@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What `/proc/PID/fdinfo/FD` and debugfs say about a file.
+//! The lines of a file in `/proc/PID/fdinfo/FD` and debugfs.
 
 use gmem_policy::plan::query;
 use gmem_sys::{
@@ -31,7 +31,7 @@ use kernel::{
     seq_print, //
 };
 
-/// How many pages are private and shared, and in how many runs they lie.
+/// The number of private pages, of shared pages, and of runs.
 struct Totals {
     private: u64,
     shared: u64,

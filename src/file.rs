@@ -28,7 +28,7 @@ use kernel::prelude::*;
 /// KVM_CREATE_GUEST_MEMFD.
 ///
 /// The flags decide whether the file converts in place. A file that the host can neither map nor
-/// find shared is private for ever, and works as before.
+/// find shared is always private, and works as before.
 ///
 /// # Errors
 ///

@@ -16,9 +16,9 @@ use kernel::prelude::*;
 
 /// Gives a guest a page.
 ///
-/// For a page that is in use, and in which no platform has a part, no lock is taken. For others the
-/// attributes do not change from the check whether the page is private until it is zeroed and given
-/// to the platform. So the platform gets no page that a conversion has just made shared.
+/// For a page that is in use, and that no platform has to be given, no lock is taken. For other
+/// pages the attributes do not change from the check whether the page is private until it is zeroed
+/// and given to the platform. So the platform gets no page that a conversion has just made shared.
 /// `mmu_invalidate_seq` detects a conversion between here and the mapping.
 ///
 /// # Errors
@@ -51,14 +51,14 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
     })
 }
 
-/// Returns the page of the fault if it is in use and no platform has a part in it. Any context.
+/// Returns the page of the fault if it is in use and no platform has to be given it. Any context.
 #[inline]
 pub(crate) fn in_use<'a>(fault: &GuestFault<'a>) -> Option<GuestPage<'a>> {
     fault.serve_in_use(platform::max_mapping_order(fault.platform(), block::ORDER))
 }
 
-/// Allocates in one piece what KVM_MAP_MEMORY wants from the page of the fault on, if it may be
-/// mapped large. Returns whether a fault may map what is in use there so.
+/// Allocates the pages that KVM_MAP_MEMORY wants, from the page of the fault on, in one piece if
+/// they may be mapped large. Returns whether a fault may map large what is in use there.
 pub(crate) fn allocate_block(fault: &GuestFault<'_>) -> bool {
     platform::max_mapping_order(fault.platform(), block::ORDER) == block::ORDER
         && fault.allocate_block()

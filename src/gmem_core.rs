@@ -12,11 +12,11 @@
 //!    touched while the invalidate lock is held, as `mmap_lock` is outer to it.
 //! 4. **Fallible first, then one commit that cannot fail.** The point of no return is the first
 //!    byte or translation destroyed. A platform that fails after it kills the VM.
-//! 5. **Soundness does not depend on this crate.** Whatever safe code here answers, and in
-//!    whichever order it calls: it may lose a guest's data, return an error, kill the VM, hang, or
-//!    leak pages. It cannot cause undefined behaviour, let the host reach a byte of a page whose
-//!    attribute is private, show what the memory of a page held before, free a page that a platform
-//!    has, or let a conversion that promises zeroes succeed over other bytes.
+//! 5. **Soundness does not depend on this crate.** Wrong safe code here may lose a guest's data,
+//!    return an error, kill the VM, hang, or leak pages. Whatever it returns, and in whichever
+//!    order it calls, it cannot cause undefined behaviour, let the host reach a byte of a page
+//!    whose attribute is private, show what the memory of a page held before, free a page that a
+//!    platform has, or let a conversion that promises zeroes succeed over other bytes.
 //!
 //! Start reading at [`convert`].
 
@@ -79,7 +79,7 @@ use gmem_types::{
     visibility::Run, //
 };
 
-/// What the kernel's print macros put before each line.
+/// The prefix of each line that the kernel's print macros print.
 #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
 const __LOG_PREFIX: &[u8] = b"kvm_gmem\0";
 

@@ -31,7 +31,7 @@ use kernel::prelude::*;
 ///
 /// # Errors
 ///
-/// `ENOTTY` for a file that does not have them, `EFAULT`, `EIO` for a dead VM.
+/// `ENOTTY` for a file without these ioctls, `EFAULT`, `EIO` for a dead VM.
 fn read(file: &GmemFile, arg: UserPointer) -> Result<RawRequest> {
     // The VM's own ioctl decides for such a file. On a VM without private memory no ioctl does, and
     // the request is EINVAL.
@@ -46,7 +46,7 @@ fn read(file: &GmemFile, arg: UserPointer) -> Result<RawRequest> {
     Ok(raw)
 }
 
-/// KVM_SET_MEMORY_ATTRIBUTES2. Writes the struct back if, and only if, a page is to blame.
+/// KVM_SET_MEMORY_ATTRIBUTES2. Writes the struct back only if the error is about a page.
 ///
 /// # Errors
 ///
@@ -69,7 +69,7 @@ pub(crate) fn set_memory_attributes<'f>(file: &'f GmemFile, arg: UserPointer) ->
         // A larger folio may begin before the range: stay inside the request.
         let at = request.range().clamp(at);
         raw.error_offset = geometry.page_size().offset_of(at).get();
-        // EFAULT hides the error then. Nothing was converted in either case.
+        // EFAULT would hide the error. Nothing was converted in either case.
         arg.write(&raw.to_words())?;
     }
     Err(error)
@@ -130,7 +130,7 @@ pub(crate) fn get_memory_attributes(file: &GmemFile, arg: UserPointer) -> Result
     arg.write(&raw.to_words())
 }
 
-/// User space gets one errno for all that can be wrong with a request.
+/// User space gets one errno for all kinds of invalid requests.
 fn errno(_: Invalid) -> Error {
     EINVAL
 }

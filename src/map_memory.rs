@@ -2,8 +2,8 @@
 
 //! KVM_MAP_MEMORY: populating a VM's second-level page tables ahead of its faults.
 //!
-//! Any memory can be mapped: private or shared, of a guest_memfd or not. It is mapped as by a read
-//! of the guest, and is not changed otherwise.
+//! Any memory can be mapped: private or shared, of a guest_memfd or not. It is mapped as for a read
+//! by the guest, and is not changed otherwise.
 
 use gmem_policy::mapping::{
     Mapping,
@@ -24,15 +24,15 @@ use gmem_sys::{
 };
 use kernel::prelude::*;
 
-/// How often mapping a page that others are changing is tried. Each attempt takes longer than the
-/// change of one page. If others change more pages, the caller has to wait for them.
+/// The number of attempts to map a page that others are changing. Each attempt takes longer than
+/// the change of one page. If others change more pages, the caller has to wait for them.
 const TRIES: u32 = 16;
 
-/// Handles an ioctl on a vCPU. On return, also with an error, its struct says what is left to do.
+/// Handles an ioctl on a vCPU. On return, also with an error, its struct has the remaining range.
 ///
 /// # Errors
 ///
-/// `ENOTTY` for any but KVM_MAP_MEMORY. `EINVAL` for a struct that is not valid. `EFAULT`
+/// `ENOTTY` for other ioctls than KVM_MAP_MEMORY. `EINVAL` for an invalid struct. `EFAULT`
 /// if the struct cannot be read or written: what was mapped stays. Otherwise those of [`populate`],
 /// if not a single page was mapped.
 pub(crate) fn ioctl(vcpu: &mut Vcpu<'_>, cmd: u32, arg: UserPointer) -> Result {

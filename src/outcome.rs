@@ -52,7 +52,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Of a request that converts so many pages, which form so many runs.
+    /// The outcome of a request that converts `converted` pages in `runs` runs.
     pub(crate) fn of((converted, runs): (u64, u64)) -> Self {
         Self {
             converted,

@@ -115,11 +115,11 @@ impl Operations {
         assert!(V::HAS_MAKE_SHARED == V::HAS_POPULATE);
         assert!(V::HAS_MAKE_SHARED == V::HAS_OWNS);
         assert!(!V::HAS_MAKE_SHARED || V::HAS_MAKE_PRIVATE);
-        // One of the two is what keeps the answer true.
+        // Only one of the two keeps the answer true on a platform.
         assert!(!(V::HAS_OWNS && V::HAS_OWNS_MAPPED));
-        // Of other platforms a private page in use is mapped without it, and with its neighbours.
+        // Other platforms' private pages in use are mapped without it, and with their neighbours.
         assert!(!V::HAS_MAKE_PRIVATE || V::PLATFORM.owns_pages());
-        // What a page is given to would have to move it.
+        // The platform that has the page would have to move it.
         assert!(!(V::HAS_MIGRATE && (V::HAS_MAKE_PRIVATE || V::HAS_OWNS || V::HAS_OWNS_MAPPED)));
 
         Self {

@@ -20,7 +20,7 @@ use kernel::{
     }, //
 };
 
-/// Since when a file has been locked.
+/// When a file was locked.
 pub(crate) struct Held(Instant<Monotonic>);
 
 impl Held {

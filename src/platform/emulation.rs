@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Software models of what confidential platforms keep about each page of memory.
+//! Software models of the state that confidential platforms keep for each page of memory.
 //!
 //! Pure state machines: they know nothing of locks, memory or kernel types, and are compiled into
 //! the policy crate, so that the same source runs under cargo and in the kernel.
@@ -30,7 +30,7 @@ impl<O: Copy + PartialEq, C: Copy> Fault<O, C> {
         }
     }
 
-    /// The next `times` times that `operation` is tried it fails with `code`.
+    /// `operation` fails with `code` the next `times` times.
     pub const fn new(operation: O, code: C, times: u64) -> Self {
         Self {
             what: Some((operation, code)),
@@ -38,11 +38,11 @@ impl<O: Copy + PartialEq, C: Copy> Fault<O, C> {
         }
     }
 
-    /// To be asked when `operation` is tried, and once each time.
+    /// To be called once for each attempt of `operation`.
     ///
     /// # Errors
     ///
-    /// The code that was ordered.
+    /// The injected code.
     pub fn strike(&mut self, operation: O) -> Result<(), C> {
         match self.what {
             Some((what, code)) if what == operation && self.left > 0 => {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! pKVM: EL2 keeps page tables from the host, and pages of the guest with them.
+//! pKVM: EL2 has page tables that the host cannot access, and protects the guest's pages by them.
 //!
 //! A page becomes the guest's when it is mapped, which `mmu_invalidate_seq` guards. So there is
 //! nothing to do when the file hands the page out. The guest shares it with the host, and takes it
@@ -10,7 +10,7 @@
 //!
 //! A guest whose hypercalls are exits to user space (`KVM_CAP_EXIT_HYPERCALL`) can unshare only
 //! pages that are private in the file. Any other guest can take a page back between the check and
-//! the use; platforms.rst says what follows.
+//! the use; platforms.rst describes the consequences.
 
 use crate::platform::vendor::Vendor;
 use gmem_sys::kvm::{

@@ -38,15 +38,15 @@ use gmem_sys::{
 use gmem_types::platform::Platform;
 use kernel::prelude::*;
 
-/// The vendor, on whichever RMP.
+/// The vendor, over any implementation of the RMP.
 pub(super) struct Snp<R: Rmp>(PhantomData<R>);
 
 #[vtable]
 impl<R: Rmp> Vendor for Snp<R> {
     const PLATFORM: Platform = Platform::Snp(R::BASE);
 
-    /// Pages are assigned one by one, and no mapping may be larger than its RMP entry. KVM maps what
-    /// is not assigned page by page, too (`sev_gmem_max_mapping_level()`).
+    /// Pages are assigned one by one, and no mapping may be larger than its RMP entry. KVM maps
+    /// unassigned pages one by one, too (`sev_gmem_max_mapping_level()`).
     const MAX_MAPPING_ORDER: u8 = 0;
 
     fn owns(_vm: &Vm, folio: &FolioRef<'_>) -> Result<bool> {

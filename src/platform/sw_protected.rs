@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! SW_PROTECTED: private memory without hardware behind it, for tests.
+//! SW_PROTECTED: private memory without hardware support, for tests.
 //!
-//! It owns no page: the host's kernel could write all of them, and guest_memfd sees to it that it
-//! does not. No page has to be given up or taken back; only the contract has to be kept. A page is
-//! moved by a copy.
+//! It owns no page: the host's kernel could write all of them, and guest_memfd makes sure that it
+//! does not. No page has to be given up or taken back; only the contract has to be kept. Pages are
+//! moved by copying.
 
 use crate::platform::vendor::Vendor;
 use gmem_sys::kvm::migrate::{

@@ -2,8 +2,8 @@
 
 //! TDX: pages of the guest are encrypted, and in its S-EPT, which the TDX module keeps.
 //!
-//! The page tables of KVM are mirrored into the S-EPT, so that a page becomes the guest's when it
-//! is mapped and the host's when it is zapped. This file only has to know which pages are in it:
+//! KVM's page tables are mirrored into the S-EPT, so a page becomes the guest's when it is mapped
+//! and the host's when it is zapped. This file only has to know which pages are in the S-EPT:
 //! taking such a page out destroys its contents.
 
 use crate::platform::vendor::Vendor;
@@ -22,7 +22,7 @@ use gmem_sys::{
 use gmem_types::platform::Platform;
 use kernel::prelude::*;
 
-/// The vendor, on whichever S-EPT.
+/// The vendor, over any implementation of the S-EPT.
 pub(super) struct Tdx<S: Sept>(PhantomData<S>);
 
 #[vtable]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a platform does in a page's life: the steps of a conversion, of a guest fault, of a launch
+//! The operations of a platform on a page: the steps of a conversion, of a guest fault, of a launch
 //! and of freeing that only the platform can do.
 
 use gmem_policy::{
@@ -45,12 +45,11 @@ use kernel::{
     prelude::*, //
 };
 
-/// A platform's part in a page's life.
+/// The operations of a platform on a page.
 ///
-/// Taking a page out of the guests' page tables is the architecture's
-/// (`kvm_unmap_gfn_range()`, `kvm_arch_gmem_invalidate_range()`), and happens before
-/// [`make_shared`](Self::make_shared). All pages are small ones, also where a guest maps many as
-/// one.
+/// The architecture takes pages out of the guests' page tables (`kvm_unmap_gfn_range()`,
+/// `kvm_arch_gmem_invalidate_range()`), before [`make_shared`](Self::make_shared). All pages are
+/// small ones, also where one mapping of a guest covers many.
 #[vtable]
 pub(crate) trait Vendor {
     /// Its rows of the contract.
@@ -105,7 +104,7 @@ pub(crate) trait Vendor {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Step 10: takes a page back that is being made shared, and does not touch its contents. The
+    /// Step 10: takes back a page that becomes shared, without touching its contents. The
     /// caller looks the result up, and does not rely on the vendor.
     ///
     /// # Errors
@@ -125,9 +124,9 @@ pub(crate) trait Vendor {
     }
 
     /// Moves all bytes of a page to other memory. No guest has the page, and none gets it meanwhile.
-    /// Called with the folio locked and the invalidate lock held shared, and from wherever memory is
-    /// allocated: it waits for nothing that others hold while they do. Where there is no such
-    /// operation, no file has pages that move.
+    /// Called with the folio locked and the invalidate lock held shared. Any allocation of memory
+    /// can lead here, so it must not wait for a lock under which others allocate. Without this
+    /// operation no file is migratable.
     ///
     /// # Errors
     ///
@@ -136,7 +135,7 @@ pub(crate) trait Vendor {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// A page that was given to the platform is freed. There may be neither VM nor file any more.
+    /// Takes back a page that is freed. There may be neither VM nor file any more.
     ///
     /// # Errors
     ///

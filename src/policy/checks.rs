@@ -72,7 +72,7 @@ macro_rules! list {
                 assert_eq!(super::$name(), Ok(()));
             })*
 
-            /// A check that nobody calls would look like one that passes.
+            /// Without this, a check that nobody calls would look like one that passes.
             #[test]
             fn all_are_listed() {
                 let written = include_str!("checks.rs").matches("\npub fn ").count();
@@ -125,7 +125,7 @@ const PRIVATE: Visibility = Visibility::Private;
 
 const LEAVE: Action = Action::Leave;
 
-/// The entries of a map: each by the page at which it ends and what its pages are.
+/// The entries of a map: for each the page at which it ends, and the state of its pages.
 struct Map {
     whole: PageRange,
     entries: &'static [(u64, Visibility)],
@@ -143,7 +143,7 @@ impl Attributes for Map {
             }
             start = end;
         }
-        // Nobody has a reason to ask about pages behind the file.
+        // There is no reason to ask about pages behind the file.
         Run {
             range: self.whole,
             visibility: SHARED,
@@ -151,7 +151,7 @@ impl Attributes for Map {
     }
 }
 
-/// A map that has the same answer to each question.
+/// A map that always returns the same entry.
 struct Stubborn(Run);
 
 impl Attributes for Stubborn {
@@ -216,7 +216,7 @@ fn change(
     }
 }
 
-/// Nothing smaller than 4 KiB and nothing larger than 1 GiB is a page.
+/// Pages have 4 KiB to 1 GiB.
 pub fn page_size_has_limits() -> Check {
     check!(PageSize::new(11).is_none());
     check!(PageSize::new(31).is_none());
@@ -254,7 +254,7 @@ pub fn offsets_are_64_bits_wide() -> Check {
     Ok(())
 }
 
-/// A range has a page, so that no caller needs to ask.
+/// A range has at least one page, so that no caller needs to check.
 pub fn range_is_never_empty() -> Check {
     let zero = PageIndex::new(0);
     let max = PageIndex::new(u64::MAX);
@@ -266,7 +266,7 @@ pub fn range_is_never_empty() -> Check {
     Ok(())
 }
 
-/// What ranges say about themselves, alone and in pairs.
+/// Properties of single ranges, and of pairs of ranges.
 pub fn range_arithmetic() -> Check {
     let range = pages(3, 5)?;
 
@@ -301,7 +301,7 @@ pub fn range_arithmetic() -> Check {
     Ok(())
 }
 
-/// Hazard 20: what is reported does not lie before the request.
+/// Hazard 20: the reported page does not lie before the request.
 pub fn clamp_stays_inside_the_request() -> Check {
     let request = pages(5, 9)?;
 
@@ -311,7 +311,7 @@ pub fn clamp_stays_inside_the_request() -> Check {
     Ok(())
 }
 
-/// A file has a page, whole pages, and a size that `loff_t` can hold.
+/// A file has at least one page, whole pages, and a size that fits `loff_t`.
 pub fn geometry_checks_the_size() -> Check {
     let size = page_size()?;
 
@@ -339,14 +339,14 @@ pub fn geometry_checks_the_range() -> Check {
     check!(file.range(1, PAGE).is_none());
     check!(file.range(0, PAGE + 1).is_none());
     check!(file.range(0, PAGE - 1).is_none());
-    // The end is aligned here, neither of the arguments is.
+    // The end is aligned here, but neither argument is.
     check!(file.range(PAGE / 2, PAGE / 2).is_none());
     check!(file.range(0, 8 * PAGE) == Some(file.whole()));
     check!(file.range(7 * PAGE, PAGE) == Some(pages(7, 8)?));
     check!(file.range(0, 9 * PAGE).is_none());
     check!(file.range(7 * PAGE, 2 * PAGE).is_none());
     check!(file.range(8 * PAGE, PAGE).is_none());
-    // The sum overflows, to a place inside the file.
+    // The sum overflows to an offset inside the file.
     check!(file.range(PAGE, PAGE.wrapping_neg()).is_none());
     check!(file.range(PAGE.wrapping_neg(), 2 * PAGE).is_none());
     check!(file.range(2 * PAGE, PAGE.wrapping_neg()).is_none());
@@ -420,7 +420,7 @@ pub fn request_order_of_checks() -> Check {
         reserved: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
     };
 
-    // Everything is wrong; from here on one thing after the other is put right.
+    // Everything is wrong; from here on one error after the other is corrected.
     check!(Request::parse(&wrong, &file, false) == Err(Invalid::Flags));
     wrong.flags = 1;
     check!(Request::parse(&wrong, &file, false) == Err(Invalid::Reserved));
@@ -519,8 +519,9 @@ pub fn pages_that_nobody_owns() -> Check {
     Ok(())
 }
 
-/// What the host cannot write is not zeroed, what removal destroys is not preserved, and what the
-/// guest has not shared is not converted. All else is done as if the page had never been owned.
+/// An owned page is not zeroed if the host cannot write it, not preserved if its removal destroys
+/// it, and not converted if the guest has not shared it. Everything else is done as if the page had
+/// never been owned.
 pub fn owned_pages() -> Check {
     for &platform in Platform::ALL {
         for to in [SHARED, PRIVATE] {
@@ -541,7 +542,7 @@ pub fn owned_pages() -> Check {
     Ok(())
 }
 
-/// What is announced is what is accepted, for each platform and direction.
+/// A policy is announced exactly if it is accepted, for each platform and direction.
 pub fn capabilities_follow_the_contract() -> Check {
     check!(capability(Platform::SwProtected) == 0x03_03_03);
     check!(capability(Platform::Snp(Base::Hardware)) == 0x03_03_03);
@@ -560,7 +561,7 @@ pub fn capabilities_follow_the_contract() -> Check {
                 let kept = action(platform, to == SHARED, to, content);
                 check!(announced == (kept != Err(Refusal::NotSupported)));
             }
-            // What promises nothing is always supported, and is no bit.
+            // NONE promises nothing, is always supported, and has no bit.
             check!(action(platform, false, to, Content::None).is_ok());
             check!(flags >> shift & 0xff & !3 == 0);
         }
@@ -572,7 +573,7 @@ pub fn capabilities_follow_the_contract() -> Check {
     Ok(())
 }
 
-/// A request that asks for what already is, and for no work on bytes, comes to nothing.
+/// A request that changes no attribute, and does nothing to bytes, is an empty plan.
 pub fn plan_nothing_to_do() -> Check {
     let map = map(8, &[(3, SHARED), (6, PRIVATE), (8, SHARED)])?;
 
@@ -580,7 +581,7 @@ pub fn plan_nothing_to_do() -> Check {
     check!(plan(4, 5, PRIVATE, LEAVE, &map)? == Plan::Nothing);
     check!(plan(0, 3, SHARED, LEAVE, &map)? == Plan::Nothing);
     check!(plan(6, 8, SHARED, LEAVE, &map)? == Plan::Nothing);
-    // One page more, on either side, is a page that changes.
+    // One more page, on either side, is a page that changes.
     check!(plan(2, 6, PRIVATE, LEAVE, &map)? != Plan::Nothing);
     check!(plan(3, 7, PRIVATE, LEAVE, &map)? != Plan::Nothing);
     Ok(())
@@ -603,9 +604,9 @@ pub fn plan_policy_without_a_change() -> Check {
     Ok(())
 }
 
-/// Hazard 1: the parts of a mixed range that already are private are left out.
+/// Hazard 1: the parts of a mixed range that are private already are left out.
 pub fn plan_skips_what_is_settled() -> Check {
-    // Two entries that are equal, as nothing forbids, are one part.
+    // Two neighbouring entries can be equal; they form one part.
     let map = map(
         16,
         &[
@@ -630,7 +631,7 @@ pub fn plan_skips_what_is_settled() -> Check {
     Ok(())
 }
 
-/// What is stored is the range, whatever its pages and their neighbours are.
+/// The stored range is that of the request, whatever the state of its pages and their neighbours.
 pub fn plan_stores_what_is_asked_for() -> Check {
     let map = map(
         16,
@@ -647,7 +648,7 @@ pub fn plan_stores_what_is_asked_for() -> Check {
     check!(change(5, 8, PRIVATE, LEAVE, &map)?.store() == Some(pages(5, 8)?));
     check!(change(5, 8, PRIVATE, LEAVE, &map)?.count(&map, || true) == Some((3, 1)));
     check!(change(6, 7, PRIVATE, LEAVE, &map)?.store() == Some(pages(6, 7)?));
-    // The ends of the range lie inside entries that already are what is asked for.
+    // The ends of the range lie inside entries that already have the requested state.
     check!(change(4, 9, PRIVATE, LEAVE, &map)?.store() == Some(pages(4, 9)?));
     check!(change(2, 5, SHARED, LEAVE, &map)?.store() == Some(pages(2, 5)?));
     Ok(())
@@ -681,7 +682,7 @@ pub fn query_walks_the_runs() -> Check {
     Ok(())
 }
 
-/// Hazard 3: a map that makes no sense hides no page from a conversion, and shows none as shared.
+/// Hazard 3: an invalid map neither hides a page from a conversion nor shows one as shared.
 pub fn senseless_map_ends_every_walk() -> Check {
     let file = file(8)?;
 
@@ -718,7 +719,7 @@ pub fn senseless_map_ends_every_walk() -> Check {
     Ok(())
 }
 
-/// What `KVM_MAP_MEMORY` refuses, the flags first.
+/// `KVM_MAP_MEMORY` refuses invalid arguments, the flags first.
 pub fn mapping_is_whole_pages() -> Check {
     let page = PageSize::new(12).ok_or("page size")?;
     let top = 0u64.wrapping_sub(PAGE);
@@ -741,7 +742,7 @@ pub fn mapping_is_whole_pages() -> Check {
     Ok(())
 }
 
-/// It becomes shorter by whole pages, and never by more than it has.
+/// The range becomes shorter by whole pages, and never by more than it has.
 pub fn mapping_becomes_shorter() -> Check {
     let page = PageSize::new(12).ok_or("page size")?;
     let mut left = Mapping::parse([8 * PAGE, 4 * PAGE, 0], page).map_err(|_| "parse")?;

@@ -3,13 +3,13 @@
 //! What each platform promises about the bytes of converted pages: one table, in [`action`].
 //!
 //! A row says what a request does to an allocated page, by platform, by whether the platform owns
-//! the page, by direction and by policy. Whether the guest has been launched decides nothing: it
-//! decides which pages there can be, and the platforms that own pages own some before launch.
+//! the page, by direction and by policy. Whether the guest has been launched does not matter: the
+//! platforms that own pages own some before launch as well.
 //!
 //! A new platform needs a new variant of [`Platform`], an entry in [`Platform::ALL`], and its rows
-//! in the table, for which the compiler asks. What a platform stands on decides no row. The
-//! capabilities are computed from the table, so that none of them promises something that a request
-//! is refused.
+//! in the table, which the compiler enforces. The rows do not depend on what implements a platform.
+//! The capabilities are computed from the table, so none of them announces a policy that requests
+//! cannot use.
 
 use gmem_types::{
     content::{
@@ -77,7 +77,7 @@ pub const fn action(
         (Snp(_) | Tdx(_) | Pkvm, true,  Private, Content::None)     => Ok(Leave),
         (Snp(_) | Tdx(_) | Pkvm, true,  Private, Content::Zero)     => Err(NotSupported),
 
-        // The RMP has no part in the bytes: the host finds the ciphertext.
+        // The RMP does not change the bytes: the host finds the ciphertext.
         (Snp(_),                 true,  Shared,  Content::Preserve) => Ok(Leave),
         (Snp(_),                 true,  Shared,  Content::None)     => Ok(Leave),
         (Snp(_),                 true,  Shared,  Content::Zero)     => Ok(Zero),
@@ -87,7 +87,7 @@ pub const fn action(
         (Tdx(_),                 true,  Shared,  Content::Zero)     => Ok(Zero),
         (Tdx(_),                 true,  Shared,  Content::None)     => Ok(Leave),
 
-        // The guest shares its pages by itself.
+        // Only the guest can share its pages.
         (Pkvm,                   true,  Shared,  _)                 => Err(NotShared),
     };
     row

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a conversion of guest memory means, without the machinery that carries it out.
+//! The meaning of a conversion of guest memory, without the code that carries it out.
 //!
 //! guest_memfd tracks for each page of a file whether it is private to the guest or shared with
 //! the host. This crate decides: which raw requests are legal ([`request`]), what each platform
@@ -12,8 +12,8 @@
 //!
 //! # Invariants
 //!
-//! - Nothing here panics, whatever it is given: not for any raw request, and not for an attribute
-//!   map that answers nonsense.
+//! - Nothing here panics, whatever its input: any raw request, and any attribute map, also an
+//!   invalid one.
 
 // Kbuild passes the attribute itself, and a second one is a warning.
 #![cfg_attr(not(CONFIG_RUST), no_std)]

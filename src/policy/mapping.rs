@@ -13,7 +13,7 @@ use gmem_types::range::PageSize;
 /// It has the number of `KVM_PRE_FAULT_MEMORY`, and another size.
 pub const MAP_MEMORY: u32 = ioc(1 | 2, 0xd5, size_of::<[u64; Mapping::WORDS]>());
 
-// What user space is told.
+// The struct that user space gets back.
 const _: () = assert!(MAP_MEMORY == 0xC018_AED5);
 
 /// Guest physical memory that is to be mapped: whole pages, whose end is below 2^64.

@@ -8,10 +8,10 @@
 //!
 //! # Robustness
 //!
-//! The map is not trusted to make sense. An entry that does not contain the page it was asked for
-//! ends the walk that met it: the rest of a range counts as not yet being what was asked for, so
-//! that no step is left out for it. Every walk thus moves on by a page at least with each look at
-//! the map, and stays inside the range or the file.
+//! The map is not trusted to be valid. An entry that does not contain the requested page ends the
+//! walk. The rest of the range then counts as not yet having the requested state, so that no step
+//! is left out for it. So every walk advances by at least one page with each lookup in the map, and
+//! stays inside the range or the file.
 
 use core::iter::FusedIterator;
 
@@ -39,8 +39,8 @@ pub trait Attributes {
 
 /// Returns the part of the map's entry at `at` that lies within `within`.
 ///
-/// Returns [`None`] if `at` does not lie there, or if the map makes no sense: what is returned
-/// always contains `at`, which is what makes each walk end.
+/// Returns [`None`] if `at` does not lie there, or if the map is invalid: the result
+/// always contains `at`, so each walk ends.
 fn look(attributes: &impl Attributes, at: PageIndex, within: &PageRange) -> Option<Run> {
     let run = attributes.run_at(at);
     let range = run.range.intersect(within)?;
@@ -50,7 +50,7 @@ fn look(attributes: &impl Attributes, at: PageIndex, within: &PageRange) -> Opti
 /// The result of planning a request, given the current attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// All pages are what was asked for, and their bytes need no work.
+    /// All pages have the requested state, and their bytes need no work.
     Nothing,
     /// There is something to do.
     Change(Change),
@@ -80,7 +80,7 @@ impl Plan {
 pub struct Change {
     request: Request,
     action: Action,
-    /// The first pages that are not yet what the request asks for.
+    /// The first pages that do not have the requested state yet.
     first: Option<PageRange>,
 }
 
@@ -105,14 +105,14 @@ impl Change {
         self.action
     }
 
-    /// Tells whether at least one page is not yet what the request asks for.
+    /// Tells whether at least one page does not have the requested state yet.
     ///
     /// If not, the content policy alone has work to do.
     pub const fn changes_attributes(&self) -> bool {
         self.first.is_some()
     }
 
-    /// Tells whether no page of the range is what the request asks for.
+    /// Tells whether no page of the range has the requested state.
     pub fn changes_all(&self) -> bool {
         self.first == Some(self.range())
     }
@@ -125,7 +125,7 @@ impl Change {
         }
     }
 
-    /// Returns the parts of the range that are not yet what the request asks for.
+    /// Returns the parts of the range that do not have the requested state yet.
     ///
     /// They come in ascending order, and no two of them touch. `attributes` is the map for which
     /// the plan was made.
@@ -133,10 +133,10 @@ impl Change {
         Differing::new(&self.request, attributes)
     }
 
-    /// Returns how many pages are not yet what the request asks for, and in how many parts they
+    /// Returns how many pages do not have the requested state yet, and in how many parts they
     /// lie.
     ///
-    /// The map is not looked at if they are all of the range. `goes_on` is asked after each part;
+    /// The map is not read if they are all of the range. `goes_on` is called after each part;
     /// [`None`] if it says no.
     pub fn count<A: Attributes>(
         &self,
@@ -155,16 +155,16 @@ impl Change {
     }
 }
 
-/// The parts of a range that are not yet what a request asks for, see [`Change::differing`].
+/// The parts of a range without the requested state, see [`Change::differing`].
 #[derive(Debug)]
 pub struct Differing<'a, A> {
     attributes: &'a A,
     to: Visibility,
-    /// The pages that have not been looked at.
+    /// The pages that have not been checked.
     rest: Option<PageRange>,
 }
 
-// Deriving it would ask for a map that can be cloned.
+// Deriving it would require a map that can be cloned.
 impl<A> Clone for Differing<'_, A> {
     fn clone(&self) -> Self {
         Self { ..*self }
@@ -208,7 +208,7 @@ impl<A: Attributes> FusedIterator for Differing<'_, A> {}
 /// Returns the pages from `at` on with the same attribute as the page `at`, up to where the
 /// attributes change or the file ends.
 ///
-/// An `at` behind the end of the file is taken to be its last page. Where the map makes no sense at
+/// An `at` behind the end of the file counts as its last page. Where the map is invalid at
 /// `at`, the rest of the file counts as private, so that the host gets no access.
 pub fn query(at: PageIndex, geometry: &Geometry, attributes: &impl Attributes) -> Run {
     let rest = geometry.whole().tail(at);

@@ -128,7 +128,7 @@ const _: () = assert!(SET_MEMORY_ATTRIBUTES2 == 0xC080_AED2);
 const _: () = assert!(GET_MEMORY_ATTRIBUTES2 == 0xC080_AED3);
 const _: () = assert!(VM_SET_MEMORY_ATTRIBUTES == 0x4020_AED2);
 
-/// What is wrong with a request.
+/// The reason why a request is invalid.
 ///
 /// To user space all of these are `EINVAL`. They are told apart so that a test can see the order in
 /// which they are looked for, which is that of the variants.
@@ -146,7 +146,7 @@ pub enum Invalid {
     Range,
 }
 
-/// A wish to make a range of a file shared or private, checked.
+/// A checked request to make a range of a file shared or private.
 ///
 /// # Invariants
 ///
@@ -194,13 +194,13 @@ impl Request {
         self.to
     }
 
-    /// Returns what the caller wants to be promised about their bytes.
+    /// Returns the content policy that the caller requests.
     pub const fn content(&self) -> Content {
         self.content
     }
 }
 
-/// A question about one page of a file, checked.
+/// A checked question about one page of a file.
 ///
 /// # Invariants
 ///

@@ -62,7 +62,7 @@ macro_rules! for_each_emulation_check {
 
 for_each_emulation_check!(list);
 
-/// A table that remembers the pages a check is about; it is small enough for a kernel stack.
+/// A table with the pages of a check; it is small enough for a kernel stack.
 struct Watched<E, const N: usize>([(u64, E); N]);
 
 impl<E: Copy, const N: usize> Watched<E, N> {
@@ -113,7 +113,7 @@ fn sept_table() -> Watched<sept::Entry, 2> {
     Watched([(3, sept::Entry::Absent), (4, sept::Entry::Absent)])
 }
 
-/// Another operation is not hit, and after the ordered number of times all is well.
+/// An injected failure does not affect other operations, and ends after its number of times.
 pub fn fault_strikes_as_often_as_ordered() -> Check {
     use rmp::Operation::{Assign, Unassign};
 
@@ -127,7 +127,7 @@ pub fn fault_strikes_as_often_as_ordered() -> Check {
     Ok(())
 }
 
-/// What was assigned is the host's again afterwards, with nothing left of the guest.
+/// An assigned page that is taken back belongs to the host, without a trace of the guest.
 pub fn rmp_assign_and_take_back() -> Check {
     let mut table = rmp_table();
 
@@ -138,12 +138,12 @@ pub fn rmp_assign_and_take_back() -> Check {
     check!(rmp::lookup(&table, 7).validated);
     check!(rmp::update(&mut table, 7, rmp::Entry::HYPERVISOR) == Ok(()));
     check!(rmp::lookup(&table, 7) == rmp::Entry::HYPERVISOR);
-    // To take back what was not given is no error.
+    // Taking back a page that was not assigned is not an error.
     check!(rmp::update(&mut table, 7, rmp::Entry::HYPERVISOR) == Ok(()));
     Ok(())
 }
 
-/// Hazard 31: hardware says nothing, and the first guest's page is not valid any more.
+/// Hazard 31: hardware reports no error, and the first guest's page is not valid any more.
 pub fn rmp_reassigns_in_silence() -> Check {
     let mut table = rmp_table();
 
@@ -156,7 +156,7 @@ pub fn rmp_reassigns_in_silence() -> Check {
     Ok(())
 }
 
-/// Neither half a page, nor 2M at an odd place, nor a guest without a number.
+/// Refused: half a page, 2M that are not aligned, and a guest without an ASID.
 pub fn rmp_refuses_senseless_input() -> Check {
     let mut table = rmp_table();
     let input = Err(rmp::Code::Input);
@@ -171,7 +171,7 @@ pub fn rmp_refuses_senseless_input() -> Check {
     Ok(())
 }
 
-/// What firmware works on the host can neither take back nor give away nor split.
+/// The host can neither take back, reassign, nor split an entry that firmware works on.
 pub fn rmp_keeps_immutable_entries() -> Check {
     let mut table = rmp_table();
     let refused = Err(rmp::Code::Permission);
@@ -202,12 +202,12 @@ pub fn rmp_sizes_overlap() -> Check {
     check!(rmp::update(&mut table, 1023, rmp::Entry::HYPERVISOR) == overlap);
     check!(rmp::update(&mut table, 513, rmp::Entry::assigned(1, 0x20_1000)) == overlap);
     check!(rmp::lookup(&table, 1023) == large);
-    // The neighbours are not in it.
+    // The neighbours are not in this entry.
     check!(rmp::update(&mut table, 1024, rmp::Entry::assigned(1, 0)) == Ok(()));
     Ok(())
 }
 
-/// Each page of a split entry is the guest's as before, accepted if it was.
+/// Each page of a split entry is still the guest's, and accepted if it was before.
 pub fn rmp_smash_keeps_what_was() -> Check {
     let mut table = rmp_table();
 
@@ -226,7 +226,7 @@ pub fn rmp_smash_keeps_what_was() -> Check {
     Ok(())
 }
 
-/// Only what was handed to firmware is launched.
+/// Only pages that were handed to firmware are launched.
 pub fn rmp_launch_makes_a_valid_page() -> Check {
     let mut table = rmp_table();
 
@@ -241,7 +241,7 @@ pub fn rmp_launch_makes_a_valid_page() -> Check {
     Ok(())
 }
 
-/// What was handed to firmware is the host's again only after firmware has given it up.
+/// A page that was handed to firmware returns to the host only after firmware has given it up.
 pub fn rmp_reclaim_ends_immutability() -> Check {
     let mut table = rmp_table();
 
@@ -259,7 +259,7 @@ pub fn rmp_reclaim_ends_immutability() -> Check {
     Ok(())
 }
 
-/// A page is one guest's at one place.
+/// A page belongs to one guest at one address.
 pub fn rmp_belongs_to_one() -> Check {
     let mut table = rmp_table();
 
@@ -297,7 +297,7 @@ pub fn sept_removes_in_order() -> Check {
     Ok(())
 }
 
-/// A TRACK says nothing about what is blocked later.
+/// A TRACK does not cover pages that are blocked later.
 pub fn sept_track_is_for_earlier_blocks() -> Check {
     let mut td = sept::Td::new();
     let mut table = sept_table();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! SNP's reverse map: for each page of the host, whom it was given to.
+//! SNP's reverse map: for each page of the host, to whom it is assigned.
 //!
 //! The model allows what hardware allows, including what only a bug would do: RMPUPDATE does not
-//! look at the previous owner, so that a page can be taken from one guest and given to another
-//! without a word. Refusing that is up to who calls it.
+//! check the previous owner, so a page can be taken from one guest and given to another without an
+//! error. The caller has to refuse that.
 //!
 //! It is stricter in one thing: a 4K update at the first page of a 2M entry is an overlap, too.
 
@@ -14,17 +14,17 @@ pub const LARGE_PAGES: u64 = 512;
 /// Bytes in a page.
 const PAGE: u64 = 4096;
 
-/// How much memory an entry is about.
+/// How much memory an entry covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Size {
     /// One page.
     #[default]
     Small,
-    /// [`LARGE_PAGES`] pages; the entries of all but the first are not looked at.
+    /// [`LARGE_PAGES`] pages; only the entry of the first page counts.
     Large,
 }
 
-/// What the map has for a page.
+/// The map's entry for a page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
     /// Given to a guest or to firmware; the host may not write it.
@@ -33,16 +33,16 @@ pub struct Entry {
     pub validated: bool,
     /// Only firmware can change the entry.
     pub immutable: bool,
-    /// What the entry is about.
+    /// How much memory the entry covers.
     pub size: Size,
-    /// Where the guest sees it.
+    /// The guest physical address.
     pub gpa: u64,
-    /// Whose it is.
+    /// The guest that it is assigned to.
     pub asid: u32,
 }
 
 impl Entry {
-    /// A page of the host's, which is what each is at first.
+    /// A page of the host, the initial state of each page.
     pub const HYPERVISOR: Self = Self {
         assigned: false,
         validated: false,
@@ -52,7 +52,7 @@ impl Entry {
         asid: 0,
     };
 
-    /// What RMPUPDATE is given in order to assign one page.
+    /// The arguments of RMPUPDATE that assign one page.
     pub const fn assigned(asid: u32, gpa: u64) -> Self {
         Self {
             assigned: true,
@@ -64,7 +64,7 @@ impl Entry {
         }
     }
 
-    /// The same, about 2M.
+    /// The same for 2M.
     pub const fn large(self) -> Self {
         Self {
             size: Size::Large,
@@ -72,7 +72,7 @@ impl Entry {
         }
     }
 
-    /// The same, for firmware to go on with.
+    /// The same for a page that is handed to firmware.
     pub const fn immutable(self) -> Self {
         Self {
             immutable: true,
@@ -94,7 +94,7 @@ pub enum Code {
     Overlap = 4,
 }
 
-/// What can be made to fail.
+/// Operations that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// RMPUPDATE to assigned.
@@ -119,7 +119,7 @@ const fn base(pfn: u64) -> u64 {
     pfn - pfn % LARGE_PAGES
 }
 
-/// The entry that decides about a page: its own, or that of the 2M around it.
+/// The entry that counts for a page: its own, or that of the 2M around it.
 pub fn lookup(table: &impl Table, pfn: u64) -> Entry {
     let around = table.get(base(pfn));
     if around.assigned && around.size == Size::Large {
@@ -158,7 +158,7 @@ pub fn update(table: &mut impl Table, pfn: u64, new: Entry) -> Result<(), Code> 
     }
 
     let written = if new.assigned {
-        // Whoever had accepted the page before: not this one.
+        // The new owner has not accepted the page yet.
         Entry {
             validated: false,
             ..new
@@ -170,7 +170,7 @@ pub fn update(table: &mut impl Table, pfn: u64, new: Entry) -> Result<(), Code> 
     Ok(())
 }
 
-/// PSMASH: splits an entry of 2M, each page of which stays what it is.
+/// PSMASH: splits an entry of 2M. The state of each page stays.
 ///
 /// # Errors
 ///
@@ -225,8 +225,8 @@ pub fn launch(table: &mut impl Table, pfn: u64) -> Result<(), Code> {
     Ok(())
 }
 
-/// What firmware does in PAGE_RECLAIM: a page that was handed to it is nobody's, for the host to take
-/// back.
+/// What firmware does in PAGE_RECLAIM: a page that was handed to it has no owner then, and the host
+/// can take it back.
 ///
 /// # Errors
 ///
@@ -243,7 +243,7 @@ pub fn reclaim(table: &mut impl Table, pfn: u64) -> Result<(), Code> {
     Ok(())
 }
 
-/// Whether a guest that uses a page as its private one at `gpa` is allowed to.
+/// Whether a guest may use a page as its private page at `gpa`.
 pub fn belongs(table: &impl Table, pfn: u64, asid: u32, gpa: u64) -> bool {
     let entry = lookup(table, pfn);
     let offset = match entry.size {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! TDX's secure EPT: for each guest frame of one TD, which page it has there.
+//! TDX's secure EPT: the page at each guest frame of one TD.
 //!
-//! A page leaves only in the order that the module enforces: its entry is blocked, so that no new
-//! translation is made; then all translations made earlier are known to be gone, which TRACK begins
-//! and the host completes by kicking the vCPUs; then it can be removed. Only 4K pages.
+//! A page is removed only in the order that the module enforces. First its entry is blocked, so
+//! that no new translation is made. Then TRACK and a kick of the vCPUs by the host make sure that
+//! all earlier translations are gone. Then the page can be removed. There are only 4K pages.
 
-/// What the table has for a guest frame.
+/// The table's entry for a guest frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Entry {
     /// Nothing.
@@ -43,11 +43,11 @@ pub enum Failure {
     Input,
     /// The entry is not in the state in which this can be done.
     State,
-    /// Somebody else is busy with the table; try again.
+    /// Another CPU is busy with the table; try again.
     Busy,
 }
 
-/// What can be made to fail.
+/// Operations that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// PAGE.ADD and PAGE.AUG.
@@ -71,7 +71,7 @@ pub trait Table {
     fn set(&mut self, gfn: u64, entry: Entry);
 }
 
-/// What the TD as a whole is in, besides its entries.
+/// The state of the TD as a whole, besides its entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Td {
     epoch: u64,
