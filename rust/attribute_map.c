@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Nodes of attribute maps. User space decides how many there are, so they are
+ * Nodes of attribute maps. User space decides their number, so they are
  * charged to it. If the cgroup has no room for one, the result is ENOMEM,
  * without the OOM killer.
  */

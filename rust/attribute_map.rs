@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which pages of a file are private and which shared.
+//! The attributes of a file: which pages are private and which are shared.
 //!
 //! Readers look pages up under RCU, from any context, or with the file's invalidate lock held.
 //! There is one writer at a time. It needs a [`Writer`], which only the holder of that lock can
@@ -57,7 +57,7 @@ struct Slab;
 // SAFETY: The helpers allocate as much as a bitmap or a table has, aligned to a word at least.
 unsafe impl Memory for Slab {
     fn allocate(kind: Kind) -> Option<NonNull<()>> {
-        // SAFETY: Whoever reserves may sleep.
+        // SAFETY: A caller that reserves may sleep.
         NonNull::new(unsafe { bindings::gmem_node_alloc(kind == Kind::Table) }.cast())
     }
 
@@ -79,7 +79,7 @@ unsafe impl Memory for Slab {
 /// The map, which lives inside an inode.
 pub struct AttributeMap {
     tree: Radix<Slab, FANOUT>,
-    /// There is a [`Reservation`]. The writer's alone.
+    /// Whether there is a [`Reservation`]. Only the writer uses it.
     reserved: Cell<bool>,
 }
 
@@ -108,7 +108,7 @@ impl<'g> Reader<'g> {
     ///
     /// # Safety
     ///
-    /// Nobody may write the map this is used with during `'g`, but the caller between two uses.
+    /// During `'g` only the caller may write the map this is used with, and only between two uses.
     #[inline]
     pub(crate) unsafe fn assume() -> Self {
         Self(PhantomData)
@@ -123,7 +123,7 @@ impl<'g> From<&'g rcu::Guard> for Reader<'g> {
 }
 
 impl AttributeMap {
-    /// The map of a file of which all pages are the same. Allocates nothing.
+    /// The map of a file whose pages are all the same. Allocates nothing.
     pub(crate) const fn new(geometry: Geometry, initial: Visibility) -> Self {
         Self {
             tree: Radix::new(geometry.pages(), initial),
@@ -157,7 +157,7 @@ impl AttributeMap {
         unsafe { self.tree.run_at(at) }
     }
 
-    /// Allocates what storing `to` over `range` needs. The map does not change.
+    /// Allocates the nodes that storing `to` over `range` needs. The map does not change.
     ///
     /// # Errors
     ///
@@ -192,7 +192,7 @@ impl AttributeMap {
 ///
 /// # Invariants
 ///
-/// `spare` has the nodes that storing `to` over `range` takes, and the map has not changed since
+/// `spare` has the nodes that storing `to` over `range` needs, and the map has not changed since
 /// they were counted. There is no other writer for as long as `'g`.
 #[must_use = "dropping a reservation stores nothing"]
 pub struct Reservation<'g> {

@@ -70,13 +70,13 @@ void gmem_vm_set_launched(struct kvm *kvm)
 	WRITE_ONCE(kvm->arch.pre_fault_allowed, true);
 }
 
-/* The guest's next access of the page is a fault. Nothing else happens to it. */
+/* Makes the guest's next access to the page a fault, and nothing else. */
 void gmem_vm_fault_again(struct kvm *kvm, gfn_t gfn)
 {
 	kvm_zap_gfn_range(kvm, gfn, gfn + 1);
 }
 
-/* The model's RMP is traced as the hardware's is. */
+/* The model's RMP is traced like the hardware's. */
 void gmem_trace_rmp(int operation, u64 pfn, bool large, gfn_t gfn, u32 asid, int code)
 {
 	trace_snp_rmp_change(operation, pfn, large ? PG_LEVEL_2M : PG_LEVEL_4K, gfn_to_gpa(gfn),
@@ -101,7 +101,7 @@ bool gmem_direct_map_is_split(kvm_pfn_t pfn)
 	return lookup_address((unsigned long)pfn_to_kaddr(pfn), &level) && level == PG_LEVEL_4K;
 }
 
-/* Whether a page is memory that the host has no mapping of. */
+/* Whether a page is memory without a mapping of the host. */
 bool gmem_direct_map_lacks(kvm_pfn_t pfn)
 {
 	return pfn_valid(pfn) && !kernel_page_present(pfn_to_page(pfn));
@@ -126,7 +126,7 @@ void gmem_direct_map_restore(kvm_pfn_t pfn)
 	WARN_ON_ONCE(set_direct_map_default_noflush(pfn_to_page(pfn)));
 }
 
-/* Converts the bytes of one side of an encrypted page to what the other side sees. */
+/* Converts the bytes that one side of an encrypted page reads to those of the other side. */
 void gmem_pfn_combine(kvm_pfn_t pfn, u64 key)
 {
 	u64 *words = pfn_to_kaddr(pfn);
@@ -166,7 +166,7 @@ void gmem_pfn_write(kvm_pfn_t pfn, u32 value)
 }
 
 /*
- * The page stays the platform's: nobody must ever get it again. This is
+ * The platform keeps the page: nobody must ever get it again. This is
  * recorded in a place that needs no lock, as only mmu_lock is held.
  */
 void gmem_pfn_keep(kvm_pfn_t pfn)

@@ -133,7 +133,7 @@ struct Emulation {
 impl Emulation {
     fn new(model: Model, mirrored: bool, remove_zeroes: bool) -> Result<Pin<KBox<Self>>> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        /// As many as fit into the record of a page.
+        /// The identifiers that fit into the record of a page.
         const IDS: u32 = 1 << 20;
 
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -274,7 +274,7 @@ fn can_mirror() -> bool {
     unsafe { bindings::gmem_td_possible() }
 }
 
-/// The simulated module's data of a TD, until a VM has it; or nothing.
+/// The simulated module's data of a TD until a VM owns it, or NULL.
 struct Td(*mut c_void);
 
 impl Td {
@@ -293,7 +293,7 @@ impl Td {
 
 impl Drop for Td {
     fn drop(&mut self) {
-        // SAFETY: It is null, or comes from gmem_td_create() and nobody else has it.
+        // SAFETY: It is null, or comes from gmem_td_create() and has no other owner.
         unsafe { bindings::gmem_td_free(self.0) }
     }
 }
@@ -321,7 +321,7 @@ fn enable(vm: &Vm, cap: &bindings::kvm_enable_cap) -> Result {
     // SAFETY: The VM is valid; the pointers become the VM's if the call succeeds.
     to_result(unsafe { bindings::gmem_vm_set_emulation(vm.as_raw(), emulation.cast(), td.0) })
         .inspect_err(|_| {
-            // SAFETY: It comes from into_foreign(), and nobody else has it.
+            // SAFETY: It comes from into_foreign(), and has no other owner.
             drop(unsafe { <Pin<KBox<Emulation>> as ForeignOwnable>::from_foreign(emulation) });
         })?;
     forget(td);
@@ -705,7 +705,7 @@ fn find_page(vm: &Vm, gfn: Gfn) -> Result<Option<Pfn>> {
     Ok(Some(Pfn::new(pfn)))
 }
 
-/// The MMU is about to map `pfn` at `gfn`: whether the platform would let the guest use it.
+/// The MMU is about to map `pfn` at `gfn`: whether the platform lets the guest use it.
 fn install(emulation: &Emulation, gfn: Gfn, pfn: Pfn, private: bool) -> Result<Answer, Failed> {
     match emulation.model {
         Model::Snp => {
@@ -810,7 +810,7 @@ mod entry_points {
     unsafe extern "C" fn kvm_gmem_emulation_destroy(kvm: *mut bindings::kvm) {
         // SAFETY: KVM passes a valid pointer, for the last time.
         let emulation = unsafe { bindings::gmem_vm_emulation(kvm) };
-        // SAFETY: As above. It is null, or nobody's any more.
+        // SAFETY: As above. It is null, or has no other user any more.
         drop(Td(unsafe { bindings::gmem_vm_take_td(kvm) }));
         if !emulation.is_null() {
             // SAFETY: It comes from into_foreign(), and the VM has no other user any more.

@@ -148,7 +148,7 @@ pub fn scramble() -> bool {
 
 /// Bodies of the C functions; see [`register_entry_points!`](crate::register_entry_points).
 ///
-/// Each has the contract of the C function whose name it has without `kvm_gmem_`.
+/// Each has the contract of the C function of the same name with the prefix `kvm_gmem_`.
 #[doc(hidden)]
 pub mod entry {
     use super::*;
@@ -209,7 +209,7 @@ pub mod entry {
 
     /// # Safety
     ///
-    /// The pointers are valid; slots_lock is held; the slot is visible to nobody else.
+    /// The pointers are valid; slots_lock is held; nobody else can see the slot.
     pub unsafe fn prepare<T: GuestMemfd>(
         kvm: *mut kvm,
         slot: *mut kvm_memory_slot,
@@ -311,7 +311,7 @@ pub mod entry {
             let gfn = Gfn::new(gfn);
             let (file, at) = slot.find(gfn)?;
             let mut fault = GuestFault::new(vm, &file, gfn, at);
-            // Who does not ask maps one page.
+            // A caller that does not ask maps one page.
             if !max_order.is_null() {
                 fault = fault.through(slot);
             }
@@ -356,7 +356,7 @@ pub mod entry {
         };
         // The slot may end before the file.
         let room = room.min(slot.pages_from(gfn));
-        // SAFETY: By the contract of this function; what is there may be uninitialised.
+        // SAFETY: By the contract of this function; the array may be uninitialised.
         let pfns = unsafe { core::slice::from_raw_parts_mut(pfns.cast(), room) };
         // CAST: No more than `nr`.
         GuestFault::new(vm, &file, gfn, at).in_use(pfns) as c_int
@@ -430,7 +430,7 @@ pub mod entry {
                 source,
                 writable_source,
             };
-            // CAST: What is wanted was one.
+            // CAST: The number of wanted pages was a long.
             Ok(T::populate(&populate)?.min(npages) as c_long)
         })
     }
@@ -536,7 +536,7 @@ pub mod entry {
     ) -> c_int {
         from_result(|| {
             let vcpu = NonNull::new(vcpu).ok_or(EINVAL)?;
-            // SAFETY: By the contract of this function. KVM loads no vCPU for an ioctl of ours.
+            // SAFETY: By the contract of this function. KVM loads no vCPU for these ioctls.
             let mut vcpu = unsafe { Vcpu::from_raw(vcpu) };
             T::vcpu_ioctl(&mut vcpu, cmd, UserPointer::new(arg))?;
             Ok(0)

@@ -3,11 +3,11 @@
 //! Safe types over the C code that guest_memfd is built on: page cache, VFS, RCU, KVM.
 //!
 //! Every `unsafe` and every binding of the project is in this crate; the crates above it
-//! (`gmem_core`, `gmem_policy`) forbid both. It assumes that they are wrong but safe: whatever they
-//! answer, and in whichever order they call, they may lose a guest's data, return an error, kill
-//! the VM, hang, or leak pages. They cannot cause undefined behaviour, let the host reach a byte of
-//! a page whose attribute is private, show what the memory of a page held before, free a page that
-//! a platform has, or let a conversion that promises zeroes succeed over other bytes.
+//! (`gmem_core`, `gmem_policy`) forbid both. It assumes that they are wrong but safe. They may lose
+//! a guest's data, return an error, kill the VM, hang, or leak pages. Whatever they return, and in
+//! whichever order they call, they cannot cause undefined behaviour, let the host reach a byte of a
+//! page whose attribute is private, show what the memory of a page held before, free a page that a
+//! platform has, or let a conversion that promises zeroes succeed over other bytes.
 //!
 //! `gmem_types` has no `unsafe` either, but is trusted: it computes pages and ranges.
 //!
@@ -114,12 +114,12 @@ impl kernel::ModuleMetadata for LocalModule {
             ThisModule::from_ptr(__this_module.get())
         }
         #[cfg(not(MODULE))]
-        // SAFETY: THIS_MODULE is NULL for what is built in.
+        // SAFETY: THIS_MODULE is NULL for built-in code.
         unsafe {
             ThisModule::from_ptr(core::ptr::null_mut())
         }
     };
 }
 
-/// What the kernel's print macros put before each line.
+/// The prefix of each line that the kernel's print macros print.
 const __LOG_PREFIX: &[u8] = b"kvm_gmem\0";

@@ -49,7 +49,7 @@ pub trait GuestMemfd: Sized + 'static {
     /// KVM_CREATE_GUEST_MEMFD: returns a descriptor for a new file of `size` bytes.
     fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32>;
 
-    /// KVM_CHECK_EXTENSION, on a VM or on /dev/kvm. [`None`] for a capability that is not ours.
+    /// KVM_CHECK_EXTENSION, on a VM or on /dev/kvm. [`None`] for capabilities of others.
     fn capability(vm: Option<&Vm>, cap: u64) -> Option<i32>;
 
     /// Whether files of this VM can convert in place.
@@ -58,12 +58,12 @@ pub trait GuestMemfd: Sized + 'static {
     /// A guest fault. Called inside SRCU; sleeps.
     fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>>;
 
-    /// Returns the page of such a fault if it is in use and no platform has a part in it. Any
+    /// Returns the page of such a fault if it is in use and no platform has to be given it. Any
     /// context.
     fn in_use<'a>(fault: &GuestFault<'a>) -> Option<GuestPage<'a>>;
 
-    /// Allocates what is wanted from a page on, as much as a large mapping has. Returns whether such
-    /// a mapping could show what is in use there. Called inside SRCU; sleeps.
+    /// Allocates the wanted pages from a page on, as many as a large mapping has. Returns whether
+    /// such a mapping could show what is in use there. Called inside SRCU; sleeps.
     fn allocate_block(fault: &GuestFault<'_>) -> bool;
 
     /// Fills pages before launch, and returns how many. Called with slots_lock held.
@@ -91,8 +91,8 @@ pub trait GuestMemfd: Sized + 'static {
     /// or the VMA lock held.
     fn fault<'a>(fault: &mut HostFault<'a>, stable: &Stable<'_>) -> Result<Served<'a>>;
 
-    /// Memory management moves a page to other memory. Called with its folio locked, from wherever
-    /// memory is allocated.
+    /// Memory management moves a page to other memory. Called with its folio locked. Any allocation
+    /// of memory can lead here.
     fn migrate<'m>(
         platform: Option<Platform>,
         from: Source<'m>,

@@ -18,7 +18,7 @@
 #include <linux/swap.h>
 
 #ifndef CONFIG_HAVE_KVM_ARCH_GMEM_POPULATE
-/* There are no callers then, but the Rust side is the same in all configurations. */
+/* It has no callers then, but the Rust side is the same in all configurations. */
 typedef int (*kvm_gmem_populate_cb)(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 				    struct page *page, void *opaque);
 #endif
@@ -78,14 +78,14 @@ vm_fault_t gmem_fault_around(struct vm_fault *vmf, pgoff_t last);
 bool gmem_invalidate_trylock_shared(struct address_space *mapping);
 enum {
 	GMEM_FOUND_NOTHING,
-	/* A folio, but none that can be used as it is. */
+	/* A folio that cannot be used as it is. */
 	GMEM_FOUND_FOLIO,
 	GMEM_FOUND_IN_USE,
 };
 u32 gmem_mapping_pfn(struct address_space *mapping, pgoff_t index, u64 *pfn);
 int gmem_mapping_pfns(struct address_space *mapping, pgoff_t index, int nr, u64 *pfns);
 enum { GMEM_BLOCK_ORDER = PMD_ORDER };
-/* Events of blocks, as the VM's statistics count them. */
+/* Events of blocks that the VM's statistics count. */
 enum {
 	GMEM_BLOCK_MADE,
 	GMEM_BLOCK_OCCUPIED,
@@ -205,7 +205,7 @@ void gmem_trace_rmp_refusal(u64 pfn, u64 gfn, u32 asid, bool known, u64 known_gf
 void gmem_trace_migrate(u64 ino, u64 offset, u64 from, u64 to, int result);
 void gmem_trace_map_memory(u64 base, u64 size, u64 left, int result);
 
-/* What keeps private memory private. */
+/* The platforms. */
 bool gmem_rmp_exists(void);
 u32 gmem_rmp_asid(struct kvm *kvm);
 int gmem_rmp_lookup(u64 pfn, bool *assigned, bool *large);

@@ -93,7 +93,7 @@ void gmem_sept_clear(struct kvm *kvm, gfn_t gfn)
 
 /* --- SEAMCALLs -------------------------------------------------------------- */
 
-/* Whether a vCPU is in the guest that has entered it before @epoch began. */
+/* Whether a vCPU that entered the guest before @epoch began is still in it. */
 static bool runs_since_before(struct kvm *kvm, u64 epoch)
 {
 	struct kvm_vcpu *vcpu;
@@ -109,9 +109,9 @@ static bool runs_since_before(struct kvm *kvm, u64 epoch)
 }
 
 /*
- * Tests inject failures of the other kinds. For a call in the wrong order a
- * dead VM would not be noticed enough, so warn. KVM goes on to remove a page
- * after a failed TRACK, but then the failure is known.
+ * Tests inject failures of the other kinds. A call in the wrong order is a bug
+ * that a dead VM alone would not make visible, so warn. KVM continues to remove
+ * a page after a failed TRACK, but then the failure is known.
  */
 static u64 seamcall_status(struct kvm *kvm, int r, const char *which)
 {
@@ -198,7 +198,7 @@ static u64 simulated_track(struct simulated_td *td)
 {
 	u64 err;
 
-	/* Nobody may be two epochs behind. */
+	/* No vCPU may be two epochs behind. */
 	if (runs_since_before(td->kvm, td->epoch))
 		return TDX_PREVIOUS_TLB_EPOCH_BUSY | TDX_OPERAND_ID_TD_EPOCH;
 
@@ -268,7 +268,7 @@ static bool tdx_operand_busy(u64 err)
 #define tdh_mem_track		simulated_track
 #define tdh_mem_page_remove	simulated_page_remove
 
-/* These know the page only. Where they are called kvm is the VM. */
+/* These get the page only. The caller has the VM in "kvm". */
 #define tdh_phymem_page_wbinvd_hkid(hkid, pfn)	simulated_page_wbinvd(kvm, pfn)
 #define tdx_quirk_reset_paddr(pa, size)		kvm_gmem_module_page_reset(kvm, PHYS_PFN(pa))
 #define tdx_reclaim_page(page)			simulated_page_reclaim(kvm, page)
@@ -280,7 +280,7 @@ int kvm_gmem_mirror_set_spte(struct kvm *kvm, gfn_t gfn, u64 old_spte, u64 new_s
 {
 	int r = tdx_sept_set_private_spte(kvm, gfn, old_spte, new_spte, level);
 
-	/* The code that frees the page sees that it is the TD's for good. */
+	/* The code that frees the page sees that the TD keeps it for ever. */
 	if (r && is_shadow_present_pte(old_spte))
 		SetPageReserved(pfn_to_page(spte_to_pfn(old_spte)));
 	return r;
@@ -291,7 +291,7 @@ void kvm_gmem_mirror_free_spt(struct kvm *kvm, struct kvm_mmu_page *sp)
 	tdx_sept_free_private_spt(kvm, sp);
 }
 
-/* As tdx_gmem_post_populate() does. */
+/* Like tdx_gmem_post_populate(). */
 int gmem_td_map(struct kvm_vcpu *vcpu, gfn_t gfn, kvm_pfn_t pfn, struct page *source)
 {
 	struct kvm_tdx *kvm_tdx = to_kvm_tdx(vcpu->kvm);
@@ -330,7 +330,7 @@ void gmem_td_put_vcpu(struct kvm_vcpu *vcpu)
 
 /* --- vCPUs -------------------------------------------------------------------- */
 
-/* Of KVM's page table, whose entries can be frozen or MMIO's. */
+/* Reads KVM's page table, whose entries can be frozen or for MMIO. */
 static u64 *direct_child(u64 entry)
 {
 	return is_shadow_present_pte(entry) ? sept_child(entry) : NULL;

@@ -13,9 +13,9 @@ use kernel::time::{
 /// A rate limit: [`BURST`](Self::BURST) turns at once, then one turn per
 /// [`INTERVAL`](Self::INTERVAL).
 ///
-/// It is protected by a lock of its user.
+/// Its user protects it by a lock.
 pub(crate) struct RateLimit {
-    /// Up to when all turns are taken.
+    /// The time up to which all turns are taken.
     taken: u64,
 }
 
@@ -33,7 +33,7 @@ impl RateLimit {
 
     /// Waits for a turn, for [`INTERVAL`](Self::INTERVAL) at most, and takes it; sleeps.
     pub(crate) fn wait(&mut self) {
-        // The kernel crate's Instant cannot be moved, which a limit that runs ahead needs.
+        // The kernel crate's Instant cannot be set to a later time, which this limit needs.
         // SAFETY: Reads the clock.
         let now = unsafe { bindings::ktime_get_mono_fast_ns() };
         self.taken = self.taken.max(now).saturating_add(Self::INTERVAL);

@@ -45,7 +45,7 @@ macro_rules! events {
         $vis fn $name(values: impl FnOnce() -> ($($type,)*)) {
             if is_on!($tracepoint) {
                 report(values, |($($arg,)*)| {
-                    // SAFETY: Only traces; pointers come from references to what is valid.
+                    // SAFETY: Only traces; pointers come from references.
                     unsafe { bindings::$call($($arg),*) }
                 });
             }
@@ -64,7 +64,7 @@ events! {
     ) = __tracepoint_kvm_gmem_convert_begin, gmem_trace_convert_begin;
 
     /// A request has ended: the same; pages and runs that changed, pages zeroed and scrambled;
-    /// errno, negative; offset of the page to blame or all ones.
+    /// errno, negative; offset of the page that caused the error, or all ones.
     pub fn convert_end(
         ino: u64,
         offset: u64,
@@ -79,7 +79,7 @@ events! {
         error_offset: u64,
     ) = __tracepoint_kvm_gmem_convert_end, gmem_trace_convert_end;
 
-    /// A folio, which is locked, is held elsewhere: references that nothing explains, how far the
+    /// A locked folio is held elsewhere: unexplained references, how far the
     /// LRU caches were drained.
     pub(crate) fn busy(
         folio: *mut bindings::folio,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The numbers of the user-space interface, as the headers have them.
+//! The numbers of the user-space interface, from the headers.
 //!
 //! The policy crate has its own copies of the numbers that it needs, because cargo compiles it
 //! without the headers. Here the two are compared.

@@ -64,7 +64,7 @@ pub(crate) fn convert<'f, V: Vendor>(
     request: &Request,
     outcome: &mut Outcome,
 ) -> Result<Done<'f>, Failure> {
-    // 4. From here on nobody else changes attributes, folios and bindings.
+    // 4. Attributes, folios and bindings are ours from here on.
     file.inode().locked_to_convert(|turn| {
         let held = Held::since_now();
         let result = convert_locked::<V>(file.vm(), turn, request, outcome);
@@ -93,9 +93,9 @@ fn convert_locked<'f, V: Vendor>(
         Planning::Change(planned) => planned,
     };
     *outcome = Outcome::of(planned.count()?);
-    // 6. Does the platform own pages that rule out the policy?
+    // 6. Is the platform in the way?
     let accepted = planned.accept(content::owned::<V>(vm, request))?;
-    // 7. Memory for the result.
+    // 7. Room for the result.
     let reserved = accepted.reserve()?;
     // 8. Nobody else holds the pages, and the memory that will be written has not failed.
     let checked = reserved.quiesce()?.check()?;

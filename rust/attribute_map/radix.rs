@@ -56,7 +56,7 @@ pub(crate) const BITMAP_PAGES: u64 = 1 << BITMAP_SHIFT;
 /// Words of a bitmap.
 pub(crate) const BITMAP_WORDS: usize = (BITMAP_PAGES / u64::BITS as u64) as usize;
 
-/// The part of a table that a change has written at least if it may free the table.
+/// The part of a table that a change has to write at least to free the table.
 const COLLAPSE_PART: u64 = 8;
 
 /// A kind of node.
@@ -68,12 +68,12 @@ pub(crate) enum Kind {
     Table,
 }
 
-/// Where nodes come from and where they go.
+/// Allocates and frees nodes.
 ///
 /// # Safety
 ///
 /// What [`allocate`](Memory::allocate) returns is valid for reads and writes of a node of that
-/// kind, aligned for it, and nobody else's until it is given back.
+/// kind, aligned for it, and has no other user until it is given back.
 pub(crate) unsafe trait Memory {
     /// Allocates the memory of a node; may sleep.
     fn allocate(kind: Kind) -> Option<NonNull<()>>;
@@ -85,7 +85,7 @@ pub(crate) unsafe trait Memory {
     /// It was allocated as this kind, and no reader can have found it.
     unsafe fn free(kind: Kind, node: NonNull<()>);
 
-    /// Frees a node when the readers of this moment are done.
+    /// Frees a node when all current readers are done.
     ///
     /// # Safety
     ///
@@ -96,11 +96,11 @@ pub(crate) unsafe trait Memory {
     fn reschedule();
 }
 
-/// What an entry is made of.
+/// The word of an entry.
 ///
-/// These are core's atomics, not the kernel crate's: a look-up is made for each fault, and the
-/// kernel crate's are function calls. All loads of pointers acquire and all stores of them release,
-/// which is right in either memory model.
+/// These are core's atomics, not the kernel crate's, which are function calls: each fault does a
+/// lookup. All loads of pointers acquire and all stores of them release, which is right in either
+/// memory model.
 struct Slot(AtomicPtr<()>);
 
 /// A bit for each page; set for shared.
@@ -110,7 +110,7 @@ struct Bitmap([AtomicU64; BITMAP_WORDS]);
 #[repr(transparent)]
 struct Table<const FANOUT: usize>([Slot; FANOUT]);
 
-/// The state of an entry. Private is 0, so that memory that was never filled gives no access.
+/// The state of an entry. Private is 0, so that unfilled memory gives no access.
 #[derive(Clone, Copy)]
 enum Entry {
     All(Visibility),
@@ -189,9 +189,9 @@ impl Bitmap {
         }
     }
 
-    /// The end of the pages from `at` on that are all the same, and what they are.
+    /// The end of the pages from `at` on that are all the same, and their state.
     ///
-    /// The writer may be at work: each page is what it is when its word is read.
+    /// The writer may be at work: each page has the state that its word has when it is read.
     fn run_at(&self, at: u64) -> (u64, Visibility) {
         let at = at % BITMAP_PAGES;
         // CAST: Smaller than the number of words.
@@ -222,7 +222,7 @@ impl Bitmap {
     fn set(&self, start: u64, end: u64, to: Visibility) {
         let mut at = start;
         while at < end {
-            // The pages from `at` on that are in one word.
+            // The pages from `at` on in the same word.
             let next = (at | 63).wrapping_add(1).min(end);
             let above = u64::MAX >> (63 - next.wrapping_sub(1) % 64);
             let mask = above & u64::MAX << (at % 64);
@@ -266,7 +266,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
 
     /// Makes the tree of a file of as many pages, which are all the same. Allocates nothing.
     pub(crate) const fn new(pages: u64, initial: Visibility) -> Self {
-        // No file has as many pages: its size in bytes is a 63-bit number.
+        // A file cannot have as many pages: its size in bytes is a 63-bit number.
         assert!(pages < 1 << 52);
         let mut shift = BITMAP_SHIFT;
         while 1 << shift < pages {
@@ -289,8 +289,8 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
     ///
     /// # Safety
     ///
-    /// An entry of a table's level points to the node, or did so while the caller already could
-    /// look at it.
+    /// An entry of a table's level points to the node, or pointed to it when the caller already
+    /// could read it.
     #[inline]
     unsafe fn table<'a>(node: NonNull<()>) -> &'a Table<FANOUT> {
         // SAFETY: By the type's invariants and the contract of this function.
@@ -321,8 +321,8 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
     ///
     /// # Safety
     ///
-    /// No node that a reader can have found since the beginning of the call, or since any time
-    /// before it, is freed during the call.
+    /// No node that a reader can have found since the beginning of the call, or earlier, is freed
+    /// during the call.
     #[inline]
     pub(crate) unsafe fn load(&self, at: PageIndex) -> Visibility {
         let at = at.get();
@@ -349,8 +349,8 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
 
     /// Returns pages that include `at` and are all the same; [`None`] behind the end of the file.
     ///
-    /// They end where the pages change or where the entry ends, and the pages behind them may be
-    /// the same. It takes one walk down the tree, and a look at eight words at most.
+    /// They end where the state changes or where the entry ends, and the pages behind them may be
+    /// the same. It takes one walk down the tree, and reads eight words at most.
     ///
     /// # Safety
     ///
@@ -394,7 +394,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
         }
     }
 
-    /// Allocates the nodes that setting the pages of `range` takes.
+    /// Allocates the nodes that setting the pages of `range` needs.
     ///
     /// [`None`] if there is no memory. The tree does not change.
     ///
@@ -482,7 +482,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
     }
 
     /// Returns the bitmap that has all of the pages `start..end` and more, if there is one, and the
-    /// entry that points to it. What guests convert is most of the time a few pages.
+    /// entry that points to it. Most of the time guests convert only a few pages.
     ///
     /// # Safety
     ///
@@ -544,7 +544,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
             let Some(node) = node else {
                 return false;
             };
-            // INVARIANT: The node is new, of the entry's level, and says the same as the entry.
+            // INVARIANT: The node is new, of the entry's level, and has the same state as the entry.
             entry = Entry::Node(node);
             slot.store(entry);
         }
@@ -620,7 +620,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
             }
             Kind::Table
         };
-        // SAFETY: No entry of the tree leads to the node. It was allocated as what its level says.
+        // SAFETY: No entry of the tree leads to the node. It was allocated as the kind of its level.
         unsafe { M::retire(kind, node) };
         M::reschedule();
     }
@@ -652,7 +652,7 @@ fn borders(start: u64, end: u64, shift: u32) -> [Option<(u64, u64, u64)>; 2] {
     ]
 }
 
-/// Nodes that were set aside for a change; dropping it frees them.
+/// Nodes that were reserved for a change; dropping it frees them.
 ///
 /// # Invariants
 ///
@@ -680,15 +680,15 @@ impl<M: Memory> Spare<M> {
         }
     }
 
-    /// Sets a node aside; returns whether there was memory.
+    /// Reserves a node; returns whether there was memory.
     fn add(&mut self, kind: Kind) -> bool {
         let Some(node) = M::allocate(kind) else {
             return false;
         };
         let list = self.list(kind);
-        // SAFETY: A node of either kind has room for a pointer, and this one is nobody else's.
+        // SAFETY: A node of either kind has room for a pointer, and this one has no other user.
         unsafe { node.cast::<*mut ()>().write(*list) };
-        // INVARIANT: The node is in no tree, and its first word is what was the first.
+        // INVARIANT: The node is in no tree, and its first word points to the former first node.
         *list = node.as_ptr();
         true
     }
@@ -702,7 +702,7 @@ impl<M: Memory> Spare<M> {
         Some(node)
     }
 
-    /// Takes a bitmap, of which all pages are the same.
+    /// Takes a bitmap, whose pages are all the same.
     fn bitmap(&mut self, all: Visibility) -> Option<NonNull<()>> {
         let node = self.take(Kind::Bitmap)?;
         let bitmap = Bitmap(array::from_fn(|_| AtomicU64::new(filled(all))));
@@ -711,7 +711,7 @@ impl<M: Memory> Spare<M> {
         Some(node)
     }
 
-    /// Takes a table, of which all pages are the same.
+    /// Takes a table, whose pages are all the same.
     fn table<const FANOUT: usize>(&mut self, all: Visibility) -> Option<NonNull<()>> {
         let node = self.take(Kind::Table)?;
         for index in 0..FANOUT {

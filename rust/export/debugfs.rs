@@ -47,7 +47,7 @@ pub(crate) const fn operations() -> bindings::file_operations {
     }
 }
 
-/// The file as a sequence of runs. The position is a page index, as is what an iterator points to.
+/// The file as a sequence of runs. The position is a page index, and an iterator points to one.
 pub(crate) const fn sequence<T: GuestMemfd>() -> bindings::seq_operations {
     bindings::seq_operations {
         start: Some(start),
@@ -74,8 +74,8 @@ unsafe extern "C" fn open(_inode: *mut bindings::inode, file: *mut bindings::fil
 ///
 /// Within an operation of the sequence, which removing the file waits for.
 unsafe fn inode<'a>(m: *mut bindings::seq_file) -> &'a GmemInode {
-    // SAFETY: A sequence has its file, whose inode has what runs_file() gave it, and that is still there
-    // by the contract of this function.
+    // SAFETY: A sequence has its file, whose inode has the pointer that runs_file() gave it. The
+    // target is still there by the contract of this function.
     unsafe { &*(*(*(*m).file).f_inode).i_private.cast() }
 }
 

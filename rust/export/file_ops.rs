@@ -51,8 +51,8 @@ use kernel::{
 ///
 /// # Errors
 ///
-/// `EINVAL` for a file that the VM cannot have, `EMFILE`, `ENOMEM`, and other errors of the VFS;
-/// nothing is left behind then.
+/// `EINVAL` for a file that the VM cannot have, `EMFILE`, `ENOMEM`, and other errors of the VFS.
+/// Everything is undone then.
 pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
     const NAME: &CStr = c"[kvm-gmem]";
 
@@ -89,7 +89,7 @@ pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
         );
         GmemInode::set_up(GmemInode::from_vfs(vfs), traits, platform)
     };
-    // SAFETY: The inode goes before the data on every path below, and release() takes the data out.
+    // SAFETY: The inode is put before the data on every path below, and release() takes the data out.
     unsafe { inode.add_file(NonNull::from(&*data))? };
 
     // SAFETY: All of the arguments are valid; on success the file takes over inode and operations.
@@ -105,7 +105,7 @@ pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
     core::mem::forget(owned);
     core::mem::forget(operations);
 
-    // SAFETY: The data goes in release(), when the file still has the inode, and has a reference
+    // SAFETY: The data is dropped in release(), when the file still has the inode, and has a reference
     // to the VM.
     if let Some(runs) = unsafe { debugfs::runs_file(vm, inode) } {
         data.keep(runs);
@@ -117,7 +117,7 @@ pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
         (*file).private_data = data.into_foreign();
         ARef::from_raw(NonNull::new_unchecked(file).cast::<File>())
     };
-    // CAST: A descriptor is no larger than an int.
+    // CAST: A descriptor fits an int.
     let number = fd.reserved_fd() as i32;
     fd.fd_install(file);
     Ok(number)

@@ -29,8 +29,8 @@ use kernel::{
 /// # Safety
 ///
 /// To be called by memory management only: with both folios locked, `src` in the mapping and not
-/// mapped by the host, and `dst` nobody else's, and as large. Memory management has one reference to
-/// `src`.
+/// mapped by the host, and `dst` without other users and of the same size. Memory management has one
+/// reference to `src`.
 pub(super) unsafe extern "C" fn migrate_folio<T: GuestMemfd>(
     mapping: *mut bindings::address_space,
     dst: *mut bindings::folio,
@@ -75,7 +75,7 @@ pub(super) unsafe extern "C" fn error_folio(
         // waiting for the folio. The bindings mutex keeps the slots in place instead.
         let bindings = inode.lock_bindings();
         bindings.take_from_guests(&range);
-        // What only a hypervisor can take from a guest.
+        // Only a hypervisor can take these pages from a guest.
         if InvalidateSpan::begin(&bindings, range).retire() {
             if let Some(folio) = NonNull::new(folio) {
                 // SAFETY: The folio is valid, and locked by the caller.
@@ -83,7 +83,7 @@ pub(super) unsafe extern "C" fn error_folio(
             }
         }
     }
-    // The folio stays: what to do about it is for user space to decide, whom get_pfn tells.
+    // The folio stays: user space decides what to do about it, and is notified by get_pfn().
     bindings::mf_result_MF_DELAYED as c_int
 }
 
@@ -91,18 +91,18 @@ pub(super) unsafe extern "C" fn error_folio(
 ///
 /// To be called by the page cache only.
 pub(super) unsafe extern "C" fn free_folio<T: GuestMemfd>(folio: *mut bindings::folio) {
-    // SAFETY: The folio is on its way out of the page cache, still valid, and nobody else's.
+    // SAFETY: The folio is on its way out of the page cache, still valid, and has no other user.
     let frame = unsafe { Frame::from_raw(NonNull::new_unchecked(folio)) };
 
-    // Where there is no RMP, nobody has a page of which nothing is remembered.
+    // Without an RMP, a page without a record has no owner.
     if frame.is_known() || platform::has_rmp() {
         // SAFETY: As above.
         unsafe { take_back::<T>(folio) };
     }
 }
 
-/// Takes a page that is freed back from whoever had it. Out of line, so that pages that no platform
-/// can have do not pay for it.
+/// Takes a page that is freed back from its owner. Out of line, so that pages that no platform can
+/// have do not pay for it.
 ///
 /// # Safety
 ///
@@ -118,7 +118,7 @@ unsafe fn take_back<T: GuestMemfd>(folio: *mut bindings::folio) {
     } else if !frame.is_leaked() {
         T::reclaim(&frame);
     }
-    // Whoever gets the page next would not be let in.
+    // The next user of the page could not access it.
     if platform::is_assigned(&frame) {
         frame.leak();
     }
@@ -137,7 +137,7 @@ pub(super) unsafe extern "C" fn setattr(
     EINVAL.to_errno()
 }
 
-/// Says of the file what the VFS knows, and how much memory it has.
+/// Reports the VFS's data of the file, and how much memory it has.
 ///
 /// # Safety
 ///

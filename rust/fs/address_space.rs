@@ -6,10 +6,10 @@
 //! forget it, or hand it to another task.
 //!
 //! Lock order: `mmap_lock` -> invalidate lock -> bindings mutex, folio lock; `slots_lock` ->
-//! invalidate lock -> `mmu_lock`. A folio lock may be held when the bindings mutex is taken, never
-//! when the invalidate lock is waited for: that is how memory failure, which starts with a locked
-//! folio, gets along with conversion and hole punching. Moving a page, which does as well, takes the
-//! lock if nobody has it exclusively, and gives up otherwise.
+//! invalidate lock -> `mmu_lock`. A task with a folio lock may take the bindings mutex, but must not
+//! wait for the invalidate lock. So memory failure, which starts with a locked folio, does not
+//! deadlock with conversion and hole punching. Moving a page also starts with a locked folio: it
+//! takes the invalidate lock shared if that is possible at once, and gives up otherwise.
 //!
 //! C header: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
 
@@ -60,7 +60,7 @@ mod sealed {
         /// `mapping` must be valid.
         unsafe fn lock(mapping: *mut crate::bindings::address_space);
 
-        /// As `lock`; 0, or an error if a signal comes first that kills the task.
+        /// As `lock`; returns 0, or an error if a signal that kills the task comes first.
         ///
         /// # Safety
         ///
@@ -138,7 +138,7 @@ impl<'a, M: sealed::Mode> InvalidateGuard<'a, M> {
         unsafe { Self::assume_locked(inode) }
     }
 
-    /// As [`new`](Self::new), unless a signal comes first that kills the task.
+    /// As [`new`](Self::new), unless a signal that kills the task comes first.
     ///
     /// # Errors
     ///
@@ -204,7 +204,7 @@ impl<M: sealed::Mode> Attributes for InvalidateGuard<'_, M> {
     }
 }
 
-/// Why a step of a conversion was not made, and because of which page.
+/// Why a step of a conversion failed, and because of which page.
 #[derive(Clone, Copy, Debug)]
 pub struct Refused {
     /// The error.
@@ -220,7 +220,7 @@ impl InvalidateGuard<'_, Exclusive> {
         unsafe { Writer::assume() }
     }
 
-    /// Allocates what storing `to` over `range` needs.
+    /// Allocates the nodes that storing `to` over `range` needs.
     ///
     /// # Errors
     ///
@@ -291,7 +291,7 @@ impl InvalidateGuard<'_, Exclusive> {
                 });
             }
             let run = self.run_at(here.start());
-            // Pages that are not those that were asked for end the walk.
+            // A run without the requested page ends the walk.
             let range = run.range.intersect(&here)?;
             if !range.contains(here.start()) {
                 return None;
@@ -317,7 +317,7 @@ impl InvalidateGuard<'_, Exclusive> {
         let mut whole = pages.filter(|_| all);
         let mut runs = pages.filter(|_| !all).map(|pages| self.runs(&pages));
 
-        // Not adapters in one another: the names of their functions are too long for kallsyms.
+        // No nested adapters: the names of their functions are too long for kallsyms.
         iter::from_fn(move || {
             let Some(runs) = runs.as_mut() else {
                 return whole.take();
@@ -331,12 +331,12 @@ impl InvalidateGuard<'_, Exclusive> {
         })
     }
 
-    /// Takes `pages`, which are shared, away from the host. It has none then, and nobody else holds
-    /// a reference to one, for as long as the lock is held: host faults take it shared.
+    /// Takes `pages`, which are shared, away from the host. For as long as the lock is held, the host
+    /// then has no mapping of them and nobody else a reference: host faults take the lock shared.
     ///
     /// First page tables, then the LRU batches (all CPUs at most once, and at a limited rate), then
-    /// the count: a reference beyond the page cache's and ours belongs to somebody who may still
-    /// write. A host fault that was served before the lock was taken holds the folio lock until its
+    /// the count: the holder of any reference beyond the page cache's and ours may still write. A
+    /// host fault that was served before the lock was taken holds the folio lock until its
     /// page table entry is in place, so the mapping is looked for again with the folio locked.
     ///
     /// # Errors
@@ -388,7 +388,7 @@ impl InvalidateGuard<'_, Exclusive> {
         Ok(PageRange::new(next, pages.end()))
     }
 
-    /// Takes the pages of `range` out of the host's page tables, and so the entries that memory
+    /// Takes the pages of `range` out of the host's page tables. Also removes the entries that memory
     /// failure leaves there for pages that it takes out itself.
     #[inline]
     pub(crate) fn unmap(&self, range: &PageRange) {
@@ -430,7 +430,7 @@ pub struct Stable<'a> {
 }
 
 impl<'a> Stable<'a> {
-    /// Keeps the attributes as they are, unless a signal comes first that kills the task.
+    /// Keeps the attributes as they are, unless a signal that kills the task comes first.
     ///
     /// # Errors
     ///
@@ -504,7 +504,7 @@ impl<'a> Stable<'a> {
 
 /// Taking the lock.
 impl GmemInode {
-    /// Calls `f` with the invalidate lock held for writing; sleeps. For callers that have to go on
+    /// Calls `f` with the invalidate lock held for writing; sleeps. For callers that have to continue
     /// even if the task is being killed.
     #[inline]
     pub fn locked<R>(&self, f: impl FnOnce(&InvalidateGuard<'_, Exclusive>) -> R) -> R {
@@ -515,7 +515,7 @@ impl GmemInode {
     ///
     /// # Errors
     ///
-    /// `EINTR` if a signal comes first that kills the task; those of `f`.
+    /// `EINTR` if a signal that kills the task comes first; those of `f`.
     #[inline]
     pub fn locked_killable<R, E: From<Error>>(
         &self,
@@ -528,7 +528,7 @@ impl GmemInode {
     ///
     /// # Errors
     ///
-    /// `EINTR` if a signal comes first that kills the task; those of `f`.
+    /// `EINTR` if a signal that kills the task comes first; those of `f`.
     #[inline]
     pub fn locked_shared<R, E: From<Error>>(
         &self,
@@ -541,7 +541,7 @@ impl GmemInode {
     ///
     /// # Errors
     ///
-    /// `EINTR` if a signal comes first that kills the task; those of `f`.
+    /// `EINTR` if a signal that kills the task comes first; those of `f`.
     #[inline]
     pub fn stable<R, E: From<Error>>(
         &self,

@@ -31,8 +31,8 @@ use kernel::{
 
 /// Evidence that no slot is bound to, and no file added to or removed from, an inode.
 ///
-/// Who changes them holds the invalidate lock exclusively *and* the bindings mutex, so holding
-/// either is enough, the lock in either mode.
+/// Changing them takes the invalidate lock exclusively *and* the bindings mutex. So holding either
+/// of the two is enough, the invalidate lock in either mode.
 ///
 /// # Safety
 ///
@@ -154,7 +154,7 @@ impl GmemInode {
     ///
     /// # Errors
     ///
-    /// `EINTR` if a signal comes first that kills the task.
+    /// `EINTR` if a signal that kills the task comes first.
     #[inline]
     pub(crate) fn lock_to_bind_killable(
         &self,

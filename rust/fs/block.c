@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Pages of a file whose memory is in one piece.
+ * Pages of a file with contiguous memory.
  */
 #include "../helpers.h"
 
 /*
- * Whether @entry of a file is @page, by the flags that are looked at.  A folio has the
- * address of its first page.  The page can be somebody else's, as with
+ * Whether @entry of a file is @page, with the required flags.  A folio has the
+ * address of its first page.  The page can have another owner, as with
  * gmem_mapping_pfn().
  */
 static bool gmem_block_has(const void *entry, const struct page *page, unsigned long mask,
@@ -19,8 +19,8 @@ static bool gmem_block_has(const void *entry, const struct page *page, unsigned 
  * Whether the memory of the block with the page @at is in one piece, aligned, and
  * has not failed, and all of it in use if that is asked for; with the first frame.
  *
- * Pages are mostly used in the order of their addresses, up or down: so those next
- * to the page and the last one tell first that a block is not in use.
+ * Pages are mostly used in the order of their addresses, up or down.  So the pages next
+ * to @at and the last page are checked first: they tell early that a block is not in use.
  */
 bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, u64 *pfn)
 {
@@ -65,9 +65,9 @@ bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, 
 }
 
 /*
- * Adds a block to the file, as folios of one page, if it has no page there.  Memory in
- * one piece is not tried hard to get.  If somebody else adds a page meanwhile, or not
- * all can be charged to the cgroup, what was added stays.
+ * Adds a block to the file, as folios of one page, if it has no page there.  It does
+ * not try hard to get contiguous memory.  If somebody else adds a page meanwhile, or
+ * not all pages can be charged to the cgroup, those that were added stay.
  */
 u32 gmem_mapping_add_block(struct address_space *mapping, pgoff_t index)
 {
@@ -88,7 +88,7 @@ u32 gmem_mapping_add_block(struct address_space *mapping, pgoff_t index)
 	split_page(page, GMEM_BLOCK_ORDER);
 
 	for (i = 0; i < nr; i++) {
-		/* Only that of the first is new: nothing is remembered of any. */
+		/* alloc_pages() clears that of the first page only. No page has a record yet. */
 		set_page_private(page + i, 0);
 		folio = page_folio(page + i);
 		/* A cgroup that has no room for one has none for the next. */

@@ -3,10 +3,10 @@
 //! Blocks: as many pages of a file as one large mapping has, aligned, whose memory is aligned and in
 //! one piece.
 //!
-//! They are folios of one page each, like all others: locks, references, what is remembered of a
-//! page, and failed memory are the page's own. A block is nothing but a place in memory, and it is
-//! nowhere written down that there is one. It is looked for when a guest could have a large mapping.
-//! So nothing has to be kept up to date when a page leaves the file, fails, or is converted.
+//! They are folios of one page each, like all others: locks, references, records and failed memory
+//! are per page. A block is only a place in memory, and is not recorded anywhere. The code looks for
+//! one when a guest could have a large mapping. So nothing has to be kept up to date when a page
+//! leaves the file, fails, or is converted.
 
 use crate::{
     attribute_map::Reader,
@@ -86,7 +86,7 @@ fn same_around(inode: &GmemInode, at: PageIndex, reader: Reader<'_>) -> Option<R
 /// Evidence that one mapping can show a block: its memory is in one piece, all pages are in use and
 /// have not failed, and all are private or all shared.
 ///
-/// As with a single page that is looked up without a lock, an invalidation is what ends it.
+/// As for a single page that is looked up without a lock, it is valid until an invalidation begins.
 pub(crate) struct Block {
     first: Pfn,
     start: PageIndex,

@@ -13,7 +13,7 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// A file of debugfs; dropping it removes it, and waits for those who read it.
+/// A file of debugfs; dropping it removes it, and waits for its readers.
 ///
 /// # Invariants
 ///
@@ -22,7 +22,7 @@ use kernel::prelude::*;
 pub(crate) struct DebugfsFile(*mut bindings::dentry);
 
 impl DebugfsFile {
-    /// Makes the file. As with all of debugfs, nobody may depend on it.
+    /// Makes the file. As for all of debugfs, nobody may depend on it.
     ///
     /// # Safety
     ///
@@ -45,7 +45,7 @@ impl DebugfsFile {
 impl Drop for DebugfsFile {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type's invariants; errors are let through.
+        // SAFETY: By the type's invariants; the function accepts errors.
         unsafe { bindings::gmem_debugfs_remove(self.0) }
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Faults of the host: waiting for the file, and mapping more than what was asked
- * for.
+ * Faults of the host: waiting for the file, and mapping more than the requested
+ * page.
  */
 #include <linux/mm.h>
 #include <linux/userfaultfd_k.h>
@@ -9,17 +9,16 @@
 #include "../helpers.h"
 
 /*
- * Takes the invalidate lock shared for a fault.  Returns 0 with the lock held,
- * or what the fault has to return without it.
+ * Takes the invalidate lock shared for a fault.  Returns 0 with the lock held.
+ * Otherwise returns the result of the fault, without the lock.
  *
- * Whoever has the lock may keep it for as long as converting many GiB takes.
- * So the fault does not wait with mmap_lock or the VMA lock held, which others
- * wait for, but drops it, waits, and is tried again. The retry can lose the
- * next race, too, so there is no limit on retries, as with handle_userfault(),
- * and the fault core looks for signals in between. Only if the caller must
- * keep the lock does the fault wait with it held. Where the fault core lets
- * the task be killed, VM_FAULT_RETRY without the lock is how to say that it
- * was.
+ * The lock can be held for as long as converting many GiB takes.  So the fault
+ * does not wait with mmap_lock or the VMA lock held, for which others wait: it
+ * drops that lock, waits, and is tried again.  The retry can lose the next
+ * race, too, so there is no limit on retries, as with handle_userfault(), and
+ * the fault core looks for signals in between.  The fault waits with mmap_lock
+ * or the VMA lock held only if the caller must keep it.  Where the fault core
+ * lets the task be killed, VM_FAULT_RETRY without the lock reports this.
  */
 vm_fault_t gmem_fault_lock(struct vm_fault *vmf, struct address_space *mapping)
 {
@@ -56,7 +55,7 @@ vm_fault_t gmem_fault_lock(struct vm_fault *vmf, struct address_space *mapping)
  * likely to want the next ones as well. Going through new memory does not
  * count: if the page itself is not in use, the next ones are not either. The
  * table is freed behind RCU, if it is removed meanwhile. @missing: the page
- * was looked for, and has no folio.
+ * was looked up, and has no folio.
  */
 bool gmem_fault_follows(struct vm_fault *vmf, bool *missing)
 {

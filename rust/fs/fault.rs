@@ -27,13 +27,13 @@ use gmem_types::{
 };
 use kernel::prelude::*;
 
-/// A fault that is being handled. The code above never has one to keep or to forget.
+/// A fault that is being handled. The code above can neither keep nor forget one.
 pub struct HostFault<'a> {
     vmf: *mut bindings::vm_fault,
     inode: &'a GmemInode,
-    /// The page that it has got. Dropping the fault unlocks and puts it.
+    /// The page of the fault, once it has one. Dropping the fault unlocks and puts it.
     folio: Option<PreparedFolio<'a>>,
-    /// The page was looked for, and has no folio.
+    /// The page was looked up, and has no folio.
     missing: Cell<bool>,
 }
 
@@ -46,7 +46,7 @@ impl<'a> HostFault<'a> {
     ///
     /// # Safety
     ///
-    /// `vmf` must be a fault on a mapping of one of our files, and being handled for as long as
+    /// `vmf` must be a fault on a mapping of a guest_memfd, and being handled for as long as
     /// `'a`.
     #[inline]
     pub(crate) unsafe fn from_raw(vmf: *mut bindings::vm_fault) -> Self {
@@ -98,7 +98,7 @@ impl<'a> HostFault<'a> {
         if stable.visibility(at) == Visibility::Private {
             return Err(EACCES);
         }
-        // No byte of an earlier owner gets out.
+        // The page must not show a byte of an earlier owner.
         let folio = LockedFolio::get_if_missing(inode, at, self.missing.get())?.prepare()?;
         self.trace(folio.is_first_use());
         self.folio = Some(folio);
@@ -172,7 +172,7 @@ pub(crate) unsafe extern "C" fn map_pages(
     // SAFETY: The core handles a fault, and the mapping's operations are ours.
     let fault = unsafe { HostFault::from_raw(vmf) };
 
-    // This is called inside RCU. Whoever converts is waited for in fault().
+    // This is called inside RCU. fault() waits for a conversion.
     match Stable::try_new(fault.inode()) {
         Some(stable) => fault.around(&stable),
         None => 0,

@@ -104,7 +104,7 @@ impl GmemFile {
         });
     }
 
-    /// Says that the file's contents changed, as fallocate() does.
+    /// Updates the file's times after a change of its contents, as fallocate() does.
     #[inline]
     pub fn modified(&self) {
         // SAFETY: By the type's invariants. Nothing can be done about an error, nor by the C file.
@@ -133,7 +133,7 @@ impl ActiveFile {
     /// `EBADF` if there is none, `EINVAL` if it is another kind of file.
     pub(crate) fn from_fd(fd: u32) -> Result<Self> {
         let tables = tables()?;
-        // SAFETY: Any number can be asked for.
+        // SAFETY: Any number can be passed.
         let file = NonNull::new(unsafe { bindings::fget(fd) }).ok_or(EBADF)?;
         // SAFETY: The file is valid and has a reference.
         if !ptr::eq(unsafe { file.as_ref() }.f_op, tables.file_operations()) {

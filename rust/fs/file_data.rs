@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a file knows: one VM's view of an inode.
+//! The data of a file: one VM's view of an inode.
 
 use crate::{
     bindings,
@@ -38,7 +38,7 @@ use kernel::{
 /// slots bound to it.
 #[pin_data(PinnedDrop)]
 pub(crate) struct FileData {
-    /// Goes before the VM, whose directory it is in.
+    /// Is dropped before the VM, whose directory it is in.
     runs: SetOnce<DebugfsFile>,
     vm: ARef<Vm>,
     platform: Option<Platform>,
@@ -82,7 +82,7 @@ impl FileData {
         self.platform
     }
 
-    /// Keeps what shows the file in debugfs for as long as this lives.
+    /// Keeps the debugfs file for as long as this lives.
     #[inline]
     pub(crate) fn keep(&self, runs: DebugfsFile) {
         self.runs.populate(runs);
@@ -142,7 +142,7 @@ impl FileData {
         // SAFETY: A slot is unbound before it is freed, with the bindings locked, and callers hold
         // them.
         let slot = unsafe { Memslot::from_raw(slot.cast()) };
-        // A slot's pages can be several entries of the array: go on behind all of them.
+        // A slot's pages can be several entries of the array: continue behind all of them.
         let end = slot.file_range().map_or(range.end(), |seen| seen.end());
         *at = PageIndex::new(end.get().max((index as u64).saturating_add(1)));
         Some(slot)
@@ -152,7 +152,7 @@ impl FileData {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`, unless nothing is stored over what there is.
+    /// `ENOMEM`, except if NULL is stored over existing entries.
     pub(super) fn store(&self, range: &PageRange, slot: *mut bindings::kvm_memory_slot) -> Result {
         // SAFETY: The array is initialised, and the range is not empty.
         let old = unsafe {

@@ -59,12 +59,12 @@ const ONE_PAGE: Size = match Size::new(PAGE.bytes()) {
     None => panic!("a page is not a file"),
 };
 
-/// How large a file is, in pages of the kernel's size.
+/// The size of a file, in pages of the kernel's size.
 #[derive(Clone, Copy)]
 pub struct Size(Geometry);
 
 impl Size {
-    /// Returns the size of a file of this many bytes; [`None`] if there can be no such file.
+    /// Returns the size of a file of this many bytes; [`None`] if a file cannot have this size.
     #[inline]
     pub const fn new(bytes: u64) -> Option<Self> {
         match Geometry::new(PAGE, bytes) {
@@ -85,7 +85,7 @@ impl Size {
 pub struct Traits {
     /// Its size.
     pub size: Size,
-    /// What all pages start as.
+    /// The initial state of all pages.
     pub initial: Visibility,
     /// The host may map it (`GUEST_MEMFD_FLAG_MMAP`).
     pub mappable: bool,
@@ -97,7 +97,7 @@ pub struct Traits {
 }
 
 impl Traits {
-    /// Whether a file of `vm`, which is on `platform`, can be like this.
+    /// Whether a file of `vm`, which is on `platform`, can have these traits.
     ///
     /// In a VM with private memory, a file that the host can reach must track which pages are
     /// private. And to convert pages, the platform of the VM must be known.
@@ -286,13 +286,13 @@ impl GmemInode {
         self.traits().mappable
     }
 
-    /// What all of its pages were at first.
+    /// The initial state of all of its pages.
     #[inline]
     pub fn initial(&self) -> Visibility {
         self.traits().initial
     }
 
-    /// Whether it keeps private and shared apart page by page.
+    /// Whether it tracks private and shared page by page.
     #[inline]
     pub fn converts_in_place(&self) -> bool {
         self.traits().in_place
@@ -339,7 +339,7 @@ impl GmemInode {
                 range: whole,
                 visibility: self.initial(),
             },
-            // Behind the end of the file nobody is let in.
+            // Pages behind the end of the file are private.
             Some(map) => map.run_at(at, reader).unwrap_or(Run {
                 range: whole.tail(at),
                 visibility: Visibility::Private,

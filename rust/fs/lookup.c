@@ -9,8 +9,8 @@
  * and has not failed. No lock and no reference is taken: a caller may use the
  * frame only if it can tell that the folio has not left the file since.
  *
- * The memory can be somebody else's before its flags are read, so they are read
- * as a word: what the tests of other flags assert need not hold.
+ * The memory can have another owner before its flags are read, so they are read
+ * as a word: the assertions in the tests of other flags need not hold.
  */
 static bool gmem_folio_in_use_pfn(struct folio *folio, u64 *pfn)
 {
@@ -38,7 +38,7 @@ u32 gmem_mapping_pfn(struct address_space *mapping, pgoff_t index, u64 *pfn)
 	return folio ? GMEM_FOUND_FOLIO : GMEM_FOUND_NOTHING;
 }
 
-/* The same for up to @nr pages, until the first that is not so. Returns how many. */
+/* The same for up to @nr pages, until the first that does not qualify. Returns how many. */
 int gmem_mapping_pfns(struct address_space *mapping, pgoff_t index, int nr, u64 *pfns)
 {
 	XA_STATE(xas, &mapping->i_pages, index);
@@ -69,7 +69,7 @@ bool gmem_mapping_next(struct address_space *mapping, pgoff_t *index, pgoff_t la
 	return true;
 }
 
-/* How many folios are looked at before others get a chance to run. */
+/* How many folios are checked before other tasks get a chance to run. */
 #define GMEM_LOOKS 1024
 
 /*
@@ -78,9 +78,9 @@ bool gmem_mapping_next(struct address_space *mapping, pgoff_t *index, pgoff_t la
  * one, it returns the next folio, whatever its references are.
  *
  * No reference is taken: the caller keeps folios that are in use in their
- * file. A folio that is not in use may leave the file. Its memory, and the
- * count, can be somebody else's then; a second look that takes a reference
- * does not find the folio.
+ * file. A folio that is not in use may leave the file. Its memory and its count
+ * can belong to another owner then; a second lookup that takes a reference does
+ * not find the folio.
  */
 bool gmem_mapping_held(struct address_space *mapping, pgoff_t *index, pgoff_t last)
 {

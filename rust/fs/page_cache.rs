@@ -43,7 +43,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// A locked folio with a reference to it; dropping it unlocks and puts.
+/// A locked folio with a reference to it; dropping it unlocks the folio and puts the reference.
 pub(crate) struct LockedFolio<'a> {
     folio: NonNull<bindings::folio>,
     at: PageIndex,
@@ -144,7 +144,7 @@ impl<'a> LockedFolio<'a> {
 
     /// Zeroes the folio if this is its first use, and marks it up to date.
     ///
-    /// Until then it holds whatever its last owner left.
+    /// Until then it holds its last owner's bytes.
     ///
     /// # Errors
     ///
@@ -185,7 +185,7 @@ impl<'a> LockedFolio<'a> {
         Pfn::new(unsafe { bindings::gmem_page_pfn(self.page()) })
     }
 
-    /// The page as the platforms know it.
+    /// The frame of the page, with its record.
     #[inline]
     pub(crate) fn frame(&self) -> Frame<'_> {
         // SAFETY: The folio is valid and locked for as long as this exists.
@@ -197,7 +197,7 @@ impl<'a> LockedFolio<'a> {
     #[inline]
     pub(crate) fn into_page(self) -> PageRef {
         let this = ManuallyDrop::new(self);
-        // SAFETY: The reference goes on living in the result.
+        // SAFETY: The result takes over the reference.
         let page = unsafe { PageRef::from_raw(this.page()) };
         // SAFETY: The folio is locked by this task.
         unsafe { bindings::folio_unlock(this.as_ptr()) };
@@ -221,7 +221,7 @@ impl Drop for LockedFolio<'_> {
     }
 }
 
-/// A locked folio whose bytes are all the file's own. Only [`LockedFolio::prepare`] makes one.
+/// A locked folio without bytes of an earlier owner. Only [`LockedFolio::prepare`] makes one.
 pub struct PreparedFolio<'a> {
     folio: LockedFolio<'a>,
     first_use: bool,
@@ -262,14 +262,14 @@ impl<'a> PreparedFolio<'a> {
 pub struct PrivatePage<'p>(&'p LockedFolio<'p>);
 
 impl PrivatePage<'_> {
-    /// The page as the platforms know it.
+    /// The frame of the page, with its record.
     #[inline]
     pub fn frame(&self) -> Frame<'_> {
         self.0.frame()
     }
 
-    /// Lets the architecture give the page to the platform, as what `vm`'s guest sees at `gfn`; for
-    /// files that do not convert in place.
+    /// Lets the architecture give the page to the platform, for `vm`'s guest at `gfn`. For files that
+    /// do not convert in place.
     ///
     /// # Errors
     ///
@@ -287,10 +287,10 @@ impl PrivatePage<'_> {
     }
 }
 
-/// Accesses by which KVM emulates the guest's instructions.
+/// Accesses of KVM that emulate the guest's instructions.
 #[cfg(CONFIG_X86_64)]
 impl PrivatePage<'_> {
-    /// Whether `len` bytes from `offset` are bytes of the page.
+    /// Whether `len` bytes from `offset` lie in the page.
     fn has(offset: usize, len: usize) -> bool {
         offset
             .checked_add(len)
@@ -333,8 +333,9 @@ impl PrivatePage<'_> {
         Ok(())
     }
 
-    /// Writes the lowest `len` bytes of `new` if those of `old` are there, atomically; returns
-    /// whether they were, and what was there in `old`. Callers know that the host may.
+    /// Atomically compares `len` bytes with the lowest bytes of `old`, and writes those of `new` if
+    /// they are equal. Returns whether they were, and the current bytes in `old`. Callers know that
+    /// the host may.
     ///
     /// # Errors
     ///

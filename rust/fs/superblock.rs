@@ -104,7 +104,7 @@ pub(crate) unsafe extern "C" fn init_fs_context(fc: *mut bindings::fs_context) -
 ///
 /// # Errors
 ///
-/// `ENOMEM`, or what mounting returns; nothing is left behind then.
+/// `ENOMEM`, or what mounting returns. Everything is undone then.
 ///
 /// # Safety
 ///
@@ -141,7 +141,7 @@ pub(crate) unsafe fn mount(tables: &'static Tables) -> Result {
 ///
 /// # Safety
 ///
-/// There are no files any more.
+/// No files may exist any more.
 pub(crate) unsafe fn unmount(tables: &'static Tables) {
     // SAFETY: By the contract of this function. Inodes are freed behind RCU.
     unsafe {

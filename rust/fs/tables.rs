@@ -16,7 +16,7 @@ use core::{
 };
 use kernel::prelude::*;
 
-/// The operations tables of an implementation, which nobody writes.
+/// The operations tables of an implementation. They are never written.
 pub struct Tables {
     pub(crate) runs_sequence: bindings::seq_operations,
     pub(crate) vm: bindings::vm_operations_struct,
@@ -43,11 +43,11 @@ pub(crate) fn tables() -> Result<&'static Tables> {
     unsafe { IN_USE.load(Ordering::Acquire).as_ref() }.ok_or(ENODEV)
 }
 
-/// What there is once for an implementation, and is written.
+/// The state of an implementation that is written.
 pub struct State {
-    /// Its owner is written when a vendor's module is loaded, as in C: files belong to that from then
-    /// on, and keep it, as their VM runs its code and does not keep it by itself. So the table can be
-    /// neither constant nor read-only after this module's initialisation, which is earlier.
+    /// Its owner is written when a vendor's module is loaded, as in C. From then on files keep that
+    /// module loaded: their VM runs its code, but does not keep it by itself. So the table can be
+    /// neither constant nor read-only after the earlier initialisation of this module.
     pub(crate) file: UnsafeCell<bindings::file_operations>,
     /// As `file`.
     pub(crate) runs: UnsafeCell<bindings::file_operations>,
@@ -61,7 +61,7 @@ pub struct State {
 unsafe impl Sync for State {}
 
 impl Tables {
-    /// Has files keep `module`, and the file system use these tables from here on.
+    /// From here on files keep `module` loaded, and the file system uses these tables.
     ///
     /// # Safety
     ///

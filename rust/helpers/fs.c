@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Inline functions and macros of the VFS: the invalidate lock, inodes, the pseudo
- * file system, files, arrays.  One function each, which decides nothing.
+ * file system, files, arrays.  Each is wrapped by one function without decisions.
  */
 #include <linux/debugfs.h>
 
@@ -62,7 +62,7 @@ void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
 {
 	inode->i_op = iops;
 	inode->i_mode |= S_IFREG;
-	/* Guests write, too, and the kernel does not see it. */
+	/* Guests write as well, which the kernel does not see. */
 	inode->i_flags |= S_NOCMTIME;
 	inode->i_size = size;
 	inode->i_mapping->a_ops = aops;

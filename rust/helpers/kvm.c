@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Inline functions, macros and fields of KVM: the VM, its locks, its memslots,
- * its MMU, what the architecture does. One function each, which decides
- * nothing. An operation that an architecture does not have does nothing.
+ * its MMU, operations of the architecture. Each is wrapped by one function
+ * without decisions. An operation that an architecture lacks does nothing.
  */
 #include <linux/debugfs.h>
 
@@ -78,7 +78,7 @@ bool gmem_scramble(void)
 	return kvm_gmem_scramble;
 }
 
-/* In the directory of the VM. */
+/* Makes a file in the VM's directory. */
 struct dentry *gmem_vm_debugfs_file(struct kvm *kvm, const char *name, void *data,
 				    const struct file_operations *fops)
 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Inline functions and macros of memory management: folios, pages, mappings of
- * the host, memory policies.  One function each, which decides nothing.
+ * the host, memory policies.  Each is wrapped by one function without decisions.
  */
 #include "../helpers.h"
 
@@ -164,7 +164,7 @@ void gmem_policy_put(struct mempolicy *policy)
 	mpol_cond_put(policy);
 }
 
-/* Of unmovable mappings memory management moves nothing. */
+/* Memory management does not move folios of unmovable mappings. */
 void gmem_warn_migrate(void)
 {
 	WARN_ON_ONCE(1);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Checks that long work makes about its own task. One function each, which
- * decides nothing.
+ * Checks of the calling task during long work. Each is wrapped by one function
+ * without decisions.
  */
 #include <kunit/static_stub.h>
 #include <linux/sched/signal.h>
@@ -13,7 +13,7 @@ void gmem_cond_resched(void)
 	cond_resched();
 }
 
-/* Whether the task is being killed, or a test says that it is. */
+/* Whether the task is being killed, or a test simulates that. */
 bool gmem_killed(void)
 {
 #ifdef CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST

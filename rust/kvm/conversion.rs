@@ -3,13 +3,13 @@
 //! The steps of a conversion. Each is a value that only the step before makes, and that the next
 //! one consumes, so no step can be left out, come twice, or come early.
 //!
-//! src/ decides what to change and what to do to the bytes, and answers for its vendor. This file
-//! looks up which pages a step is about, and checks what must hold for all of them. A wrong answer
-//! costs the guest's data, or ends in an error.
+//! src/ decides what to change and what to do to the bytes, and answers the questions for its vendor.
+//! This file looks up which pages a step is about, and checks what must hold for all of them. A wrong
+//! answer costs the guest's data, or ends in an error.
 //!
 //! | step | makes | is evidence that |
 //! |---|---|---|
-//! | [`plan`](Turn::plan) | [`Planned`] | the action keeps the promise |
+//! | [`plan`](Turn::plan) | [`Planned`] | the action keeps the policy |
 //! | [`accept`](Conversion::accept) | [`Accepted`] | the vendor was asked about each page |
 //! | [`reserve`](Conversion::reserve) | [`Reserved`] | storing the attributes cannot fail |
 //! | [`quiesce`](Conversion::quiesce) | [`Quiesced`] | the host has none of the pages that become private |
@@ -106,7 +106,7 @@ pub struct Conversion<'c, 'f, Step> {
     step: Step,
 }
 
-/// Step 5 is done. Nothing but this file makes one of these.
+/// Step 5 is done. Only this file makes the values of these types.
 pub struct Planned(());
 /// Step 6 is done.
 pub struct Accepted(());
@@ -207,7 +207,7 @@ impl<'c> Work<'c, '_> {
     }
 }
 
-/// Whether the action keeps what was asked for: ZERO zeroes, and PRESERVE leaves pages alone.
+/// Whether the action keeps the policy: ZERO zeroes, and PRESERVE leaves pages alone.
 fn keeps_promise(action: Action, content: Content) -> bool {
     match content {
         Content::Zero => action == Action::Zero,
@@ -221,7 +221,7 @@ impl GmemInode {
     ///
     /// # Errors
     ///
-    /// `EINTR` if a signal comes first that kills the task; those of `f`.
+    /// `EINTR` if a signal that kills the task comes first; those of `f`.
     #[inline]
     pub fn locked_to_convert<'f, R, E: From<Error>>(
         &'f self,
@@ -234,11 +234,11 @@ impl GmemInode {
 }
 
 impl<'c, 'f> Turn<'c, 'f> {
-    /// Step 5: finds out what there is to do.
+    /// Step 5: determines what there is to do.
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` if `action` does not keep the promise. `EINVAL` for a request that does not fit
+    /// `EOPNOTSUPP` if `action` does not keep the policy. `EINVAL` for a request that does not fit
     /// this file, and for a file that does not convert in place.
     #[inline]
     pub fn plan(self, request: &Request, action: Action) -> Result<Planning<'c, 'f>, Refused> {
@@ -317,8 +317,8 @@ impl<'c, 'f> Conversion<'c, 'f, Planned> {
             .ok_or_else(|| self.work.refused(EINTR))
     }
 
-    /// Step 6: calls `question`, if there is one, for each allocated page of the range: does the
-    /// platform keep the promise for it?
+    /// Step 6: calls `question`, if there is one, for each allocated page of the range: can the
+    /// platform keep the policy for it?
     ///
     /// # Errors
     ///
@@ -343,7 +343,7 @@ impl<'c, 'f> Conversion<'c, 'f, Planned> {
 }
 
 impl<'c, 'f> Conversion<'c, 'f, Accepted> {
-    /// Step 7: makes room for the attributes.
+    /// Step 7: allocates memory for the attributes.
     ///
     /// # Errors
     ///
@@ -440,7 +440,7 @@ impl<'s, 'f> Conversion<'s, 'f, Asked<'s>> {
     /// Step 9c: removes the old mappings of the pages that change.
     ///
     /// A private page that already is private keeps its mapping: on some platforms zapping it would
-    /// destroy it, on the others the guest would fault for nothing.
+    /// destroy it, on the others the guest would fault without need.
     ///
     /// # Errors
     ///
@@ -464,8 +464,8 @@ impl<'s, 'f> Conversion<'s, 'f, Asked<'s>> {
 }
 
 impl<'s, 'f> Conversion<'s, 'f, Zapped<'s>> {
-    /// Step 10: has the platform give up the pages that become shared, and does to contents what
-    /// was promised. This cannot be undone, and no page is left half done.
+    /// Step 10: makes the platform give up the pages that become shared, and carries out the policy
+    /// on contents. This cannot be undone, and no page is left half done.
     ///
     /// `make_shared` makes the platform give a page up; the result is checked afterwards. `write`
     /// does what the plan says; its return value is evidence of what it has done.
@@ -490,7 +490,7 @@ impl<'s, 'f> Conversion<'s, 'f, Zapped<'s>> {
             if leaves(changes) {
                 make_shared(folio)?;
             }
-            // Whatever the vendor says: the host writes no page that a platform has.
+            // Whatever the vendor says, the host does not write a page that a platform has.
             let page = span.given_up(folio, change.to())?;
             match change.action() {
                 Action::Leave => Ok(()),
@@ -499,7 +499,7 @@ impl<'s, 'f> Conversion<'s, 'f, Zapped<'s>> {
             }
         };
         self.work.for_each_folio(
-            // Behind the point of no return.
+            // After the point of no return.
             |_| Ok(()),
             |changes| leaves(changes) || change.action() != Action::Leave,
             |folio, changes| {

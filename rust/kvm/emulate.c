@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Accesses to a page by which KVM emulates the guest's instructions.
+ * Accesses to a page for KVM's emulation of the guest's instructions.
  */
 #include "../helpers.h"
 

@@ -3,8 +3,8 @@
 //! KVM's accesses to private pages when it emulates an instruction that lies in, or works on, such
 //! a page.
 //!
-//! This is for software-protected VMs only. On all other platforms, hardware or a hypervisor keeps
-//! the guest's memory from KVM, too.
+//! This is for software-protected VMs only. On all other platforms, hardware or a hypervisor also
+//! protects the guest's memory from KVM.
 //!
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h),
 //! `kvm_gmem_emulate_access()`

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Guest faults, as far as the file has a part in them: KVM asks for the page of a guest frame.
+//! The file's part in guest faults: KVM asks for the page of a guest frame.
 //!
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h), `kvm_gmem_get_pfn()`
 
@@ -52,9 +52,9 @@ pub struct GuestFault<'a> {
     file: &'a GmemFile,
     gfn: Gfn,
     at: PageIndex,
-    /// The page was looked for, and has no folio.
+    /// The page was looked up, and has no folio.
     missing: Cell<bool>,
-    /// The slot has all guest frames that a large mapping of the page would show, aligned like the
+    /// The slot has all guest frames that a large mapping of the page would cover, aligned like the
     /// pages of the file.
     fits: bool,
 }
@@ -83,7 +83,7 @@ impl<'a> GuestFault<'a> {
         }
     }
 
-    /// The same, through `slot`: the mapping may be a large one, where the MMU has such.
+    /// The same, through `slot`: the mapping may be a large one, where the MMU has these.
     #[inline]
     pub(crate) fn through(self, slot: &Memslot) -> Self {
         let fits = cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_LARGE)
@@ -141,7 +141,7 @@ impl<'a> GuestFault<'a> {
         folio.prepare()
     }
 
-    /// Whether no platform has a part in the page that the guest is given.
+    /// Whether the guest's page need not be given to a platform.
     #[inline]
     fn is_plain(&self) -> bool {
         let inode = self.inode();
@@ -156,21 +156,21 @@ impl<'a> GuestFault<'a> {
         self.inode().converts_in_place() || self.is_plain()
     }
 
-    /// Whether pages of this kind are mapped one by one, as the platform is given private pages so:
-    /// a large mapping would show it pages that it was never given.
+    /// Whether pages of this kind are mapped one by one, because the platform is given private pages
+    /// one by one: a large mapping would include pages that it was never given.
     #[inline]
     fn is_one_by_one(&self, of: Visibility) -> bool {
         of == Visibility::Private && self.platform().is_some_and(Platform::owns_pages)
     }
 
-    /// Whether a large mapping could show `pfn` at the place of the fault, as far as the two of them
-    /// tell. Of pages that are anywhere in memory, hardly one could.
+    /// Whether a large mapping could have `pfn` at the place of the fault, as far as their alignment
+    /// tells. This is rarely so for pages that are not contiguous.
     #[inline]
     fn may_be_large(&self, pfn: Pfn) -> bool {
         self.fits && block::within(pfn.get()) == block::within(self.at.get()) && self.knows_kinds()
     }
 
-    /// Returns the largest order of a mapping that shows `pfn` at the place of the fault. Any
+    /// Returns the largest order of a mapping with `pfn` at the place of the fault. Any
     /// context.
     ///
     /// It is as large as a block, if there is evidence of one and `allowed` is no less, or a single
@@ -189,12 +189,12 @@ impl<'a> GuestFault<'a> {
         }
     }
 
-    /// Allocates the pages of the mapping that the fault is the first page of, all of which are
-    /// wanted, as a block, if the first is missing and one mapping could show them; sleeps. If not,
-    /// or if it cannot be had, they are allocated as they are mapped.
+    /// The fault is on the first of the pages of a large mapping, all of which are wanted. Allocates
+    /// them as a block, if the first is missing and one mapping could cover them; sleeps. Otherwise,
+    /// or if there is no memory for a block, they are allocated as they are mapped.
     ///
-    /// Returns whether one mapping could show what is in use there already, as far as the first page
-    /// tells.
+    /// Returns whether one mapping could cover the pages that are in use already, as far as the
+    /// first page tells.
     pub fn allocate_block(&self) -> bool {
         let inode = self.inode();
         if !self.fits || !self.knows_kinds() || self.is_one_by_one(inode.visibility(self.at)) {
@@ -202,7 +202,7 @@ impl<'a> GuestFault<'a> {
         }
         let (found, pfn) = self.look_up();
         if found == bindings::GMEM_FOUND_NOTHING {
-            // Without the lock the fault fails as well, and says why.
+            // Without the lock the fault fails as well, and returns the reason.
             let _ = inode.locked_shared(|guard| -> Result {
                 guard.allocate_block(self.vm, self.at);
                 Ok(())
@@ -238,7 +238,7 @@ impl<'a> GuestFault<'a> {
         if !same.contains(self.at) {
             return 0;
         }
-        // CAST: No more than there is room for, and so no more than a few.
+        // CAST: At most as many as there is room for, which is few.
         let nr = (same.end().get() - self.at.get()).min(pfns.len() as u64) as c_int;
         // SAFETY: The mapping of a live inode is valid, and there is room for as many frames.
         let found = unsafe {
@@ -253,7 +253,7 @@ impl<'a> GuestFault<'a> {
     }
 
     /// Gives the page to KVM if it is in use, without lock and reference; [`None`] if
-    /// [`serve`](Self::serve) is needed, as for a page in which the VM's platform has a part.
+    /// [`serve`](Self::serve) is needed, as for a page that the VM's platform has to be given.
     ///
     /// A page leaves the file, fails, or changes between private and shared inside an invalidation.
     /// KVM has read `mmu_invalidate_seq` before, so it does not map the page if that has happened
@@ -278,10 +278,10 @@ impl<'a> GuestFault<'a> {
 
     /// Gives the page to KVM, after `f` has seen its folio; sleeps.
     ///
-    /// `f` returns how large a mapping it may be a part of, as a power of two in pages. It gets no
-    /// larger than there is evidence for, and private pages that a platform is given get small ones,
-    /// as `f` sees one of them. The first use of a page of a block that is allocated, and could be
-    /// mapped at once, is the first use of all of it.
+    /// `f` returns how large a mapping the page may be a part of, as a power of two in pages. The
+    /// mapping is no larger than there is evidence for. Private pages that a platform is given get
+    /// small mappings, as `f` sees only one page. The first use of a page of a block that is
+    /// allocated, and could be mapped at once, is the first use of the whole block.
     ///
     /// # Errors
     ///

@@ -23,12 +23,12 @@ use crate::{
 use gmem_types::platform::Base;
 use kernel::prelude::*;
 
-/// Only what is listed here is believed.
+/// Only the values listed here are accepted.
 pub(crate) mod sealed {
     pub trait Sealed {}
 }
 
-/// The error of a platform that does not do what it was asked for, or that gives an invalid answer.
+/// The error of a platform that fails, or that gives an invalid answer.
 ///
 /// User space gets `EIO` for it, and never `EFAULT`. With `EFAULT`, KVM_RUN asks for a conversion
 /// of the page, which does not help if a platform fails, and would be repeated for ever.
@@ -36,7 +36,7 @@ pub(crate) mod sealed {
 pub enum Failed {
     /// The platform failed.
     Platform,
-    /// There was no memory, and nothing has been asked of the platform.
+    /// There was no memory, and the platform was not called.
     Memory,
 }
 
@@ -71,18 +71,18 @@ pub struct Entry {
 /// Why an entry was not split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsplit {
-    /// Somebody else is changing it, which does not take long.
+    /// Another CPU is changing it, which does not take long.
     InUse,
     /// The platform failed, or there is no such entry any more.
     Failed,
 }
 
-/// SNP's table of the owners of all pages of the host.
+/// SNP's table with the owners of all pages of the host.
 ///
 /// Updates do not check the previous state, so callers do. Nobody else assigns or takes back the
 /// pages of a file meanwhile: the folio is locked, or the invalidate lock is held.
 pub trait Rmp: sealed::Sealed {
-    /// What it is.
+    /// The implementation.
     const BASE: Base;
 
     /// The number by which the table identifies a guest.
@@ -100,7 +100,7 @@ pub trait Rmp: sealed::Sealed {
     /// known to be the host's.
     fn lookup(frame: &Frame<'_>) -> Result<Entry, Failed>;
 
-    /// Gives one page, which the host does not have, to the guest with `asid`, to be seen at `gfn`.
+    /// Assigns one page, which the host has not mapped, to the guest with `asid` at `gfn`.
     ///
     /// # Errors
     ///
@@ -124,7 +124,7 @@ pub trait Rmp: sealed::Sealed {
 
 /// TDX's page table of a guest's private pages.
 pub trait Sept: sealed::Sealed {
-    /// What it is.
+    /// The implementation.
     const BASE: Base;
 
     /// Prepares for the page to be mapped at `gfn`; may sleep, unlike the mapping itself.
@@ -167,8 +167,8 @@ impl Rmp for HardwareRmp {
     }
 
     fn assign(page: &PrivatePage<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
-        // SAFETY: The page is private, so that the host has no mapping of it and gets none; the
-        // platform checks the rest.
+        // SAFETY: The page is private, so the host has no mapping of it and gets none; the platform
+        // checks the rest.
         outcome(unsafe { bindings::gmem_rmp_assign(page.frame().pfn().get(), gfn.get(), asid) })
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memslots: which pages of a file they show, and where a guest sees them.
+//! Memslots: which pages of a file they have, and at which guest frames.
 //!
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
 
@@ -23,7 +23,7 @@ use kernel::types::Opaque;
 #[repr(transparent)]
 pub struct Memslot(Opaque<bindings::kvm_memory_slot>);
 
-/// Pages of a file, and where a guest sees them.
+/// Pages of a file, and their guest frames.
 pub struct Binding {
     /// The pages of the file.
     pub pages: PageRange,
@@ -86,8 +86,8 @@ impl Memslot {
         self.npages().saturating_sub(before) as usize
     }
 
-    /// Whether the slot has all of the `pages` guest frames, a power of two and aligned, that `gfn` is
-    /// one of.
+    /// Whether the slot has all of the `pages` guest frames around `gfn`. They are aligned, and their
+    /// number is a power of two.
     #[inline]
     pub(crate) fn has_all_around(&self, gfn: Gfn, pages: u64) -> bool {
         let Some(before) = gfn.get().checked_sub(self.base_gfn()) else {
@@ -97,7 +97,7 @@ impl Memslot {
         before >= within && before - within + pages <= self.npages()
     }
 
-    /// The pages of the file that the slot shows.
+    /// The pages of the file that the slot has.
     #[inline]
     pub fn file_range(&self) -> Option<PageRange> {
         let start = self.pgoff();
@@ -107,7 +107,7 @@ impl Memslot {
         )
     }
 
-    /// Which pages the slot shows, and where.
+    /// The pages of the slot, and their guest frames.
     #[inline]
     pub(crate) fn binding(&self) -> Option<Binding> {
         Some(Binding {
@@ -116,7 +116,7 @@ impl Memslot {
         })
     }
 
-    /// The guest frames of `range`, as far as the slot shows it: first, and the one after the last.
+    /// The guest frames of the part of `range` that the slot has: the first, and the one after the last.
     #[inline]
     pub(crate) fn gfns_of(&self, range: &PageRange) -> Option<(u64, u64)> {
         let seen = self.file_range()?.intersect(range)?;

@@ -3,7 +3,7 @@
 //! Moving a page of a file to other memory, as memory management asks for: compaction, another NUMA
 //! node, memory that is taken offline or is about to fail.
 //!
-//! The host's mappings are memory management's to replace. Guests lose theirs inside an
+//! Memory management replaces the host's mappings. Guests lose theirs inside an
 //! invalidation, which ends when the file has the new page: both fault it in again.
 //!
 //! C header: [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
@@ -47,7 +47,7 @@ pub struct Source<'m> {
     _page: PhantomData<&'m ()>,
 }
 
-/// The memory that it is moved to, which holds what its last owner left.
+/// The memory that it is moved to, which holds its last owner's bytes.
 pub struct Destination<'m> {
     folio: NonNull<bindings::folio>,
     _page: PhantomData<&'m ()>,

@@ -74,7 +74,7 @@ use kernel::{
 pub(crate) enum Kinds {
     /// Only mappings through which the guest uses pages as private, or only as shared.
     Only(Visibility),
-    /// All.
+    /// All mappings.
     Both,
 }
 
@@ -105,7 +105,7 @@ impl Kinds {
 
 /// An invalidation in progress: no guest can be given a page of the range until it ends.
 ///
-/// Dropping it ends it. The code above never has one to keep or to forget.
+/// Dropping it ends it. The code above can neither keep nor forget one.
 pub(crate) struct InvalidateSpan<'g> {
     stable: &'g dyn Bindings,
     only: Option<&'g FileData>,
@@ -113,7 +113,7 @@ pub(crate) struct InvalidateSpan<'g> {
     /// The file and its slot, if a single slot shows pages of the range. It need not be looked up
     /// again, as the bindings are locked.
     sole: Option<(&'g FileData, &'g Memslot)>,
-    /// The records of the folios are what [`ask`](Self::ask) has seen, and not older.
+    /// The records of the folios were written by [`ask`](Self::ask), and are not older.
     asked: Cell<bool>,
 }
 
@@ -153,7 +153,7 @@ pub struct Mapped<'a> {
     mmu: &'a MmuGuard<'a>,
     gfn: Gfn,
     folio: &'a FolioRef<'a>,
-    /// It becomes the host's, if nobody objects.
+    /// The page becomes the host's if all answers allow it.
     for_host: bool,
     kept: &'a Cell<Option<Kept>>,
 }
@@ -189,10 +189,10 @@ impl Mapped<'_> {
         self.folio
     }
 
-    /// Whether the guest keeps the page from the host: has it in page tables that the host does not
-    /// see, and does not share it.
+    /// Whether the guest keeps the page from the host: the page is in page tables that the host
+    /// cannot access, and is not shared.
     pub fn is_kept_from_host(&self) -> bool {
-        // As many as the hypervisor answers for at a time.
+        // The number of pages for which the hypervisor answers at a time.
         const AT_ONCE: u64 = 512;
 
         let (vm, gfn) = (NonNull::from(self.vm()).cast(), self.gfn.get());
@@ -214,8 +214,8 @@ impl Mapped<'_> {
         kept
     }
 
-    /// Whether the page is in the VM's S-EPT. If so, this is recorded until the page is given up,
-    /// when it decides what the removal has left in the page.
+    /// Whether the page is in the VM's S-EPT. If so, this is recorded until the page is given up.
+    /// The record then decides what the removal has left in the page.
     pub fn is_in_sept(&self) -> bool {
         let is =
             platform::sept(self.platform).is_some_and(|sept| (sept.contains)(self.mmu, self.gfn));
@@ -333,8 +333,8 @@ impl<'g> InvalidateSpan<'g> {
         });
     }
 
-    /// Like [`zap`](Self::zap), but only mappings of `kinds`, and of the pages of `ranges`, as far
-    /// as they are in the span's.
+    /// Like [`zap`](Self::zap), but only mappings of `kinds`, and of the pages of `ranges` that are
+    /// in the span's range.
     pub(crate) fn zap_pages(
         &self,
         kinds: Kinds,
@@ -532,7 +532,7 @@ impl<'g> InvalidateSpan<'g> {
     ) -> Result<GivenUp<'f>, Fatal> {
         let frame = folio.frame();
         let was_in_sept = self.asked.get() && frame.was_in_sept();
-        // Not only of a VM that has an RMP: a vendor can use one for any.
+        // Not only for VMs with an RMP: a vendor can use one for any VM.
         let mut owned = platform::is_assigned(&frame);
         let (mut zeroed, mut stays) = (was_in_sept, true);
 
@@ -614,7 +614,7 @@ impl<'g> InvalidateSpan<'g> {
         None
     }
 
-    /// A platform has failed to give up the folio: nobody gets it any more, and the VMs die.
+    /// A platform did not give up the folio: nobody gets the folio any more, and the VMs die.
     ///
     /// A folio that a guest has taken by itself is not lost: it is taken back before it is freed.
     pub(crate) fn lose(&self, folio: &FolioRef<'_>) {
@@ -672,7 +672,7 @@ impl Drop for InvalidateSpan<'_> {
         smp_mb(Write);
         self.for_each_file(|file| {
             let _mmu = file.vm().lock_mmu();
-            // A file that is being closed takes its pages along; of others somebody may miss some.
+            // A file that is being closed loses its pages on purpose; others may lose guest data.
             for other in stand_in::all().filter(|_| self.only.is_none()) {
                 self.for_each_gfn_range(file, &self.range, |slot, start, end| {
                     // SAFETY: The slot is valid as long as the bindings are stable.
@@ -687,9 +687,9 @@ impl Drop for InvalidateSpan<'_> {
 }
 
 impl InvalidateGuard<'_, Exclusive> {
-    /// Frees the folios of `range`, as far as it is in the file. Guests lose them first, including
-    /// pages that they keep from the host, and pages of a dead VM. The next use of the pages finds
-    /// new, zeroed ones. They stay private or shared as before.
+    /// Frees the folios of the part of `range` that is in the file. Guests lose them first, including
+    /// pages that they keep from the host, and pages of a dead VM. The next use finds new, zeroed
+    /// pages. They stay private or shared as before.
     pub fn free(&self, range: &PageRange) {
         // Before the first folio nothing is mapped. The entries of failed memory were removed when
         // the folio left the file.
@@ -733,7 +733,7 @@ impl InvalidateGuard<'_, Exclusive> {
     /// Takes all pages of the inode out of one file's VM, as the file goes away.
     pub(crate) fn take_from_guest(&self, file: &FileData) {
         let span = InvalidateSpan::begin_in(self, Some(file), self.geometry().whole());
-        // Whether the VM has died no longer matters: its memory is not touched, only unmapped.
+        // It no longer matters whether the VM has died: its memory is not touched, only unmapped.
         let _ = span.zap();
         // The memory is freed with the inode, and no guest may have it then.
         span.take_back();

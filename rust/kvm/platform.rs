@@ -170,7 +170,7 @@ impl<'f> Written<'f> {
         }
     }
 
-    /// Whether it is what was asked for.
+    /// Whether it is the requested action.
     pub(crate) fn is(&self, wanted: Action) -> bool {
         self.how == wanted
     }

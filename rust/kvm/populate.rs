@@ -40,8 +40,8 @@ pub struct Populate<'a> {
     pub(crate) writable_source: bool,
 }
 
-/// What the vendor's code for a page means: 0 is success, and nothing else. `EFAULT` is for a source
-/// that cannot be read, which the vendor does not do.
+/// Converts the vendor's code for a page: only 0 is success. `EFAULT` is for a source that cannot be
+/// read, which is not the vendor's task.
 fn outcome(code: c_int) -> Result {
     match code {
         0 => Ok(()),
@@ -50,7 +50,7 @@ fn outcome(code: c_int) -> Result {
     }
 }
 
-/// A guest frame to fill, and the page of the source that is for it, pinned; dropping it puts.
+/// A guest frame to fill, and the pinned page of its source; dropping it puts the reference.
 pub struct Source {
     gfn: Gfn,
     page: *mut bindings::page,
@@ -184,7 +184,7 @@ impl Populate<'_> {
         self.give(folio, source, to)
     }
 
-    /// Has the vendor fill a folio, which it gives to the platform.
+    /// Lets the vendor fill a folio, which it gives to the platform.
     pub(crate) fn give(
         &self,
         folio: LockedFolio<'_>,
@@ -218,7 +218,7 @@ impl Populate<'_> {
         });
         let lost = filled.is_err()
             && page.with_frame(|frame| {
-                // What was not remembered may have been given away, too.
+                // A page without a record may have been given away, too.
                 let lost = platform::is_assigned(frame);
                 if lost {
                     // The vendor could not undo it.
@@ -228,7 +228,7 @@ impl Populate<'_> {
                 }
                 lost
             });
-        // Nobody is to clear a page that is lost, as for its first use.
+        // A lost page must not be zeroed at a first use.
         if filled.is_ok() || lost {
             page.mark_uptodate();
         }

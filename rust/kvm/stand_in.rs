@@ -3,8 +3,8 @@
 //! Stand-ins for platforms that the machine does not have: software models, and the platforms of
 //! tests.
 //!
-//! They are in a layer above this one, and hook in by [`StandIn`], which they [`register`]. A
-//! kernel without them has none of this code.
+//! They are in a layer above this one, and hook in by [`StandIn`], which they [`register`]. Kernels
+//! without them do not contain this code.
 
 use crate::{
     fs::inode::GmemInode,
@@ -35,15 +35,15 @@ use gmem_types::platform::{
 };
 use kernel::sync::SetOnce;
 
-/// Platforms that are not the machine's.
+/// Platforms that the machine does not have.
 ///
 /// The answers are trusted like those of hardware. The hooks report events that hardware would see
 /// by itself.
 pub(crate) trait StandIn: Sync {
-    /// What its platforms are implemented by.
+    /// What implements its platforms.
     fn base(&self) -> Base;
 
-    /// The platform of `vm`, if it is one of these.
+    /// The platform of `vm`, if it is a stand-in of this kind.
     fn platform(&self, vm: &Vm) -> Option<Platform>;
 
     /// Whether its RMP can have pages as a guest's or firmware's.
@@ -74,13 +74,13 @@ pub(crate) trait StandIn: Sync {
     fn freed(&self, _frame: &Frame<'_>) {}
 }
 
-/// Whether this kernel can have any.
+/// Whether this kernel can have stand-ins.
 pub(crate) const POSSIBLE: bool = cfg!(any(
     CONFIG_KVM_GMEM_EMULATION,
     CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST
 ));
 
-/// Those of one kind.
+/// The stand-ins of one kind.
 struct Known {
     stand_in: SetOnce<&'static dyn StandIn>,
     /// There can be VMs of this kind. Kinds without VMs are skipped, to keep faults fast.
@@ -114,8 +114,8 @@ fn known(base: Base) -> &'static Known {
     }
 }
 
-/// To be called for each kind before there is a VM of it; later calls end what
-/// [`set_unused`] says.
+/// To be called for each kind before there is a VM of it; later calls undo
+/// [`set_unused`].
 pub(crate) fn register(stand_in: &'static dyn StandIn) {
     let known = known(stand_in.base());
     known.stand_in.populate(stand_in);
@@ -129,13 +129,13 @@ pub(crate) fn set_unused(base: Base) {
     known(base).used.store(false, Ordering::Release);
 }
 
-/// Whether there are any.
+/// Whether stand-ins are in use.
 #[inline]
 pub(crate) fn is_any() -> bool {
     POSSIBLE && (TESTS.used.load(Ordering::Acquire) || MODELS.used.load(Ordering::Acquire))
 }
 
-/// All that are registered, and used.
+/// All stand-ins that are registered and in use.
 ///
 /// Each fault and each freed page comes here, so this is not a loop.
 #[inline]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What conversions, large mappings and moved memory add to the statistics of their VM.
+ * The VM's statistics of conversions, large mappings and moved pages.
  *
  * As elsewhere in KVM they are not atomic: if two files are converted at the
  * same instant, one may not be counted.

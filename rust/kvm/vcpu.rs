@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A vCPU, as its ioctls have it.
+//! A vCPU during one of its ioctls.
 //!
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
 
@@ -56,8 +56,8 @@ impl Vcpu<'_> {
         let result = f(&mut loaded);
 
         if slots >= 0 {
-            // SAFETY: It was loaded above, in this task. The caller had but a reference to what
-            // says so.
+            // SAFETY: It was loaded above, in this task. The caller had only a reference to the
+            // evidence.
             unsafe { bindings::gmem_vcpu_put(self.vcpu.as_ptr(), slots) };
         }
         result
@@ -72,7 +72,7 @@ pub struct Loaded<'a> {
 }
 
 impl Loaded<'_> {
-    /// Maps the memory at `gpa`, as for a read of the guest. Sleeps. Returns how many of the `size`
+    /// Maps the memory at `gpa`, as for a read by the guest. Sleeps. Returns how many of the `size`
     /// bytes from `gpa` on are mapped now.
     ///
     /// # Errors
@@ -93,6 +93,6 @@ impl Loaded<'_> {
 /// Whether VMs can have their page tables populated here.
 #[inline]
 pub fn can_map_memory() -> bool {
-    // SAFETY: Only looks at how KVM was set up.
+    // SAFETY: Only reads KVM's configuration.
     unsafe { bindings::kvm_arch_can_map_memory() }
 }

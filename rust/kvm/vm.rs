@@ -143,7 +143,7 @@ impl Vm {
         unsafe { bindings::gmem_vm_count_blocks(self.as_raw(), what, nr) }
     }
 
-    /// Counts a page that was moved to other memory, or was not.
+    /// Counts a page that was moved to other memory, or could not be.
     #[inline]
     pub(crate) fn count_migration(&self, moved: bool) {
         // SAFETY: By the type's invariants.
@@ -157,7 +157,7 @@ impl Vm {
         unsafe { bindings::gmem_vm_count_unsupported(self.as_raw()) }
     }
 
-    /// Notes for how many nanoseconds a file of the VM was locked.
+    /// Records for how many nanoseconds a file of the VM was locked.
     #[inline]
     pub fn note_locked(&self, ns: u64) {
         // SAFETY: By the type's invariants.
@@ -170,8 +170,8 @@ impl Vm {
         unsafe { bindings::gmem_vm_kill(self.as_raw()) }
     }
 
-    /// The `GUEST_MEMFD_FLAG_*` that KVM has for files of a VM, whoever implements them; without one,
-    /// those that some VM has.
+    /// The `GUEST_MEMFD_FLAG_*` that KVM has for files of a VM, in either implementation; without a
+    /// VM, those that some VM has.
     #[inline]
     pub fn supported_flags(vm: Option<&Self>) -> u64 {
         // SAFETY: By the type's invariants; NULL is no VM.

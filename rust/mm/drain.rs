@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whether anybody holds a folio, and draining the batches in which CPUs hold folios on their way to
-//! the LRU lists.
+//! Checks whether anybody holds a folio, and drains the batches in which CPUs hold folios on their
+//! way to the LRU lists.
 //!
-//! Draining the batches of all CPUs interrupts them, and user space decides how often there is a
-//! reason to: it can have any number of files, with any number of pages held. So the rate is
-//! limited for the module, not for a file.
+//! Draining the batches of all CPUs interrupts them. User space decides how often this is necessary:
+//! it can have any number of files, with any number of pages held. So the rate is limited for the
+//! module, not for a file.
 //!
 //! C header: [`include/linux/swap.h`](srctree/include/linux/swap.h)
 
@@ -41,7 +41,7 @@ impl Drains {
         Self(bindings::lru_cache_drained_LRU_CACHE_NOT_DRAINED)
     }
 
-    /// How far it has come, as the trace says it.
+    /// How far it has come, as the trace event shows it.
     #[inline]
     pub(crate) fn level(&self) -> i32 {
         // CAST: A small enumeration.
@@ -49,8 +49,8 @@ impl Drains {
     }
 
     /// Drains for a folio with unexplained references: the batches of this CPU, then those of all
-    /// CPUs if necessary. Returns whether it has drained, so that the references are worth another
-    /// look.
+    /// CPUs if necessary. Returns whether it has drained, so that the references have to be checked
+    /// again.
     ///
     /// Waits for its turn for at most about two intervals of the limit, however many tasks wait.
     /// The caller may not hold a folio lock.
@@ -74,8 +74,8 @@ impl FolioRef<'_> {
         self.has_unexplained_refs()
     }
 
-    /// Whether nobody but the page cache (and this walk) holds the folio, after trying to make it
-    /// so. `unmap` takes pages out of the host's page tables.
+    /// Unmaps and drains as far as necessary, and returns whether only the page cache and this walk
+    /// hold the folio. `unmap` takes pages out of the host's page tables.
     pub(crate) fn settle(&self, drains: &mut Drains, unmap: impl Fn(&PageRange)) -> bool {
         // SAFETY: The batch holds a reference.
         if unsafe { bindings::gmem_folio_is_quiet(self.as_ptr(), Self::OWN_REFS) } {
@@ -87,7 +87,7 @@ impl FolioRef<'_> {
             || self.is_quiet(&unmap, Some(drains))
     }
 
-    /// The same without waiting for batches; the last look says in the trace what it has seen.
+    /// The same without waiting for batches; the last check sends a trace event with its result.
     fn is_quiet(&self, unmap: impl Fn(&PageRange), last: Option<&Drains>) -> bool {
         // SAFETY: The batch holds a reference; the lock is given back below.
         unsafe { bindings::gmem_folio_lock(self.as_ptr()) };
@@ -123,7 +123,7 @@ struct Clock {
 
 global_lock! {
     // SAFETY: [`init`] is called before anything else.
-    /// One for the module: all CPUs are drained, whichever file it is for.
+    /// One for the module: a drain is of all CPUs, for any file.
     unsafe(uninit) static CLOCK: Mutex<Clock> = Clock {
         limit: RateLimit::new(),
         done: 0,

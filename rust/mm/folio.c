@@ -42,8 +42,8 @@ static void gmem_folio_in_use(struct folio *folio)
 }
 
 /*
- * Zero at first use; the test is on this side because every fault asks.
- * Returns 1 if this was it, and -EHWPOISON for memory that failed before it.
+ * Zeroes at the first use; the check is on this side because every fault does it.
+ * Returns 1 if this was the first use, and -EHWPOISON for memory that failed before.
  */
 int gmem_folio_prepare(struct folio *folio)
 {
@@ -141,10 +141,10 @@ void gmem_folio_drain(struct folio *folio, unsigned int own, enum lru_cache_drai
 	lru_cache_drain_for_folio(folio, own + gmem_folio_kept_refs(folio), drained);
 }
 
-/* The platform does not give the page back, which nothing gets over. */
+/* The platform does not give the page back, which cannot be repaired. */
 void gmem_warn_leak(u64 pfn, bool model)
 {
-	/* A model fails because somebody has asked it to, as do the tests' platforms. */
+	/* Models and the tests' platforms fail only on request. */
 	WARN_ONCE(!model && !kunit_get_current_test(),
 		  "guest_memfd: a page was lost to the platform\n");
 	pr_err_ratelimited("guest_memfd: lost page 0x%llx to the platform\n", pfn);

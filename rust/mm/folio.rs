@@ -51,7 +51,7 @@ unsafe fn pages_of(folio: *mut bindings::folio) -> Option<PageRange> {
     )
 }
 
-/// To whom a page was given, as remembered with the page.
+/// To whom a page was given, as recorded with the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Assignment {
     /// Where the guest sees it.
@@ -60,7 +60,7 @@ pub struct Assignment {
     pub asid: u32,
 }
 
-/// A folio of one page as the platforms know it: a frame, and its record.
+/// A folio of one page for the platforms: a frame, and its record.
 ///
 /// The record is one word in the folio (`folio->private`, which page caches without buffers do not
 /// use). It exists from the first time that the page is given to a platform until the page is
@@ -174,12 +174,12 @@ impl Frame<'_> {
         Ok(())
     }
 
-    /// Forgets to whom the page was given: it was given back.
+    /// Clears the record of the owner: the page was given back.
     pub fn forget(&self) {
         self.change(ASSIGNMENT, 0);
     }
 
-    /// Forgets everything, as the page is freed.
+    /// Clears the record when the page is freed.
     pub(crate) fn clear(&self) {
         self.change(!0, 0);
     }
@@ -212,8 +212,8 @@ impl Frame<'_> {
         }
     }
 
-    /// Whether what is remembered ties the page to where it is: somebody has it, or it has failed. That
-    /// it is zero does not.
+    /// Whether the record ties the page to its frame: a platform has it, or it has failed. The record
+    /// that it is zero does not.
     pub(crate) fn is_tied(&self) -> bool {
         self.word() & !ZERO != 0
     }
@@ -275,7 +275,7 @@ impl PageRef {
         unsafe { bindings::gmem_page_mark_uptodate(self.0) }
     }
 
-    /// Calls `f` with the page as the platforms know it, locked for the call; sleeps.
+    /// Calls `f` with the frame of the page, locked for the call; sleeps.
     #[inline]
     pub(crate) fn with_frame<R>(&self, f: impl FnOnce(&Frame<'_>) -> R) -> R {
         // SAFETY: The reference keeps the page, which is a folio of its own.
@@ -309,7 +309,7 @@ pub(crate) struct Batches<'g> {
     mapping: *mut bindings::address_space,
     range: PageRange,
     next: usize,
-    /// Initialised if it says so below. It is large, and not to be moved about.
+    /// Initialised if the field below says so. It is large, and should not be moved.
     batch: MaybeUninit<bindings::folio_batch>,
     has_batch: bool,
     _guard: PhantomData<&'g ()>,
@@ -409,7 +409,7 @@ impl FolioRef<'_> {
         self.folio.as_ptr()
     }
 
-    /// The page as the platforms know it.
+    /// The frame of the page, with its record.
     #[inline]
     pub fn frame(&self) -> Frame<'_> {
         // SAFETY: The batch holds a reference; walks are made under the exclusive invalidate lock.

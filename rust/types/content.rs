@@ -4,8 +4,8 @@
 
 /// The byte that every byte of a scrambled page has.
 ///
-/// If nothing is promised about contents and the hardware would not destroy them, they are
-/// destroyed on purpose, so that users do not rely on them.
+/// If nothing is promised about contents, and the hardware does not destroy them, they are destroyed
+/// on purpose, so that users do not rely on them.
 pub const SCRAMBLE_BYTE: u8 = 0xab;
 
 /// The promise about the bytes of the requested range: the content policy.
@@ -30,7 +30,7 @@ impl Content {
     /// `KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_PRESERVE`.
     const PRESERVE: u64 = 1 << 1;
 
-    /// Returns the bits that ask for this in the `flags` of a request.
+    /// Returns the bits for this policy in the `flags` of a request.
     pub const fn flags(self) -> u64 {
         match self {
             Self::None => 0,
@@ -41,7 +41,7 @@ impl Content {
 
     /// Reads the `flags` of a request.
     ///
-    /// Returns [`None`] for an unknown bit, and for both of the known ones: nothing is zero and
+    /// Returns [`None`] for an unknown bit, and for both of the known ones: bytes cannot be zeroed and
     /// unchanged.
     pub const fn from_flags(flags: u64) -> Option<Self> {
         match flags {
@@ -70,7 +70,7 @@ pub enum Action {
 impl Action {
     /// Returns the action where pages are scrambled only if `enabled`.
     ///
-    /// Pages are scrambled where nothing is promised, so that no promise depends on it.
+    /// Pages are scrambled only where nothing is promised, so no promise depends on this.
     pub const fn with_scrambling(self, enabled: bool) -> Self {
         match self {
             Self::Scramble if !enabled => Self::Leave,

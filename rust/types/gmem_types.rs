@@ -11,7 +11,7 @@
 //!
 //! # Invariants
 //!
-//! - Nothing here panics, whatever it is given.
+//! - Nothing here panics, whatever its input.
 //! - A page index, a byte offset and a number of pages are never mixed up: the first two are types
 //!   of their own, and a [`PageRange`](range::PageRange) is not empty.
 

@@ -18,14 +18,14 @@ pub enum Base {
 /// It is determined when a file is created, and kept with the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Platform {
-    /// Nothing but KVM's own page tables: `KVM_X86_SW_PROTECTED_VM`, on which the rest is tested.
+    /// KVM's own page tables alone: `KVM_X86_SW_PROTECTED_VM`, on which the rest is tested.
     SwProtected,
     /// AMD SEV-SNP: pages of the guest are encrypted, and assigned to it in the RMP.
     Snp(Base),
     /// Intel TDX: pages of the guest are encrypted, and in its S-EPT, which the TDX module keeps.
     Tdx(Base),
-    /// pKVM on arm64: pages are the guest's in the page tables that EL2 keeps from the host. The
-    /// guest itself shares them with the host, and takes them back.
+    /// pKVM on arm64: EL2's page tables, which the host cannot access, say which pages the guest
+    /// owns. The guest itself shares pages with the host, and takes them back.
     Pkvm,
 }
 

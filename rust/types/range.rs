@@ -71,8 +71,8 @@ impl PageSize {
     /// Returns the size in bytes.
     #[inline]
     pub const fn bytes(self) -> u64 {
-        // By the type's invariant the shift is smaller than the word, so that "wrapping" only
-        // says that there is nothing to check.
+        // By the type's invariant the shift is smaller than the word, so "wrapping" only
+        // says that no check is needed.
         1u64.wrapping_shl(self.shift)
     }
 
@@ -162,7 +162,7 @@ impl PageRange {
 
     /// Returns the first page of the range that lies at or after `index`.
     ///
-    /// What stops a request may be found in a folio that starts before the range; the page that is
+    /// The cause of an error may be found in a folio that starts before the range; the page that is
     /// reported must not. An index after the range is returned as it is.
     #[inline]
     pub fn clamp(&self, index: PageIndex) -> PageIndex {
@@ -192,7 +192,7 @@ impl PageRange {
     }
 }
 
-/// How large a file is, and its pages.
+/// The number and the size of a file's pages.
 ///
 /// # Invariants
 ///
@@ -263,11 +263,11 @@ impl Geometry {
         if end.0 > self.pages {
             return None;
         }
-        // A size of 0 is what makes this range empty.
+        // The range is empty only if the size is 0.
         PageRange::new(start, end)
     }
 
-    /// Returns the page that starts at `offset`, or [`None`] if none of the file's does.
+    /// Returns the page that starts at `offset`, or [`None`] if no page of the file does.
     #[inline]
     pub const fn page_at(&self, offset: u64) -> Option<PageIndex> {
         let index = self.page_size.index_of(ByteOffset(offset));

@@ -17,7 +17,7 @@ impl Visibility {
     /// `KVM_MEMORY_ATTRIBUTE_PRIVATE`.
     const PRIVATE: u64 = 1 << 3;
 
-    /// Returns the memory attributes that say this.
+    /// Returns the memory attributes for this visibility.
     pub const fn attributes(self) -> u64 {
         match self {
             Self::Shared => 0,
@@ -34,7 +34,7 @@ impl Visibility {
         }
     }
 
-    /// Returns the other one.
+    /// Returns the other visibility.
     pub const fn opposite(self) -> Self {
         match self {
             Self::Shared => Self::Private,

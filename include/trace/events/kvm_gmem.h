@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What guest_memfd does, as trace events.
+ * Trace events of guest_memfd.
  *
  * Files are known by their inode's number, which is unique while they exist and
  * is what fdinfo and stat show. Offsets and sizes are bytes, pages are pages,
@@ -19,7 +19,7 @@
 	{ 1, "ZERO" },					\
 	{ 2, "PRESERVE" }
 
-/* A request that makes sense, before its file is locked. */
+/* A valid request, before its file is locked. */
 TRACE_EVENT(kvm_gmem_convert_begin,
 	TP_PROTO(u64 ino, u64 offset, u64 size, bool to_private, u64 policy),
 	TP_ARGS(ino, offset, size, to_private, policy),
@@ -47,9 +47,9 @@ TRACE_EVENT(kvm_gmem_convert_begin,
 );
 
 /*
- * Its end. runs is how many stretches of pages changed their attribute, and
- * converted how many pages; zeroed and scrambled count pages that were written.
- * error_offset is -1 where no page is to blame.
+ * The end of a request. converted is how many pages changed their attribute, and
+ * runs how many runs they form; zeroed and scrambled count pages that were
+ * written. error_offset is -1 if the error is not about a page.
  */
 TRACE_EVENT(kvm_gmem_convert_end,
 	TP_PROTO(u64 ino, u64 offset, u64 size, bool to_private, u64 policy, u64 converted,
@@ -101,9 +101,9 @@ TRACE_EVENT(kvm_gmem_convert_end,
 /*
  * A page that cannot become private: refs are all references to it, unexplained
  * those that neither page cache nor page tables nor the request itself have.
- * Which holder that suggests: pinned is what FOLL_PIN leaves (DMA, O_DIRECT,
- * io_uring), mapped a fault that came in between, else a reference of another
- * kind (a pipe, a guest's fault under way).
+ * holder is what this suggests: pinned is FOLL_PIN (DMA, O_DIRECT, io_uring),
+ * mapped a fault that came in between, reference anything else (a pipe, a
+ * guest's fault in progress).
  */
 TRACE_EVENT(kvm_gmem_busy,
 	TP_PROTO(u64 ino, u64 offset, struct folio *folio, u32 unexplained, int drained),
@@ -191,7 +191,7 @@ TRACE_EVENT(kvm_gmem_zap,
 		  __print_flags(__entry->kinds, "|", kvm_gmem_kinds))
 );
 
-/* A guest's fault was given the page at offset, which is to show as gfn. */
+/* A guest's fault at gfn was given the page at offset. */
 TRACE_EVENT(kvm_gmem_guest_fault,
 	TP_PROTO(u64 ino, u64 offset, u64 gfn, bool is_private, bool first_use),
 	TP_ARGS(ino, offset, gfn, is_private, first_use),
@@ -238,7 +238,7 @@ TRACE_EVENT(kvm_gmem_host_fault,
 		  __entry->first_use ? " first use" : "")
 );
 
-/* Private pages were filled before launch: how many of those asked for, or an error. */
+/* Private pages were filled before launch: how many of npages, or an error. */
 TRACE_EVENT(kvm_gmem_populate,
 	TP_PROTO(u64 gfn, u64 npages, long result),
 	TP_ARGS(gfn, npages, result),
@@ -260,10 +260,10 @@ TRACE_EVENT(kvm_gmem_populate,
 );
 
 /*
- * SNP: a guest does not get the page at gfn, as the RMP has it as somebody's
- * already. known is whom the file has given it to, if it has; what the RMP has
- * is not to be had. What changes RMP entries is traced where they are changed,
- * by snp:snp_rmp_change.
+ * SNP: a guest does not get the page at gfn, as the RMP already assigns it. known
+ * is set if the file has given the page to a guest; the last two fields are to
+ * whom. The RMP's own owner cannot be read. Changes of RMP entries are traced by
+ * snp:snp_rmp_change.
  */
 TRACE_EVENT(kvm_gmem_rmp_refusal,
 	TP_PROTO(u64 pfn, u64 gfn, u32 asid, bool known, u64 known_gfn, u32 known_asid),
@@ -295,7 +295,7 @@ TRACE_EVENT(kvm_gmem_rmp_refusal,
 /*
  * The page at offset was moved from one page of the host's memory to another, or
  * was not: -EAGAIN if somebody has a reference to it, or its file is being
- * changed, -EBUSY if it cannot be moved, as memory that has failed.
+ * changed, -EBUSY if it cannot be moved, for example if its memory has failed.
  */
 TRACE_EVENT(kvm_gmem_migrate,
 	TP_PROTO(u64 ino, u64 offset, u64 from, u64 to, int result),
@@ -321,7 +321,7 @@ TRACE_EVENT(kvm_gmem_migrate,
 		  __entry->offset, __entry->from, __entry->to, __entry->result)
 );
 
-/* KVM_MAP_MEMORY has ended, with so many bytes left to map. */
+/* KVM_MAP_MEMORY has ended, with left bytes not mapped. */
 TRACE_EVENT(kvm_gmem_map_memory,
 	TP_PROTO(u64 base, u64 size, u64 left, int result),
 	TP_ARGS(base, size, left, result),

@@ -17,18 +17,18 @@
 /*
  * KVM_CREATE_GUEST_MEMFD: the host can move the file's pages to other memory
  * (compaction, move_pages(), soft offlining, memory hot-remove, CMA), for which
- * they are allocated from movable zones as well. Only where
- * KVM_CAP_GUEST_MEMFD_FLAGS has it. The number is out of tree: those from bit 16
- * on never meet an upstream one.
+ * they are allocated from movable zones as well. Accepted only if
+ * KVM_CAP_GUEST_MEMFD_FLAGS has it. The number is out of tree: bits from 16 on do
+ * not collide with upstream ones.
  */
 #ifndef GUEST_MEMFD_FLAG_MIGRATABLE
 #define GUEST_MEMFD_FLAG_MIGRATABLE		(1ULL << 16)
 #endif
 
 /*
- * A newer <linux/kvm.h> may define parts of this itself: what it has is left
- * to it.  The preprocessor does not see a struct, so a struct is guarded by its
- * ioctl, which no header has without it.
+ * A newer <linux/kvm.h> may define parts of this itself, which are left out here.
+ * The preprocessor cannot test for a struct, so a struct is guarded by its ioctl,
+ * which no header has without it.
  */
 #ifndef KVM_SET_MEMORY_ATTRIBUTES2
 /**
@@ -62,7 +62,7 @@ struct kvm_memory_attributes2 {
 	_IOWR(KVMIO, 0xd2, struct kvm_memory_attributes2)
 #endif
 
-/* Content policies: what the caller is promised about the bytes of the range. */
+/* Content policies: the guarantee for the bytes of the range. */
 #ifndef KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_NONE
 #define KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_NONE		0ULL
 #endif
@@ -144,7 +144,7 @@ struct kvm_memory_mapping {
 #define KVM_GMEM_EMULATE_SNP				1
 #define KVM_GMEM_EMULATE_TDX				2
 /*
- * TDX as well, but the guest itself says which kind of memory it means: bit 39
+ * TDX as well, but the guest itself selects the kind of memory: bit 39
  * of a guest physical address is set for shared memory.  KVM mirrors the page
  * table for private memory into the S-EPT, as it does on hardware.
  * LAUNCH_UPDATE needs a vCPU.
@@ -190,7 +190,7 @@ struct kvm_gmem_emulate {
 /* End the launch; vCPUs run from then on. */
 #define KVM_GMEM_EMULATE_OP_LAUNCH_FINISH		2
 /*
- * Let operations on the page that is at @gpa now fail: value[0] is the
+ * Make operations on the page that is at @gpa now fail: value[0] is the
  * operation (KVM_GMEM_EMULATE_FAIL_*), value[1] the error
  * (KVM_GMEM_EMULATE_ERROR_*), value[2] how often; 0 cancels the failure.
  */
@@ -211,8 +211,8 @@ struct kvm_gmem_emulate {
  */
 #define KVM_GMEM_EMULATE_OP_HOLD			5
 /*
- * Have the guest use the page at @gpa as memory of one kind, as the page
- * tables of a guest on hardware have it: value[0] is
+ * Make the guest use the page at @gpa as memory of one kind, as the page
+ * tables of a guest on hardware do: value[0] is
  * KVM_GMEM_EMULATE_ACCESS_*. If the page is of the other kind, its next access
  * is KVM_EXIT_MEMORY_FAULT. ENOSPC for more than 16 pages; EOPNOTSUPP for
  * TDX_MIRROR, whose guests have a separate address for each kind.
@@ -220,7 +220,7 @@ struct kvm_gmem_emulate {
 #define KVM_GMEM_EMULATE_OP_ACCESS			6
 /*
  * VMs of type KVM_X86_SNP_VM on simulated hardware
- * (CONFIG_KVM_SNP_SIMULATION): let the next commands of the PSP's firmware
+ * (CONFIG_KVM_SNP_SIMULATION): make the next commands of the PSP's firmware
  * fail. value[0] is the command's number, value[1] the status that it returns,
  * value[2] how often; 0 cancels the failure. This affects the firmware of the
  * whole machine, whichever VM issues the command. Of the operations above,
@@ -257,7 +257,7 @@ struct kvm_gmem_emulate {
 /* A conversion or a hole punch, before its invalidation begins. */
 #define KVM_GMEM_EMULATE_HOLD_INVALIDATION		2
 
-/* The guest's accesses are of the kind that the file has, or always of one. */
+/* The guest's accesses are of the kind that the file has, or always of one kind. */
 #define KVM_GMEM_EMULATE_ACCESS_ANY			0
 #define KVM_GMEM_EMULATE_ACCESS_SHARED			1
 #define KVM_GMEM_EMULATE_ACCESS_PRIVATE			2
