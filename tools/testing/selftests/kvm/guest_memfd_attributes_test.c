@@ -2,9 +2,9 @@
 /*
  * How much memory the attributes of a file take, and which cgroup is charged.
  *
- * Hazard 52: user space decides how many runs a file has. So it pays for the
- * bookkeeping, which is bounded by the size of the file, and gets an errno when
- * its cgroup has no more.
+ * Hazard 52: user space decides how many runs a file has. So it is charged for the
+ * bookkeeping, which is bounded by the size of the file, and gets an errno when its
+ * cgroup is full.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -22,7 +22,7 @@
 #include "kvm_test_harness.h"
 
 #define PS	((u64)PAGE_SIZE)
-/* Nothing of it is ever allocated. */
+/* None of its pages is ever allocated. */
 #define SIZE	(1ull << 44)
 
 #define CG_ROOT	"/sys/fs/cgroup"
@@ -40,7 +40,7 @@ static int write_to(const char *path, const char *text)
 	return r;
 }
 
-/* Opened before there is a limit: opening a file is charged for, too. */
+/* Opened before there is a limit, as opening a file is charged, too. */
 static int max_fd;
 
 /* A cgroup of this process's own, with a limit that can be set. */
@@ -143,7 +143,7 @@ H52(a_million_runs_need_little_memory)
 	TEST_ASSERT(after - before < (long)pages / 2, "%lu runs took %ld bytes", pages,
 		    after - before);
 
-	/* They are there. */
+	/* The runs exist. */
 	for (i = 0; i < 1000; i++) {
 		r = gmem_get(self->fd, (pages - i) * PS, &attributes, &size);
 		TEST_ASSERT(!r, "KVM_GET_MEMORY_ATTRIBUTES2: errno %d", r);
@@ -152,7 +152,7 @@ H52(a_million_runs_need_little_memory)
 	}
 }
 
-/* A page in each 2 MiB is what takes most. */
+/* One page in each 2 MiB takes the most memory. */
 H52(who_converts_is_charged)
 {
 	const u64 requests = 20000, per_2m = SZ_2M / PS;
@@ -165,7 +165,7 @@ H52(who_converts_is_charged)
 	TEST_ASSERT(after - before >= (long)(requests * per_2m / 8),
 		    "%lu bitmaps of %lu bytes, but %ld bytes are charged", requests, per_2m / 8,
 		    after - before);
-	/* 128 bytes each, and a page for each 512 of them; what the slabs have left over. */
+	/* 128 bytes each, a page for each 512 of them, and unused parts of slabs. */
 	TEST_ASSERT(after - before < (long)(requests * 140 + SZ_512K),
 		    "%lu bitmaps, and %ld bytes are charged", requests, after - before);
 }
@@ -214,7 +214,7 @@ H52(charges_end_with_the_runs)
 			kvm_close(self->fd);
 			self->fd = vm_create_guest_memfd(self->vm, SIZE, GMEM_MMAP_SHARED);
 		}
-		/* It is freed behind RCU. How soon is RCU's business, so there is no clock here. */
+		/* It is freed behind RCU, after an unknown time, so there is no clock here. */
 		for (tries = 0; tries < 100; tries++) {
 			after = charged_kernel();
 			if (after - before < SZ_1M)

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The content contract of guest_memfd's in-place conversion: every platform,
- * phase, direction, policy and state of a page, with what the contract
- * promises written down here a second time, by hand.
+ * phase, direction, policy and state of a page. The guarantees of the contract are
+ * written down here a second time, by hand.
  *
- * SW_PROTECTED is the real thing. SNP and TDX are the kernel's software models
- * (CONFIG_KVM_GMEM_EMULATION) under the vendor code that also drives the
- * hardware, TDX a second time below KVM's mirrored page table, and SNP once more
- * KVM's own code for it on simulated hardware (CONFIG_KVM_SNP_SIMULATION); without
- * them those tests are skipped and say so.
+ * SW_PROTECTED is not simulated. SNP and TDX are the kernel's software models
+ * (CONFIG_KVM_GMEM_EMULATION) under the vendor code that also drives the hardware.
+ * TDX runs a second time below KVM's mirrored page table, and SNP under KVM's own
+ * code on simulated hardware (CONFIG_KVM_SNP_SIMULATION). Without the model or
+ * simulation these tests are skipped with that reason.
  */
 #include <errno.h>
 #include <signal.h>
@@ -73,35 +73,33 @@ static const struct {
 };
 
 /*
- * What is to come of a page. A row has the two directions, to private and to
+ * The expected result for a page. A row has the two directions, to private and to
  * shared, and in each the policies PRESERVE, ZERO and NONE. An entry is either
  *
  *   EO	EOPNOTSUPP because of this page,
  *   EH	EHWPOISON because of this page,
  *
- * which leaves the whole range as it was; or what the host and what the guest
- * then find there. The host finds it when the page is shared; where it became
- * private, after PRESERVE has made it shared again, with nobody having touched
- * it in between:
+ * which leaves the whole range as it was; or what the host and the guest then read.
+ * The host reads when the page is shared. If it became private, the host reads after
+ * PRESERVE has made it shared again, with no access in between:
  *
  *   p	the bytes that were written, or zeroes if none were,
  *   0	zeroes,
  *   x	0xab everywhere,
- *   k	p, as the other side of an encrypting platform sees them,
- *   z	zeroes, as the other side of an encrypting platform sees them,
+ *   k	p, as the other side of an encrypting platform reads them,
+ *   z	zeroes, as the other side of an encrypting platform reads them,
  *   *	no promise: p, k, 0 or z, nothing else,
  *   ~	no promise, but not p either: the guest's bytes in the clear,
  *   !	nothing, the page is poisoned,
- *   -	the host cannot look: PRESERVE to shared is EOPNOTSUPP.
+ *   -	the host cannot read: PRESERVE to shared is EOPNOTSUPP.
  *
- * The guest looks while the page has what the request gave it. Where a platform
- * takes a private page at the guest's first touch the bytes under it change
- * their meaning (SNP: k and z) or are cleared (TDX: 0). That is after the
- * request, and no business of the contract's; that it comes to exactly this is
- * what the models say that hardware does.
+ * The guest reads the page as the request left it. Where a platform takes a private
+ * page at the guest's first touch, this touch changes how its bytes read (SNP: k and
+ * z) or clears them (TDX: 0). That is after the request, and not a part of the
+ * contract. The expected bytes are those of the models.
  *
- * The phase decides which states there are, not what is promised about them:
- * it is the same table before and after launch.
+ * The phase decides which states are possible, not what is promised about them: the
+ * table is the same before and after launch.
  */
 static const char * const contract[NR_PLATFORMS][NR_STATES] = {
 	[SW_PROTECTED] = {
@@ -235,7 +233,7 @@ static const struct kind {
 #define NR_KINDS	(NR_STATES + ARRAY_SIZE(mixtures))
 #define NR_CELLS	(NR_KINDS * NR_DIRECTIONS * NR_POLICIES)
 
-/* At one page the host looks first after the request, at the other the guest. */
+/* After the request, the host reads one of the pages first, and the guest the other. */
 #define PAGES_PER_STATE	2
 
 /*
@@ -262,7 +260,7 @@ struct table {
 	enum platform platform;
 	enum phase phase;
 	bool scrambles;
-	bool block;	/* the file is 2 MiB of memory in one piece: that changes nothing */
+	bool block;	/* the file is 2 MiB of contiguous memory, with the same results */
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpu;
 	struct gmem_area a;
@@ -276,14 +274,14 @@ struct table {
 	u32 errors;
 };
 
-/* In memory that the processes of all variants share. */
+/* In memory shared by the processes of all variants. */
 static struct {
 	atomic_uint run;
 	atomic_uint impossible;
 	atomic_uint unavailable;
 } *totals;
 
-/* A wrong cell does not keep the others from being looked at. */
+/* A wrong cell does not end the test: the others are checked, too. */
 static __printf(3, 4)
 void cell_error(struct table *t, struct cell *c, const char *fmt, ...)
 {
@@ -310,7 +308,7 @@ static bool can_poison(void)
 	return !r;
 }
 
-/* Why there can be no page in this state, or NULL. */
+/* Why a page in this state is not possible, or NULL. */
 static const char *why_impossible(struct table *t, enum state state)
 {
 	if (states[state].needs_guest && t->phase == BEFORE_LAUNCH)
@@ -353,7 +351,7 @@ static void plan_cell(struct table *t, const char *name, u32 nr, const enum stat
 	c->seed = GMEM_SEED(t->nr_cells + 1);
 	c->nr = 0;
 	for (i = 0; i < nr; i++) {
-		/* A mixture of fewer states is one, too. */
+		/* A mixture of fewer states also counts as mixed. */
 		if (why_impossible(t, state[i]))
 			continue;
 		c->state[c->nr++] = state[i];
@@ -497,7 +495,7 @@ static void prepare(struct table *t, bool loaded)
 	}
 }
 
-/* --- Looking ---------------------------------------------------------------- */
+/* --- Checks ----------------------------------------------------------------- */
 
 /* The patterns that an outcome allows. */
 static u32 allowed_patterns(struct cell *c, enum state state, char code, u32 *allowed)
@@ -578,7 +576,7 @@ static void guest_looks(struct table *t, struct cell *c, u64 i)
 		if (!gmem_host_refused(t->a.hva + offset))
 			cell_error(t, c, "host reaches poisoned page %lu", i);
 		if (r) {
-			/* Only a hole gets the guest past its access. */
+			/* Only a hole lets the guest complete its access. */
 			TEST_ASSERT_EQ(gmem_punch(t->a.fd, offset, PG), 0);
 			c->healed |= BIT_ULL(i);
 			r = gmem_guest_resume(t->vcpu);
@@ -597,8 +595,8 @@ static void guest_looks(struct table *t, struct cell *c, u64 i)
 }
 
 /*
- * Let the host have a look at a private page that nobody has touched since the
- * request: PRESERVE makes it shared again. True if the host has had its look.
+ * Let the host read a private page that was not accessed since the request: PRESERVE
+ * makes it shared again. True if the host has read it.
  */
 static bool host_looks_behind(struct table *t, struct cell *c, u64 i)
 {
@@ -658,7 +656,7 @@ static void request(struct table *t, struct cell *c)
 				   r, attributes);
 	}
 
-	/* Whether the host gets in is not a matter of time. */
+	/* The host's access does not depend on time. */
 	for (i = 0; i < c->npages; i++) {
 		if (finally_private(c, i) &&
 		    !gmem_host_refused(t->a.hva + OFF(cell_page(c, i))))
@@ -681,7 +679,7 @@ static void all_host_looks(struct table *t)
 	}
 }
 
-/* The pages that the host has made shared again are not the request's any more. */
+/* Pages that the host has made shared again do not count any more. */
 static void all_guest_looks(struct table *t)
 {
 	struct cell *c;
@@ -712,7 +710,7 @@ static void final_looks(struct table *t)
 			u8 *hva = t->a.hva + offset;
 
 			if (gmem_is_private(t->a.fd, offset) == !!directions[c->direction])
-				cell_error(t, c, "neighbour %lu has changed sides", i);
+				cell_error(t, c, "neighbour %lu has changed its attribute", i);
 			r = gmem_set(t->a.fd, offset, PG, GMEM_SHARED, GMEM_PRESERVE, &eo);
 			bad = r ? 0 : gmem_check(hva, PG, guard_seed, offset);
 			if (bad != GMEM_ALL_GOOD)
@@ -733,7 +731,7 @@ static void final_looks(struct table *t)
 					   private ? "private" : "shared", state);
 		}
 	}
-	/* Simulated hardware counts no such thing: it would be the next oops. */
+	/* Simulated hardware has no such counter: the error would be an oops. */
 	if (t->platform != SW_PROTECTED && t->platform != SNP_SIMULATED && gmem_destroyed(t->vm, t->a.gpa)) {
 		t->errors++;
 		ksft_print_msg("WRONG %s: %lu private pages were destroyed\n",
@@ -743,9 +741,9 @@ static void final_looks(struct table *t)
 }
 
 /*
- * What a bit means: the policy is honoured in this direction for every page not
- * yet in the requested state. Poison says nothing about that, and neither do
- * pages that the platform owns already.
+ * A bit means that the policy is honoured in this direction for every page that is not
+ * yet in the requested state. Poisoned pages and pages that are owned already do not
+ * count.
  */
 static void check_capability(struct table *t)
 {
@@ -764,7 +762,7 @@ static void check_capability(struct table *t)
 		for (p = 0; p < NR_POLICIES; p++) {
 			if (policies[p] != GMEM_NONE && t->granted[d][p])
 				granted |= policies[p];
-			/* It promises nothing, so nothing can speak against it. */
+			/* NONE promises nothing, so it is never refused. */
 			TEST_ASSERT(policies[p] != GMEM_NONE || t->granted[d][p],
 				    "NONE was refused");
 		}
@@ -836,7 +834,7 @@ TEST_F_TIMEOUT(contract, every_cell, TIMEOUT)
 	plan_table(t);
 
 	if (t->block) {
-		TEST_ASSERT(OFF(t->npages) <= SZ_2M, "%lu pages are no block", t->npages);
+		TEST_ASSERT(OFF(t->npages) <= SZ_2M, "%lu pages are not a block", t->npages);
 		t->npages = SZ_2M / PG;
 	}
 	t->vm = create_vm(t->platform, 1, t->npages, &t->vcpu);
@@ -877,7 +875,7 @@ TEST_F_TIMEOUT(contract, every_cell, TIMEOUT)
 	atomic_fetch_add(&totals->impossible, t->nr_impossible);
 	atomic_fetch_add(&totals->unavailable, t->nr_unavailable);
 
-	TEST_ASSERT(!t->errors, "%u complaints, see above", t->errors);
+	TEST_ASSERT(!t->errors, "%u errors, see above", t->errors);
 	check_capability(t);
 
 	gmem_area_destroy(&t->a);
@@ -890,7 +888,7 @@ TEST_F_TIMEOUT(contract, every_cell, TIMEOUT)
 #define NOBODY
 #define ON(vm) vm,
 
-/* Literal numbers, as programs that are older than any header have them. */
+/* Literal numbers, as in programs that are older than the header. */
 TEST(capabilities_of_dev_kvm_and_of_vms)
 {
 	struct kvm_vm *plain = vm_create_barebones();

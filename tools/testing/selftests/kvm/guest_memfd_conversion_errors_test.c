@@ -3,10 +3,10 @@
  * In-place conversion of guest_memfd memory on SW_PROTECTED VMs: the layout and
  * the errors of the two ioctls, who may call them, and the capabilities.
  *
- * What cannot be reached from user space on this VM type, and so is not here:
+ * These cannot be reached from user space on this VM type, and are not tested here:
  *  - EOPNOTSUPP and EPERM: SW_PROTECTED honours every policy in every phase
- *    and knows no consent of the guest;
- *  - ENOMEM: it needs fault injection, KUnit has it;
+ *    and needs no consent of the guest;
+ *  - ENOMEM: it needs fault injection, KUnit tests it;
  *  - EIO for a platform that fails in the middle: there is no platform.
  *
  * The order among causes that share EINVAL is not observable either; that each
@@ -51,7 +51,7 @@ kvm_static_assert(offsetof(struct kvm_memory_attributes2, flags) ==
 kvm_static_assert(KVM_SET_MEMORY_ATTRIBUTES2 == 0xC080AED2);
 kvm_static_assert(KVM_GET_MEMORY_ATTRIBUTES2 == 0xC080AED3);
 
-/* Hold a reference to the page at @mem; gone when both ends are closed. */
+/* Hold a reference to the page at @mem, until both ends are closed. */
 static void pin_page(void *mem, int pipefd[2])
 {
 	struct iovec iov = { .iov_base = mem, .iov_len = PAGE_SIZE };
@@ -70,8 +70,8 @@ static void unpin_page(int pipefd[2])
 }
 
 /*
- * Run @fn(@arg) in a forked child, i.e. with another mm, and insist that
- * every assertion in it held.
+ * Run @fn(@arg) in a forked child, i.e. with another mm, and check that every
+ * assertion in it held.
  */
 static void in_child(void (*fn)(void *), void *arg)
 {
@@ -132,7 +132,7 @@ GMEM_TEST(unknown_ioctls_give_enotty)
 
 	for (i = 0; i < ARRAY_SIZE(cmds); i++) {
 		TEST_ASSERT_EQ(gmem_ioctl(self->a.fd, cmds[i], &attrs), ENOTTY);
-		/* It is decided before the argument is looked at. */
+		/* It is decided before the argument is read. */
 		TEST_ASSERT_EQ(gmem_ioctl(self->a.fd, cmds[i], NULL), ENOTTY);
 	}
 }
@@ -155,10 +155,9 @@ GMEM_TEST(old_style_file_gives_enotty)
 }
 
 /*
- * The ioctls, flags and values that a VMM uses which was written for the public
- * interface. It knows neither policies, which it leaves at 0, nor files that do not
- * convert beside such that do: what it was written for is what both parameters
- * together make of the host.
+ * The ioctls, flags and values of a VMM that was written for the public interface. It
+ * leaves the policy at 0, and expects that either all files convert or none. Both
+ * parameters together make the host behave like this.
  */
 GMEM_TEST(vmm_of_the_public_interface)
 {
@@ -173,7 +172,7 @@ GMEM_TEST(vmm_of_the_public_interface)
 	TEST_ASSERT_EQ(vm_check_cap(self->vm, KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
 		       GMEM_PRIVATE);
 
-	/* It takes that to be true of every file, and the VM not to decide. */
+	/* The VMM assumes this for every file, and that the VM's attributes do not decide. */
 	fd = vm_create_guest_memfd(self->vm, PS, 0);
 	r = gmem_set(fd, 0, PS, GMEM_SHARED, 0, NULL);
 	TEST_ASSERT_EQ(r, host_wide_mode() ? 0 : ENOTTY);

@@ -34,8 +34,8 @@ GMEM_TEST(init_shared_without_mmap)
 	gmem_assert_attributes(a.fd, 0, size, GMEM_SHARED);
 
 	/*
-	 * The slot is guest_memfd-only all the same: what is at userspace_addr
-	 * is of no interest to the guest.
+	 * The slot is guest_memfd-only as well: the guest does not use the memory at
+	 * userspace_addr.
 	 */
 	decoy = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 			 -1);
@@ -229,7 +229,7 @@ GMEM_TEST(unbound_parts_of_a_file_convert_too)
 	kvm_close(fd);
 }
 
-/* Mappings that start elsewhere in the file lose the same pages, no others. */
+/* Mappings that start elsewhere in the file lose exactly the same pages. */
 GMEM_TEST(every_mapping_of_the_file_loses_the_range)
 {
 	struct gmem_area *a = &self->a;
@@ -328,7 +328,7 @@ GMEM_TEST(without_a_slot_the_vm_decides)
 	gmem_guest_assert(vcpu, a->gpa, a->size, GMEM_SEED(21), 0);
 	gmem_area_unbind(a);
 
-	/* Shared, whatever the file that was there says: plain MMIO. */
+	/* Shared, whatever the deleted slot's file says: plain MMIO. */
 	r = __gmem_guest_do(vcpu, GMEM_OP_READ, a->gpa, 1, 0, 0, 0);
 	TEST_ASSERT_EQ(r, KVM_EXIT_MMIO);
 	TEST_ASSERT_EQ(run->mmio.phys_addr, a->gpa);
@@ -481,7 +481,7 @@ GMEM_TEST(conversion_of_a_mixed_range_keeps_the_other_mappings)
 	gmem_guest_assert(vcpu, a->gpa, a->size, GMEM_SEED(27), 0);
 	TEST_ASSERT_EQ(vm_get_stat(self->vm, pages_4k), mapped);
 
-	/* And the other way round. */
+	/* And in the other direction. */
 	gmem_convert(a->fd, 0, 12 * PS, GMEM_SHARED, GMEM_PRESERVE);
 	gmem_guest_assert(vcpu, a->gpa, a->size, GMEM_SEED(27), 0);
 	gmem_convert(a->fd, 0, a->size, GMEM_SHARED, GMEM_PRESERVE);
@@ -494,8 +494,8 @@ GMEM_TEST(conversion_of_a_mixed_range_keeps_the_other_mappings)
 }
 
 /*
- * With kvm.gmem_in_place_conversion=Y a file needs no flags to convert, and
- * nobody else has a say.
+ * With kvm.gmem_in_place_conversion=Y a file needs no flags to convert, and only the
+ * file decides.
  */
 GMEM_TEST(host_wide_mode_has_files_only)
 {
@@ -682,7 +682,7 @@ GMEM_TEST(closed_file_with_shared_pages_exits)
 		       vcpu->run->memory_fault.flags);
 }
 
-/* --- Whose the files are --------------------------------------------------- */
+/* --- Lifetime of the module ------------------------------------------------ */
 
 /* Users of the module that runs the guests; -1 if it is built in. */
 static int vendor_users(void)

@@ -104,9 +104,8 @@ static u32 pattern_after(enum page_state state, u64 policy, bool scrambles,
 }
 
 /*
- * One cell: a file of its own with two neighbours on either side of the
- * range, one in each state, so that a request that does too much is seen
- * whichever way it goes.
+ * One cell: a file of its own with two neighbours on either side of the range, one in
+ * each state, so that a request that does too much is detected in either direction.
  */
 struct cell {
 	const char *name;
@@ -600,7 +599,7 @@ GMEM_TEST(punching_unmaps_both_kinds_from_the_guest)
 	gmem_guest_assert(vcpu, a->gpa, 2 * PS, GMEM_ZEROES, 0);
 }
 
-/* --- The guest asks ----------------------------------------------------- */
+/* --- Requests of the guest ---------------------------------------------- */
 
 GMEM_TEST(payload_injection_by_hypercall)
 {
@@ -662,7 +661,7 @@ GMEM_TEST(prefault_of_a_mixed_range)
 	if (!kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY))
 		SKIP(return, "No KVM_CAP_PRE_FAULT_MEMORY");
 
-	/* Have the guest's code mapped before anything is counted. */
+	/* Map the guest's code before anything is counted. */
 	gmem_area_create(&warm_up, self->vm, GMEM_SLOT + 1, GMEM_GPA + SZ_1M, PS,
 			 GMEM_MMAP_SHARED);
 	gmem_guest_start(vcpu);
@@ -773,7 +772,7 @@ GMEM_TEST(random_operations_follow_the_model)
 				    model[i].private ? "private" : "shared");
 		}
 
-		/* Look at one page from both sides, which may allocate it. */
+		/* Read one page from both sides, which may allocate it. */
 		i = kvm_random_u32(&kvm_rng) % NR_PAGES;
 		if (model[i].private)
 			gmem_host_assert_refused(a->hva + i * PS, PS);

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Instructions that KVM emulates and that lie in, or work on, private memory.
- * Of a SW_PROTECTED VM KVM is the processor, and the guest does not notice
- * which of its pages are private. All other platforms keep private memory from
- * KVM, too.
+ * Instructions that KVM emulates and that lie in, or work on, private memory. In a
+ * SW_PROTECTED VM the guest does not notice which of its pages are private. On all
+ * other platforms KVM cannot access private memory either.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -21,7 +20,7 @@
 
 /* No memslot is there. */
 #define MMIO		(GMEM_GPA + SZ_1G)
-/* Not the one of ucalls. */
+/* Not the port of ucalls. */
 #define PORT		0x510
 
 /* The VMM's answers to all reads of MMIO and to IN, counted up. */
@@ -34,8 +33,8 @@ enum op {
 	OP_MOVS,	/* count bytes from src to dst, one at a time */
 	OP_MOVSQ,	/* 8 bytes from src to dst, at once */
 	OP_CALL,	/* the code at src, with MMIO and dst as its arguments */
-	OP_CMPXCHG,	/* count to dst, if that is src, as emulated by KVM */
-	OP_STORE,	/* count to dst, as emulated by KVM */
+	OP_CMPXCHG,	/* count to dst if dst is src, emulated by KVM */
+	OP_STORE,	/* count to dst, emulated by KVM */
 };
 
 static struct cmd {
@@ -43,7 +42,7 @@ static struct cmd {
 	u64 src;
 	u64 dst;
 	u64 count;
-	/* What came out: the exception, 0 if none, the address of a page fault, RAX. */
+	/* The result: the exception, 0 if none, the address of a page fault, RAX. */
 	u64 vector;
 	u64 cr2;
 	u64 rax;
@@ -100,7 +99,7 @@ static void guest_code(void)
 	}
 }
 
-/* Bytes that went past the VMM, in order. */
+/* Bytes that the VMM handled, in order. */
 struct bytes {
 	unsigned int n;
 	struct {
@@ -190,8 +189,8 @@ static void serve_mmio(struct emulator *e)
 }
 
 /*
- * Have the guest execute it, and do what a VMM does that takes each exit for
- * what it says. Returns 0, -errno, or the reason of an exit that it does not know.
+ * Let the guest execute it, and handle each exit like a VMM. Returns 0, -errno, or the
+ * reason of an unknown exit.
  */
 static int execute(struct emulator *e, enum op op, u64 src, u64 dst, u64 count)
 {
@@ -237,7 +236,7 @@ static u64 gpa(struct emulator *e, u64 offset)
 	return e->a.gpa + offset;
 }
 
-/* Exactly these @n bytes of the VM's memory went past the VMM as if they were a device's. */
+/* The VMM handled exactly these @n bytes of the VM's memory as if they were a device's. */
 #define assert_mmio(bytes, address, nr)						\
 do {										\
 	u64 __i;								\
@@ -314,13 +313,13 @@ TEST_F_TIMEOUT(emulation, ins_writes_private_memory, TIMEOUT)
 		assert_no_mmio();
 		border_is(e, borders[i], want);
 	}
-	/* The host sees the half that it may. */
+	/* The host reads the shared half. */
 	TEST_ASSERT_EQ(e->a.hva[OFF(2)], IN_BYTE + 4);
 	gmem_host_assert(e->a.hva + OFF(2) + 4, 64, GMEM_SEED(1), OFF(2) + 4);
 	TEST_ASSERT(gmem_host_refused(&e->a.hva[OFF(2) - 1]), "The host reads a private page");
 }
 
-/* One access that is half of it shared, half private; and byte by byte. */
+/* One access that is half shared, half private; and byte by byte. */
 TEST_F_TIMEOUT(emulation, movs_between_mmio_and_a_border, TIMEOUT)
 {
 	static const enum op ops[] = { OP_MOVS, OP_MOVSQ };
@@ -390,7 +389,7 @@ static bool cpu_has(const char *flag)
 	return found;
 }
 
-/* Code by itself, code that KVM has to step over, code that it has to emulate. */
+/* Code without exits, code that KVM has to step over, code that it has to emulate. */
 static const struct {
 	const char *name;
 	u8 code[24];
@@ -433,7 +432,7 @@ TEST_F_TIMEOUT(emulation, private_code_and_stack, TIMEOUT)
 	memset(want, MMIO_BYTE, sizeof(want));
 	for (i = 0; i < ARRAY_SIZE(codes); i++) {
 		put_code(e, i);
-		/* In shared memory all of it runs. */
+		/* In shared memory all of the code runs. */
 		assert_executes(OP_CALL, gpa(e, OFF(5)), gpa(e, stacks[1]), 0);
 
 		gmem_convert(e->a.fd, OFF(5), PG, GMEM_PRIVATE, GMEM_PRESERVE);
@@ -478,7 +477,7 @@ static void converter_stop(struct converter *c)
 
 #define FORCE_PREFIX "/sys/module/kvm/parameters/force_emulation_prefix"
 
-/* Returns whether KVM emulates what comes behind KVM_FEP. */
+/* Returns whether KVM emulates the instruction behind KVM_FEP. */
 static bool force_emulation(bool on)
 {
 	FILE *f = fopen(FORCE_PREFIX, "w");
@@ -498,7 +497,7 @@ FIXTURE_SETUP(forced)
 {
 	struct kvm_vcpu *vcpus[2];
 
-	/* A vCPU looks at it when it is created. */
+	/* A vCPU reads it when it is created. */
 	if (!force_emulation(true))
 		SKIP(return, "Cannot write " FORCE_PREFIX);
 	emulator_init(&self->e, gmem_vm_create(2, PAGES + 16, vcpus), vcpus, GMEM_PRESERVE);
@@ -536,7 +535,7 @@ TEST_F_TIMEOUT(forced, stores_and_locked_instructions, TIMEOUT)
 		TEST_ASSERT_EQ(cmd.rax, old);
 		TEST_ASSERT_EQ(guest_read64(e, at[i]), new);
 
-		/* It is no longer what was expected. */
+		/* The value is no longer the expected one. */
 		assert_executes(OP_CMPXCHG, old, gpa(e, at[i]), third);
 		TEST_ASSERT_EQ(cmd.rax, new);
 		TEST_ASSERT_EQ(guest_read64(e, at[i]), new);
@@ -632,8 +631,8 @@ static void map_mmio(struct emulator *e)
 }
 
 /*
- * KVM walks the guest's page tables for what it emulates, unless the processor
- * has told it the address, which it cannot for two of them.
+ * KVM walks the guest's page tables for instructions that it emulates, unless the
+ * processor reports the address, which it cannot for two operands.
  */
 TEST_F_TIMEOUT(emulation, private_page_tables, TIMEOUT)
 {
@@ -714,7 +713,7 @@ TEST_F_TIMEOUT(emulation, racing_page_tables, TIMEOUT)
 	converter_stop(&c);
 }
 
-/* --- What the VMM has KVM look up ------------------------------------------ */
+/* --- Lookups of KVM for the VMM --------------------------------------------- */
 
 static bool translate(struct kvm_vcpu *vcpu, u64 gva, u64 *gpa)
 {
@@ -725,7 +724,7 @@ static bool translate(struct kvm_vcpu *vcpu, u64 gva, u64 *gpa)
 	return t.valid;
 }
 
-/* No instruction of the guest's has KVM walk the tables, so that they are the guest's alone. */
+/* No instruction of the guest makes KVM walk the tables, which only the guest uses. */
 TEST_F_TIMEOUT(emulation, private_tables_are_not_translated, TIMEOUT)
 {
 	struct emulator *e = &self->e;
@@ -752,7 +751,7 @@ TEST_F_TIMEOUT(emulation, private_pdptrs_are_not_read, TIMEOUT)
 	struct kvm_sregs sregs;
 	int i, private;
 
-	/* Shared first, or the test shows nothing. */
+	/* Shared first, to show that the lookup works. */
 	for (private = 0; private < 2; private++) {
 		gmem_convert(e->a.fd, OFF(4), OFF(4), GMEM_SHARED, GMEM_ZERO);
 		for (i = 0; i < 4; i++)
@@ -812,7 +811,7 @@ FIXTURE_TEARDOWN(refused)
 	kvm_vm_free(self->e.vm);
 }
 
-/* KVM takes the address for a device's, and the VMM is asked. */
+/* KVM treats the address as a device's, and exits to the VMM. */
 TEST_F_TIMEOUT(refused, operands_are_mmio, TIMEOUT)
 {
 	struct emulator *e = &self->e;

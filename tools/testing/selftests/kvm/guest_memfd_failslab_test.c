@@ -2,8 +2,8 @@
 /*
  * Every allocation of every operation on a guest_memfd fails once: the first
  * of the operation, then the second, and so on until the operation needs no
- * more. What fails has the right errno and changes nothing; what succeeds all
- * the same has done its work.
+ * more. An operation that fails returns the right errno and changes nothing. One
+ * that succeeds despite the failure has done its work.
  *
  * Needs CONFIG_FAULT_INJECTION, FAILSLAB and FAIL_PAGE_ALLOC.
  */
@@ -46,7 +46,7 @@ static bool injection_ready(void)
 		snprintf(path, sizeof(path), DEBUGFS "/%s/ignore-gfp-wait", kinds[i]);
 		if (!write_file(path, "N"))
 			return false;
-		/* A stack trace for each would look like a complaint. */
+		/* A stack trace for each would look like a kernel warning. */
 		snprintf(path, sizeof(path), DEBUGFS "/%s/verbose", kinds[i]);
 		if (!write_file(path, "0"))
 			return false;
@@ -81,7 +81,7 @@ struct env {
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpu;
 	struct gmem_area area;
-	/* What the operation in question works with. */
+	/* The objects of the operation. */
 	int fd;
 	void *mem;
 	u64 to, policy, error_offset;
@@ -99,7 +99,7 @@ struct operation {
 	void (*failed)(struct env *e, int error);
 	/* Checks that the operation has worked, and undoes it. */
 	void (*done)(struct env *e);
-	/* Fails with nothing, whatever is allocated. */
+	/* It succeeds whichever allocation fails. */
 	bool never_fails;
 };
 
@@ -167,7 +167,7 @@ static int run_close(struct env *e)
 	return close(e->fd) ? errno : 0;
 }
 
-/* Not with libkvm, which opens files and makes VMs to find out what there is. */
+/* Not with libkvm, which opens files and makes VMs to probe capabilities. */
 static int set_slot(struct env *e, u64 size)
 {
 	struct kvm_userspace_memory_region2 region = {
@@ -189,7 +189,7 @@ static int run_bind(struct env *e)
 
 static void failed_bind(struct env *e, int error)
 {
-	/* It can be bound afterwards, so it was not. */
+	/* It can be bound afterwards, so it was not bound. */
 	gmem_area_bind(&e->area);
 	gmem_area_unbind(&e->area);
 }
@@ -365,7 +365,7 @@ static void done_guest_fault(struct env *e)
 
 static void failed_guest_fault(struct env *e, int error)
 {
-	/* It goes on where it was. */
+	/* The guest continues where it was. */
 	TEST_ASSERT(!run_guest_fault(e), "KVM_RUN once more: errno %d (%s)", errno,
 		    strerror(errno));
 	done_guest_fault(e);

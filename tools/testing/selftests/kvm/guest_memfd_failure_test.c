@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Memory that fails under a guest_memfd: what the host's mappings see of it
- * before and after a hole is punched (h54), and what the kernel reports.
+ * Memory of a guest_memfd that fails: what the host's mappings show before and after a
+ * hole is punched (h54), and what the kernel reports.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -30,9 +30,9 @@
 static volatile sig_atomic_t expecting_failure;
 
 /*
- * Memory failure sends SIGBUS to those who have the page mapped, and have thus
- * lost data. It comes on the way back from the call that makes the page fail, and
- * must not hide what that returns.
+ * Memory failure sends SIGBUS to processes that have the page mapped, as they have
+ * lost data. It comes on return from the call that makes the page fail, and must not
+ * hide that call's result.
  */
 static void on_sigbus(int sig)
 {
@@ -68,7 +68,7 @@ FIXTURE_TEARDOWN(failure)
 	kvm_vm_free(self->vm);
 }
 
-/* Both return what the call does, 0 or an errno. */
+/* Both return the result of the call, 0 or an errno. */
 static int poison(volatile u8 *hva)
 {
 	int r;
@@ -105,7 +105,7 @@ static u8 *map_again(struct gmem_area *a)
 	return mem;
 }
 
-/* A page that is fresh, seen and written through a mapping that there was. */
+/* Checks a fresh page, read and written through an older mapping. */
 static void assert_healed(volatile u8 *mem)
 {
 	u8 byte = 0xff;
@@ -163,7 +163,7 @@ TEST_F_TIMEOUT(failure, h54_mappings_see_the_page_behind_a_hole, TIMEOUT)
 	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	TEST_ASSERT(WIFEXITED(status) && !WEXITSTATUS(status), "The child: status %#x", status);
 
-	/* The same page for everybody. */
+	/* All mappings have the same page. */
 	gmem_guest_fill(self->vcpus[0], a->gpa + OFF(1), PG, GMEM_SEED(2), OFF(1));
 	gmem_host_assert(a->hva + OFF(1), PG, GMEM_SEED(2), OFF(1));
 	gmem_host_assert(other + OFF(1), PG, GMEM_SEED(2), OFF(1));
@@ -195,7 +195,7 @@ TEST_F_TIMEOUT(failure, h54_mappings_see_a_converted_page, TIMEOUT)
 		TEST_ASSERT(!r, "%s: %s", CORRUPT_PFN, strerror(r));
 	}
 
-	/* It does not change by a round trip, ... */
+	/* A conversion to private and back does not change it, ... */
 	gmem_convert(a->fd, OFF(2), OFF(2), GMEM_PRIVATE, GMEM_PRESERVE);
 	gmem_host_assert_refused(a->hva + OFF(2), PG);
 	gmem_convert(a->fd, OFF(2), OFF(2), GMEM_SHARED, GMEM_PRESERVE);
@@ -259,8 +259,8 @@ static long counted(const char *result)
 }
 
 /*
- * A page of the file stays where it is when it fails, for user space to say what
- * becomes of it: that is handling put off, and no failure of the handling.
+ * A page of the file stays where it is when it fails, because user space decides what
+ * to do with it. The kernel reports this as delayed handling, and not as a failure.
  */
 TEST_F_TIMEOUT(failure, is_reported_as_delayed, TIMEOUT)
 {
@@ -278,7 +278,7 @@ TEST_F_TIMEOUT(failure, is_reported_as_delayed, TIMEOUT)
 	r = poison(a->hva + OFF(1));
 	TEST_ASSERT(!r, "MADV_HWPOISON of a written page: %s", strerror(r));
 	more++;
-	/* Read only, in a page that nobody has written. */
+	/* Only read, never written. */
 	TEST_ASSERT_EQ(gmem_punch(a->fd, OFF(2), PG), 0);
 	TEST_ASSERT_EQ(*(volatile u8 *)(a->hva + OFF(2)), 0);
 	r = poison(a->hva + OFF(2));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What /proc/PID/fdinfo/FD and debugfs say about a guest_memfd, after operations
- * whose effect on each line is known, and while conversions run.  Where else its
- * memory shows: stat(), the memory cgroup, the process that maps it.
+ * The lines of a guest_memfd in /proc/PID/fdinfo/FD and debugfs, after operations
+ * whose effect on each line is known, and while conversions run.  Other places that
+ * show its memory: stat(), the memory cgroup, the process that maps it.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -143,7 +143,7 @@ TEST(allocation_is_counted)
 	kvm_vm_free(vm);
 }
 
-/* What is there already is passed over, by the thousand, and the rest is allocated. */
+/* Existing pages are skipped, by the thousand, and the rest is allocated. */
 TEST(allocation_fills_what_is_missing)
 {
 	static const u64 missing[] = { 0, 1, 511, 1023, 1024, 1025, 2047, 2048, 2500, 3071 };
@@ -178,7 +178,7 @@ static void expect_blocks(int fd, u64 pages)
 	TEST_ASSERT_EQ(st.st_blocks, pages * PS / 512);
 	TEST_ASSERT_EQ(st.st_size, NR_PAGES * PS);
 	TEST_ASSERT(S_ISREG(st.st_mode), "st_mode %#o", st.st_mode);
-	/* As others see it, du for one. */
+	/* As other programs see it, for example du. */
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	TEST_ASSERT_EQ(stat(path, &st), 0);
 	TEST_ASSERT_EQ(st.st_blocks, pages * PS / 512);
@@ -245,7 +245,7 @@ static long number_in(const char *path, const char *name)
 	TEST_ASSERT((got) > (want) - SZ_1M && (got) < (want) + SZ_1M,	\
 		    #got " is %ld, wanted about %ld", (long)(got), (long)(want))
 
-/* Counters in batches blur both, so it takes some memory to see it. */
+/* Batched counters make both inexact, so the test uses much memory. */
 TEST(memory_shows_in_the_cgroup_and_in_who_maps_it)
 {
 	const long size = SZ_16M;
@@ -276,7 +276,7 @@ TEST(memory_shows_in_the_cgroup_and_in_who_maps_it)
 	assert_about(number_in("/proc/self/status", "RssFile:") * 1024 - resident, size);
 	assert_about(number_in(CGROUP "/memory.stat", "shmem ") - shmem, 0L);
 
-	/* Private memory is the cgroup's still, and no process's. */
+	/* Private memory still counts for the cgroup, but for no process. */
 	gmem_convert(fd, 0, size, GMEM_PRIVATE, GMEM_PRESERVE);
 	assert_about(number_in(CGROUP "/memory.stat", "file ") - file, size);
 	assert_about(number_in(CGROUP "/memory.stat", "unevictable ") - unevictable, size);
@@ -453,8 +453,8 @@ TEST(debugfs_shows_a_fixed_file)
 }
 
 /*
- * What one thread converts while the other looks; the pages around it stay. The
- * kernel makes lines for a page of text at a time, so there are enough for some.
+ * Pages that one thread converts while the other reads; the pages around them stay.
+ * The kernel makes lines for a page of text at a time, so there are several pages.
  */
 #define MANY_PAGES	512
 #define MOVING_FIRST	3
@@ -500,7 +500,7 @@ TEST(each_page_is_seen_once_while_conversions_run)
 	c.fd = vm_create_guest_memfd(vm, MANY_PAGES * PS, GMEM_MMAP_SHARED);
 	kvm_pthread_create(&thread, NULL, convert_back_and_forth, &c);
 
-	/* Until both have done enough: neither may wait for the other to begin. */
+	/* Until both have done enough; neither waits for the other to begin. */
 	for (i = 0; i < LOOKS || READ_ONCE(c.rounds) < LOOKS; i++) {
 		fdinfo_read(c.fd, &info);
 		TEST_ASSERT_EQ(info.private + info.shared, MANY_PAGES * PS);
@@ -529,7 +529,7 @@ TEST(each_page_is_seen_once_while_conversions_run)
 	kvm_pthread_join(thread, NULL);
 	ksft_print_msg("%d looks, %lu rounds of conversions, %lu looks saw a change\n", i,
 		       begun, changes);
-	TEST_ASSERT(changes, "No look saw a conversion");
+	TEST_ASSERT(changes, "No read saw a conversion");
 	if (!have_debugfs())
 		ksft_print_msg("Without the runs: " NO_DEBUGFS "\n");
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Hazards 37 and 62 of in-place conversion: every way that the host has to a
- * page, tried on a private one. With 62 it is the kernel that reads the page
- * cache, and does not ask the file.
+ * Hazards 37 and 62 of in-place conversion: every way for the host to reach a page,
+ * tried on a private one. In 62 a part of the kernel reads the page cache without
+ * asking the file.
  */
 #include <elf.h>
 #include <errno.h>
@@ -192,7 +192,7 @@ HAZARD(h37_process_vm_readv)
 	refused(process_vm_readv(getpid(), &local, 1, &remote, 1, 0), EFAULT);
 	refused(process_vm_writev(getpid(), &local, 1, &remote, 1, 0), EFAULT);
 
-	/* From shared into private: as far as the border. */
+	/* From shared into private: up to the border. */
 	remote.iov_base = (void *)hz_hva(&h, 0);
 	remote.iov_len = OFF(3);
 	local.iov_len = OFF(3);
@@ -255,7 +255,7 @@ HAZARD(h37_o_direct)
 	HZ_REQUIRE(fd >= 0, "needs /dev/ram0");
 	h37_create(&h);
 
-	/* That it works on a shared one shows that the private one is why not. */
+	/* It works on a shared page, so it fails because the page is private. */
 	TEST_ASSERT(pwrite(fd, (void *)hz_hva(&h, 0), PG, 0) == PG,
 		    "O_DIRECT write of a shared page: %s", strerror(errno));
 	TEST_ASSERT(pread(fd, (void *)hz_hva(&h, 0), PG, 0) == PG,
@@ -378,7 +378,7 @@ HAZARD(h37_madvise)
 	static const struct {
 		const char *name;
 		int advice;
-		int want;	/* errno, or -1: may do what it likes */
+		int want;	/* errno, or -1: any result */
 	} advices[] = {
 		{ "MADV_POPULATE_READ", MADV_POPULATE_READ, EFAULT },
 		{ "MADV_POPULATE_WRITE", MADV_POPULATE_WRITE, EFAULT },
@@ -407,8 +407,8 @@ HAZARD(h37_madvise)
 	}
 
 	/*
-	 * MADV_REMOVE is the hole that the owner of the file can punch, too:
-	 * its bytes may go, but to zeroes, and the state may not.
+	 * MADV_REMOVE punches a hole, as the owner of the file can: the page
+	 * then reads as zeroes, but its state must not change.
 	 */
 	r = madvise((void *)hz_hva(&h, 1), PG, MADV_REMOVE) ? errno : 0;
 	if (!r) {
@@ -427,7 +427,7 @@ HAZARD(h37_madvise_poison)
 	TEST_ASSERT_EQ(poison_mapped(hz_hva(&h, 1)), EFAULT);
 	fails(madvise((void *)hz_hva(&h, 1), PG, MADV_SOFT_OFFLINE));
 	h37_unharmed(&h);
-	/* Nor can a mapped one be moved away under its owner. */
+	/* A mapped page cannot be moved either. */
 	madvise((void *)hz_hva(&h, 0), PG, MADV_SOFT_OFFLINE);
 	h37_unharmed(&h);
 }
@@ -487,7 +487,7 @@ HAZARD(h37_file_operations)
 
 #define BUILD_ID_SIZE	20
 
-/* An image of which nothing is good but that it has a build ID. */
+/* An image that contains nothing but a build ID. */
 struct h62_image {
 	Elf64_Ehdr file;
 	Elf64_Phdr segment;
@@ -524,7 +524,7 @@ static void h62_write_image(volatile u8 *page)
 		page[i] = ((u8 *)&image)[i];
 }
 
-/* Whether the image is what the page holds, as the guest sees it. */
+/* Checks that the guest reads the image in the page. */
 static void h62_guest_has_image(struct hz *h)
 {
 	u64 at = h->a.gpa + offsetof(struct h62_image, id);
@@ -584,7 +584,7 @@ static struct h62_mmap2 h62_recorded(struct perf_event_mmap_page *buffer, const 
 	return record;
 }
 
-/* perf reads the build ID from the page cache of a mapped file, whoever maps it. */
+/* perf reads the build ID from the page cache of a mapped file, for any process. */
 HAZARD(h62_build_id_of_a_mapping)
 {
 	struct perf_event_mmap_page *buffer;
@@ -596,7 +596,7 @@ HAZARD(h62_build_id_of_a_mapping)
 	fd = h62_record(&buffer);
 	HZ_REQUIRE(fd >= 0, "needs PERF_EVENTS");
 
-	/* That it finds the one of an ordinary file shows that the image is good. */
+	/* It finds that of an ordinary file, so the image is valid. */
 	tmp = memfd_create("gmem-hazard", 0);
 	TEST_ASSERT(tmp >= 0 && !ftruncate(tmp, PG), "memfd failed");
 	mem = kvm_mmap(PG, PROT_READ | PROT_WRITE, MAP_SHARED, tmp);
@@ -645,7 +645,7 @@ HAZARD(h62_other_readers_of_the_page_cache)
 	mem = kvm_mmap(PG, PROT_READ | PROT_WRITE, MAP_SHARED, h.a.fd);
 	fails(mprotect(mem, PG, PROT_READ | PROT_WRITE | PROT_EXEC));
 
-	/* Those that bring pages in or drop them have nothing to bring, and drop nothing in use. */
+	/* Calls that read pages ahead or drop them read nothing, and drop nothing in use. */
 	fails(readahead(h.a.fd, 0, PG));
 	posix_fadvise(h.a.fd, 0, OFF(3), POSIX_FADV_WILLNEED);
 	posix_fadvise(h.a.fd, 0, OFF(3), POSIX_FADV_DONTNEED);
@@ -704,7 +704,7 @@ static void h60_around(bool write)
 	convert(&h, first, next - first, GMEM_PRIVATE, GMEM_PRESERVE);
 	guest_fill(&h, first, next - first, GMEM_SEED(37));
 
-	/* All of them belong to one page table, in which none is mapped yet. */
+	/* All pages belong to one page table, in which none is mapped yet. */
 	mem = kvm_mmap(2 * SZ_2M, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	mem = mmap((void *)align_up((unsigned long)mem, SZ_2M), OFF(n), PROT_READ | PROT_WRITE,
 		   MAP_SHARED | MAP_FIXED, h.a.fd, 0);
@@ -751,7 +751,7 @@ HAZARD(h60_write_ahead_of_the_host)
 /* The same for a guest, which takes no fault where it gets pages ahead. */
 HAZARD(h60_ahead_of_the_guest)
 {
-	/* 6 is not in use, 8 and 9 are private, and 13 is there before. */
+	/* 6 is not in use, 8 and 9 are private, and 13 is mapped before. */
 	static const u8 faults[] = { 1, 1, 0, 0, 0, 0, 1, 1, 1, 0, 1, 0, 0, 0 };
 	const u64 n = ARRAY_SIZE(faults);
 	struct hz h;

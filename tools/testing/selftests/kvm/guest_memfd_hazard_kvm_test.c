@@ -25,7 +25,7 @@ static struct {
 	u64 vector;
 } msr_cmd;
 
-/* Executes what makes KVM write to guest memory on the guest's behalf. */
+/* Executes instructions that make KVM write to guest memory for the guest. */
 static void msr_guest_code(void)
 {
 	for (;;) {
@@ -84,9 +84,9 @@ static void h38_create(struct hz *h, bool hyperv)
 }
 
 /*
- * All to private with a policy that says what the bytes are, so that a write
- * by KVM shows when they are shared again; with runs and everything that
- * makes KVM update its structures in between.
+ * Converts all pages to private with a policy that defines their bytes, so that a
+ * write by KVM shows when they are shared again. In between, the vCPU runs, and KVM
+ * is made to update its structures.
  */
 static void h38_no_write_to_private(struct hz *h)
 {
@@ -122,7 +122,7 @@ HAZARD(h38_kvm_clock)
 		    "KVM does not write the clock even to a shared page");
 	h38_no_write_to_private(&h);
 
-	/* It comes back by itself. */
+	/* KVM writes it again without a further request. */
 	msr_do(h.vcpus[0], MSR_OP_WRMSR, MSR_KVM_SYSTEM_TIME_NEW, page_gpa(&h, 0) | 1);
 	msr_do(h.vcpus[0], MSR_OP_NOP, 0, 0);
 	TEST_ASSERT(gmem_check(hz_hva(&h, 0), 32, GMEM_ZEROES, 0) != GMEM_ALL_GOOD,
@@ -201,7 +201,7 @@ HAZARD(h38_hyperv_pages)
 	msr_do(h.vcpus[0], MSR_OP_WRMSR, HV_X64_MSR_REFERENCE_TSC, page_gpa(&h, 2) | 1);
 	msr_do(h.vcpus[0], MSR_OP_NOP, 0, 0);
 	attributes_are(&h, 0, 6, GMEM_PRIVATE);
-	/* The TSC page may be written when its page is a shared one again. */
+	/* The TSC page may be written when its page is shared again. */
 	msr_do(h.vcpus[0], MSR_OP_WRMSR, HV_X64_MSR_REFERENCE_TSC, 0);
 	convert(&h, 0, 6, GMEM_SHARED, GMEM_PRESERVE);
 	host_sees(&h, 0, 6, GMEM_ZEROES);
@@ -225,10 +225,10 @@ HAZARD(h38_nested_vmsave)
 	r = msr_try(h.vcpus[0], MSR_OP_VMSAVE, 0, page_gpa(&h, 0));
 	convert(&h, 0, 6, GMEM_SHARED, GMEM_PRESERVE);
 	if (!r && !msr_cmd.vector) {
-		/* Where the CPU does it without KVM it is the guest's write. */
+		/* If the CPU does it without KVM, it is the guest's write. */
 		SKIP(return, "the CPU executes VMSAVE without KVM");
 	}
-	/* KVM either tells the guest or gives up on the instruction. */
+	/* KVM either injects an exception or fails to emulate the instruction. */
 	TEST_ASSERT(r == KVM_EXIT_INTERNAL_ERROR || (!r && msr_cmd.vector == GP_VECTOR),
 		    "VMSAVE to a private page: %d, vector %lu", r, msr_cmd.vector);
 	host_sees(&h, 0, 6, GMEM_ZEROES);

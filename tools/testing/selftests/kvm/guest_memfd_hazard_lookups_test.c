@@ -4,7 +4,7 @@
  * with conversion, memslots, and the life of files.
  *
  * 1 SW_PROTECTED loses no bytes when a private mapping is zapped without need,
- *   so the number of mappings is looked at, too.
+ *   so the number of mappings is checked, too.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,7 +34,7 @@ static struct {
 	u64 forbidden;	/* a qword that no page may ever hold */
 	u64 write;	/* count up in the first qword of each page */
 	u64 stop;
-	u64 rounds;	/* out: times round */
+	u64 rounds;	/* out: rounds done */
 	u64 seen;	/* out: the forbidden one was seen */
 	u64 lost;	/* out: a count was not what this vCPU had left there */
 } spin;
@@ -98,7 +98,7 @@ static void spin_stop(struct spin_thread *t)
 		    spin_shared(vm)->forbidden);
 }
 
-/* Wait until the guest has gone round once more, so that it takes part. */
+/* Wait until the guest has done another round, so that it takes part. */
 static void spin_wait_round(struct spin_thread *t)
 {
 	volatile typeof(spin) *s = spin_shared(t->vcpu->vm);
@@ -108,7 +108,7 @@ static void spin_wait_round(struct spin_thread *t)
 		sched_yield();
 }
 
-/* Make vCPU 0 of a fresh VM a spinning one and bring it to its start. */
+/* Let vCPU 0 of a fresh VM run the spinning code, and bring it to its start. */
 static void spin_prepare(struct kvm_vcpu *vcpu)
 {
 	vcpu_arch_set_entry_point(vcpu, spin_guest_code);
@@ -173,8 +173,8 @@ static void *h02_reader(void *arg)
 }
 
 /*
- * Entries are split, merged and stored all around two pages whose own state
- * never changes: nobody may see another state of these two at any instant.
+ * Entries are split, merged and stored around two pages whose state never changes:
+ * no lookup may find another state of these two.
  */
 HAZARD(h02_lookup_while_the_map_is_rewritten)
 {
@@ -216,11 +216,11 @@ HAZARD(h02_lookup_while_the_map_is_rewritten)
 		    (unsigned long)t.faults);
 	TEST_ASSERT(atomic_load(&reader.reads), "The reader never ran");
 	TEST_ASSERT(!atomic_load(&reader.wrong),
-		    "%lu of %lu looks at unchanging pages were wrong",
+		    "%lu of %lu lookups of unchanging pages were wrong",
 		    (unsigned long)reader.wrong, (unsigned long)reader.reads);
 }
 
-/* The runs that GET reports tile the file and say what a plain array says. */
+/* The runs that GET reports cover the file, and agree with a plain array. */
 HAZARD(h03_no_page_without_an_entry)
 {
 	const u64 n = 64;
@@ -317,9 +317,9 @@ HAZARD(h08_host_fault_races_conversion)
 }
 
 /*
- * The guest counts up in a page that changes state beneath it with PRESERVE:
- * whichever mapping it has at a moment, it is the same page and no count is
- * lost; nor is there any reason for it to leave KVM_RUN.
+ * The guest counts in a page that is converted with PRESERVE meanwhile: with either
+ * kind of mapping it is the same page, and no count is lost. The guest has no reason
+ * to leave KVM_RUN.
  */
 HAZARD(h09_guest_fault_races_conversion)
 {
@@ -381,7 +381,7 @@ HAZARD(h18_punch_invalidates_both_kinds)
 	}
 }
 
-/* With the file gone neither kind of page is reachable by the guest. */
+/* With the file closed the guest can reach neither kind of page. */
 HAZARD(h18_release_invalidates_both_kinds)
 {
 	static const u64 flags[] = { GMEM_MMAP_SHARED, GUEST_MEMFD_FLAG_MMAP };
@@ -407,8 +407,8 @@ HAZARD(h18_release_invalidates_both_kinds)
 }
 
 /*
- * A slot whose userspace_addr is other memory, which is a mistake, and a file
- * without a mapping: shared faults come from the file all the same.
+ * A slot whose userspace_addr wrongly is other memory, and a file without a mapping:
+ * pages of shared faults still come from the file.
  */
 HAZARD(h24_shared_faults_come_from_the_file)
 {
@@ -498,9 +498,9 @@ static void h24_run(struct kvm_vcpu *vcpu, u64 until)
 }
 
 /*
- * A fault in a shadow page table maps the neighbours ahead of their faults.  What
- * that finds at userspace_addr is not the guest's, and KVM would not hear that it
- * is freed.  The file does not convert; its memslot is guest_memfd-only as well.
+ * A fault in a shadow page table maps the neighbours ahead of their faults.  Memory at
+ * userspace_addr does not belong to the guest, and KVM would not be notified when it is
+ * freed.  The file does not convert; its memslot is guest_memfd-only as well.
  */
 HAZARD(h24_shadow_prefetch_comes_from_the_file)
 {
@@ -516,7 +516,7 @@ HAZARD(h24_shadow_prefetch_comes_from_the_file)
 	virt_map(vm, GMEM_GPA, GMEM_GPA, H24_PAGES);
 	vcpu_alloc_svm(vm, &svm);
 	vcpu_args_set(vcpu, 1, svm);
-	/* Maps what is allocated so far. */
+	/* Maps the pages that are allocated so far. */
 	tdp_identity_map_default_memslots(vm);
 	tdp_map(vm, GMEM_GPA, GMEM_GPA, OFF(H24_PAGES));
 
@@ -576,9 +576,9 @@ HAZARD(h25_state_survives_the_slot)
 #define DECOY	0xdec0dec0dec0dec0ULL
 
 /*
- * The last reference to a file goes while vCPUs fault on it, and other files
- * are opened at once, which get its memory: no vCPU may ever reach one that
- * is not behind the slot.
+ * The last reference to a file is dropped while vCPUs fault on it, and other files are
+ * opened at once, which get its memory: no vCPU may ever reach a file that is not
+ * behind the slot.
  */
 HAZARD(h27_release_races_get_pfn)
 {
@@ -599,7 +599,7 @@ HAZARD(h27_release_races_get_pfn)
 	spin_wait_round(&t);
 
 	for (i = 0; i < 200; i++) {
-		/* Every other time the guest faults while it happens. */
+		/* Every other time the guest faults meanwhile. */
 		if (i & 1)
 			gmem_punch(fd, 0, OFF(8));
 		kvm_close(fd);
@@ -628,7 +628,7 @@ HAZARD(h27_release_races_get_pfn)
 			spin_wait_round(&t);
 	}
 
-	/* With a file behind the slot for good the guest goes on. */
+	/* With a file that stays behind the slot, the guest continues. */
 	rounds = spin_shared(vm)->rounds;
 	spin_wait_round(&t);
 	TEST_ASSERT(spin_shared(vm)->rounds > rounds, "The guest is stuck");
@@ -655,7 +655,7 @@ HAZARD(h28_close_of_a_large_sparse_file)
 		for (off = 0; off < size; off = off ? off * 4 : PG)
 			gmem_convert(fd, off, PG, GMEM_PRIVATE, GMEM_PRESERVE);
 		gmem_convert(fd, size - PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
-		/* The end of the slot is the end of the file, or is not. */
+		/* The slot may end with the file, or before it. */
 		vm_set_user_memory_region2(vm, GMEM_SLOT, KVM_MEM_GUEST_MEMFD,
 					   GMEM_GPA, slot_size, NULL, fd,
 					   i == 1 ? size - slot_size : 0);
@@ -668,7 +668,7 @@ HAZARD(h28_close_of_a_large_sparse_file)
 				    GMEM_GPA + slot_size - PG, 1, 0, 0, 0);
 		TEST_ASSERT(r == -EFAULT, "Last page after the close: %d", r);
 
-		/* Something to read for the access that is still waiting. */
+		/* Memory for the access that is still pending. */
 		vm_set_user_memory_region2(vm, GMEM_SLOT, KVM_MEM_GUEST_MEMFD,
 					   GMEM_GPA, 0, NULL, fd, 0);
 		fd = vm_create_guest_memfd(vm, slot_size, GMEM_MMAP_SHARED);
@@ -742,7 +742,7 @@ HAZARD(h41_vm_attributes_leave_in_place_slots_alone)
 	attributes_are(&h, 0, 2, GMEM_SHARED);
 	guest_sees(&h, 0, 8, GMEM_SEED(41));
 
-	/* Stored before the slot was: ignored while it is there. */
+	/* Stored before the slot existed: ignored while it exists. */
 	gmem_area_unbind(&h.a);
 	attrs.address = GMEM_GPA;
 	attrs.size = OFF(8);
@@ -754,7 +754,7 @@ HAZARD(h41_vm_attributes_leave_in_place_slots_alone)
 	host_sees(&h, 0, 2, GMEM_SEED(41));
 }
 
-/* --- The module that knows the platform --------------------------------- */
+/* --- The vendor's module ------------------------------------------------- */
 
 static int remove_vendor_module(void)
 {
@@ -772,7 +772,7 @@ HAZARD(vendor_module_stays_as_long_as_the_memory)
 	u8 *hva;
 
 	HZ_REQUIRE(!access("/sys/module/kvm_amd/refcnt", F_OK),
-		   "kvm-amd is no module here");
+		   "kvm-amd is not a module here");
 
 	kvm = open_kvm_dev_path_or_exit();
 	vm = ioctl(kvm, KVM_CREATE_VM, KVM_X86_SW_PROTECTED_VM);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Hazards of in-place conversion: pins of pages, and other references to them
- * that do not go away, or not at once.
+ * Hazards of in-place conversion: pins of pages, and other references to them that
+ * last, or last for a moment.
  *
- * 6 The drain's cost is not visible, its number is, where the kernel has the
+ * 6 The cost of drains is not visible. Their number is, if the kernel has the
  *   workqueue trace events.
  */
 #include <errno.h>
@@ -29,7 +29,7 @@
 
 #include "gmem_hazard.h"
 
-/* --- References that do not go away -------------------------------------- */
+/* --- References that last ------------------------------------------------- */
 
 static const char * const pin_names[] = {
 	[PIN_GUP]	= "long-term pin",
@@ -172,9 +172,9 @@ HAZARD(h06_drain_all_at_most_once_a_request)
 }
 
 /*
- * Who has a page pinned can have as many requests fail as he wants, each of
- * which drains all CPUs. So they take their time. This is a lower bound, which
- * holds on a slow machine, too.
+ * A process with a pinned page can make any number of requests fail, each of which
+ * drains all CPUs. So their rate is limited. This checks a lower bound of the time,
+ * which also holds on a slow machine.
  */
 HAZARD(h06_drains_are_limited_in_rate)
 {
@@ -232,8 +232,8 @@ HAZARD(h06_drains_of_many_files_are_limited_in_rate)
 }
 
 /*
- * A page that has failed keeps a reference for ever, which is not one that batches
- * could hold. That there is something to drain is seen to by another CPU.
+ * A page that has failed keeps a reference for ever, which batches cannot hold. Another
+ * CPU makes sure that there is something to drain.
  */
 HAZARD(h06_failed_pages_are_no_reason_to_drain)
 {
@@ -253,7 +253,7 @@ HAZARD(h06_failed_pages_are_no_reason_to_drain)
 	pin_to_cpu(0);
 	host_fill(&h, 0, 1, 1);
 	TEST_ASSERT(!gmem_host_poison((u8 *)hz_hva(&h, 0)), "A page cannot be made to fail");
-	/* It is not in a batch itself: this drains them all. */
+	/* The page itself is in no batch: this drains all of them. */
 	convert(&h, 0, 1, GMEM_PRIVATE, GMEM_PRESERVE);
 	convert(&h, 0, 1, GMEM_SHARED, GMEM_PRESERVE);
 
@@ -354,7 +354,7 @@ HAZARD(h10_long_term_pin)
 	HZ_REQUIRE(h10_one_kind(PIN_GUP), "needs debugfs and GUP_TEST");
 }
 
-/* Pages without references are skipped by the thousand, but a page with one among them is found. */
+/* Pages without references are skipped by the thousand, but one with a reference is found. */
 HAZARD(h10_pins_far_apart)
 {
 	static const u64 pinned[] = { 1023, 1024, 1025, 2500, 3071 };
@@ -493,7 +493,7 @@ HAZARD(h36_fork_childs_mapping)
 	if (!pid) {
 		u64 step;
 
-		/* Else it would keep itself waiting for the end. */
+		/* Otherwise the child would keep its own pipe open. */
 		close(to_child[1]);
 		/* One step for each byte that comes. */
 		for (step = 0; read(to_child[0], &cmd, 1) == 1; step++) {

@@ -51,7 +51,7 @@ HAZARD(h18_memory_failure_invalidates_both_kinds)
 				    j ? "Private" : "Shared", r,
 				    h.vcpus[j]->run->exit_reason);
 
-			/* A hole in its place is as good as new. */
+			/* After a hole the page works again. */
 			TEST_ASSERT(!gmem_punch(h.a.fd, OFF(page), PG), "punch");
 			r = gmem_guest_resume(h.vcpus[j]);
 			TEST_ASSERT(!r, "After the punch: %d", r);
@@ -111,7 +111,7 @@ HAZARD(h42_poison_and_policies)
 	host_sees(&h, 6, 2, GMEM_SEED(42));
 	host_refused(&h, 5, 1);
 
-	/* The guest gets to know, too; a hole heals it. */
+	/* The guest's access exits, too; a hole repairs the page. */
 	r = __gmem_guest_do(h.vcpus[1], GMEM_OP_READ, page_gpa(&h, 5), 1, 0, 0, 0);
 	TEST_ASSERT(r == -EHWPOISON, "The guest's read: %d", r);
 	TEST_ASSERT(!gmem_punch(h.a.fd, OFF(5), PG), "punch failed");
@@ -239,9 +239,9 @@ static void h42_storm(bool by_pfn)
 				n++;
 		} else {
 			/*
-			 * A frame that was let go may be anybody's by the
+			 * A freed frame may have another owner by the
 			 * time that its number is written. Pin it so that it
-			 * stays what it is, and see that it was this one.
+			 * stays, and check that it was this one.
 			 */
 			struct pin pin;
 
@@ -253,7 +253,7 @@ static void h42_storm(bool by_pfn)
 		}
 		atomic_store(&s.progress[3], n);
 
-		/* The others shall meet this one before the next comes. */
+		/* Gives the other threads time to meet this one before the next comes. */
 		punches = atomic_load(&s.progress[0]);
 		conversions = atomic_load(&s.progress[1]);
 		while (atomic_load(&s.progress[0]) < punches + 5 ||

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Hazards of in-place conversion: requests that are refused, odd, interrupted or
- * long, and the memory that they take and leave.
+ * Hazards of in-place conversion: requests that are refused, malformed, interrupted
+ * or long, and their use of memory.
  *
  * 12, 13 Allocation failures need FAULT_INJECTION, which the sanitised
  *    kernel has; leaks are looked for in the size of all slabs.
  * 20, 21 The large folios that they are about do not exist in 7.3; the
- *    subtests pin down the results for when they do.
- * 33 That faults get in between chunks is tested, the length of a hold is
- *    the benchmark's business.
+ *    subtests define the results for when they do.
+ * 33 The subtest shows that faults get in between chunks. The benchmark measures
+ *    how long the lock is held.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -194,7 +194,7 @@ HAZARD(h13_failed_requests_leak_no_nodes)
 	unpin_page(&pin);
 }
 
-/* Not one page too few, not one too many, up to indexes over 32 bits. */
+/* Exactly the requested pages, also with indexes of more than 32 bits. */
 HAZARD(h19_index_arithmetic)
 {
 	const u64 size = 1ULL << 50;
@@ -264,7 +264,7 @@ HAZARD(h20_error_offset_inside_the_request)
 	hz_create(&h, 512, GMEM_MMAP_SHARED, 1);
 	for (i = 0; i < 512; i++)
 		*hz_hva(&h, i) = 1;
-	/* Batched references off, so that only the pin is left. */
+	/* Drains the batches, so that only the pin is left. */
 	convert(&h, 0, 512, GMEM_PRIVATE, GMEM_PRESERVE);
 	convert(&h, 0, 512, GMEM_SHARED, GMEM_PRESERVE);
 	*hz_hva(&h, 100) = 1;
@@ -430,7 +430,7 @@ HAZARD(h33_faults_get_in_between_chunks)
 	at_start = shared->done;
 	kvm_pthread_create(&t.thread, NULL, spin_thread, &t);
 
-	/* Convert until the guest is through; a starved one never is. */
+	/* Convert until the guest is done; a starved guest never is. */
 	for (rounds = 0; rounds < max_rounds && shared->done < faults; rounds++) {
 		for (first = chunk; first + chunk <= h.npages; first += chunk)
 			convert(&h, first, chunk,
@@ -675,7 +675,7 @@ HAZARD(h43_fallocated_untouched_pages_read_zero)
 		h43_dirty_free_memory();
 		TEST_ASSERT(!gmem_allocate(h.a.fd, 0, OFF(npages)), "fallocate failed");
 		convert(&h, 0, npages, steps[s].attrs, steps[s].policy);
-		/* There and back, and over pages in the state already. */
+		/* To private and back, and over pages in the requested state already. */
 		convert(&h, 0, npages / 2, steps[s].attrs, steps[s].policy);
 
 		scan.gpa = h.a.gpa;

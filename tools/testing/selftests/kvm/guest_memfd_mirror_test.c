@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * TDs under KVM's mirrored page table: guests that say by a bit of the address
- * which kind of memory they mean, above a simulation of the TDX module
- * (KVM_GMEM_EMULATE_TDX_MIRROR).
+ * TDs under KVM's mirrored page table: guests that select the kind of memory by a bit
+ * of the address, above a simulation of the TDX module (KVM_GMEM_EMULATE_TDX_MIRROR).
  *
  * KVM's MMU and its order of SEAMCALLs are the real ones. The simulation warns,
  * which fails the run, if it is called in the wrong order, and kills the VM.
@@ -38,7 +37,7 @@ FIXTURE_TEARDOWN(mirror)
 
 /* --- Two addresses ------------------------------------------------------------- */
 
-/* A second address for the page, of the kind that the guest does not mean by the first. */
+/* A second address for the page, which selects the other kind of memory. */
 static gpa_t other_address(struct ctx *x, u64 page, u64 kind)
 {
 	const gpa_t gva = page_gpa(x, page) + SZ_1G;
@@ -66,7 +65,7 @@ MIRROR_TEST(guest_has_memory_of_both_kinds)
 	ctx_launch(x);
 	host_fill(x, 0, NR_PAGES, GMEM_SEED(1));
 	convert(x, 0, 8, GMEM_PRIVATE, GMEM_PRESERVE);
-	/* A TD's pages are zeroed as it accepts them. */
+	/* A TD's pages are zeroed when it accepts them. */
 	guest_sees(x, 0, 8, GMEM_ZEROES);
 	guest_fill(x, 0, 8, GMEM_SEED(2));
 	guest_sees(x, 8, 8, GMEM_SEED(1));
@@ -143,7 +142,7 @@ MIRROR_TEST(shared_memory_is_mapped_large)
 	ownership_is(&x, 5, 1, true);
 	ownership_is(&x, 6, 1, false);
 
-	/* It comes back with the page. */
+	/* The large mapping comes back with the page. */
 	convert(&x, 5, 1, GMEM_SHARED, GMEM_ZERO);
 	guest_sees(&x, 5, 1, GMEM_ZEROES);
 	TEST_ASSERT_EQ(vm_get_stat(x.vm, pages_2m), 1);
@@ -161,7 +160,7 @@ MIRROR_TEST(shared_memory_is_mapped_large)
 	ctx_destroy(&x);
 }
 
-/* Memory that is no guest_memfd's is shared, and nothing else. */
+/* Memory outside of guest_memfd is always shared. */
 MIRROR_TEST(ordinary_memory_is_shared_only)
 {
 	struct ctx *x = &self->x;
@@ -183,7 +182,7 @@ MIRROR_TEST(ordinary_memory_is_shared_only)
 	TEST_ASSERT_EQ(run->memory_fault.flags, KVM_MEMORY_EXIT_FLAG_PRIVATE);
 }
 
-/* The bit is part of an address, and not of the memory that is there. */
+/* The bit is a part of the address, and not of the memory there. */
 MIRROR_TEST(the_bit_is_in_no_slot)
 {
 	struct kvm_pre_fault_memory range = { .size = PG };
@@ -201,7 +200,7 @@ MIRROR_TEST(the_bit_is_in_no_slot)
 	assert_errno(gmem_ioctl(x->vcpus[0]->fd, KVM_PRE_FAULT_MEMORY, &range), EINVAL);
 }
 
-/* The guest says it in its page tables, not the test by an ioctl. */
+/* The guest's page tables select the kind, not an ioctl of the test. */
 MIRROR_TEST(access_is_the_guests)
 {
 	struct kvm_gmem_emulate args = {
@@ -213,7 +212,7 @@ MIRROR_TEST(access_is_the_guests)
 	assert_errno(gmem_emulate(self->x.vm, &args), EOPNOTSUPP);
 }
 
-/* As INIT_MEM_REGION, which is an ioctl on a vCPU. */
+/* Like INIT_MEM_REGION, which is an ioctl on a vCPU. */
 MIRROR_TEST(a_launch_takes_a_vcpu)
 {
 	struct kvm_vm *vm = ____vm_create((struct vm_shape) {
@@ -284,7 +283,7 @@ MIRROR_TEST(guest_converts)
 	host_sees(x, 4, 4, GMEM_ZEROES);
 	guest_sees(x, 8, 8, GMEM_SEED(1));
 
-	/* The VMM refuses, and the guest is told. */
+	/* The VMM refuses, and the guest gets an error. */
 	r = __gmem_guest_do(x->vcpus[0], GMEM_OP_MAP_GPA, page_gpa(x, 0), PG,
 			    KVM_MAP_GPA_RANGE_DECRYPTED, 0, 0);
 	TEST_ASSERT_EQ(r, KVM_EXIT_HYPERCALL);
@@ -296,7 +295,7 @@ MIRROR_TEST(guest_converts)
 	host_refused(x, 0, 4);
 }
 
-/* --- What is taken away, and what is not --------------------------------------------- */
+/* --- Which mappings are removed ------------------------------------------------------- */
 
 MIRROR_TEST(each_kind_is_zapped_by_itself)
 {
@@ -312,7 +311,7 @@ MIRROR_TEST(each_kind_is_zapped_by_itself)
 	convert(x, 0, 8, GMEM_PRIVATE, GMEM_NONE);
 	TEST_ASSERT_EQ(vm_get_stat(x->vm, pages_4k), mapped);
 
-	/* The host loses its mappings of shared pages; that is no matter of private ones. */
+	/* The host loses its mappings of shared pages; private pages are not affected. */
 	TEST_ASSERT_EQ(madvise(x->a.hva, x->a.size, MADV_DONTNEED), 0);
 	kvm_munmap(x->a.hva, x->a.size);
 	x->a.hva = kvm_mmap(x->a.size, PROT_READ | PROT_WRITE, MAP_SHARED, x->a.fd);
@@ -335,8 +334,8 @@ MIRROR_TEST(each_kind_is_zapped_by_itself)
 }
 
 /*
- * Shared memory that is not the file's: the host unmaps it, also where the guest
- * has private memory, and only what is shared leaves the guest.
+ * Shared memory outside of the file: the host unmaps it, also where the guest has
+ * private memory, and the guest loses only its shared mappings.
  */
 MIRROR_TEST(unmapping_in_the_host_leaves_private_pages)
 {
@@ -405,8 +404,8 @@ static void *check_pages(void *arg)
 }
 
 /*
- * Pages leave while a vCPU runs, which the simulation notices if nobody makes it
- * leave the guest, and which finds everything else as before.
+ * Pages are removed while a vCPU runs. The simulation notices if nobody makes the vCPU
+ * leave the guest. The vCPU finds all other pages as before.
  */
 MIRROR_TEST(pages_leave_while_the_guest_runs)
 {
@@ -460,8 +459,8 @@ MIRROR_TEST(removal_that_is_busy_once_succeeds)
 }
 
 /*
- * The VM is dead, the page that could not be removed is the one that user space
- * is told, and it is nobody's ever after.
+ * The VM is dead, error_offset names the page that could not be removed, and nobody
+ * gets that page any more.
  */
 static void removal_fails(u64 step, u64 error, u64 times, u64 bad)
 {
@@ -530,7 +529,7 @@ MIRROR_TEST(added_pages_leave_before_launch)
 	guest_sees(x, 0, 2, GMEM_ZEROES);
 }
 
-/* The module refuses for good: EIO, no memory fault, and the end of the VM. */
+/* The module refuses permanently: EIO, no memory fault, and the VM is dead. */
 MIRROR_TEST(adding_fails)
 {
 	struct ctx *x = &self->x;

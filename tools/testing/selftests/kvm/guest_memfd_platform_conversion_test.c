@@ -4,11 +4,9 @@
  * beside a running guest, and when the platform fails in the middle.
  *
  * Of the hazards that only such platforms have, 1, 30, 39, 40 and 44 have a
- * subtest here. This one has none:
- *
- * 29 "an RMP entry is found unassigned during PSMASH, a VMSA page goes under a
- *    running vCPU": everything here is mapped by 4K, so nothing is ever split,
- *    and emulated vCPUs have no VMSA. The split is the RMP model's own test.
+ * subtest here. Hazard 29 has none: all pages have 4K here, so no RMP entry is split,
+ * and emulated vCPUs have no VMSA. KUnit (kvm_gmem_snp) tests the split, and
+ * guest_memfd_snp_test the VMSA.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -57,7 +55,7 @@ FIXTURE_TEARDOWN(tdx)
 
 /* --- Hazards with a guest ------------------------------------------------------------ */
 
-/* Hazard 1: pages that already are private are left alone, mappings included. */
+/* Hazard 1: pages that are private already are left alone, mappings included. */
 EMULATED_TEST(h01_mixed_range_to_private)
 {
 	struct ctx *x = &self->x;
@@ -83,7 +81,7 @@ EMULATED_TEST(h01_mixed_range_to_private)
 	for (i = 0; i < NR_PAGES; i += 2)
 		guest_sees(x, i, 1, GMEM_SEED(1));
 
-	/* All of it again with nothing to change. */
+	/* The whole range again, with nothing to change. */
 	convert(x, 0, NR_PAGES, GMEM_PRIVATE, GMEM_NONE);
 	refused(x, 1, NR_PAGES - 1, GMEM_PRIVATE, GMEM_ZERO, EOPNOTSUPP, 2);
 	for (i = 0; i < NR_PAGES; i += 2)
@@ -95,7 +93,7 @@ static void write_proc(const char *path, const char *text)
 {
 	int fd = open(path, O_WRONLY);
 
-	/* Not every kernel has every knob; those that it has are turned. */
+	/* Not every kernel has every file; those that exist are written. */
 	if (fd < 0)
 		return;
 	if (write(fd, text, strlen(text)) < 0)
@@ -141,7 +139,7 @@ EMULATED_TEST(h39_host_kernel_leaves_owned_pages_alone)
 	write_proc("/sys/kernel/mm/ksm/run", "0");
 }
 
-/* Pages that the platform owned are the host's again after a hole, and after the file is closed. */
+/* The host gets pages that the platform owned back by a hole, and when the file is closed. */
 EMULATED_TEST(freed_pages_are_given_up)
 {
 	const u64 npages = SZ_1M / PG;
@@ -171,7 +169,7 @@ EMULATED_TEST(freed_pages_are_given_up)
 		gmem_dirty_free_pages();
 }
 
-/* Reads all pages of the file, over and over. */
+/* Reads all pages of the file repeatedly. */
 struct reader {
 	struct ctx *x;
 	pthread_t thread;
@@ -203,9 +201,9 @@ static void *read_pages(void *arg)
 #define H40_ROUNDS	400
 
 /*
- * Hazard 40: while a vCPU touches the page, PRESERVE to shared either says that
- * the page is owned or keeps the bytes. An answer that is older than the
- * invalidation says that it is not and loses them.
+ * Hazard 40: while a vCPU touches the page, PRESERVE to shared either reports that the
+ * page is owned or keeps the bytes. With an answer from before the invalidation it
+ * could succeed and lose them.
  */
 TDX_TEST(h40_preserve_against_a_running_guest)
 {
@@ -222,7 +220,7 @@ TDX_TEST(h40_preserve_against_a_running_guest)
 
 		host_fill(x, 0, 4, seed);
 		convert(x, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
-		/* More or less time for the guest, whichever it was given too little of. */
+		/* More or less time for the guest, so that both outcomes occur. */
 		for (j = 0; j < spins; j++)
 			sched_yield();
 		for (j = 0; j < 4; j++) {
@@ -291,9 +289,9 @@ static void *convert_held(void *arg)
 }
 
 /*
- * The same with the order made instead of hoped for: a vCPU has been given the
- * page, a conversion is about to begin its invalidation, the vCPU maps the page,
- * the conversion goes on. What it asked before the invalidation is wrong by now.
+ * The same with a forced order: a vCPU has been given the page, a conversion is about
+ * to begin its invalidation, the vCPU maps the page, the conversion continues. An
+ * answer from before the invalidation would be wrong by now.
  */
 TDX_TEST(h40_page_is_mapped_just_before_the_invalidation)
 {
@@ -322,8 +320,8 @@ TDX_TEST(h40_page_is_mapped_just_before_the_invalidation)
 }
 
 /*
- * The other way round: the vCPU comes too late, and must not map the page as
- * what it was.
+ * The opposite order: the vCPU comes too late, and must not map the page with the old
+ * attribute.
  */
 TDX_TEST(h40_page_is_not_mapped_after_the_invalidation)
 {
@@ -339,7 +337,7 @@ TDX_TEST(h40_page_is_not_mapped_after_the_invalidation)
 	gmem_hold(x->vm, gpa, KVM_GMEM_EMULATE_HOLD_FAULT, false);
 	kvm_pthread_join(guest.thread, NULL);
 	if (x->platform == TDX_MIRROR) {
-		/* Its address says private still, until it knows better. */
+		/* Its address still selects private memory, until it faults. */
 		assert_errno(-guest.r, EFAULT);
 		TEST_ASSERT_EQ(x->vcpus[1]->run->exit_reason, KVM_EXIT_MEMORY_FAULT);
 		TEST_ASSERT_EQ(x->vcpus[1]->run->memory_fault.gpa, gpa);
@@ -372,8 +370,8 @@ static void assert_dead(struct ctx *x)
 
 /*
  * Sixteen pages of the guest are to become shared, and the platform fails at
- * one of them. No attribute changes, the VM is dead, and everybody else is as
- * before. (GET is refused, so that what the host may touch has to tell.)
+ * one of them. No attribute changes, the VM is dead, and nothing else has changed.
+ * (GET is refused, so the host's accesses show the attributes.)
  */
 static void fail_at(enum platform platform, u64 bad, u64 which, u64 error, u64 policy,
 		    struct ctx *other)
@@ -400,7 +398,7 @@ static void fail_at(enum platform platform, u64 bad, u64 which, u64 error, u64 p
 	host_sees(&x, total - 1, 1, GMEM_SEED(1));
 	assert_dead(&x);
 
-	/* Hazard 44: it stays so, whatever is tried. */
+	/* Hazard 44: the page stays lost, whatever is tried. */
 	gmem_punch(x.a.fd, OFF(first), OFF(npages));
 	gmem_allocate(x.a.fd, OFF(first), OFF(npages));
 	host_refused(&x, 1, npages + 2);
@@ -454,9 +452,9 @@ TDX_TEST(h44_blocking_and_tracking_fail)
 }
 
 /*
- * Hazard 30: adding sixteen pages fails at one of them. Those before it stay
- * added, it and those behind it are as before, and the caller goes on from
- * where it is told that it is.
+ * Hazard 30: adding sixteen pages fails at one of them. The pages before it stay
+ * added, it and those behind it are as before, and the caller continues at the
+ * returned address.
  */
 EMULATED_TEST(h30_adding_fails_at_each_page)
 {
@@ -479,7 +477,7 @@ EMULATED_TEST(h30_adding_fails_at_each_page)
 		TEST_ASSERT(r == EIO && done == i, "Page %lu failed: errno %d, %lu pages added", i,
 			    r, done);
 		if (x.platform == TDX_MIRROR) {
-			/* KVM takes it for a bug, of which the VM has died. */
+			/* KVM treats it as a bug, and the VM is dead. */
 			host_refused(&x, 0, 16);
 			guest_sees(&self->x, 0, NR_PAGES, GMEM_SEED(99));
 			ctx_destroy(&x);

@@ -18,7 +18,7 @@
 
 /* --- One VM, one file -------------------------------------------------------- */
 
-/* What only one of them has. */
+/* For tests of a single platform. */
 FIXTURE(snp)
 {
 	struct ctx x;
@@ -109,7 +109,7 @@ EMULATED_TEST(the_choice_comes_first)
 	assert_errno(gmem_enable_emulation(vm, model, flags), EINVAL);
 	kvm_vm_free(vm);
 
-	/* A VM that has not chosen has nothing to operate on. */
+	/* A VM without a platform has nothing to operate on. */
 	vm = bare_vm(KVM_X86_SW_PROTECTED_VM);
 	TEST_ASSERT(gmem_launch_finish(vm), "A real platform takes the models' ioctl");
 	kvm_vm_free(vm);
@@ -141,7 +141,7 @@ EMULATED_TEST(platforms_side_by_side)
 	guest_sees(x, 0, 4, GMEM_SEED(2));
 }
 
-/* The effect of the flag, on which no promise depends. */
+/* The effect of the flag, which no guarantee depends on. */
 EMULATED_TEST(what_removal_leaves)
 {
 	struct ctx *x = &self->x;
@@ -218,7 +218,7 @@ EMULATED_TEST(launch_ioctl_is_checked)
 	kvm_munmap(mem, PG);
 	assert_errno(gmem_ioctl(x->vm->fd, KVM_GMEM_EMULATE, mem), EFAULT);
 
-	/* A page that is shared is nothing for a guest's private memory. */
+	/* A shared page cannot be added as private memory. */
 	assert_errno(add(x, 1, 1, NULL, NULL), EINVAL);
 	ownership_is(x, 0, 2, false);
 
@@ -245,7 +245,7 @@ EMULATED_TEST(launch_update_with_a_source)
 	ownership_is(x, 5, 1, false);
 	host_refused(x, 0, 5);
 
-	/* The source is the caller's again. */
+	/* The caller can use the source again. */
 	memset(source, 0x11, OFF(4));
 	ctx_launch(x);
 	guest_sees(x, 1, 4, GMEM_SEED(1));
@@ -261,7 +261,7 @@ EMULATED_TEST(h16_launch_update_in_place)
 
 	host_fill(x, 0, 6, GMEM_SEED(1));
 	convert(x, 0, 5, GMEM_PRIVATE, GMEM_PRESERVE);
-	/* The helper looks where the three fields have been advanced to. */
+	/* The helper checks how far the three fields have been advanced. */
 	assert_errno(add(x, 0, 3, NULL, NULL), 0);
 	assert_errno(add(x, 3, 1, NULL, NULL), 0);
 	ownership_is(x, 0, 4, true);
@@ -300,14 +300,14 @@ EMULATED_TEST(h17_the_source_is_the_file_itself)
 	assert_errno(add(x, 8, 2, ctx_hva(x, 0), NULL), 0);
 	host_sees(x, 0, 4, GMEM_SEED(1));
 
-	/* A private page is no source, neither another one nor the page itself. */
+	/* A private page cannot be the source, neither another page nor the page itself. */
 	assert_errno(add(x, 4, 1, ctx_hva(x, 5), &done), EFAULT);
 	TEST_ASSERT_EQ(done, 0);
 	assert_errno(add(x, 4, 1, ctx_hva(x, 4), &done), EFAULT);
 	TEST_ASSERT_EQ(done, 0);
 	assert_errno(add(x, 4, 1, ctx_hva(x, 8), &done), EFAULT);
 	TEST_ASSERT_EQ(done, 0);
-	/* The second of two sources is one. */
+	/* The second page of the source is private. */
 	assert_errno(add(x, 4, 2, ctx_hva(x, 3), &done), EFAULT);
 	TEST_ASSERT_EQ(done, 1);
 	ownership_is(x, 4, 1, true);
@@ -318,7 +318,7 @@ EMULATED_TEST(h17_the_source_is_the_file_itself)
 	gmem_guest_assert(x->vcpus[0], page_gpa(x, 4), PG, GMEM_SEED(1), OFF(3));
 	host_refused(x, 4, 8);
 
-	/* The source may go its own way. */
+	/* Later changes of the source have no effect. */
 	convert(x, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
 	host_refused(x, 0, 12);
 }
@@ -327,7 +327,7 @@ EMULATED_TEST(h17_the_source_is_the_file_itself)
 EMULATED_TEST(h31_already_assigned_pages)
 {
 	struct ctx *x = &self->x;
-	/* KVM finds it mapped, and does not ask the platform. */
+	/* KVM finds it mapped, and does not call the platform. */
 	const int given = x->platform == TDX_MIRROR ? EIO : EEXIST;
 	u64 done;
 	u8 *source;
@@ -343,7 +343,7 @@ EMULATED_TEST(h31_already_assigned_pages)
 	assert_errno(add(x, 2, 1, source, &done), given);
 	TEST_ASSERT_EQ(done, 0);
 
-	/* In the middle of a range: those before it are added, no others. */
+	/* In the middle of a range: only the pages before it are added. */
 	assert_errno(add(x, 0, 4, NULL, &done), given);
 	TEST_ASSERT_EQ(done, 2);
 	ownership_is(x, 0, 3, true);
@@ -411,7 +411,7 @@ SNP_TEST(h15_cpuid_page_without_a_source)
 	ownership_is(x, 1, 1, false);
 	assert_errno(gmem_launch_update(x->vm, type, page_gpa(x, 1), PG, NULL, NULL), 0);
 
-	/* With a source, which is corrected and nothing behind it. */
+	/* With a source: only the source's page is corrected. */
 	fill_cpuid(source, 1000, OFF(2));
 	gmem_fill(source + PG, PG, GMEM_SEED(2), 0);
 	assert_errno(gmem_launch_update(x->vm, type, page_gpa(x, 2), PG, source, &done), EIO);
@@ -434,8 +434,8 @@ SNP_TEST(h15_cpuid_page_without_a_source)
 }
 
 /*
- * Hazard 31: the page is assigned to one gfn and shows up at another. Where it
- * belongs it is the guest's as before.
+ * Hazard 31: the page is assigned to one gfn and appears at another. At the first gfn
+ * the guest can still use it.
  */
 SNP_TEST(h31_assigned_for_another_gfn)
 {
@@ -475,8 +475,8 @@ static void asks_for(struct ctx *x, int r, u64 page, u64 flags)
 }
 
 /*
- * Hazard 50: the guest says which kind of memory it means, as on the platform,
- * and user space hears of it if that is not what the file says.
+ * Hazard 50: the guest selects the kind of memory, as on the platform, and user space
+ * gets an exit if the file has the other kind.
  */
 EMULATED_TEST(h50_guest_means_the_other_kind)
 {
@@ -516,9 +516,9 @@ EMULATED_TEST(h50_guest_means_the_other_kind)
 }
 
 /*
- * Hazard 48: a guest's fault in which the platform fails is EIO, and no memory
- * fault, by which a VMM would convert the page and try again for ever. It has
- * given nothing and can be repeated, except where KVM takes it for a bug.
+ * Hazard 48: a guest's fault in which the platform fails is EIO, and not a memory
+ * fault, after which a VMM would convert the page and try again for ever. The guest
+ * gets no page, and can repeat the fault, except where KVM treats it as a bug.
  */
 EMULATED_TEST(h48_platform_fails_in_a_guest_fault)
 {

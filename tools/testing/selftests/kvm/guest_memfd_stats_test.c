@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What conversions add to the statistics of their VM, by KVM's binary interface,
- * after operations of which each number is known.
+ * The statistics of conversions, read through KVM's binary interface after operations
+ * with known numbers.
  */
 #include <sys/uio.h>
 
@@ -84,7 +84,7 @@ TEST(conversions_are_counted)
 	want.pages_to_private[2] = 4;
 	expect_stats(vm, &want);
 
-	/* A request that finds all done is one. */
+	/* A request that finds nothing to do counts as a request. */
 	gmem_convert(fd, 0, 6 * PS, GMEM_PRIVATE, GMEM_PRESERVE);
 	want.to_private[2]++;
 	gmem_convert(fd, 0, 5 * PS, GMEM_SHARED, GMEM_NONE);
@@ -99,7 +99,7 @@ TEST(conversions_are_counted)
 	want.pages_to_shared[2] = 5;
 	expect_stats(vm, &want);
 
-	/* Those that come to nothing. */
+	/* Requests that fail. */
 	TEST_ASSERT(!pipe(ends), "pipe: %d", errno);
 	TEST_ASSERT_EQ(vmsplice(ends[1], &iov, 1, 0), PS);
 	TEST_ASSERT_EQ(gmem_set_once(fd, 0, 4 * PS, GMEM_PRIVATE, GMEM_ZERO, NULL), EAGAIN);

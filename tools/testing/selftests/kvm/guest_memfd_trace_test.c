@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The trace events of guest_memfd, each read back after an operation of which
- * it is known what they have to say, in a tracing instance of the test's own.
+ * The trace events of guest_memfd, each read back after an operation with a known
+ * event, in a tracing instance of the test's own.
  */
 #include <stdio.h>
 #include <sys/stat.h>
@@ -35,7 +35,7 @@ static void clear(void)
 	close(fd);
 }
 
-/* How many events there are with this name, whose text contains @text. */
+/* The number of events with this name whose text contains @text. */
 static int count(const char *event, const char *text)
 {
 	char name[64], line[512];
@@ -260,7 +260,7 @@ static void destroy_snp(struct gmem_area *a, struct kvm_vm *vm)
 	kvm_vm_free(vm);
 }
 
-/* By which number the RMP knows the guest that has the page. */
+/* The number by which the RMP identifies the owner of the page. */
 static u64 asid_of(struct kvm_vm *vm, gpa_t gpa)
 {
 	struct kvm_gmem_emulate args;
@@ -316,7 +316,7 @@ TRACE_TEST(populate_and_rmp)
 	destroy_snp(&a, vm);
 }
 
-/* A page that already is a guest's does not change the RMP, but is traced. */
+/* A page that is assigned already does not change the RMP, but is traced. */
 TRACE_TEST(rmp_refusal)
 {
 	const u64 gpa = GMEM_GPA, other = gpa + SZ_1M;
@@ -349,7 +349,7 @@ TRACE_TEST(rmp_refusal)
 	destroy_snp(&a, vm);
 }
 
-/* Off is off. */
+/* Events that are off send nothing. */
 TRACE_TEST(off)
 {
 	put("events/kvm_gmem/enable", "0");

@@ -2,10 +2,9 @@
 /*
  * Which operations wait for a conversion or for the end of a file, and how.
  *
- * It is held at a gate of the emulated platform, with the lock of its file. So
- * each test has all the time that it wants, and needs no clock. A
- * kernel in which something waits that must not has the test hang, which its
- * timeout ends.
+ * The conversion is held at a gate of the emulated platform, with the lock of its
+ * file. So each test has as much time as it needs, and uses no clock. If something
+ * waits that must not, the test hangs until its timeout.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -69,7 +68,7 @@ static void let_through(pthread_t thread)
 	TEST_ASSERT(!pthread_kill(thread, SIGUSR1), "pthread_kill() failed");
 }
 
-/* Until the task waits in the kernel, and not for something that could be a signal. */
+/* Until the task waits in the kernel, in a state that signals do not end. */
 static void wait_until_stuck(pid_t pid, pid_t tid)
 {
 	char path[64], line[256], *end;
@@ -123,7 +122,7 @@ static void let_go(struct machine *m, pthread_t converter)
 
 struct toucher {
 	u8 *mem;
-	/* How, if not by writing a byte. */
+	/* How to access the page other than by writing a byte. */
 	void (*use)(u8 *mem);
 	_Atomic pid_t tid;
 };
@@ -181,9 +180,9 @@ static void *convert_back(void *arg)
 }
 
 /*
- * A second conversion has queued up behind a fault that waits for a first one: the
- * fault, when it is tried again, finds the lock taken again, and is still not to
- * wait for it with a lock of the process held.
+ * A second conversion is queued behind a fault that waits for a first one. When the
+ * fault is tried again, it finds the lock taken again. It still must not wait with a
+ * lock of the process held.
  */
 static void lose_twice(struct machine *m, pthread_t *first, void (*use)(u8 *mem))
 {
@@ -324,7 +323,7 @@ static void kill_stuck(pid_t vmm, int ready)
 	TEST_ASSERT(!kill(converter, SIGKILL), "The conversion has ended: errno %d", errno);
 }
 
-/* Has another process convert, which is held. Its number goes to @ready. */
+/* Lets another process convert, and holds the conversion. Its process id goes to @ready. */
 static void hold_another(struct machine *m, int ready)
 {
 	pid_t pid;
@@ -428,8 +427,8 @@ static void *close_file(void *arg)
 }
 
 /*
- * Memory failure has the machine's other failures wait for it. So it does not wait
- * for a file that is being closed, which takes as long as there are pages.
+ * All other memory failures of the machine wait for this one. So it must not wait for a
+ * file that is being closed, which takes a time proportional to its pages.
  */
 WAIT(memory_failure_does_not_wait_for_a_close)
 {

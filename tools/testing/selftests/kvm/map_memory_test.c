@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * KVM_MAP_MEMORY: what it maps, what it says is left, and that it does nothing
- * else.
+ * KVM_MAP_MEMORY: what it maps, which range it reports as left, and that it changes
+ * nothing else.
  *
  * Whether a page is mapped is seen by the faults that a guest takes when it
  * touches it: vCPU statistics count them on x86 ("pf_taken"), and count exits
@@ -91,8 +91,8 @@ static u64 faults(struct kvm_vcpu *vcpu)
 }
 
 /*
- * An ioctl that is no KVM_RUN. Returns 0 or the errno. What kvm_run tells of the
- * last exit is KVM_RUN's, and stays whatever happens.
+ * An ioctl other than KVM_RUN. Returns 0 or the errno. It must not change kvm_run,
+ * which describes the last exit of KVM_RUN.
  */
 static int prefault_ioctl(struct kvm_vcpu *vcpu, unsigned long cmd, void *args)
 {
@@ -100,7 +100,7 @@ static int prefault_ioctl(struct kvm_vcpu *vcpu, unsigned long cmd, void *args)
 	struct kvm_run before;
 	int r;
 
-	/* No exit that there is, so that none can be mistaken for it. */
+	/* A value that is not an exit reason. */
 	const u32 reason = run->exit_reason;
 	run->exit_reason = 0x5a5a5a5a;
 	memcpy(&before, run, sizeof(before));
@@ -132,7 +132,7 @@ static int map_once(struct kvm_vcpu *vcpu, u64 base, u64 size, u64 flags,
 	return r;
 }
 
-/* As one has to use it. */
+/* The ioctl, repeated until all is mapped. */
 static int map_all(struct kvm_vcpu *vcpu, u64 base, u64 size)
 {
 	struct kvm_memory_mapping left = { .base_address = base, .size = size };
@@ -152,7 +152,7 @@ static void map_the_rest(struct kvm_vcpu *vcpu)
 	assert_errno(map_all(vcpu, slot0->region.guest_phys_addr, slot0->region.memory_size), 0);
 }
 
-/* How many of the pages were not mapped as the guest needs them. */
+/* The number of pages that were not mapped as the guest needs them. */
 static u64 missing(struct ctx *x, u64 page, u64 npages, bool write)
 {
 	u64 before;
@@ -168,8 +168,8 @@ static u64 missing(struct ctx *x, u64 page, u64 npages, bool write)
 	return faults(x->vcpu) - before;
 #else
 	/*
-	 * One exit is that of the ucall; interrupts of the host are some more,
-	 * and not many in so short a time.
+	 * One exit is the ucall's. Interrupts of the host cause a few more in so
+	 * short a time.
 	 */
 	before = faults(x->vcpu) - before - 1;
 	return before < npages / 4 ? 0 : npages / 2 <= before ? npages : before;
@@ -205,7 +205,7 @@ static void ctx_destroy(struct ctx *x, u64 npages)
 	kvm_munmap(x->hva, npages * PG);
 }
 
-/* Seconds. The sanitised kernel is slow, and what takes longer hangs. */
+/* Seconds, after which a test counts as hung. The sanitised kernel is slow. */
 #define TIMEOUT		300
 #define MAP_TEST(name)	TEST_F_TIMEOUT(map, name, TIMEOUT)
 
@@ -227,7 +227,7 @@ MAP_TEST(capability)
 {
 	TEST_ASSERT_EQ(vm_check_cap(self->x.vm, KVM_CAP_MAP_MEMORY), 1);
 #ifdef __aarch64__
-	/* Which protected hosts have, and which have no pre-fault before the first run. */
+	/* Only protected hosts have this capability, and these have no KVM_PRE_FAULT_MEMORY. */
 	if (kvm_check_cap(KVM_CAP_EXIT_HYPERCALL))
 		return;
 #endif
@@ -293,7 +293,7 @@ MAP_TEST(what_is_left)
 	assert_errno(map_once(vcpu, left.base_address, left.size, 0, &left), ENOENT);
 	TEST_ASSERT_EQ(left.size, 3 * PG);
 	assert_errno(map_once(vcpu, GPA - PG, 2 * PG, 0, NULL), ENOENT);
-	/* The last page that there is an address for. */
+	/* The last page with an address. */
 	assert_errno(map_once(vcpu, -2 * PG, PG, 0, NULL), ENOENT);
 
 	TEST_ASSERT_EQ(missing(&self->x, NPAGES / 2, NPAGES / 2, false), 0);
@@ -312,14 +312,14 @@ MAP_TEST(mapped_pages_take_no_fault)
 	TEST_ASSERT_EQ(missing(x, NPAGES / 2, NPAGES / 2, true), NPAGES / 2);
 }
 
-/* The pages were never written: they are the host's zero page, and stay so. */
+/* The pages were never written: they are the host's zero page, and stay it. */
 MAP_TEST(copy_on_write_is_not_broken)
 {
 	struct ctx *x = &self->x;
 
 	assert_errno(map_all(x->vcpu, GPA, NPAGES * PG), 0);
 	TEST_ASSERT_EQ(missing(x, 0, NPAGES, false), 0);
-	/* Some faults come twice, as the zero page is taken away for them. */
+	/* Some faults come twice, as the first one replaces the zero page. */
 	TEST_ASSERT(missing(x, 0, NPAGES, true) >= NPAGES, "Pages were mapped writable");
 }
 
@@ -359,9 +359,8 @@ static void assert_all_dirty(struct ctx *x)
 }
 
 /*
- * Nothing that the guest writes is missing in the log, however it was mapped.
- * (On x86 what is mapped writable counts as written, on arm64 it is not mapped
- * writable.)
+ * The log has all pages that the guest writes, however they were mapped. (On x86 pages
+ * that are mapped writable count as written. On arm64 they are not mapped writable.)
  */
 MAP_TEST(dirty_log)
 {
@@ -461,9 +460,9 @@ VM_TEST(poisoned_ordinary_page)
 }
 
 /*
- * A signal that is there before anything is mapped ends the call with nothing
- * done. It has to come in the few instructions between the entry and the first
- * page, which one in many does.
+ * A signal that comes before anything is mapped ends the call with nothing done. It
+ * has to come in the few instructions between the entry and the first page, which
+ * happens once in many calls.
  */
 VM_TEST(signal_at_the_start)
 {
@@ -493,7 +492,7 @@ VM_TEST(signal_at_the_start)
 	ctx_destroy(&x, NPAGES);
 }
 
-/* A request for one page, where 2M lie behind it. */
+/* A request for one page of memory in a page of 2M. */
 VM_TEST(larger_than_requested)
 {
 	const u64 npages = SZ_4M / PG;
@@ -521,7 +520,7 @@ VM_TEST(larger_than_requested)
 	kvm_munmap(x.hva, SZ_4M);
 }
 
-/* Slots come and go while their pages are mapped. */
+/* Slots are added and deleted while their pages are mapped. */
 struct slot_changer {
 	struct ctx *x;
 	pthread_t thread;
@@ -655,13 +654,13 @@ VM_TEST(private_shared_and_mixed)
 		if (i % 3)
 			gmem_host_assert_refused(x.a.hva + i * PG, PG);
 	}
-	/* And the mappings go where they have to. */
+	/* And the mappings lead to the right pages. */
 	gmem_convert(x.a.fd, 0, NPAGES * PG, GMEM_SHARED, GMEM_ZERO);
 	gmem_guest_assert(x.vcpus[0], x.a.gpa, NPAGES * PG, GMEM_ZEROES, 0);
 	gmem_ctx_destroy(&x);
 }
 
-/* First use zeroes, also if it is this one. */
+/* The first use zeroes, also if KVM_MAP_MEMORY is the first use. */
 VM_TEST(unused_pages_are_zeroed)
 {
 	struct gmem_ctx x;
@@ -754,7 +753,7 @@ static void platform_fails(u32 platform)
 	assert_errno(map_once(x.vcpus[0], x.a.gpa, PG, 0, NULL), EIO);
 	assert_errno(prefault_ioctl(x.vcpus[0], KVM_PRE_FAULT_MEMORY, &range), EIO);
 	if (platform == KVM_GMEM_EMULATE_TDX_MIRROR) {
-		/* KVM takes it for a bug, of which the VM has died. */
+		/* KVM treats it as a bug, and the VM is dead. */
 		assert_errno(-gmem_guest_resume(x.vcpus[0]), EIO);
 		kvm_munmap(x.a.hva, x.a.size);
 		kvm_close(x.a.fd);
@@ -819,7 +818,7 @@ static void l1_guest_code(struct svm_test_data *svm)
 	GUEST_DONE();
 }
 
-/* KVM answers for the address space of L1, and does not have it loaded. */
+/* KVM maps for the address space of L1, which is not loaded here. */
 VM_TEST(vcpu_that_runs_a_nested_guest)
 {
 	struct kvm_vcpu *vcpu;
@@ -938,7 +937,7 @@ VM_TEST(against_conversion_on_tdx)
 	map_against_conversion(KVM_GMEM_EMULATE_TDX);
 }
 
-/* Here it is the guest that says which kind it means, and a prefault that does for it. */
+/* Here the guest selects the kind, and a prefault selects it for the guest. */
 VM_TEST(against_conversion_on_mirror)
 {
 	if (!gmem_emulates(KVM_GMEM_EMULATE_TDX_MIRROR))
@@ -977,7 +976,7 @@ static void file_ctx_destroy(struct ctx *x, int fd)
 	kvm_close(fd);
 }
 
-/* A guest that goes through pages in use takes a fault for each of a few only. */
+/* A guest that goes through pages in use takes one fault for several pages. */
 VM_TEST(pages_ahead_of_the_guest)
 {
 	u64 faults = NPAGES / 4;
@@ -986,7 +985,7 @@ VM_TEST(pages_ahead_of_the_guest)
 
 	fd = file_ctx_create(&x);
 #ifdef __aarch64__
-	/* On protected hosts EL2 is asked for each page. */
+	/* On protected hosts EL2 maps each page by itself. */
 	if (kvm_check_cap(KVM_CAP_EXIT_HYPERCALL))
 		faults = NPAGES;
 #endif
@@ -1068,8 +1067,8 @@ static void each_page_is_its_own(struct ctx *x, u64 npages)
 }
 
 /*
- * Memory of a guest_memfd that is in one piece is mapped by one block, until a part of
- * it leaves the file. x86 has a test of its own for that.
+ * Contiguous memory of a guest_memfd is mapped by one block, until a part of it leaves
+ * the file. x86 has a test program of its own for that.
  */
 VM_TEST(block_of_a_guest_memfd)
 {
@@ -1092,14 +1091,14 @@ VM_TEST(block_of_a_guest_memfd)
 	r = fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, SZ_2M);
 	TEST_ASSERT(!r, "fallocate(): errno %d", errno);
 	TEST_ASSERT_EQ(vm_get_stat(x.vm, gmem_blocks_made), 1);
-	/* Wherever the fault is. */
+	/* The fault may be on any page. */
 	missing(&x, 5, 1, true);
 	TEST_ASSERT_EQ(vm_get_stat(x.vm, gmem_blocks_mapped), 1);
 	TEST_ASSERT_EQ(missing(&x, 0, npages, true), 0);
 	TEST_ASSERT_EQ(vm_get_stat(x.vm, gmem_blocks_mapped), 1);
 	each_page_is_its_own(&x, npages);
 
-	/* A hole: of the other pages nothing is lost, and of the old one nothing is left. */
+	/* A hole: the other pages lose nothing, and nothing is left of the old page. */
 	r = fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 5 * PG, PG);
 	TEST_ASSERT(!r, "punch: errno %d", errno);
 	TEST_ASSERT_EQ(*(u64 *)(x.hva + 5 * PG), 0);
@@ -1108,7 +1107,7 @@ VM_TEST(block_of_a_guest_memfd)
 	*(u64 *)(x.hva + 5 * PG) = 0;
 	missing(&x, 0, npages, true);
 	each_page_is_its_own(&x, npages);
-	/* The page can get the same frame again, and the block be one again. */
+	/* The page can get the same frame again, which restores the block. */
 	mapped = vm_get_stat(x.vm, gmem_blocks_mapped);
 
 	/* Allocated anew by KVM_MAP_MEMORY, and mapped by one call. */

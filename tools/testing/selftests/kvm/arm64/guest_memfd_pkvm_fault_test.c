@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Faults of protected guests: ahead of time by KVM_MAP_MEMORY, and while the
- * host converts, cuts out and touches the same pages.
+ * host converts, punches out and touches the same pages.
  *
- * The guests are real, and so is EL2: the kernel has to be booted with
+ * The guests and EL2 are real: the kernel has to be booted with
  * kvm-arm.mode=protected.
  */
 #include <pthread.h>
@@ -12,7 +12,7 @@
 
 #include "gmem_pkvm_fixture.h"
 
-/* For what is the matter with the others only. */
+/* For tests that need guests without exits. */
 FIXTURE(untold) {
 	struct pvm p;
 };
@@ -29,7 +29,7 @@ FIXTURE_TEARDOWN(untold)
 
 /* --- KVM_MAP_MEMORY ------------------------------------------------------- */
 
-/* Pages become the guest's ahead of its faults, those that can. */
+/* Private pages become the guest's ahead of its faults. */
 PVM_TEST(map_memory)
 {
 	struct pvm *p = &self->p;
@@ -41,19 +41,19 @@ PVM_TEST(map_memory)
 	gmem_fill(p->mem, 8 * PG, GMEM_SEED(1), 0);
 	gmem_convert(p->fd, 0, 4 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
 
-	/* EL2 learns of the vCPU by its first run, of which the guest sees nothing. */
+	/* EL2 learns of the vCPU at its first run, which executes nothing of the guest. */
 	assert_errno(map_memory(c, 0, PG, &left), EOPNOTSUPP);
 	c->vcpu->run->immediate_exit = 1;
 	TEST_ASSERT(__vcpu_run(c->vcpu) && errno == EINTR, "KVM_RUN: errno %d", errno);
 	c->vcpu->run->immediate_exit = 0;
 
-	/* As far as it is private. */
+	/* Up to the first page that is not private. */
 	assert_errno(map_memory(c, 0, 8 * PG, &left), 0);
 	TEST_ASSERT_EQ(left, 4);
 	assert_errno(map_memory(c, 4 * PG, 4 * PG, &left), EFAULT);
 	TEST_ASSERT_EQ(left, 4);
 	host_check(p, 4 * PG, 4 * PG, GMEM_SEED(1));
-	/* They are the guest's, and twice is once. */
+	/* The pages are the guest's; mapping them again has no effect. */
 	assert_errno(gmem_set_once(p->fd, 3 * PG, PG, GMEM_SHARED, GMEM_NONE, &eo), EPERM);
 	assert_errno(map_memory(c, 0, 4 * PG, &left), 0);
 	TEST_ASSERT_EQ(left, 0);
@@ -64,7 +64,7 @@ PVM_TEST(map_memory)
 	/* Pages that the guest shares are mapped already. */
 	cpu_share(c, 0, PG);
 	assert_errno(map_memory(c, 0, PG, &left), 0);
-	/* Memory that is not guest_memfd's can be mapped as well. */
+	/* Memory outside of guest_memfd can be mapped as well. */
 	assert_errno(gmem_ioctl(c->vcpu->fd, KVM_MAP_MEMORY,
 				&(struct kvm_memory_mapping){ .size = 16 * PG }), 0);
 }
@@ -74,13 +74,13 @@ PVM_TEST(map_memory)
 struct storm {
 	struct pvm *p;
 	_Atomic int running;
-	bool zero;		/* also from under the hands of a guest that does not tell */
+	bool zero;		/* also with guests whose hypercalls do not exit */
 	u64 result[256];	/* by errno */
 };
 
 /*
- * Uses a byte of a page that may be private. SIGBUS is what the file says;
- * SIGSEGV is EL2, of a page that the host has mapped and the guest keeps.
+ * Uses a byte of a page that may be private. SIGBUS comes from the file. SIGSEGV comes
+ * from EL2, for a page that the host has mapped and the guest owns.
  */
 static void host_touch(struct storm *s, u64 page, bool may_be_kept)
 {
@@ -91,7 +91,7 @@ static void host_touch(struct storm *s, u64 page, bool may_be_kept)
 	if (gmem_host_read(mem, &val))
 		gmem_host_write(mem, val + 1);
 	TEST_ASSERT(may_be_kept || gmem_refused_with != SIGSEGV,
-		    "The host has page %lu mapped, and the guest keeps it", page);
+		    "The host has page %lu mapped, and the guest owns it", page);
 }
 
 static u64 random_below(u64 *seed, u64 n)
@@ -104,7 +104,7 @@ static void *run_storm(void *arg)
 {
 	struct cpu *c = arg;
 
-	TEST_ASSERT(cpu_run(c), "A fault that nobody sees to");
+	TEST_ASSERT(cpu_run(c), "A fault that no conversion helps");
 	return NULL;
 }
 
@@ -138,7 +138,7 @@ static void *convert_storm(void *arg)
 		r = gmem_set_once(s->p->fd, page * PG, n * PG, to, policy, NULL);
 		s->result[r]++;
 		TEST_ASSERT(!r || r == EPERM || r == EAGAIN || r == EOPNOTSUPP, "errno %d", r);
-		/* Allowed and refused accesses of the host, to a byte that nobody checks. */
+		/* Allowed and refused accesses of the host, to a byte that is not checked. */
 		host_touch(s, random_below(&seed, NPAGES), !s->p->exits);
 	}
 	return NULL;
@@ -148,8 +148,8 @@ TEST_F_TIMEOUT(pvm, storm, 2 * TIMEOUT)
 {
 	struct pvm *p = &self->p;
 	/*
-	 * A guest that does not tell can take a page from under EL2's hands: it
-	 * would be its own fault, and its end. See guest_against_zero.
+	 * A guest without exits can take a page back while EL2 is asked to zero
+	 * it, which kills the guest. See guest_against_zero.
 	 */
 	struct storm s = { .p = p, .running = 1, .zero = variant->exits };
 	pthread_t converter, vcpus[NVCPUS];
@@ -170,13 +170,13 @@ TEST_F_TIMEOUT(pvm, storm, 2 * TIMEOUT)
 			    (long)p->cpu[i].cmd->value);
 	TH_LOG("converted %lu times, refused %lu (EPERM) %lu (EAGAIN) %lu (EOPNOTSUPP)",
 	       s.result[0], s.result[EPERM], s.result[EAGAIN], s.result[EOPNOTSUPP]);
-	TEST_ASSERT(s.result[0] && s.result[EPERM], "Nothing was in the way of anything");
+	TEST_ASSERT(s.result[0] && s.result[EPERM], "The races never met");
 }
 
 /*
- * A guest that does not tell takes pages back while the host zeroes what it has
- * just found to be shared. The guest may die of it; the host writes nothing that
- * is not its own. Whether they meet is not for sure: both outcomes are right.
+ * A guest without exits takes pages back while the host zeroes pages that it has just
+ * found to be shared. The guest may die of it, but the host writes only its own pages.
+ * The two need not meet: both outcomes are right.
  */
 enum { NOT_YET, RUNNING, THROUGH };
 
@@ -186,7 +186,7 @@ static void *zero_all(void *arg)
 	u64 eo;
 	int r;
 
-	/* The guest can be through before this thread runs for the first time. */
+	/* The guest can finish before this thread runs for the first time. */
 	while (s->running == NOT_YET)
 		sched_yield();
 	do {
@@ -249,7 +249,7 @@ static void *to_and_fro(void *arg)
 	return NULL;
 }
 
-/* The guest touches new pages again and again, with what @other does going on. */
+/* The guest repeatedly touches new pages while @other runs. */
 static void touch_anew(struct storm *s, void *(*other)(void *))
 {
 	struct pvm *p = s->p;
@@ -262,7 +262,7 @@ static void touch_anew(struct storm *s, void *(*other)(void *))
 	for (i = 0; i < 30; i++) {
 		cpu_fill(c, 0, NPAGES * PG, GMEM_SEED(i));
 		cpu_check(c, 0, NPAGES * PG, GMEM_SEED(i));
-		/* So that they are touched for the first time again. */
+		/* So that the next touch is a first one again. */
 		cpu_relinquish(c, 0, NPAGES * PG);
 		gmem_punch(p->fd, 0, NPAGES * PG);
 	}
@@ -294,14 +294,14 @@ static void *delete_in_vain(void *arg)
 	return NULL;
 }
 
-/* The guest faults while KVM has the memslot out of use, before it refuses to delete it. */
+/* The guest faults while KVM has disabled the memslot, before it refuses to delete it. */
 PVM_TEST(memslot_that_stays)
 {
 	struct storm s = { .p = &self->p, .running = 1 };
 
 	touch_anew(&s, delete_in_vain);
 	TH_LOG("refused %lu times", s.result[EPERM]);
-	TEST_ASSERT(s.result[EPERM], "Nobody was in the way");
+	TEST_ASSERT(s.result[EPERM], "The races never met");
 	TEST_ASSERT_EQ(self->p.cpu[0].wanted_private, 0);
 }
 

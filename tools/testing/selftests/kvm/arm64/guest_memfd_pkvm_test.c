@@ -3,7 +3,7 @@
  * guest_memfd as the memory of protected VMs: who can access which page, its
  * contents, and which hypercalls exit.
  *
- * The guests are real, and so is EL2: the kernel has to be booted with
+ * The guests and EL2 are real: the kernel has to be booted with
  * kvm-arm.mode=protected.
  */
 #include <fcntl.h>
@@ -55,7 +55,7 @@ PVM_TEST(capabilities)
 			       BIT(KVM_HC_MAP_GPA_RANGE));
 		cpu_start(&p->cpu[0]);
 	}
-	/* EL2 knows of the vCPU, or not. */
+	/* EL2 may know the vCPU already. */
 	TEST_ASSERT(__vm_enable_cap(p->vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE)) &&
 		    errno == EBUSY, "Enabled after the first run: errno %d", errno);
 	TEST_ASSERT_EQ(kvm_check_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
@@ -63,7 +63,7 @@ PVM_TEST(capabilities)
 	TEST_ASSERT_EQ(kvm_check_cap(KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS), 0x030303);
 }
 
-/* Of the guest's address space, where nothing is. */
+/* An address of the guest without memory. */
 #define DOORBELL	(GMEM_GPA - SZ_64K)
 #define LEVEL_SPI	40
 #define EDGE_SPI	41
@@ -160,7 +160,7 @@ PVM_TEST(interrupts)
 	cpu_start(c);
 	TEST_ASSERT_EQ(cpu_takes_interrupt(c), IAR_SPURIOUS);
 
-	/* It stays for as long as the line is high. */
+	/* The interrupt stays pending for as long as the line is high. */
 	kvm_arm_irq_line(p->vm, LEVEL_SPI, 1);
 	TEST_ASSERT_EQ(cpu_takes_interrupt(c), LEVEL_SPI);
 	TEST_ASSERT_EQ(cpu_takes_interrupt(c), LEVEL_SPI);
@@ -206,7 +206,7 @@ PVM_TEST(resampling)
 	close(level.resamplefd);
 }
 
-/* When a vCPU runs is up to its VMM, and where it goes on as well. */
+/* The VMM decides when a vCPU runs, and where it continues. */
 PVM_TEST(vcpu_state)
 {
 	struct kvm_mp_state stopped = { .mp_state = KVM_MP_STATE_STOPPED };
@@ -273,12 +273,12 @@ PVM_TEST(fault_on_shared_memory)
 	p->stop_at_fault = true;
 	TEST_ASSERT(!__cpu_do(c, GMEM_OP_CHECK, 2 * PG, PG, GMEM_SEED(1)), "No fault");
 	TEST_ASSERT_EQ(c->vcpu->run->memory_fault.gpa, GMEM_GPA + 2 * PG);
-	/* Nothing has changed, so it comes again. */
+	/* Nothing has changed, so the fault is repeated. */
 	TEST_ASSERT(!cpu_run(c), "No second fault");
 	host_check(p, 0, 4 * PG, GMEM_SEED(1));
 
 	p->stop_at_fault = false;
-	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT(cpu_run(c), "The guest does not continue");
 	TEST_ASSERT(c->cmd->bad == GMEM_ALL_GOOD, "Wrong at %#lx", (u64)c->cmd->bad);
 	TEST_ASSERT(gmem_is_private(p->fd, 2 * PG), "Still shared");
 	TEST_ASSERT(gmem_host_refused(p->mem + 2 * PG), "The host has a private page");
@@ -297,13 +297,13 @@ PVM_TEST(share_and_unshare)
 	c->shares = 0;
 	cpu_fill(c, 0, PG, GMEM_SEED(1));
 
-	/* The guest's, and not shared. */
+	/* The guest owns it, and does not share it. */
 	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, &eo), EPERM);
 	TEST_ASSERT_EQ(eo, 0);
 
 	if (variant->exits) {
 		p->refuse = true;
-		TEST_ASSERT(cpu_do(c, GMEM_OP_SHARE, 0, PG, 0), "Shared against all refusal");
+		TEST_ASSERT(cpu_do(c, GMEM_OP_SHARE, 0, PG, 0), "Shared despite the refusal");
 		assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
 		p->refuse = false;
 		c->shares = 0;
@@ -321,7 +321,7 @@ PVM_TEST(share_and_unshare)
 
 	if (variant->exits) {
 		p->refuse = true;
-		TEST_ASSERT(cpu_do(c, GMEM_OP_UNSHARE, 0, PG, 0), "Unshared against all refusal");
+		TEST_ASSERT(cpu_do(c, GMEM_OP_UNSHARE, 0, PG, 0), "Unshared despite the refusal");
 		p->refuse = false;
 		c->unshares = 0;
 		host_check(p, 0, PG, GMEM_SEED(2));
@@ -345,12 +345,12 @@ PVM_TEST(share_and_unshare)
 	if (!variant->exits)
 		gmem_convert(p->fd, PG, PG, GMEM_SHARED, GMEM_PRESERVE);
 	host_check(p, PG, PG, GMEM_ZEROES);
-	/* Not page aligned, and no memory of the guest's. */
+	/* Not page aligned, and not the guest's memory. */
 	TEST_ASSERT(cpu_do(c, GMEM_OP_SHARE, 8, PG, 0), "Shared at 8");
 	TEST_ASSERT(cpu_do(c, GMEM_OP_UNSHARE, 8, PG, 0), "Unshared at 8");
 }
 
-/* Several pages by one hypercall, as far as they are in the same state. */
+/* Several pages by one hypercall, up to the first in another state. */
 PVM_TEST(share_several_pages)
 {
 	struct pvm *p = &self->p;
@@ -403,7 +403,7 @@ PVM_TEST(share_several_pages)
 	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
 }
 
-/* User space agrees to the first pages only: the guest is told how many. */
+/* User space agrees to the first pages only: the guest gets their number. */
 TEST_F_TIMEOUT(told, some_of_several_pages, TIMEOUT)
 {
 	struct pvm *p = &self->p;
@@ -420,11 +420,11 @@ TEST_F_TIMEOUT(told, some_of_several_pages, TIMEOUT)
 	TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
 	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
 	TEST_ASSERT_EQ(run->hypercall.args[1], 8);
-	/* In order: this would be the second. */
+	/* Pages are done in order: this would be the second. */
 	assert_errno(gmem_set_once(p->fd, PG, PG, GMEM_SHARED, GMEM_PRESERVE, &eo), EPERM);
 	gmem_convert(p->fd, 0, 3 * PG, GMEM_SHARED, GMEM_PRESERVE);
 	run->hypercall.ret = EPERM;
-	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT(cpu_run(c), "The guest does not continue");
 	TEST_ASSERT_EQ(c->cmd->value, 0);
 	TEST_ASSERT_EQ(c->cmd->bad, 3);
 	host_check(p, 0, 3 * PG, GMEM_SEED(1));
@@ -436,7 +436,7 @@ TEST_F_TIMEOUT(told, some_of_several_pages, TIMEOUT)
 	gmem_convert(p->fd, 0, PG, GMEM_PRIVATE, GMEM_PRESERVE);
 	gmem_convert(p->fd, 2 * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
 	run->hypercall.ret = 0;
-	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT(cpu_run(c), "The guest does not continue");
 	TEST_ASSERT_EQ(c->cmd->value, 0);
 	TEST_ASSERT_EQ(c->cmd->bad, 1);
 	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, &eo), EPERM);
@@ -444,7 +444,7 @@ TEST_F_TIMEOUT(told, some_of_several_pages, TIMEOUT)
 	cpu_check(c, 0, 8 * PG, GMEM_SEED(1));
 }
 
-/* User space says yes, and does not convert: it is not believed. */
+/* User space agrees without converting: EL2 does not unshare the page. */
 TEST_F_TIMEOUT(told, yes_without_conversion, TIMEOUT)
 {
 	struct pvm *p = &self->p;
@@ -462,12 +462,12 @@ TEST_F_TIMEOUT(told, yes_without_conversion, TIMEOUT)
 	TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
 	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
 	run->hypercall.ret = 0;
-	TEST_ASSERT(cpu_run(c), "The guest does not go on");
-	TEST_ASSERT(c->cmd->value, "Unshared what the file holds to be shared");
+	TEST_ASSERT(cpu_run(c), "The guest does not continue");
+	TEST_ASSERT(c->cmd->value, "Unshared a page that is shared in the file");
 	gmem_fill(p->mem, PG, GMEM_SEED(2), 0);
 	cpu_check(c, 0, PG, GMEM_SEED(2));
 
-	/* A signal between the question and the answer changes nothing. */
+	/* A signal between exit and answer changes nothing. */
 	c->cmd->op = GMEM_OP_UNSHARE;
 	TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
 	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
@@ -476,7 +476,7 @@ TEST_F_TIMEOUT(told, yes_without_conversion, TIMEOUT)
 	run->immediate_exit = 1;
 	TEST_ASSERT(__vcpu_run(c->vcpu) && errno == EINTR, "No EINTR: %d", errno);
 	run->immediate_exit = 0;
-	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT(cpu_run(c), "The guest does not continue");
 	TEST_ASSERT(!c->cmd->value, "Not unshared: %ld", (long)c->cmd->value);
 	cpu_check(c, 0, PG, GMEM_SEED(2));
 }
@@ -485,10 +485,10 @@ TEST_F_TIMEOUT(told, yes_without_conversion, TIMEOUT)
 
 enum state {
 	NEVER_USED,	/* no folio */
-	ALLOCATED,	/* a folio that nobody has used */
+	ALLOCATED,	/* a folio that was never used */
 	HOST_USED,	/* shared, written by the host, never the guest's */
 	HOST_WROTE,	/* the same, private again */
-	GUEST_OWNS,	/* private, the guest's */
+	GUEST_OWNS,	/* private, owned by the guest */
 	GUEST_SHARES,	/* the guest shares it, the file says private */
 	BOTH_USE,	/* shared by both */
 	NR_STATES,
@@ -571,7 +571,7 @@ static void contract_cell(struct __test_metadata *_metadata, struct pvm *p, bool
 	TEST_ASSERT_EQ(eo, GMEM_POISON_OFFSET);
 	gmem_assert_attributes(p->fd, at, PG, to);
 
-	/* From the side that has it now, and then from the other. */
+	/* Checks from the side that has it now, and then from the other. */
 	if (to == GMEM_SHARED) {
 		host_check(p, at, PG, pattern);
 		if (guest_has(state))
@@ -599,10 +599,10 @@ TEST_F_TIMEOUT(pvm, contract, 2 * TIMEOUT)
 	enum state state;
 	int run, to, i, cells = 0;
 
-	/* The fixture's VM stays as it is: each cell has one of its own. */
+	/* The fixture's VM is not used: each cell has its own VM. */
 	for (run = 0; run < 2; run++) {
 		for (state = 0; state < NR_STATES; state++) {
-			/* Before it runs, a guest has nothing. */
+			/* Before it runs, a guest has no pages. */
 			if (!run && guest_has(state))
 				continue;
 			for (to = 0; to < 2; to++) {
@@ -625,8 +625,8 @@ TEST_F_TIMEOUT(pvm, contract, 2 * TIMEOUT)
 }
 
 /*
- * ZERO over what is shared leaves the host its mapping. What it writes there then is
- * as good as anything else: PRESERVE keeps it, up to the guest's first touch.
+ * ZERO of a shared page keeps the host's mapping. The host can write through it, and
+ * PRESERVE keeps these bytes, up to the guest's first touch.
  */
 PVM_TEST(zero_while_mapped)
 {
@@ -653,7 +653,7 @@ PVM_TEST(zero_while_mapped)
 	cpu_check(c, 0, 4 * PG, GMEM_SEED(2));
 }
 
-/* All or nothing, with the first page that is in the way. */
+/* All or nothing, and the error names the first page that prevents it. */
 PVM_TEST(first_page_that_is_not_shared)
 {
 	struct pvm *p = &self->p;
@@ -694,7 +694,7 @@ PVM_TEST(injected_payload_runs)
 	TEST_ASSERT_EQ(cpu_do(c, GMEM_OP_CALL, 0, 0, 0), 42);
 }
 
-/* The guest fills, shares, the host reads and answers, the guest takes it back. */
+/* The guest fills and shares a page, the host reads and answers, the guest takes it back. */
 PVM_TEST(bounce_buffer)
 {
 	struct pvm *p = &self->p;
@@ -725,9 +725,9 @@ PVM_TEST(bounce_buffer)
 /* --- Giving memory back --------------------------------------------------- */
 
 /*
- * Pages of all kinds are cut out while the guest lives, and come back zeroed. Where
- * the guest had one that it has shared it finds nothing else; where it had one of
- * its own it finds nothing at all.
+ * Pages of all kinds are punched out while the guest lives, and come back zeroed. Where
+ * the guest had shared a page it finds zeroes. Where it owned a page it gets no page any
+ * more.
  */
 PVM_TEST(punch)
 {
@@ -751,7 +751,7 @@ PVM_TEST(punch)
 			TEST_ASSERT_EQ(shared, state == HOST_USED || state == BOTH_USE);
 			if (shared)
 				host_check(p, page, PG, GMEM_ZEROES);
-			/* It is not the guest's any more, so the guest need not agree. */
+			/* The guest does not own it any more, and need not agree. */
 			gmem_convert(p->fd, page, PG, GMEM_SHARED, GMEM_PRESERVE);
 			host_check(p, page, PG, GMEM_ZEROES);
 			gmem_fill(p->mem + page, PG, GMEM_SEED(3), page);
@@ -770,7 +770,7 @@ PVM_TEST(relinquish)
 	struct pvm *p = &self->p;
 	struct cpu *c = &p->cpu[0];
 	gva_t anon = vm_alloc_page(p->vm);
-	/* Its page tables are the guest's soon. */
+	/* Translated now: later the host cannot read the guest's page tables. */
 	gpa_t anon_gpa = addr_gva2gpa(p->vm, anon);
 	u64 left, val = 0, exits = 0;
 
@@ -779,14 +779,14 @@ PVM_TEST(relinquish)
 
 	cpu_fill(c, 0, 8 * PG, GMEM_SEED(1));
 	cpu_share(c, 7 * PG, PG);
-	/* Not aligned, not its own, no such argument. */
+	/* Not aligned, not its own page, an invalid argument. */
 	TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_RELINQUISH, 8, PG, 0), INVALID_PARAMETER);
 	TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_RELINQUISH, 7 * PG, PG, 0), INVALID_PARAMETER);
 	TEST_ASSERT_EQ((s64)cpu_do(c, GMEM_OP_HVC, PG, PG, MEM_RELINQUISH), INVALID_PARAMETER);
 	cpu_check(c, 0, 8 * PG, GMEM_SEED(1));
 	TEST_ASSERT_EQ(c->relinquishes, 0);
 
-	/* Never used: the guest still finds zeroes, whatever the host has put there. */
+	/* Never used: the guest still finds zeroes, whatever the host has written there. */
 	gmem_convert(p->fd, 16 * PG, 2 * PG, GMEM_SHARED, GMEM_PRESERVE);
 	gmem_fill(p->mem + 16 * PG, 2 * PG, GMEM_SEED(2), 16 * PG);
 	gmem_convert(p->fd, 16 * PG, PG, GMEM_PRIVATE, GMEM_PRESERVE);
@@ -810,12 +810,12 @@ PVM_TEST(relinquish)
 	gmem_convert(p->fd, 0, 2 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
 	assert_errno(gmem_punch(p->fd, PG, 2 * PG), 0);
 	cpu_check(c, 0, 4 * PG, GMEM_ZEROES);
-	/* It is the guest's again. */
+	/* The guest owns it again. */
 	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
 	cpu_fill(c, 0, 4 * PG, GMEM_SEED(3));
 	cpu_check(c, 0, 8 * PG - 4 * PG, GMEM_SEED(3));
 
-	/* User space frees it at once; twice is once. */
+	/* User space frees it at once; a second time has no effect. */
 	p->punch = true;
 	cpu_relinquish(c, 0, PG);
 	cpu_relinquish(c, 0, PG);
@@ -833,7 +833,7 @@ PVM_TEST(relinquish)
 	host_check(p, PG, PG, GMEM_ZEROES);
 	cpu_check(c, 0, 2 * PG, GMEM_ZEROES);
 
-	/* Memory that is not guest_memfd's stays pinned, and is used again. */
+	/* Memory outside of guest_memfd stays pinned, and is used again. */
 	c->cmd->op = GMEM_OP_WRITE;
 	c->cmd->gpa = anon;
 	c->cmd->value = 42;
@@ -842,7 +842,7 @@ PVM_TEST(relinquish)
 	TEST_ASSERT(cpu_read(c, anon - GMEM_GPA, &val), "A fault");
 	TEST_ASSERT_EQ(val, 0);
 
-	/* A guest that has not given a page back has lost it with a hole. */
+	/* A hole takes pages that the guest has not given back. */
 	cpu_relinquish(c, 4 * PG, PG);
 	assert_errno(gmem_punch(p->fd, 4 * PG, 2 * PG), 0);
 	cpu_check(c, 4 * PG, PG, GMEM_ZEROES);
@@ -876,7 +876,7 @@ PVM_TEST(punch_against_a_running_guest)
 	pthread_create(&thread, NULL, punch_all_the_time, p);
 	for (i = 1; i <= 50; i++) {
 		for (page = i % 8; page < NPAGES / 2; page += 8) {
-			/* With a hole between its first touch and this it is lost. */
+			/* It is lost if a hole was punched after its first touch. */
 			cpu_do(c, GMEM_OP_SHARE, page * PG, PG, 0);
 			c->cmd->op = GMEM_OP_WRITE;
 			c->cmd->gpa = GMEM_GPA + page * PG;
@@ -906,7 +906,7 @@ PVM_TEST(punch_against_a_running_guest)
 	TH_LOG("%lu of %lu pages were lost", n, NPAGES / 2);
 }
 
-/* The file goes first: the guest finds no memory any more, and lives. */
+/* The file is closed first: the guest finds no memory any more, but lives. */
 PVM_TEST(file_closed_before_the_vm)
 {
 	struct pvm *p = &self->p;
@@ -924,12 +924,12 @@ PVM_TEST(file_closed_before_the_vm)
 	TEST_ASSERT(!__cpu_do(c, GMEM_OP_READ, 0, PG, 0), "Memory without a file");
 	TEST_ASSERT(!cpu_run(c), "Memory without a file");
 
-	/* For the end of the fixture. */
+	/* For the fixture's teardown. */
 	p->fd = open("/dev/null", O_RDONLY);
 	p->mem = kvm_mmap(NPAGES * PG, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 }
 
-/* The VM's descriptors go first: the file keeps the VM, and its memory is as it was. */
+/* The VM's descriptors are closed first: the file keeps the VM and its memory. */
 PVM_TEST(vm_closed_before_the_file)
 {
 	struct pvm *p = &self->p, q;
@@ -956,8 +956,8 @@ PVM_TEST(vm_closed_before_the_file)
 }
 
 /*
- * The VM's process ends, and with it what the guest has. Somebody else still
- * has the file: of what was the guest's, kept or shared, nothing is left.
+ * The VM's process ends while another process still has the file. Nothing is left
+ * there of the guest's bytes, private or shared.
  */
 TEST_F_TIMEOUT(pvm, teardown_scrubs, 2 * TIMEOUT)
 {
@@ -984,7 +984,7 @@ TEST_F_TIMEOUT(pvm, teardown_scrubs, 2 * TIMEOUT)
 		fd = syscall(__NR_pidfd_getfd, pidfd, fd, 0);
 		TEST_ASSERT(fd >= 0, "pidfd_getfd: %d", errno);
 		close(pidfd);
-		/* No clean end: the kernel has to. */
+		/* No clean end: the kernel has to clean up. */
 		kill(child, SIGKILL);
 		TEST_ASSERT(waitpid(child, &status, 0) == child && WIFSIGNALED(status) &&
 			    WTERMSIG(status) == SIGKILL, "The child: %#x", status);
@@ -1020,7 +1020,7 @@ PVM_TEST(no_way_to_a_private_page)
 	pid_t child;
 	ssize_t n;
 
-	/* Mapped everywhere while it is shared, and the guest's then. */
+	/* The page is mapped everywhere while it is shared, and then becomes the guest's. */
 	cpu_start(c);
 	cpu_fill(c, 0, 4 * PG, GMEM_SEED(1));
 	cpu_share(c, 0, 4 * PG);
@@ -1074,7 +1074,7 @@ PVM_TEST(no_way_to_a_private_page)
 
 	TEST_ASSERT(madvise(mem, PG, MADV_POPULATE_READ) && errno == EFAULT, "POPULATE_READ");
 	TEST_ASSERT(madvise(mem, PG, MADV_POPULATE_WRITE) && errno == EFAULT, "POPULATE_WRITE");
-	/* These may succeed, but must give nothing away. */
+	/* These may succeed, but must not reveal the guest's bytes. */
 	(void)!mlock(mem, PG);
 	TEST_ASSERT(gmem_host_refused(mem), "mlock");
 	munlock(mem, PG);
@@ -1094,8 +1094,8 @@ PVM_TEST(no_way_to_a_private_page)
 }
 
 /*
- * That the counter counts: memory that is not guest_memfd's is lost to a fork(),
- * which copies pinned pages. What this file is about has no such pages.
+ * Checks that the counter counts: memory outside of guest_memfd is lost by a fork(),
+ * which copies pinned pages. guest_memfd has no such pages.
  */
 TEST(force_reclaims_are_counted)
 {
@@ -1118,7 +1118,7 @@ TEST(force_reclaims_are_counted)
 	close(p.fd);
 }
 
-/* Somebody holds a reference to a page: it does not become private, and the guest is told so. */
+/* Somebody holds a reference to a page: it does not become private, and the guest gets an error. */
 PVM_TEST(page_that_is_held)
 {
 	struct pvm *p = &self->p;
@@ -1138,7 +1138,7 @@ PVM_TEST(page_that_is_held)
 	assert_errno(gmem_set(p->fd, 0, 4 * PG, GMEM_PRIVATE, GMEM_PRESERVE, &eo), EAGAIN);
 	TEST_ASSERT_EQ(eo, 2 * PG);
 	if (variant->exits) {
-		c->again = 99000;	/* not that many tries */
+		c->again = 99000;	/* limits the retries */
 		TEST_ASSERT(cpu_do(c, GMEM_OP_UNSHARE, 2 * PG, PG, 0), "Unshared while held");
 		c->again = 0;
 	}

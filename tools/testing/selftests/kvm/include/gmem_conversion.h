@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the tests of in-place conversion on SW_PROTECTED VMs share: one VM, one
+ * Common code of the tests of in-place conversion on SW_PROTECTED VMs: one VM, one
  * file and helpers.
  */
 #ifndef SELFTEST_KVM_GMEM_CONVERSION_H
@@ -39,7 +39,7 @@ FIXTURE_SETUP(gmem)
 			 GMEM_MMAP_SHARED);
 }
 
-/* A test that has destroyed the area itself says so by fd = -1. */
+/* A test that has destroyed the area itself sets fd to -1. */
 FIXTURE_TEARDOWN(gmem)
 {
 	if (self->a.fd >= 0)
@@ -55,7 +55,7 @@ static inline void fill_area(struct gmem_area *a, u32 pattern)
 	gmem_fill(a->hva, a->size, pattern, 0);
 }
 
-/* The request fails with @want, tells nothing about a page, changes nothing. */
+/* The request fails with @want, writes no error_offset, and changes nothing. */
 #define assert_refused(a, off, len, attr, policy, want)			\
 do {										\
 	u64 __eo2;								\

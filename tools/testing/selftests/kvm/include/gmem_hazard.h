@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the tests of the hazards of in-place conversion share, for programs with
- * one subtest each.
+ * Common code of the tests of the hazards of in-place conversion, for programs with
+ * one subtest for each case.
  *
  * The numbers are those of Documentation/virt/kvm/guest_memfd/hazards.rst, which
  * also says where the others are tested.
@@ -113,8 +113,8 @@ static inline int hz_set_until(struct hz *h, u64 page, u64 n, u64 attrs, u64 pol
 }
 
 /*
- * The same against threads that never stop to take references: as often as it
- * takes, which the harness's timeout limits.
+ * The same against threads that take references all the time: retries without a
+ * limit of its own, as the harness has a timeout.
  */
 #define hz_convert_racing(h, page, n, attrs, policy)				\
 do {										\
@@ -159,7 +159,7 @@ static inline u32 hz_rand(u32 *state)
 	return *state;
 }
 
-/* --- References that do not go away -------------------------------------- */
+/* --- References that last ------------------------------------------------ */
 
 /* From mm/gup_test.h, which is not exported. */
 struct hz_pin_longterm {
@@ -260,14 +260,14 @@ struct spin_thread {
 	pthread_t thread;
 	struct kvm_vcpu *vcpu;
 	atomic_ulong faults;
-	/* The reason that ended the run, other than a reason to go on; 0 if there is none. */
+	/* The exit reason that ended the run, or 0 if the guest is done. */
 	int error;
 };
 
 /*
- * Run until the guest is done. A memory fault (no file behind the slot at
- * this moment) and an access to a hole (no slot at this moment) are what
- * the tests with slots that vanish ask for: go on, with nothing read.
+ * Run until the guest is done. Tests that delete slots expect memory faults (no
+ * file behind the slot at this moment) and accesses without a slot: continue, and
+ * let reads return 0.
  */
 static inline void *spin_thread(void *arg)
 {
@@ -319,9 +319,9 @@ static inline void h18_create(struct hz *h, u64 flags)
 }
 
 /*
- * Poison a page through the mapping. The kernel tells the process by SIGBUS,
- * which comes when madvise() returns. EBUSY is what it says for a page that is
- * poisoned but that somebody else still holds, if only at this moment.
+ * Poison a page through the mapping. The kernel notifies the process by SIGBUS,
+ * which comes when madvise() returns. It returns EBUSY for a page that is poisoned
+ * but that somebody else holds at this moment.
  */
 static inline int poison_mapped(volatile u8 *hva)
 {
@@ -336,7 +336,7 @@ static inline int poison_mapped(volatile u8 *hva)
 	return r;
 }
 
-/* Whether this kernel has MADV_HWPOISON at all, tried on an innocent page. */
+/* Whether this kernel has MADV_HWPOISON at all, tried on an unrelated page. */
 static inline bool can_poison_mapped(void)
 {
 	u8 *mem = kvm_mmap(PG, PROT_READ | PROT_WRITE,

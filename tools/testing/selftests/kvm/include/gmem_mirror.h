@@ -1,24 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Guests of KVM_GMEM_EMULATE_TDX_MIRROR, which say by bit 39 of an address that
- * they mean shared memory.
+ * Guests of KVM_GMEM_EMULATE_TDX_MIRROR, which select shared memory by bit 39 of an
+ * address.
  *
  * libkvm lets page tables point to shared memory in their last level only. Here
- * nothing but a guest_memfd has private memory, so the guest's code, its page
- * tables and CR3 have the bit, too. For the pages of a guest_memfd this file is
- * what a guest's kernel is: before a vCPU runs it makes the addresses that the
- * vCPU is about to use those of the kind that the file says, as a guest would
- * that has asked for each conversion itself. A test can say otherwise.
+ * only a guest_memfd has private memory, so the guest's code, its page tables and
+ * CR3 have the bit, too. For the pages of a guest_memfd this file does the work of a
+ * guest's kernel: before a vCPU runs, it makes the addresses that the vCPU is about
+ * to use select the kind that the file has, like a guest that has requested each
+ * conversion itself. A test can choose otherwise.
  *
- * The tables are changed while the vCPU is out of the guest. It finds what they
- * say when it enters, as the emulated processor has no ASIDs.
+ * The tables are changed while the vCPU is out of the guest. It reads them again
+ * when it enters, as the emulated processor has no ASIDs.
  */
 #ifndef SELFTEST_KVM_GMEM_MIRROR_H
 #define SELFTEST_KVM_GMEM_MIRROR_H
 
 #define GMEM_SHARED_BIT		BIT_ULL(39)
 
-/* Bits that the processor ignores: the kind was decided; by the test, for good. */
+/* Bits that the processor ignores: the kind was decided; the test has fixed it. */
 #define GMEM_PTE_DECIDED	BIT_ULL(9)
 #define GMEM_PTE_FIXED		BIT_ULL(10)
 
@@ -38,7 +38,7 @@ static inline void gmem_share_tables(struct kvm_vm *vm, gpa_t table, int level)
 			continue;
 		if (level > PG_LEVEL_4K)
 			gmem_share_tables(vm, PTE_GET_PA(ptes[i]), level - 1);
-		/* If another thread has decided meanwhile, that stands. */
+		/* If another thread has decided meanwhile, its decision stays. */
 		old = ptes[i];
 		if (!(old & GMEM_PTE_DECIDED))
 			__atomic_compare_exchange_n(&ptes[i], &old,
@@ -99,7 +99,7 @@ static inline void gmem_pte_set_kind(u64 *pte, bool private, u64 fixed)
 	WRITE_ONCE(*pte, old | GMEM_PTE_DECIDED | fixed | (private ? 0 : GMEM_SHARED_BIT));
 }
 
-/* The vCPU is about to use [gpa, gpa + size) at gva = gpa, if it is anything that was mapped. */
+/* The vCPU is about to use [gpa, gpa + size) at gva = gpa, as far as this is mapped. */
 static inline void gmem_guest_decides(struct kvm_vm *vm, gpa_t gpa, u64 size)
 {
 	gpa_t at;
@@ -116,7 +116,7 @@ static inline void gmem_guest_decides(struct kvm_vm *vm, gpa_t gpa, u64 size)
 	}
 }
 
-/* The guest uses the page as one kind of memory from now on, or as the file says. */
+/* The guest uses the page as one kind of memory from now on, or as the file's kind. */
 static inline void gmem_guest_means(struct kvm_vm *vm, gpa_t gpa, u64 kind)
 {
 	gmem_pte_set_kind(vm_get_pte(vm, gpa), kind == KVM_GMEM_EMULATE_ACCESS_PRIVATE,

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The pages of a test that has one VM, vm, its vcpus[], and one file, a: what
- * host and guest write and see there. Page numbers are the file's. Macros, as
- * such tests have structures of their own, and so that a failure names the line
- * of the test.
+ * For tests with one VM, vm, its vcpus[], and one file, a: what host and guest write
+ * to and read from pages. Page numbers count in the file. These are macros because
+ * the tests have structures of their own, and so that a failure names the test's line.
  */
 #ifndef SELFTEST_KVM_GMEM_ONE_FILE_H
 #define SELFTEST_KVM_GMEM_ONE_FILE_H

@@ -2,10 +2,10 @@
 /*
  * Protected VMs on arm64 whose guests execute commands of the host.
  *
- * The host cannot read what a protected guest has, so the guest takes its
- * commands from a page that it shares first thing, and ends each with a write to
- * the address that libkvm has for ucalls. Programs that include this are linked
- * with -Wl,--wrap=ioctl.
+ * The host cannot read a protected guest's memory. So the guest first shares a page,
+ * takes its commands from there, and ends each with a write to the address that
+ * libkvm has for ucalls. Programs that include this are linked with
+ * -Wl,--wrap=ioctl.
  */
 #ifndef SELFTEST_KVM_GMEM_PKVM_H
 #define SELFTEST_KVM_GMEM_PKVM_H
@@ -50,7 +50,7 @@ int __wrap_ioctl(int fd, unsigned long cmd, void *arg)
 	return __real_ioctl(fd, cmd, arg);
 }
 
-/* Pages that EL2 has taken from guests because the host's kernel has touched them. */
+/* Pages that EL2 has taken from guests because the host's kernel touched them. */
 static inline u64 force_reclaims(void)
 {
 	u64 n;
@@ -72,9 +72,8 @@ static inline u64 hypercall(u32 function, u64 gpa)
 }
 
 /*
- * Gives pages back and uses them again, @n times in all. What the guest writes is
- * there until it gives the page back, and after that there are zeroes, whatever
- * the host does meanwhile.
+ * Gives pages back and uses them again, @n times in all. The guest's bytes stay until
+ * it gives the page back. After that it finds zeroes, whatever the host does meanwhile.
  */
 static inline u64 guest_relinquishes(u64 gpa, u64 npages, u64 n, u64 seed)
 {
@@ -94,8 +93,8 @@ static inline u64 guest_relinquishes(u64 gpa, u64 npages, u64 n, u64 seed)
 }
 
 /*
- * Shares and unshares pages, @n times in all. What the guest writes to a page
- * that is its own has to be there until it shares it again.
+ * Shares and unshares pages, @n times in all. Bytes that the guest writes to a page
+ * of its own have to stay until it shares the page again.
  */
 static inline u64 guest_storm(u64 gpa, u64 npages, u64 n, u64 seed)
 {
@@ -109,7 +108,7 @@ static inline u64 guest_storm(u64 gpa, u64 npages, u64 n, u64 seed)
 
 		if (tag[page])
 			lost += mem[0] != tag[page] || mem[511] != tag[page];
-		/* User space may be in the way of either for some time. */
+		/* User space may refuse either for some time. */
 		while (hypercall(MEM_SHARE, (u64)mem))
 			;
 		mem[1] = seed;
@@ -150,7 +149,7 @@ static inline void guest_code(volatile struct gmem_cmd *cmd, u64 cmd_gpa)
 		case GMEM_OP_SHARE:
 		case GMEM_OP_UNSHARE:
 		case GMEM_OP_RELINQUISH:
-			/* The first failure counts, and @bad is where it was. */
+			/* The first failure counts, and @bad is its place. */
 			cmd->value = 0;
 			for (i = 0; i < cmd->size && !cmd->value; i += SZ_4K) {
 				cmd->bad = i;
@@ -193,13 +192,13 @@ static inline void guest_code(volatile struct gmem_cmd *cmd, u64 cmd_gpa)
 
 struct pvm;
 
-/* A vCPU, and what its runs have come across. */
+/* A vCPU, and the events of its runs. */
 struct cpu {
 	struct pvm *p;
 	struct kvm_vcpu *vcpu;
 	volatile struct gmem_cmd *cmd;
 	u64 wanted_private;	/* memory faults */
-	u64 lost;		/* memory faults that no conversion helps */
+	u64 lost;		/* memory faults that no conversion resolves */
 	u64 shares, unshares, relinquishes;	/* hypercalls */
 	u64 pages;		/* of the last of these */
 	u64 again;		/* EAGAIN of conversions */
@@ -211,7 +210,7 @@ struct pvm {
 	int fd;
 	u8 *mem;
 	bool exits;		/* KVM_CAP_EXIT_HYPERCALL */
-	bool refuse;		/* says no to what the guest shares and unshares */
+	bool refuse;		/* refuses the guest's SHARE and UNSHARE */
 	bool stop_at_fault;	/* does not convert for the guest */
 	bool punch;		/* frees what the guest has given back */
 	u64 reclaims;		/* force_reclaims() at the beginning */
@@ -256,8 +255,8 @@ static inline void pvm_create(struct pvm *p, u64 flags, bool exits)
 		vcpu_args_set(vcpus[i], 2, mail, addr_gva2gpa(p->vm, mail));
 	}
 	/*
-	 * What is not guest_memfd is pinned, and fork() copies what is pinned:
-	 * the guest would lose it. See force_reclaims_are_counted.
+	 * Other memory than guest_memfd is pinned, and fork() copies pinned
+	 * pages: the guest would lose them. See force_reclaims_are_counted.
 	 */
 	slot0 = memslot2region(p->vm, 0);
 	kvm_madvise(slot0->host_mem, slot0->region.memory_size, MADV_DONTFORK);
@@ -274,7 +273,7 @@ static inline void pvm_destroy(struct pvm *p)
 	TEST_ASSERT_EQ(force_reclaims() - p->reclaims, 0);
 }
 
-/* The guest's request by a hypercall: user space agrees, or does not. */
+/* The guest's request by a hypercall: user space agrees or refuses. */
 static inline void map_gpa_range(struct cpu *c)
 {
 	struct kvm_run *run = c->vcpu->run;
@@ -282,7 +281,7 @@ static inline void map_gpa_range(struct cpu *c)
 	u64 attributes, eo;
 	int r;
 
-	TEST_ASSERT(c->p->exits, "An exit that nobody has asked for");
+	TEST_ASSERT(c->p->exits, "An exit that was not enabled");
 	TEST_ASSERT_EQ(run->hypercall.nr, KVM_HC_MAP_GPA_RANGE);
 	c->pages = run->hypercall.args[1];
 	TEST_ASSERT(c->pages >= 1 && c->pages <= 32, "%lu pages", c->pages);
@@ -293,7 +292,7 @@ static inline void map_gpa_range(struct cpu *c)
 		if (c->p->punch && in_gmem(gpa))
 			TEST_ASSERT(!gmem_punch(c->p->fd, offset_of(gpa), PG), "punch: %d", errno);
 		TEST_ASSERT_EQ(c->pages, 1);
-		/* The guest does not care: it has happened. */
+		/* The answer does not matter: it is done already. */
 		run->hypercall.ret = EPERM;
 		return;
 	}
@@ -321,9 +320,9 @@ static inline void map_gpa_range(struct cpu *c)
 }
 
 /*
- * Runs until the guest has done its command. With stop_at_fault a fault of the
- * guest that user space has to do something about ends it, too, and always one
- * that nothing can be done about, which is counted in c->lost: false then.
+ * Runs until the guest has done its command, and returns true. Returns false at a
+ * fault that no conversion resolves, which is counted in c->lost, and with
+ * stop_at_fault also at a fault that user space has to handle.
  */
 static inline bool cpu_run(struct cpu *c)
 {
@@ -405,16 +404,16 @@ do {										\
 		    (u32)(pattern));						\
 } while (0)
 
-/* The guest goes on behind the instruction that has faulted. */
+/* The guest continues behind the instruction that has faulted. */
 static inline void cpu_skip(struct cpu *c)
 {
 	u64 pc = vcpu_get_reg(c->vcpu, ARM64_CORE_REG(regs.pc));
 
 	vcpu_set_reg(c->vcpu, ARM64_CORE_REG(regs.pc), pc + 4);
-	TEST_ASSERT(cpu_run(c), "The guest does not go on");
+	TEST_ASSERT(cpu_run(c), "The guest does not continue");
 }
 
-/* Reads a byte of a page: false if the address is lost. The guest lives on. */
+/* Reads a byte of a page: false if the address is lost. The guest continues. */
 static inline bool cpu_read(struct cpu *c, u64 offset, u64 *value)
 {
 	if (__cpu_do(c, GMEM_OP_READ, offset, 1, 0)) {
@@ -426,7 +425,7 @@ static inline bool cpu_read(struct cpu *c, u64 offset, u64 *value)
 	return false;
 }
 
-/* A page that the guest cannot get at any more, however often it tries. */
+/* A page that the guest cannot access any more, however often it tries. */
 #define cpu_assert_lost(c, offset)						\
 do {										\
 	struct cpu *__c = (c);							\

@@ -6,7 +6,7 @@
 #include "kvm_test_harness.h"
 #include "gmem_pkvm.h"
 
-/* Seconds. The sanitised kernel is slow, and what takes longer hangs. */
+/* Seconds, after which a test counts as hung. The sanitised kernel is slow. */
 #define TIMEOUT	300
 
 FIXTURE(pvm) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the tests of platforms share: the platforms, SW_PROTECTED and those that
+ * Common code of the tests of platforms: the platforms, SW_PROTECTED and those that
  * the kernel emulates (CONFIG_KVM_GMEM_EMULATION), and one VM with one file.
  */
 #ifndef SELFTEST_KVM_GMEM_PLATFORM_H
@@ -99,7 +99,7 @@ static inline void area_create(enum platform platform, struct gmem_area *a, stru
 		gmem_area_create(a, vm, GMEM_SLOT, GMEM_GPA, size, GMEM_MMAP_SHARED);
 }
 
-/* The pages of the range are the guest's from the start, with the bytes that they have. */
+/* The launch gives the pages of the range to the guest, with their bytes. */
 static inline int launch_in_place(enum platform platform, struct kvm_vm *vm, gpa_t gpa, u64 size)
 {
 	if (platform == SNP_SIMULATED)
@@ -131,7 +131,7 @@ static inline void ctx_create(struct ctx *x, enum platform platform, u64 npages)
 	area_create(platform, &x->a, x->vm, OFF(npages));
 }
 
-/* Of a VM that is dead, too: its slots go with it. */
+/* Also for a dead VM, whose slots are deleted with it. */
 static inline void ctx_destroy(struct ctx *x)
 {
 	if (x->a.fd >= 0) {
@@ -156,7 +156,7 @@ do {										\
 		    OFF(want_page), __eo);					\
 } while (0)
 
-/* All pages of the range are the platform's, or no page is. */
+/* The platform owns all pages of the range, or none. */
 #define ownership_is(x, page, n, want)						\
 do {										\
 	u64 __p;								\

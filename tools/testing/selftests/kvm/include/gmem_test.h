@@ -65,13 +65,13 @@
  * A pattern below 0x100 is that byte everywhere. Any other is a seed: the byte
  * depends on the seed and on the position, so that exchanged pages and
  * shifted bytes are seen, and is never 0x00, never 0xab and never above 0x7f,
- * so that it is mistaken neither for a zeroed nor for a scrambled page.
+ * so that it cannot be confused with a zeroed or a scrambled page.
  */
 #define GMEM_ZEROES		0x00u
 #define GMEM_SCRAMBLED		0xabu
 #define GMEM_SEED(n)		(0x100u + (n))
 
-/* The same as the other side of an emulated platform sees it. */
+/* The same as the other side of an emulated platform reads it. */
 #define GMEM_KEYED_BIT		(1u << 31)
 #define GMEM_KEYED(pattern)	((pattern) ^ GMEM_KEYED_BIT)
 
@@ -115,8 +115,8 @@ static inline u64 gmem_check(const volatile u8 *mem, u64 size, u32 pattern,
 }
 
 /*
- * Leave a few MiB of recognisable bytes in the free pages of this CPU, so
- * that a page that reaches somebody without having been zeroed is noticed.
+ * Leave a few MiB of recognisable bytes in the free pages of this CPU, so that
+ * tests notice a page that was not zeroed.
  */
 static inline void gmem_dirty_free_pages(void)
 {
@@ -133,7 +133,7 @@ static inline void gmem_dirty_free_pages(void)
 
 static __thread sigjmp_buf gmem_probe_env;
 static __thread volatile sig_atomic_t gmem_probing;
-/* What the last probe was refused with. */
+/* How the last probe was refused. */
 static __thread volatile sig_atomic_t gmem_refused_with __maybe_unused;
 
 static void gmem_sigbus_handler(int sig)
@@ -158,7 +158,7 @@ static inline void gmem_install_sigbus_handler(void)
 
 	TEST_ASSERT(!sigaction(SIGBUS, &sa, NULL), "sigaction(SIGBUS) failed");
 #ifdef __aarch64__
-	/* Of a page that EL2 keeps from the host. */
+	/* For a page that EL2 protects from the host. */
 	TEST_ASSERT(!sigaction(SIGSEGV, &sa, NULL), "sigaction(SIGSEGV) failed");
 #endif
 }
@@ -209,9 +209,9 @@ static inline bool gmem_host_refused(volatile u8 *mem)
  * Poison the page at @mem, which the host can reach, as a memory error would.
  * Returns 0, or the errno if that is not possible here.
  *
- * What madvise() returns does not tell: it is EBUSY for a page that is poisoned
- * but that somebody else holds at this moment, a fault under way for example.
- * And the caller can get the SIGBUS of somebody who has lost data.
+ * The result of madvise() is not reliable: it is EBUSY for a page that is poisoned
+ * but that somebody else holds at this moment, for example a fault in progress. And
+ * the caller can get SIGBUS like a process that has lost data.
  */
 static inline int gmem_host_poison(u8 *mem)
 {
@@ -343,7 +343,7 @@ static inline int gmem_allocate(int fd, u64 offset, u64 size)
 	return fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, size) ? errno : 0;
 }
 
-/* What other programs have left is between what is free; the rest of a test leaves whole pieces. */
+/* Compacts memory once: earlier programs may have fragmented it, later tests do not. */
 static inline void gmem_want_blocks(void)
 {
 	static bool done;
@@ -389,7 +389,7 @@ static inline u64 gmem_frame_of(const volatile void *hva)
 	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
 }
 
-/* What a page that CONTENT_POLICY_NONE has been applied to holds. */
+/* The bytes of a page after CONTENT_POLICY_NONE. */
 static inline bool gmem_scrambles(void)
 {
 	return get_kvm_param_bool("gmem_scramble");
@@ -480,7 +480,7 @@ static inline bool gmem_vm_type_supported(void)
 	return kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM);
 }
 
-/* Skips the whole program where nothing converts in place. */
+/* Skips the whole program where no file converts in place. */
 static inline void gmem_require_in_place(void)
 {
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_VM_TYPES));
@@ -538,10 +538,9 @@ static inline int gmem_enable_emulation(struct kvm_vm *vm, u64 platform, u64 fla
 }
 
 /*
- * What gmem_vm_create() returns, on an emulated platform and not launched, so
- * that the vCPUs do not run yet. The choice has to come before the first
- * memslot, which libkvm adds where nobody can get in between: this does what
- * __vm_create() does.
+ * Like gmem_vm_create(), but on an emulated platform and not launched, so that the
+ * vCPUs do not run yet. The platform has to be chosen before the first memslot, which
+ * libkvm adds in __vm_create(). So this does the work of __vm_create() itself.
  */
 static inline struct kvm_vm *gmem_vm_create_emulated(u32 platform, u64 flags,
 						     u32 nr_vcpus, u64 extra_pages,
@@ -643,7 +642,7 @@ static inline void gmem_inject(struct kvm_vm *vm, gpa_t gpa, u64 which, u64 erro
 	TEST_ASSERT(!r, "INJECT at %#lx: errno %d (%s)", (u64)gpa, r, strerror(r));
 }
 
-/* Has the guest use the page at @gpa as KVM_GMEM_EMULATE_ACCESS_@kind. */
+/* Makes the guest use the page at @gpa as KVM_GMEM_EMULATE_ACCESS_@kind. */
 static inline void gmem_access(struct kvm_vm *vm, gpa_t gpa, u64 kind)
 {
 	struct kvm_gmem_emulate args = {
@@ -811,7 +810,7 @@ static inline volatile struct gmem_cmd *gmem_cmd_of(struct kvm_vcpu *vcpu)
  *   0		it did,
  *   < 0	-errno of KVM_RUN; vcpu->run tells more (KVM_EXIT_MEMORY_FAULT),
  *   > 0	the exit reason, for an exit that the protocol does not know.
- * To go on after the latter two call it again: the guest repeats what it was
+ * To continue after the latter two, call it again: the guest repeats what it was
  * at.
  */
 static inline int gmem_guest_resume(struct kvm_vcpu *vcpu)
@@ -965,8 +964,8 @@ do {										\
 } while (0)
 
 /*
- * Have the guest issue KVM_HC_MAP_GPA_RANGE and convert in its place, the way
- * a VMM does. Only for ranges inside @a.
+ * Let the guest issue KVM_HC_MAP_GPA_RANGE, and convert for it like a VMM. Only for
+ * ranges inside @a.
  */
 static inline void gmem_guest_convert(struct kvm_vcpu *vcpu, struct gmem_area *a,
 				      u64 offset, u64 size, u64 attributes,
