@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! One conversion: a payload is written while its page is shared, and stays when it is not.
+//! One conversion: a payload is written while its page is shared, and stays when the page is private.
 //!
 //! `cargo run --example convert`, on a kernel whose guest_memfd converts in place.
 

@@ -53,9 +53,9 @@ impl fmt::Display for Visibility {
     }
 }
 
-/// What happens to the bytes of the range, including pages that already are in the requested state.
+/// What happens to the bytes of the range, including pages that are in the requested state already.
 ///
-/// A page that nobody has used yet reads as zeroes under every policy.
+/// A page that was never used reads as zeroes under every policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     /// No guarantee. Software-protected VMs scramble the range, so that users do not come to rely
@@ -68,7 +68,7 @@ pub enum Content {
 }
 
 impl Content {
-    /// The policy as the ioctl and the capabilities have it.
+    /// The policy's bits in the ioctl and in the capabilities.
     pub const fn flags(self) -> u64 {
         match self {
             Self::None => 0,
@@ -174,7 +174,7 @@ fn retry(
             Ok(()) => return Ok(taken),
             Err(error) if error.is_transient() && taken < attempts => {
                 taken += 1;
-                // Whoever holds the reference may need this CPU to drop it.
+                // The holder of the reference may need this CPU to drop it.
                 std::thread::yield_now();
             }
             Err(error) => return Err(error),
@@ -182,7 +182,7 @@ fn retry(
     }
 }
 
-/// A stretch of a file whose pages are all in the same state.
+/// Consecutive pages of a file in the same state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     /// Byte offsets in the file.
@@ -191,7 +191,7 @@ pub struct Run {
     pub visibility: Visibility,
 }
 
-/// Makes a [`Run`] of the kernel's answer, if the answer makes sense for a file of `file_size`
+/// Makes a [`Run`] of the kernel's answer, if the answer is valid for a file of `file_size`
 /// bytes.
 fn run_from(answer: &MemoryAttributes2, file_size: u64) -> io::Result<Run> {
     let end = answer
@@ -203,7 +203,7 @@ fn run_from(answer: &MemoryAttributes2, file_size: u64) -> io::Result<Run> {
             range: answer.offset..end,
             visibility,
         }),
-        // An empty run would make the iterator go round for ever.
+        // With an empty run the iterator would not end.
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!(
@@ -235,7 +235,7 @@ impl Iterator for Runs<'_> {
 
 impl std::iter::FusedIterator for Runs<'_> {}
 
-/// Where a walk over a file is, apart from the file, so that it can be tested without one.
+/// The position of a walk over a file, apart from the file, so that it can be tested without one.
 #[derive(Debug)]
 struct Walk {
     next: u64,
@@ -281,7 +281,7 @@ impl GuestMemfd {
             self.set_memory_attributes(&mut request)
                 .map_err(|errno| set_error(errno, &request))
         };
-        // The kernel refuses a range that is none before it looks at any page.
+        // The kernel refuses an invalid range before it checks any page.
         if to == Visibility::Shared || !self.holds().covers(&range) {
             return ask();
         }

@@ -96,7 +96,7 @@ pub enum Feature {
     InitShared,
     /// The pages of a guest_memfd can be moved to other memory.
     Migratable,
-    /// [`GuestMemfd::attributes_at`](crate::GuestMemfd::attributes_at) works, and what stands on it.
+    /// [`GuestMemfd::attributes_at`](crate::GuestMemfd::attributes_at) works, and functions that use it.
     ReadAttributes,
     /// A [`Populator`](crate::Populator) works.
     MapMemory,
@@ -155,7 +155,7 @@ pub struct Missing(pub Feature);
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, capability, number) = self.0.names();
-        // Those of this project are known by the number that they have in the header.
+        // Capabilities of this project are identified by their number in the header.
         match number {
             0x10000.. => write!(f, "no {name} here ({capability}, {number:#x})"),
             _ => write!(f, "no {name} here ({capability}, {number})"),
@@ -213,7 +213,7 @@ impl Capabilities {
         }
     }
 
-    /// Whether a feature is there.
+    /// Whether a feature is supported.
     pub fn has(&self, feature: Feature) -> bool {
         match feature {
             Feature::InPlace => self.converts_in_place,
@@ -279,7 +279,7 @@ mod tests {
     fn policies_are_named() {
         assert_eq!(Policies(0).to_string(), "NONE");
         assert_eq!(Policies(3).to_string(), "NONE ZERO PRESERVE");
-        // Policies of a later kernel are not ours to name.
+        // Policies of a later kernel have no name here.
         assert_eq!(Policies(6).to_string(), "NONE PRESERVE");
     }
 

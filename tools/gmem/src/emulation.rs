@@ -3,9 +3,9 @@
 //! Software models of confidential platforms, for the development of VMMs.
 //!
 //! A kernel with `CONFIG_KVM_GMEM_EMULATION` can give a software-protected VM the behaviour of SNP
-//! or TDX: the launch, the contents that the other side sees, the errors. One with
+//! or TDX: the launch, the contents that the other side sees, the errors. A kernel with
 //! `CONFIG_KVM_SNP_SIMULATION` has SNP VMs on simulated hardware, which are made and launched as on
-//! real one. None of this protects a guest.
+//! real hardware. None of this protects a guest.
 
 use crate::{
     abi::{
@@ -34,7 +34,7 @@ pub enum Platform {
         /// Whether a page reads as zeroes when it has been removed from the guest.
         removal_zeroes: bool,
     },
-    /// Intel TDX once more, under KVM's mirrored page table. Bit 39 of an address selects shared
+    /// Intel TDX under KVM's mirrored page table. Bit 39 of an address selects shared
     /// memory, also for the guest's code and page tables. The launch needs a vCPU.
     MirroredTdx,
 }
@@ -68,7 +68,7 @@ impl Platform {
 pub enum Page {
     /// One with contents.
     Normal,
-    /// Zeroes, whatever it held. SNP only.
+    /// A page of zeroes. SNP only.
     Zero,
     /// The CPUID table. SNP only.
     Cpuid,
@@ -105,7 +105,7 @@ impl Emulation {
     ///
     /// # Errors
     ///
-    /// Some pages may have been given to the guest then; the range is what is left.
+    /// Some pages may have been given to the guest then; the range becomes the rest.
     pub fn add_in_place(
         &self,
         page: Page,
@@ -118,7 +118,7 @@ impl Emulation {
                 let rest = operation.gpa..guest.end;
                 return Err((error, rest));
             }
-            // A kernel that gets nowhere would keep us here for ever.
+            // Without progress this would not end.
             if operation == before {
                 return Err((io::ErrorKind::WriteZero.into(), guest));
             }
@@ -139,7 +139,7 @@ impl Emulation {
         operate(&self.vm, &mut operation)
     }
 
-    /// Whether the page at the guest physical address `gpa` is the platform's.
+    /// Whether the platform owns the page at the guest physical address `gpa`.
     ///
     /// # Errors
     ///
@@ -150,7 +150,7 @@ impl Emulation {
     }
 }
 
-/// What the platform of `vm` has for the page at the guest physical address `gpa`.
+/// The platform's state of the page at the guest physical address `gpa` of `vm`.
 fn query(vm: &impl AsRawFd, gpa: u64) -> io::Result<Emulate> {
     let mut operation = Emulate {
         op: abi::KVM_GMEM_EMULATE_OP_QUERY,
@@ -162,7 +162,7 @@ fn query(vm: &impl AsRawFd, gpa: u64) -> io::Result<Emulate> {
 }
 
 fn operate(vm: &impl AsRawFd, operation: &mut Emulate) -> io::Result<()> {
-    // SAFETY: The ioctl reads and writes the struct that the reference is good for, whose size is in
+    // SAFETY: The ioctl reads and writes only the struct behind the reference, whose size is in
     // the number. Without a source it touches no other memory of ours.
     match unsafe { ioctl_with_mut_ref(vm, abi::KVM_GMEM_EMULATE, operation) } {
         0 => Ok(()),
@@ -186,15 +186,15 @@ fn update(platform: Platform, page: Page, guest: &Range<u64>) -> Emulate {
     }
 }
 
-/// What a platform that encrypts does to bytes here: it combines each aligned word with this.
+/// The key of a platform that encrypts: each aligned word is XORed with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key(u64);
 
 impl Key {
-    /// That of the models.
+    /// The key of the models.
     pub const MODEL: Self = Self(abi::KVM_GMEM_EMULATION_KEY);
 
-    /// That of `vm`, the descriptor of an SNP VM on simulated hardware, which has memory of a
+    /// The key of `vm`, the descriptor of an SNP VM on simulated hardware, which has memory of a
     /// guest_memfd at the guest physical address `gpa`. Another guest has another key.
     ///
     /// # Errors
@@ -205,12 +205,12 @@ impl Key {
         Ok(Self::of_asid(page.value[2]))
     }
 
-    /// The simulation turns the models' key by the ASID.
+    /// The simulation rotates the models' key by the ASID.
     fn of_asid(asid: u64) -> Self {
         Self(Self::MODEL.0.rotate_left((asid % 64) as u32))
     }
 
-    /// What the other side sees of `bytes`, which begin at a multiple of 8.
+    /// The bytes that the other side reads for `bytes`, which begin at a multiple of 8.
     ///
     /// It is its own inverse.
     pub fn apply(self, bytes: &[u8]) -> Vec<u8> {
@@ -274,7 +274,7 @@ mod tests {
         for platform in [TDX, Platform::MirroredTdx] {
             assert_eq!(update(platform, Page::Normal, &(0..0)).page_type, 0);
         }
-        // It knows no such pages, and it is the kernel's business to say so.
+        // TDX has no such pages; the kernel returns the error.
         assert_eq!(update(TDX, Page::Cpuid, &(0..0)).page_type, 6);
     }
 }

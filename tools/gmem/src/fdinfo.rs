@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What `/proc/PID/fdinfo/FD` says about a guest_memfd, of any process that may be looked into.
+//! The lines of a guest_memfd in `/proc/PID/fdinfo/FD`, of any process that the caller may inspect.
 
 use std::{
     error,
@@ -13,14 +13,14 @@ use std::{
 /// A guest_memfd as its `fdinfo` shows it. Sizes are in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FdInfo {
-    /// Private and shared are kept apart page by page, and can be converted.
+    /// Private and shared are tracked page by page, and can be converted.
     pub converts_in_place: bool,
     /// What keeps private pages private: `sw-protected`, `snp`, `tdx`, `pkvm`, followed by `
     /// (model)` for a software model, or `none`. Empty if the kernel does not report it.
     pub vendor: String,
     /// Size of the file.
     pub size: u64,
-    /// How much of it has memory.
+    /// How much of the file has memory.
     pub allocated: u64,
     /// How much is private, shared, and in how many runs; [`None`] if the kernel was interrupted
     /// while it counted.
@@ -28,17 +28,17 @@ pub struct FdInfo {
     /// Its pages can be moved to other memory
     /// ([`CreateFlags::MIGRATABLE`](crate::CreateFlags::MIGRATABLE)).
     pub migratable: bool,
-    /// How much lies in physically contiguous pieces of the size of a large mapping; [`None`] if the
-    /// kernel does not say, as for [`large`](Self::large).
+    /// How much is physically contiguous in pieces of the size of a large mapping; [`None`] if the
+    /// kernel does not report it, as for [`large`](Self::large).
     pub contiguous: Option<u64>,
-    /// How much of that can be mapped large for a guest, as it is in use and all private or all
+    /// How much of that can be mapped large for a guest, because it is in use and all private or all
     /// shared.
     pub large: Option<u64>,
     /// The memslots that show pages of the file, lowest page first.
     pub slots: Vec<BoundSlot>,
 }
 
-/// What the pages of a file are.
+/// How much of a file is private and shared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Bytes that are private.
@@ -58,7 +58,7 @@ pub struct BoundSlot {
     pub offset: u64,
 }
 
-/// Why there is no [`FdInfo`].
+/// Why the [`FdInfo`] cannot be read.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FdInfoError {
@@ -96,7 +96,7 @@ impl From<io::Error> for FdInfoError {
 }
 
 impl FdInfo {
-    /// Looks at descriptor `fd` of process `pid`.
+    /// Reads the fdinfo of descriptor `fd` of process `pid`.
     ///
     /// # Errors
     ///
@@ -132,7 +132,7 @@ impl FdInfo {
                 "gmem-contiguous" => info.contiguous = Some(number()?),
                 "gmem-large" => info.large = Some(number()?),
                 "gmem-slot" => info.slots.push(slot(value).ok_or_else(malformed)?),
-                // What a later kernel adds.
+                // Lines that a later kernel adds.
                 _ => (),
             }
         }
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(FdInfo::parse(LINES).unwrap(), expected);
     }
 
-    /// The kernel says it of no others.
+    /// The kernel has this line for migratable files only.
     #[test]
     fn files_stay_in_their_memory_unless_they_say_otherwise() {
         let text = LINES.replace("gmem-migratable:\tyes\n", "");

@@ -52,8 +52,8 @@ impl CreateFlags {
     /// All pages start as shared, instead of private.
     pub const INIT_SHARED: Self = Self(abi::GUEST_MEMFD_FLAG_INIT_SHARED);
     /// The host's memory management may move the pages to other memory: for compaction, to another
-    /// NUMA node, or off memory that goes offline. The guest does not notice. Only VMs have it in
-    /// whose pages no hardware has a part.
+    /// NUMA node, or off memory that goes offline. The guest does not notice. Only VMs without a
+    /// platform that owns pages support it.
     pub const MIGRATABLE: Self = Self(abi::GUEST_MEMFD_FLAG_MIGRATABLE);
 
     /// Flags by number; the kernel refuses those that it does not know.
@@ -88,7 +88,7 @@ impl BitOr for CreateFlags {
     }
 }
 
-/// Tells one file from another, however many descriptors it has.
+/// Identifies a file, whatever number of descriptors it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     device: u64,
@@ -216,7 +216,7 @@ impl GuestMemfd {
     }
 
     fn ioctl(&self, number: c_ulong, request: &mut MemoryAttributes2) -> Result<(), i32> {
-        // SAFETY: Both ioctls read and write at most the struct that the reference is good for;
+        // SAFETY: Both ioctls read and write at most the struct behind the reference;
         // its size is in the number.
         match unsafe { ioctl_with_mut_ref(&self.file, number, request) } {
             0 => Ok(()),

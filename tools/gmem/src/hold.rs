@@ -39,7 +39,7 @@ const GRAIN: u64 = 0x1000;
 /// How many counts are allocated at once: those of 16 MiB of file, in 16 KiB.
 const COUNTS: u64 = 0x1000;
 
-/// The kernel has said that the page is shared, and this process has not asked for a change since.
+/// The kernel has reported the page as shared, and this process has requested no change since.
 const SHARED: u32 = 1 << 31;
 /// The number of users of the page.
 const USERS: u32 = SHARED - 1;
@@ -111,11 +111,11 @@ impl Holds {
     }
 
     fn reading(&self) -> RwLockReadGuard<'_, ()> {
-        // The lock guards nothing that a panic could leave half done.
+        // A panic cannot leave the data behind the lock half done.
         self.lock.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts one more user of the pages of `range`, if all of them are shared: `ask` says what the
+    /// Counts one more user of the pages of `range`, if all of them are shared: `ask` returns what the
     /// kernel has at an offset. Else returns the error, and nobody is counted.
     fn hold(
         &self,
@@ -127,7 +127,7 @@ impl Holds {
         }
         let grains = grains(range);
         let _reading = self.reading();
-        // What the kernel has said goes this far.
+        // The kernel's answer covers the file up to here.
         let mut shared_up_to = 0;
         for grain in grains.clone() {
             let count = self.count(grain);
@@ -155,7 +155,7 @@ impl Holds {
                     Err(error) => return fail(AccessError::Os(error)),
                 }
             }
-            // Nobody can make it private while it is counted.
+            // The page cannot become private while it is counted.
             count.fetch_or(SHARED, Ordering::Relaxed);
         }
         Ok(())
@@ -169,7 +169,7 @@ impl Holds {
         }
     }
 
-    /// Whether the kernel can grant a request for `range` at all, by its form: whole pages inside
+    /// Whether `range` is valid for the kernel: whole pages inside
     /// the file.
     pub(crate) fn covers(&self, range: &Range<u64>) -> bool {
         range.start % GRAIN == 0
@@ -196,7 +196,7 @@ impl Holds {
 }
 
 impl Converting<'_> {
-    /// Forgets what the kernel has said about `range`.
+    /// Forgets the kernel's answers about `range`.
     pub(crate) fn forget(&self, range: &Range<u64>) {
         self.holds.find(range, |_, count| {
             count.fetch_and(!SHARED, Ordering::Relaxed);
@@ -243,7 +243,7 @@ impl GuestMemfd {
     /// Keeps the pages of `range` (byte offsets in the file) shared until the return value is
     /// dropped, for accesses that would get `SIGBUS` otherwise.
     ///
-    /// A hold is to this library what a pin is to the kernel: [`convert`](Self::convert) to private
+    /// A hold acts in this library like a pin in the kernel: [`convert`](Self::convert) to private
     /// fails with `EAGAIN` and the page's offset if a page is held. So do not wait for a conversion
     /// while you hold one of its pages. While a conversion is in progress, this function waits for
     /// its end.
@@ -278,9 +278,9 @@ impl GuestMemfd {
             run => return run,
         };
         let converts = match error.raw_os_error() {
-            // There is nothing else wrong with the request.
+            // The request has no other error.
             Some(libc::EINVAL) => false,
-            // Or the kernel does not know this ioctl, but the one that converts.
+            // Or the kernel has the ioctl that converts, but not this one.
             Some(libc::ENOTTY) => self.has_conversion(),
             _ => true,
         };

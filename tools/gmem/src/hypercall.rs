@@ -34,7 +34,7 @@ use std::{
 /// Bytes of the pages that the hypercall counts, on every architecture.
 const HYPERCALL_PAGE: u64 = 0x1000;
 
-/// Has KVM hand `KVM_HC_MAP_GPA_RANGE` to the VMM, as `KVM_EXIT_HYPERCALL`.
+/// Makes KVM hand `KVM_HC_MAP_GPA_RANGE` to the VMM, as `KVM_EXIT_HYPERCALL`.
 ///
 /// `vm` is the descriptor of a VM. On arm64 none of its vCPUs may have run yet.
 ///
@@ -48,7 +48,7 @@ pub fn exit_on_map_gpa_range(vm: &impl AsRawFd) -> io::Result<()> {
     kvm::enable_cap(vm, KVM_CAP_EXIT_HYPERCALL as u32, args)
 }
 
-/// What a guest asks for by `KVM_HC_MAP_GPA_RANGE`.
+/// A request of the guest by `KVM_HC_MAP_GPA_RANGE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MapGpaRange {
     /// Guest physical addresses, in bytes.
@@ -65,8 +65,8 @@ const CAN_GIVE_BACK: bool = cfg!(target_arch = "aarch64");
 
 impl MapGpaRange {
     /// Decodes the `args` of the hypercall (`Documentation/virt/kvm/x86/hypercalls.rst`; the
-    /// arguments of a `KVM_EXIT_HYPERCALL` on arm64 are the same). Returns [`None`] if they make no
-    /// sense: no page, addresses that wrap, or an unknown attribute. The preferred page size is
+    /// arguments of a `KVM_EXIT_HYPERCALL` on arm64 are the same). Returns [`None`] if they are
+    /// invalid: no page, addresses that wrap, or an unknown attribute. The preferred page size is
     /// only a hint, and is ignored.
     ///
     /// ```
@@ -110,7 +110,7 @@ pub struct Service<'a> {
     /// The content policy. Guests of pKVM, and software-protected Linux guests, expect
     /// [`Content::Preserve`].
     pub content: Content,
-    /// How often a conversion that fails with `EAGAIN` is tried.
+    /// The number of attempts for a conversion that fails with `EAGAIN`.
     pub attempts: u32,
     /// What to do with addresses that are in no region.
     pub outside: Outside,
@@ -124,7 +124,7 @@ pub struct Service<'a> {
 #[non_exhaustive]
 #[must_use = "the guest waits for `ret`"]
 pub struct Served {
-    /// The request; [`None`] if it made no sense.
+    /// The request; [`None`] if it was invalid.
     pub request: Option<MapGpaRange>,
     /// Why the request was refused, or why memory that was given back was not freed. `EIO` with an
     /// address means that the VM is dead: the VMM has to end it.
@@ -336,7 +336,7 @@ mod tests {
         let error = busy.converted.unwrap_err();
         assert_eq!((error.errno, error.address), (libc::EAGAIN, Some(0x1_1000)));
         drop(hold);
-        // This file converts nothing, and nobody is told in another way.
+        // This file does not convert, and the guest gets no other answer.
         let refused = serve(12, private).unwrap();
         assert_eq!(refused.converted.as_ref().unwrap_err().errno, libc::ENOTTY);
         assert_eq!(refused.ret(), libc::EINVAL as u64);

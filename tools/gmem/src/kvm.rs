@@ -94,13 +94,13 @@ pub(crate) fn create_guest_memfd(vm: &impl AsRawFd, size: u64, flags: u64) -> io
 ///
 /// # Safety
 ///
-/// `userspace_addr` is 0, or the address of a mapping of the whole slot that nothing in this
-/// process has references into and that stays until the slot is deleted.
+/// `userspace_addr` is 0, or the address of a mapping of the whole slot that stays until the slot is
+/// deleted, and into which this process has no references.
 pub(crate) unsafe fn set_user_memory_region2(
     vm: &impl AsRawFd,
     region: &kvm_userspace_memory_region2,
 ) -> io::Result<()> {
-    // SAFETY: The kernel reads the struct, whose size is in the number. The caller answers for the
+    // SAFETY: The kernel reads the struct, whose size is in the number. The caller guarantees the
     // address in it.
     result(unsafe { ioctl_with_ref(vm, KVM_SET_USER_MEMORY_REGION2, region) }).map(drop)
 }

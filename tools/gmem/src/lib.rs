@@ -84,7 +84,7 @@
 //! # Features
 //!
 //! - `vm-memory`: the module `vm_memory`, for `vm-memory` 0.18.
-//! - `cli`: what the program `gmem` needs. The library does not.
+//! - `cli`: dependencies of the program `gmem`, which the library does not need.
 
 #![warn(
     clippy::missing_errors_doc,

@@ -123,7 +123,7 @@ impl Mapping {
 
     /// Where the byte at `offset` is mapped, for system calls that take addresses.
     ///
-    /// The address is good as long as the mapping lives. It must not become a reference: the
+    /// The address is valid as long as the mapping lives. It must not become a reference: the
     /// guest changes the memory at any time.
     pub fn address(&self, offset: u64) -> Option<*mut u8> {
         self.address_of(&(offset..offset.checked_add(1)?))
@@ -244,7 +244,7 @@ impl Drop for Mapping {
     }
 }
 
-/// Addresses at which this process has no memory, and gets none.
+/// Reserved addresses at which this process never has memory.
 #[derive(Debug)]
 pub(crate) struct NoMemory {
     address: NonNull<u8>,
@@ -261,7 +261,7 @@ impl NoMemory {
     ///
     /// # Errors
     ///
-    /// `ENOMEM` if there are not as many, `EINVAL` for none.
+    /// `ENOMEM` if there are not enough, `EINVAL` for a length of 0.
     pub(crate) fn new(length: u64) -> io::Result<Self> {
         let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
         let length = usize::try_from(length).map_err(|_| invalid())?;
@@ -292,7 +292,7 @@ impl NoMemory {
 
 impl Drop for NoMemory {
     fn drop(&mut self) {
-        // SAFETY: The mapping is ours, and nothing is there that could be used.
+        // SAFETY: The mapping is ours, and contains no memory.
         unsafe { libc::munmap(self.address.as_ptr().cast(), self.length) };
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Where in the guest which part of which file lies, and the memslots that tell KVM so.
+//! Which part of a file is at which guest physical address, and the memslots for KVM.
 
 use crate::{
     attributes::{
@@ -32,9 +32,9 @@ use std::{
     sync::Arc, //
 };
 
-/// A part of a file, and where in the guest it lies.
+/// A part of a file, and its guest physical address.
 ///
-/// It is only what a VMM knows. KVM knows it from a [`Slot`], or from a memslot that the VMM makes by
+/// This is only data of the VMM. KVM gets it from a [`Slot`], or from a memslot that the VMM makes by
 /// other means.
 #[derive(Clone, Debug)]
 pub struct Region {
@@ -45,9 +45,9 @@ pub struct Region {
 }
 
 impl Region {
-    /// Takes `file_range` (byte offsets in the file) to lie at `guest_phys_addr` (bytes).
+    /// Describes `file_range` (byte offsets in the file) at `guest_phys_addr` (bytes).
     ///
-    /// `mapping` is how this process sees it, for its own accesses and for those of KVM, such as
+    /// `mapping` is this process's mapping of it, for its own accesses and for those of KVM, such as
     /// emulated instructions. Without it they fail.
     ///
     /// # Errors
@@ -85,7 +85,7 @@ impl Region {
         &self.memory
     }
 
-    /// How this process sees it.
+    /// This process's mapping of it.
     pub fn mapping(&self) -> Option<&Arc<Mapping>> {
         self.mapping.as_ref()
     }
@@ -97,18 +97,18 @@ impl Region {
 
     /// Guest physical addresses, in bytes.
     pub fn guest_range(&self) -> Range<u64> {
-        // `new` has seen to it that this does not overflow.
+        // `new` has checked that this does not overflow.
         self.guest_phys_addr..self.guest_phys_addr + (self.file_range.end - self.file_range.start)
     }
 
-    /// Where in the guest the byte at `offset` in the file is, if it is in the region.
+    /// The guest physical address of the byte at `offset` in the file, if it is in the region.
     pub fn guest_address(&self, offset: u64) -> Option<u64> {
         self.file_range
             .contains(&offset)
             .then(|| self.guest_phys_addr + (offset - self.file_range.start))
     }
 
-    /// Which range of the file a range of guest physical addresses is, if all of it is in the
+    /// The range of the file for a range of guest physical addresses, if all of it is in the
     /// region.
     pub fn file_range_of(&self, guest: &Range<u64>) -> Option<Range<u64>> {
         let whole = self.guest_range();
@@ -125,8 +125,8 @@ impl Region {
     /// # Errors
     ///
     /// Those of `KVM_SET_USER_MEMORY_REGION2`: `EEXIST` if the number, a guest address or a part of
-    /// the file has a memslot already, `EINVAL` for what is not whole pages, `EBADF` if the file is
-    /// no guest_memfd of this VM. `ENOTTY` if `vm` is not a VM. `EMFILE`: each slot has a descriptor.
+    /// the file has a memslot already, `EINVAL` if it is not whole pages, `EBADF` if the file is
+    /// not a guest_memfd of this VM. `ENOTTY` if `vm` is not a VM. `EMFILE`: each slot has a descriptor.
     /// `ENOMEM` if there are no addresses left for a slot without a mapping.
     pub fn bind(&self, vm: &impl AsRawFd, number: u32) -> io::Result<Slot> {
         let vm = kvm::duplicate(vm)?;
@@ -142,7 +142,7 @@ impl Region {
         })
     }
 
-    /// KVM accesses whatever this process has at the slot's addresses, so that a slot without a
+    /// KVM accesses whatever this process has at the slot's addresses, so a slot without a
     /// mapping needs addresses, too.
     fn backing(&self) -> io::Result<(Backing, *mut u8)> {
         let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
@@ -173,7 +173,7 @@ impl Region {
     }
 }
 
-/// Keeps what is at the addresses through which KVM itself accesses a slot.
+/// Keeps the memory at the addresses through which KVM itself accesses a slot.
 #[derive(Debug)]
 enum Backing {
     Mapping(#[expect(dead_code, reason = "It is kept, and not used")] Arc<Mapping>),
@@ -189,7 +189,7 @@ pub struct Slot {
     vm: OwnedFd,
     number: u32,
     region: Region,
-    /// [`None`] once it has to stay for ever.
+    /// [`None`] if the slot could not be deleted and has to stay.
     backing: Option<Backing>,
 }
 
@@ -199,7 +199,7 @@ impl Slot {
         self.number
     }
 
-    /// What it shows the guest.
+    /// The memory of the slot.
     pub fn region(&self) -> &Region {
         &self.region
     }
@@ -228,7 +228,7 @@ pub struct RangeError {
     /// The guest physical address, in bytes, of the first page that stopped the request, for the
     /// errors that are about a page.
     pub address: Option<u64>,
-    /// What has been converted before that, in bytes. It is all or nothing for each region.
+    /// How much was converted before that, in bytes. It is all or nothing for each region.
     pub converted: Range<u64>,
 }
 
@@ -263,7 +263,7 @@ impl Regions {
         }
     }
 
-    /// Walks them.
+    /// Iterates over the regions.
     pub fn iter(&self) -> std::slice::Iter<'_, Region> {
         self.0.iter()
     }
@@ -277,7 +277,7 @@ impl Regions {
         region.guest_range().contains(&address).then_some(region)
     }
 
-    /// Takes a range of guest physical addresses apart by regions, in order: the addresses of each
+    /// Splits a range of guest physical addresses by regions, in order: the addresses of each
     /// part, and its region if it has one.
     pub(crate) fn parts(&self, range: &Range<u64>) -> Vec<(Range<u64>, Option<&Region>)> {
         let mut parts = Vec::new();
@@ -303,7 +303,7 @@ impl Regions {
     /// Converts a range of guest physical addresses (bytes), as
     /// [`GuestMemfd::convert_retrying`] does with each region that it touches, in order.
     ///
-    /// What belongs to no region is left out if `outside` says so.
+    /// Addresses outside of all regions are left out if `outside` says so.
     ///
     /// # Errors
     ///
@@ -334,12 +334,12 @@ impl Regions {
     /// Frees the memory of a range of guest physical addresses (bytes), as
     /// [`GuestMemfd::punch_hole`] does in each region that it touches, in order.
     ///
-    /// What belongs to no region is left out if `outside` says so. The guest finds new memory there,
-    /// or none at all if it has not agreed.
+    /// Addresses outside of all regions are left out if `outside` says so. The guest finds new memory
+    /// there. A pKVM guest that has not agreed finds none.
     ///
     /// # Errors
     ///
-    /// Those of [`GuestMemfd::punch_hole`], and `EINVAL` as of [`convert`](Self::convert).
+    /// Those of [`GuestMemfd::punch_hole`], and `EINVAL` as for [`convert`](Self::convert).
     pub fn free(&self, range: Range<u64>, outside: Outside) -> Result<(), RangeError> {
         self.for_each_part(range, outside, |region, in_file| {
             let freed = region.memory.punch_hole(in_file);
@@ -436,7 +436,7 @@ pub(crate) mod tests {
         let first = slot.userspace_addr as *const u8;
         // SAFETY: It points into the mapping, which is alive.
         assert_eq!(unsafe { first.read_volatile() }, 0xc3);
-        // Or an address where KVM finds nothing.
+        // Or an address without memory.
         let (_none, slot) = described(region(None).unwrap());
         assert_ne!(slot.userspace_addr, 0);
     }
@@ -544,7 +544,7 @@ pub(crate) mod tests {
             let result = regions.convert(range, to, content, 1, outside);
             result.map_err(|error| (error.errno, error.address, error.converted))
         };
-        // These files know no conversion: whoever gets ENOTTY has asked the kernel.
+        // These files do not convert: ENOTTY shows that the kernel was asked.
         assert_eq!(
             convert(0x1000..0x3000, Outside::Refuse),
             Err((libc::ENOTTY, None, 0x1000..0x1000))

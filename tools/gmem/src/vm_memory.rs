@@ -2,27 +2,26 @@
 
 //! Guest memory for rust-vmm's devices: the traits of `vm-memory` 0.18.
 //!
-//! [`Regions::guest_memory`] gives a `GuestMemory` of the guest's regions. `virtio-queue` and
-//! whatever else is written for that trait work on it unchanged, and what the guest does to its
-//! pages is no danger to the VMM:
+//! [`Regions::guest_memory`] returns a `GuestMemory` of the guest's regions. `virtio-queue` and all
+//! other code for that trait work on it unchanged, and the guest's conversions cannot harm the VMM:
 //!
 //! - A slice is refused if a page of it is private, by
 //!   [`IOError`](GuestMemoryError::IOError) with [`PermissionDenied`](io::ErrorKind::PermissionDenied)
 //!   and an [`AccessError`] inside. So a guest that puts a ring or a buffer into private memory gets a
 //!   device that does not work.
-//! - A slice has a [`Hold`] of its pages in the place of a dirty bitmap, and so has whatever is made
-//!   from the slice. While one of them lives, [`GuestMemfd::convert`] to private is `EAGAIN`, and the
-//!   access cannot become `SIGBUS`.
-//!   (A raw pointer from `ptr_guard()` is good as long as the slice lives.)
+//! - A slice has a [`Hold`] of its pages instead of a dirty bitmap, and so has everything that is
+//!   made from the slice. While one of them lives, [`GuestMemfd::convert`] to private fails with
+//!   `EAGAIN`, and the access cannot become `SIGBUS`.
+//!   (A raw pointer from `ptr_guard()` is valid as long as the slice lives.)
 //! - The address of a page is available only while the page is held: there is no host address and
 //!   no file for `vhost` or a device in another process. They share memory by means of their own
 //!   ([`Mapping::address`](crate::Mapping::address)), and a conversion does not wait for them.
 //!
-//! A thread that keeps a slice keeps its pages from becoming private. Devices keep them for a request;
-//! the guest that takes a page of that request away is told `EAGAIN`. A slice of a whole region
-//! (`as_volatile_slice()`) keeps all of it. To make a slice takes a step for each of its pages.
+//! A thread that keeps a slice keeps its pages from becoming private. Devices keep them for a request.
+//! A guest that converts a page of that request meanwhile gets `EAGAIN`. A slice of a whole region
+//! (`as_volatile_slice()`) keeps all of it. Making a slice takes a step for each of its pages.
 //!
-//! [`GuestMemfd::hold`] says what no hold keeps away.
+//! [`GuestMemfd::hold`] lists what a hold does not prevent.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -88,7 +87,7 @@ pub struct GuestRegionGmem {
 pub type GuestMemoryGmem = GuestRegionCollection<GuestRegionGmem>;
 
 impl GuestRegionGmem {
-    /// Takes a region with a mapping. [`None`] for one without.
+    /// Wraps a region with a mapping. [`None`] for a region without one.
     pub fn new(region: Region) -> Option<Self> {
         let mapping = region.mapping()?.clone();
         Some(Self { region, mapping })
@@ -99,8 +98,8 @@ impl GuestRegionGmem {
         &self.region
     }
 
-    /// The slice of as many of `count` bytes as there are from `address` on. As `Bytes` has it, an
-    /// address outside is an error, and fewer bytes are none.
+    /// The slice of up to `count` bytes from `address` on. As `Bytes` requires, an address outside
+    /// is an error, and fewer bytes are not.
     fn up_to(
         &self,
         address: MemoryRegionAddress,
@@ -117,7 +116,7 @@ impl GuestRegionGmem {
 }
 
 impl Regions {
-    /// The regions as `vm-memory` has them, for devices. Regions without a mapping are left out.
+    /// The regions for `vm-memory`, for devices. Regions without a mapping are left out.
     ///
     /// # Errors
     ///
@@ -144,8 +143,8 @@ impl WithBitmapSlice<'_> for Hold {
 
 impl BitmapSlice for Hold {}
 
-/// What every slice carries along, so that it lives as long as any part of the slice. Nothing is
-/// recorded: no page is ever dirty.
+/// The hold of a slice, which lives as long as any part of the slice. It records nothing: no page is
+/// ever dirty.
 impl Bitmap for Hold {
     fn mark_dirty(&self, _offset: usize, _len: usize) {}
 
@@ -158,7 +157,7 @@ impl Bitmap for Hold {
     }
 }
 
-/// The bitmap of a region. There is none, only [`Hold`]s in slices.
+/// The bitmap of a region, which does not exist: only slices have [`Hold`]s.
 ///
 /// It cannot be made, which excludes `IommuMemory`: that would put a part of it into the slice in
 /// the place of the hold.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A virtio device, made of rust-vmm's `virtio-queue` as it is, and the driver's side of its ring.
+//! A virtio device that uses rust-vmm's `virtio-queue` unchanged, and the driver's side of its ring.
 
 use gmem::vm_memory::GuestMemoryGmem;
 use std::io::{

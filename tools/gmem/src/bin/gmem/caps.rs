@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! `gmem caps`: what this kernel can do, asked of a VM of each type.
+//! `gmem caps`: what this kernel supports, queried on a VM of each type.
 
 use crate::{
     Failure,
@@ -85,7 +85,7 @@ impl Type {
         })
     }
 
-    /// What can be asked for: phase, direction, and the names of the policies.
+    /// The supported requests: phase, direction, and the names of the policies.
     fn conversions(&self) -> impl Iterator<Item = (&'static str, Visibility, Vec<String>)> + '_ {
         PHASES
             .into_iter()
@@ -116,7 +116,7 @@ pub fn print(out: &mut Output) -> Result<(), Failure> {
             _ => format!("opening /dev/kvm: {error}"),
         })
     })?;
-    // What cannot be created is not there, for whatever reason.
+    // A type that cannot be created counts as not supported.
     let types: Vec<Type> = TYPES
         .into_iter()
         .filter_map(|(name, number)| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! `gmem ls` and `gmem show`: what fdinfo says.
+//! `gmem ls` and `gmem show`: the contents of fdinfo.
 
 use crate::{
     Failure,
@@ -109,7 +109,7 @@ impl Found {
         })
     }
 
-    /// A line of the table, sizes in KiB; `?` for what the kernel did not count.
+    /// A line of the table, sizes in KiB; `?` for values that the kernel did not count.
     fn line(&self) -> String {
         let kib = |bytes: u64| (bytes / 1024).to_string();
         let (private, shared, runs) = match self.info.totals {

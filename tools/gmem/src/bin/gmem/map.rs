@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! `gmem map` and `gmem watch`: which parts of a file are what.
+//! `gmem map` and `gmem watch`: which parts of a file are private, shared, and without memory.
 
 use crate::{
     Failure,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! `gmem trace`: the trace events of conversions, for people.
+//! `gmem trace`: the trace events of conversions, in readable form.
 
 use crate::{
     Failure,
@@ -39,7 +39,7 @@ const TRACING: &str = "/sys/kernel/tracing";
 /// The events that are listened to.
 const EVENTS: [&str; 2] = ["kvm_gmem_convert_end", "kvm_gmem_busy"];
 
-/// A tracing instance of our own, which disturbs no other.
+/// A separate tracing instance, which does not disturb others.
 struct Instance(PathBuf);
 
 impl Instance {
@@ -91,7 +91,7 @@ impl Drop for Instance {
     }
 }
 
-/// One event: its name and what it says.
+/// One event: its name and its text.
 #[derive(Debug, PartialEq, Eq)]
 struct Event {
     seconds: String,
@@ -100,7 +100,7 @@ struct Event {
 }
 
 impl Event {
-    /// Takes a line of trace_pipe apart; [`None`] for what is no event of ours.
+    /// Parses a line of trace_pipe; [`None`] for other lines than these events.
     fn parse(line: &str) -> Option<Self> {
         let (head, rest) = EVENTS.iter().find_map(|name| {
             let at = line.find(&format!(": {name}: "))?;
