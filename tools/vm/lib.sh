@@ -41,7 +41,7 @@ run_logged() {
 			sleep 30 &
 			nap=$!
 			wait "$nap"
-			# After ^C nothing else would end this.
+			# After ^C nothing else would end this process.
 			kill -0 "$self" 2>/dev/null || exit 0
 			step "   $(minutes $((SECONDS - start))) $(tail -n 1 "$log" | sed 's,^@@gmem ,,' | tr -s ' \t' ' ' | cut -c 1-100)"
 		done
