@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What each row of the table was promised.
+//! The guarantee for each row of the table.
 //!
 //! This is the project's content contract, written down a second time and by hand, so that the
-//! demonstration does not take the kernel's word for it.
+//! demonstration does not rely on the kernel's table.
 
 use gmem::{
     emulation::Key,
@@ -25,12 +25,12 @@ pub use arch::*;
 pub struct Motion {
     /// State before the request.
     pub from: Visibility,
-    /// State that it asks for.
+    /// The requested state.
     pub to: Visibility,
 }
 
 impl Motion {
-    /// How the table calls it.
+    /// Its name in the table.
     pub fn name(self) -> &'static str {
         use Visibility::*;
         match (self.from, self.to) {
@@ -47,23 +47,23 @@ impl Motion {
 pub enum History {
     /// All were written: by the guest if they are private and it runs, else by the host.
     Written,
-    /// They were never used; one has no memory, the other was only fallocated.
+    /// Never used; one has no memory, the other was only fallocated.
     Untouched,
 }
 
-/// What the bytes are when the request has returned.
+/// The bytes when the request has returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {
-    /// Those that were there.
+    /// The old bytes.
     Kept,
-    /// Zeroes, because that was asked for.
+    /// Zeroes, as requested.
     Zeroes,
     /// Zeroes, because this is their first use.
     FirstUse,
-    /// None is given; what happens depends on a parameter of the kernel.
+    /// No guarantee; the result depends on a parameter of the kernel.
     #[cfg_attr(target_arch = "aarch64", expect(dead_code))]
     Nothing,
-    /// None is given; what happens depends on the platform.
+    /// No guarantee; the result depends on the platform.
     Whatever,
     /// The request is refused with `EOPNOTSUPP`, and everything stays as it is.
     Refused,
@@ -72,7 +72,7 @@ pub enum Promise {
 }
 
 impl Promise {
-    /// What a refusal is refused with.
+    /// The errno of a refusal.
     pub fn errno(self) -> Option<i32> {
         match self {
             Self::Refused => Some(libc::EOPNOTSUPP),
@@ -90,7 +90,7 @@ impl Promise {
 pub enum Eyes {
     /// As they are.
     Plain,
-    /// Through a key that is not the writer's.
+    /// Through another key than the writer's.
     #[cfg_attr(target_arch = "aarch64", expect(dead_code))]
     Keyed,
     /// As zeroes: the platform clears a page that the guest accepts.
@@ -98,7 +98,7 @@ pub enum Eyes {
     Accepted,
 }
 
-/// One row: a request, and the promise about its bytes.
+/// One row: a request, and the guarantee for its bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Line {
     pub motion: Motion,
@@ -135,10 +135,10 @@ const fn seen(
     }
 }
 
-/// What a platform's VMs stand on.
+/// What implements a platform's VMs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ground {
-    /// The real thing.
+    /// The platform itself.
     Real,
     /// KVM's own code for SNP on simulated hardware.
     SnpSimulated,
@@ -149,30 +149,30 @@ pub enum Ground {
 /// A platform and its part of the contract.
 #[derive(Clone, Copy, Debug)]
 pub struct Platform {
-    /// How the table calls it.
+    /// Its name in the table.
     pub name: &'static str,
-    /// What is under it.
+    /// What implements it.
     pub ground: Ground,
-    /// The value of the two capabilities that goes with the contract, before and after launch.
+    /// The value of the two capabilities according to the contract, before and after launch.
     pub policies: u32,
     /// Every request before launch.
     pub before: &'static [Line; 24],
     /// Every request after launch.
     pub after: &'static [Line; 24],
-    /// How the guest sees what the launch gave to it when it is shared again with PRESERVE.
+    /// How a page that the launch gave to the guest reads after PRESERVE to shared.
     pub payload_back: (Promise, Eyes),
-    /// Whether a page is shared by the guest, and what it has not shared its own.
+    /// Whether the guest itself shares pages, and owns the others.
     pub guest_shares: bool,
 }
 
 impl Platform {
-    /// Whether the guest says by each address which kind of memory it means.
+    /// Whether each address of the guest selects the kind of memory.
     pub fn guest_means_kinds(&self) -> bool {
         self.ground != Ground::Real
     }
 
-    /// Whether a guest that runs can ask for what `line` is about. One that shares its pages itself
-    /// has to have them, and nothing to share that is shared.
+    /// Whether a running guest can make the request of `line`. A guest that shares its pages itself
+    /// must have the pages, and cannot share shared pages again.
     pub fn guest_asks(&self, line: &Line) -> bool {
         use Visibility::*;
         match (line.motion.from, line.motion.to) {
@@ -184,7 +184,7 @@ impl Platform {
     }
 }
 
-/// Whether the kernel scrambles what nothing is promised about: its parameter `kvm.gmem_scramble`.
+/// Whether the kernel scrambles contents without a guarantee: its parameter `kvm.gmem_scramble`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scramble {
     /// It does.
@@ -196,7 +196,7 @@ pub enum Scramble {
 }
 
 impl Scramble {
-    /// What the kernel says.
+    /// The kernel's parameter.
     pub fn read() -> Self {
         match std::fs::read_to_string("/sys/module/kvm/parameters/gmem_scramble") {
             Ok(value) => Self::parse(&value),
@@ -213,11 +213,11 @@ impl Scramble {
     }
 }
 
-/// The byte that a scrambled page is full of.
+/// The byte that fills a scrambled page.
 pub const SCRAMBLED: u8 = 0xab;
 
 impl Promise {
-    /// How the table says it.
+    /// Its text in the table.
     pub fn name(self, scramble: Scramble) -> &'static str {
         match (self, scramble) {
             (Self::Kept, _) => "same bytes",
@@ -232,8 +232,8 @@ impl Promise {
         }
     }
 
-    /// Whether `seen` is what was promised about a range that held `written`, looked at with
-    /// `eyes`, on a platform that encrypts with `key`.
+    /// Whether `seen` keeps the guarantee for a range that held `written`, read as `eyes` says, on a
+    /// platform that encrypts with `key`.
     pub fn is_kept(
         self,
         scramble: Scramble,
@@ -257,7 +257,7 @@ impl Promise {
                 Scramble::Off => is(written),
                 Scramble::Unknown => is(&scrambled) || is(written),
             },
-            // Not even then it is somebody else's data.
+            // Even then it must not be data of others.
             Self::Whatever => is(written) || is(&zeroes) || seen == zeroes,
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Checks that the demonstration can be given, gives it, and counts.
+//! Checks the requirements of the demonstration, runs it, and counts.
 
 use crate::{
     contract::{
@@ -50,7 +50,7 @@ use std::{
     },
 };
 
-/// How to get a kernel that can.
+/// How to get a suitable kernel.
 const GET_KERNEL: &str = "the kernel has to be one with this project's guest_memfd \
     (CONFIG_KVM_GUEST_MEMFD_RUST=y): `make demo` builds and boots it";
 
@@ -107,7 +107,7 @@ fn kernel() -> String {
     release.map_or("unknown".into(), |release| release.trim().into())
 }
 
-/// Draws the file of `machine` into a directory, if there is one to draw into.
+/// Draws the file of `machine` into a directory, if one was given.
 fn draw(machine: &Machine, directory: Option<&Path>, when: &str) -> Result<(), Failure> {
     let Some(directory) = directory else {
         return Ok(());
@@ -123,7 +123,7 @@ pub struct Options {
     /// A row for each request instead of grids.
     rows: bool,
     colour: bool,
-    /// Where the file is drawn before, during and after that.
+    /// The directory for drawings of the file before, during and after that.
     pictures: Option<PathBuf>,
 }
 
@@ -195,7 +195,7 @@ pub fn all(options: &Options) -> Result<(), Failure> {
     let early_payload = Payload::before(&mut machine, Phase::BeforeLaunch)?;
     let early_policies = Policies::before(&mut machine, Phase::BeforeLaunch)?;
 
-    // From here on the guest runs: whatever it does first is the launch.
+    // From here on the guest runs: its first step is the launch.
     machine.start()?;
     println!("\n1. Payload injection");
     let mut rows = early_payload.after(&mut machine, scramble)?.to_vec();
@@ -250,7 +250,7 @@ pub fn all(options: &Options) -> Result<(), Failure> {
     tally.conclude()
 }
 
-/// Shows a platform that stands on simulated hardware: a payload that the launch gives to the guest,
+/// Shows a platform on simulated hardware: a payload that the launch gives to the guest,
 /// and every policy.
 fn simulated(
     kvm: &Kvm,
@@ -274,7 +274,7 @@ fn simulated(
     tally.show_policies(&machine, &rows)
 }
 
-/// Shows that the guest itself works, on a VM that has nothing private.
+/// Shows that the guest itself works, on a VM without private memory.
 pub fn guest_only() -> Result<(), Failure> {
     if REAL.guest_shares {
         return unavailable(
@@ -342,7 +342,7 @@ impl Tally {
         }
     }
 
-    /// Has the guest write to fresh pages, mapped ahead of that or not, and counts.
+    /// Lets the guest write to fresh pages, mapped ahead or not, and counts faults.
     fn faults(
         &mut self,
         machine: &mut Machine,
@@ -381,7 +381,7 @@ impl Tally {
         wrong
     }
 
-    /// Shows the rows of a scene, or how many went as promised and those that did not.
+    /// Shows the rows of a scene, or the number of correct rows and all wrong ones.
     fn show(&mut self, rows: &[Row]) {
         let wrong = self.count(rows);
         let shown: Vec<_> = rows

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All rows of a platform at a glance: phase and direction down, policy and state across.
+//! All rows of a platform in a grid: phase and direction down, policy and state across.
 
 use crate::{
     contract::{
@@ -16,7 +16,7 @@ use crate::{
 use gmem::Content;
 use std::fmt::Write;
 
-/// What is said once, above the first grid.
+/// The legend, printed once above the first grid.
 pub const LEGEND: &str = "\
 Each cell says what the host and then the guest read after a request: - refused (SIGBUS), same the
 bytes that were there, 0 zeroes, 0xab scrambled, key the bytes through another's key, key0 zeroes
@@ -29,7 +29,7 @@ const HISTORIES: [(History, &str); 2] = [
     (History::Untouched, "untouched"),
 ];
 
-/// What the bytes of a row are odd by, in a line; [`None`] for the usual.
+/// Explains an unusual row in a line; [`None`] for the usual.
 fn oddity(row: &Row) -> Option<String> {
     let keyed = |seen: &str| seen == "through key" || seen == "key on zeroes";
     if !row.faults.is_empty() {
@@ -66,8 +66,7 @@ fn paint(text: &str, code: &str, colour: bool) -> String {
     }
 }
 
-/// Draws the rows that have a state to stand under. Each of the others has none to stand under and
-/// is left out.
+/// Draws the rows about one state of pages. Rows without a state are left out.
 pub fn draw(title: &str, rows: &[Row], colour: bool) -> String {
     let mut notes: Vec<String> = Vec::new();
     let mut out = String::new();
@@ -109,7 +108,7 @@ pub fn draw(title: &str, rows: &[Row], colour: bool) -> String {
     out
 }
 
-/// What was read, with a letter that refers to a note where it is odd.
+/// What was read, with a letter that refers to a note if it is unusual.
 fn cell(row: &Row, notes: &mut Vec<String>, colour: bool) -> String {
     let mut text = format!("{}/{}", short(&row.host_read), short(&row.guest_read));
     let odd = oddity(row);

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What runs inside: a loop that does what the VMM asks for, and a payload that it can be asked to
-//! call.
+//! The guest's code: a loop that carries out the VMM's commands, and a payload that it can call.
 //!
-//! Both are in a file for each architecture, take addresses as they are given, and run wherever they
-//! are put. The loop reads four words, a command and its operands, and writes one word
-//! as the answer:
+//! Both are in a file for each architecture, use absolute addresses from the VMM, and run at any
+//! address. The loop reads four words, a command and its operands, and writes one word as the
+//! answer:
 //!
 //! | command | operands | answer |
 //! |---|---|---|
@@ -63,7 +62,7 @@ pub fn payload() -> &'static [u8] {
     between(&raw const gmem_payload_start, &raw const gmem_payload_end)
 }
 
-/// The payload as it is after it has run some times: it counts.
+/// The payload after some runs: it counts them.
 pub fn payload_after(runs: u32) -> Vec<u8> {
     let at = between(&raw const gmem_payload_start, &raw const gmem_payload_runs).len();
     let mut payload = payload().to_vec();

@@ -43,21 +43,21 @@ mod arch;
 #[path = "machine/x86.rs"]
 mod arch;
 
-/// What the guest wants of the VMM.
+/// The guest's requests to the VMM.
 enum Event<'a> {
     /// A word of a command.
     Ask(&'a mut [u8]),
-    /// The answer to one.
+    /// The answer to a command.
     Answer(&'a [u8]),
     /// A conversion, with the address of the return value.
     Hypercall(u64, [u64; 6], &'a mut u64),
-    /// Memory that KVM has not: flags, guest physical address, bytes.
+    /// Memory of the wrong kind: flags, guest physical address, bytes.
     Fault(u64, u64, u64),
-    /// Nothing that this VMM knows.
+    /// An exit that this VMM does not know.
     Lost(String),
 }
 
-/// What went wrong, for people. Nothing after it makes sense.
+/// What went wrong, in readable form. The demonstration cannot continue after it.
 pub type Result<T> = std::result::Result<T, String>;
 
 /// Which guest physical addresses the VMM converted at the guest's request, or why it could not.
@@ -66,8 +66,8 @@ type Served = std::result::Result<Range<u64>, RangeError>;
 /// A page of the guest.
 pub const PAGE: u64 = 0x1000;
 
-/// The slot begins neither at the start of the file nor at the same number as in the file, so that
-/// mistaking one kind of address for another cannot go unnoticed.
+/// The slot begins neither at the start of the file nor at the same number as in the file, so that a
+/// confusion of the kinds of addresses is noticed.
 const SLOT: Range<u64> = 0x10000..0x210000;
 const GUEST_BASE: u64 = 0x100000;
 
@@ -83,14 +83,14 @@ const REPORT: Range<u64> = OWN.end..OWN.end + 4 * PAGE;
 const GHCB: u64 = REPORT.end;
 const FREE: u64 = SLOT.start + 16 * PAGE;
 
-/// How often a conversion is tried that is refused with `EAGAIN`.
+/// The number of attempts for a conversion that fails with `EAGAIN`.
 const ATTEMPTS: u32 = 1000;
 
 /// A virtual machine with one vCPU.
 pub struct Machine {
     platform: &'static Platform,
     launch: arch::Launch,
-    /// What the platform encrypts with, if it does.
+    /// The platform's key, if it encrypts.
     key: Key,
     vm: VmFd,
     vcpu: VcpuFd,
@@ -99,9 +99,9 @@ pub struct Machine {
     mapping: Arc<Mapping>,
     memory: Arc<GuestMemfd>,
     free: u64,
-    /// What the VMM asks KVM for when the guest asks for a conversion: a guest has no say in that.
+    /// The policy for the guest's requests, which the guest cannot influence.
     content: Content,
-    /// How the last conversion that the guest asked for ended.
+    /// How the last conversion at the guest's request ended.
     served: Option<Served>,
 }
 
@@ -152,7 +152,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Starts the guest, if that is a step of its own: it shares with the host what it reports to.
+    /// Starts the guest, if that is a separate step: it shares its memory for reports with the host.
     pub fn start(&mut self) -> Result<()> {
         if self.platform.guest_shares {
             self.guest_converts(&REPORT, Visibility::Shared, Content::Preserve)?;
@@ -160,7 +160,7 @@ impl Machine {
         Ok(())
     }
 
-    /// What it stands on.
+    /// The platform.
     pub fn platform(&self) -> &'static Platform {
         self.platform
     }
@@ -170,19 +170,19 @@ impl Machine {
         &self.vm
     }
 
-    /// What it encrypts with, if it does.
+    /// The key, if the platform encrypts.
     pub fn key(&self) -> Key {
         self.key
     }
 
-    /// Has the launch give private pages to the guest, if the platform has one that does so.
+    /// Lets the launch give private pages to the guest, if the platform's launch does this.
     pub fn load(&self, range: &Range<u64>) -> Result<()> {
         self.launch
             .add(&self.vm, self.addresses(range)?)
             .map_err(|error| format!("adding {range:x?} in place: {error}"))
     }
 
-    /// Ends the launch, if the platform has one. Else the guest's first step does.
+    /// Ends the launch, if the platform has one. Otherwise the guest's first step does.
     pub fn launch(&self) -> Result<()> {
         if arch::guest_runs_privately(self.platform) {
             self.convert(&OWN, Visibility::Private, Content::Preserve)?;
@@ -193,7 +193,7 @@ impl Machine {
             .map_err(|error| format!("ending the launch: {error}"))
     }
 
-    /// What the guest_memfd looks like now, as an SVG.
+    /// A picture of the guest_memfd, as an SVG.
     pub fn picture(&self, when: &str) -> Result<String> {
         let title = format!("{} VM, {when}", self.platform.name);
         Picture::of(&self.memory, title)
@@ -217,7 +217,7 @@ impl Machine {
         Ok(whole == (0..self.memory.size(), Visibility::Shared))
     }
 
-    /// Pages that were never used, and that are handed out once.
+    /// Returns pages that were never used, each only once.
     pub fn fresh(&mut self, pages: u64) -> Result<Range<u64>> {
         let range = self.free..self.free + pages * PAGE;
         if range.end > SLOT.end {
@@ -235,7 +235,7 @@ impl Machine {
             .map_err(|error| format!("converting {range:x?} to {to}, {content}: {error}"))
     }
 
-    /// Has the guest ask for a conversion by hypercall, which the VMM then does with `content`.
+    /// Lets the guest request a conversion by hypercall, which the VMM then does with `content`.
     pub fn guest_converts(
         &mut self,
         range: &Range<u64>,
@@ -253,7 +253,7 @@ impl Machine {
         }
     }
 
-    /// Makes a request that the platform refuses, by the guest's hypercall if it can make it.
+    /// Makes a request that the platform refuses, by the guest's hypercall if possible.
     pub fn is_refused(
         &mut self,
         range: &Range<u64>,
@@ -297,7 +297,7 @@ impl Machine {
         }
     }
 
-    /// Has the guest ask on a VM that cannot convert: the guest has to get the VMM's error.
+    /// Lets the guest request a conversion on a VM that cannot convert: it has to get the VMM's error.
     pub fn guest_asks_in_vain(&mut self, range: &Range<u64>) -> Result<()> {
         match self.guest_asks(range, Visibility::Private, Content::Preserve)? {
             (answer, Err(error)) if answer == guest::refusal(self.platform, error.errno) => Ok(()),
@@ -307,7 +307,7 @@ impl Machine {
         }
     }
 
-    /// What the guest was told, and what the VMM did.
+    /// The answer that the guest got, and what the VMM did.
     fn guest_asks(
         &mut self,
         range: &Range<u64>,
@@ -338,7 +338,7 @@ impl Machine {
             .map_err(|error| format!("fallocate of {range:x?}: {error}"))
     }
 
-    /// What state the file says the page at `offset` is in, and where that stretch ends.
+    /// The state of the page at `offset` according to the file, and the end of its run.
     pub fn state_at(&self, offset: u64) -> Result<(Range<u64>, Visibility)> {
         let run = self
             .memory
@@ -354,7 +354,7 @@ impl Machine {
             .map_err(|error| format!("host write at {offset:#x}: {error}"))
     }
 
-    /// What the host sees. It is refused only if it is refused everywhere, to read and to write.
+    /// What the host reads. It counts as refused only if all reads and writes are refused.
     pub fn host_read(&self, range: &Range<u64>) -> Result<Seen> {
         let length = (range.end - range.start) as usize;
         let mut bytes = vec![0xee; length];
@@ -402,14 +402,14 @@ impl Machine {
         Ok(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGBUS)
     }
 
-    /// What the guest sees.
+    /// What the guest reads.
     pub fn guest_read(&mut self, range: &Range<u64>) -> Result<Vec<u8>> {
         let length = range.end - range.start;
         let report = REPORT.start..REPORT.start + length;
         if report.end > REPORT.end {
             return Err(format!("{range:x?} is too long for the guest's report"));
         }
-        // What the guest does not write must not look like what it should have read.
+        // If the guest writes nothing, the old report must not look like the expected bytes.
         self.host_write(report.start, &vec![0xee; length as usize])?;
         let from = self.address(range)?;
         let to = self.address(&report)?;
@@ -423,7 +423,7 @@ impl Machine {
         }
     }
 
-    /// Has the guest read what the host has written to shared pages, and use them from then on.
+    /// Lets the guest read shared pages that the host has written, and use them from then on.
     pub fn guest_joins(&mut self, range: &Range<u64>) -> Result<Vec<u8>> {
         let seen = self.guest_read(range)?;
         if self.platform.guest_shares {
@@ -432,7 +432,7 @@ impl Machine {
         Ok(seen)
     }
 
-    /// Has the guest write a pattern, and returns it.
+    /// Lets the guest write a pattern, and returns it.
     pub fn guest_fill(&mut self, range: &Range<u64>, seed: u32) -> Result<Vec<u8>> {
         let length = range.end - range.start;
         let to = self.address(range)?;
@@ -454,7 +454,7 @@ impl Machine {
             .map_err(|error| error.to_string())
     }
 
-    /// Has the guest call the code at `offset`, and returns what that returns.
+    /// Lets the guest call the code at `offset`, and returns its result.
     pub fn guest_call(&mut self, offset: u64, argument: u32) -> Result<u32> {
         let address = self.address(&(offset..offset + 1))?;
         self.command(guest::CALL, address, argument, 0)
@@ -469,8 +469,8 @@ impl Machine {
             .ok_or_else(|| format!("{range:x?} is not in the guest"))
     }
 
-    /// Where the guest uses that, as a word of a command. One that says by each address which kind
-    /// of memory it means says what the file does, as its kernel would.
+    /// The address at which the guest uses that, as a word of a command. If addresses select the kind
+    /// of memory, it selects the kind that the file has, like a guest's kernel.
     fn address(&self, range: &Range<u64>) -> Result<u32> {
         let start = self.addresses(range)?.start;
         let private = self.platform.guest_means_kinds()
@@ -514,7 +514,7 @@ impl Machine {
                     let served = served.converted.map(|()| range);
                     self.served = Some(together(self.served.take(), served));
                 }
-                // The guest can only have it as its own.
+                // The guest can only have it as private memory.
                 Event::Fault(PRIVATE_FAULT, address, size) if self.platform.guest_shares => {
                     let (to, content) = (Visibility::Private, Content::Preserve);
                     self.regions
@@ -554,7 +554,7 @@ fn word(address: u64) -> Result<u32> {
     u32::try_from(address).map_err(|_| format!("{address:#x} is beyond what a command can say"))
 }
 
-/// What several hypercalls of one command come to: some guests make one for each page.
+/// The joint result of several hypercalls of one command: some guests make one for each page.
 fn together(before: Option<Served>, now: Served) -> Served {
     match (before, now) {
         (Some(Err(error)), _) => Err(error),

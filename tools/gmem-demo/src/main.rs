@@ -16,11 +16,11 @@ use std::process::ExitCode;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("its guest is code for x86-64 or arm64");
 
-/// Why the demonstration did not end well.
+/// Why the demonstration failed.
 enum Failure {
-    /// It cannot be given here. The text says why, and what to do about it.
+    /// It cannot run here. The text says why, and what to do about it.
     Unavailable(String),
-    /// It was given, and something is wrong.
+    /// It has run, and something is wrong.
     Broken(String),
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is shown: payload injection, a bounce buffer, and every row of the contract.
+//! The scenes: payload injection, a bounce buffer, and every row of the contract.
 //!
 //! A scene that begins before launch ends after it, because before launch there is no guest that
 //! could read. Each therefore has a `before` and an `after`.
@@ -32,20 +32,20 @@ use gmem::{
 };
 use std::ops::Range;
 
-/// A request that was made, and what it should have come to.
+/// A request that was made, and its expected result.
 #[derive(Clone, Copy)]
 struct Request {
     phase: Phase,
     direction: &'static str,
     content: Content,
-    /// What the range is now.
+    /// The state of the range now.
     is: Visibility,
     promise: Promise,
     eyes: Eyes,
 }
 
 impl Request {
-    /// One that changes the bytes as `promise` says, for everybody who can look.
+    /// A request that changes the bytes as `promise` says, for all readers.
     fn new(phase: Phase, to: Visibility, content: Content, promise: Promise) -> Self {
         Self {
             phase,
@@ -61,18 +61,18 @@ impl Request {
     }
 }
 
-/// A request that was made, and what the host has seen since. The guest has yet to look.
+/// A request that was made, and what the host has read since. The guest has not read yet.
 struct Pending {
     request: Request,
     range: Range<u64>,
-    /// What the range held before the request.
+    /// The contents of the range before the request.
     written: Vec<u8>,
     host: Seen,
     faults: Vec<String>,
 }
 
 impl Pending {
-    /// Looks at `range`, for which `request` has just been made, with the host's eyes.
+    /// Reads `range`, for which `request` has just been made, as the host.
     fn new(
         machine: &Machine,
         request: Request,
@@ -93,7 +93,7 @@ impl Pending {
         })
     }
 
-    /// Lets the guest look too, and judges.
+    /// Lets the guest read as well, and checks the results.
     fn finish(mut self, machine: &mut Machine, scramble: Scramble) -> Result<Row> {
         let Request { promise, eyes, .. } = self.request;
         let key = machine.key();
@@ -140,7 +140,7 @@ pub struct Payload {
     sigbus: bool,
 }
 
-/// Arguments for the payload; any will do.
+/// Arguments for the payload; the values do not matter.
 const ARGUMENTS: [u32; 3] = [0, 0x1234_5678, 0xffff_ffff];
 
 impl Payload {
@@ -166,7 +166,7 @@ impl Payload {
         })
     }
 
-    /// Has the guest read and run it, then takes the page back to see that it was this one.
+    /// Lets the guest read and run it, then takes the page back to check that it was this one.
     pub fn after(self, machine: &mut Machine, scramble: Scramble) -> Result<[Row; 2]> {
         let mut injected = self.pending.finish(machine, scramble)?;
         injected.promised = "payload, runs".into();
@@ -212,7 +212,7 @@ pub fn bounce_buffer(machine: &mut Machine, scramble: Scramble) -> Result<Vec<Ro
     let (launched, content) = (Phase::AfterLaunch, Content::Preserve);
     let buffer = machine.fresh(2)?;
     if machine.platform().guest_shares {
-        // It has no part in the buffer yet that it could take back.
+        // It does not have the buffer's pages yet, so it cannot take them back.
         machine.convert(&buffer, Visibility::Private, content)?;
     } else {
         machine.guest_converts(&buffer, Visibility::Private, content)?;
@@ -242,7 +242,7 @@ pub fn bounce_buffer(machine: &mut Machine, scramble: Scramble) -> Result<Vec<Ro
     Ok(rows)
 }
 
-/// The VMM asks for what the guest has not shared: it has to be asked first.
+/// The VMM requests pages that the guest has not shared: the guest has to share them first.
 pub fn consent(machine: &mut Machine, scramble: Scramble) -> Result<Vec<Row>> {
     let (launched, to) = (Phase::AfterLaunch, Visibility::Shared);
     [Content::Preserve, Content::Zero, Content::None]
@@ -310,7 +310,7 @@ impl Policies {
         Ok(Self { requests })
     }
 
-    /// Lets the guest read what has become of the pages.
+    /// Lets the guest read the pages.
     pub fn after(self, machine: &mut Machine, scramble: Scramble) -> Result<Vec<Row>> {
         let finish = |(history, pending, guard): (History, Pending, Guard)| {
             let mut row = pending.finish(machine, scramble)?;
@@ -322,7 +322,7 @@ impl Policies {
     }
 }
 
-/// Brings fresh pages to where `line` starts from, and makes its request.
+/// Brings fresh pages into the initial state of `line`, and makes its request.
 fn request(
     machine: &mut Machine,
     phase: Phase,
@@ -344,7 +344,7 @@ fn request(
             }
             vec![0; length]
         }
-        // The guest is the only one who can write to a private page, once it runs.
+        // Once the guest runs, only the guest can write to a private page.
         (History::Written, Visibility::Private) if launched => {
             machine.convert(&range, from, Content::Preserve)?;
             machine.guest_fill(&range, number)?

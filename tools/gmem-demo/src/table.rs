@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is printed.
+//! The printed table.
 
 use crate::contract::{
     History,
@@ -42,7 +42,7 @@ pub enum Seen {
 }
 
 impl Seen {
-    /// In a few words; `written` is what was there before, on a platform that encrypts with `key`.
+    /// A short description; `written` are the old bytes, on a platform that encrypts with `key`.
     pub fn describe(&self, written: &[u8], key: Key) -> String {
         let all = |bytes: &[u8], byte| bytes.iter().all(|&b| b == byte);
         match self {
@@ -64,7 +64,7 @@ impl Seen {
     }
 }
 
-/// What [`Seen::describe`] said, in a word.
+/// The text of [`Seen::describe`] in one word.
 pub fn short(described: &str) -> &'static str {
     match described {
         "refused" => "-",
@@ -84,10 +84,10 @@ pub struct Row {
     pub phase: Phase,
     pub direction: &'static str,
     pub content: Content,
-    /// What had happened to the pages, of rows that show every policy.
+    /// The history of the pages, for rows that show every policy.
     pub history: Option<History>,
     pub promise: Promise,
-    /// The promise in words.
+    /// The guarantee in words.
     pub promised: String,
     pub host_read: String,
     pub guest_read: String,

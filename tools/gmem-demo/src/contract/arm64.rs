@@ -17,7 +17,7 @@ use gmem::{
 };
 use kvm_ioctls::Kvm;
 
-/// What a VM with private memory is called.
+/// The name of a VM with private memory.
 pub const VM: &str = "protected";
 
 /// The type to create it with: `KVM_VM_TYPE_ARM_PROTECTED`.
@@ -25,19 +25,19 @@ pub fn vm_type(_platform: &Platform) -> u64 {
     1 << 31
 }
 
-/// Why there is no such VM, if that can be told without making one.
+/// Why such a VM is not possible, if that is known without creating one.
 pub fn missing(_kvm: &Kvm, _platform: &Platform) -> Option<String> {
     None
 }
 
-/// The contract of pKVM before launch, when the guest has nothing yet.
+/// The contract of pKVM before launch, when the guest owns no page yet.
 pub const PKVM_BEFORE: [Line; 24] = pkvm(Promise::Zeroes);
 
-/// The contract of pKVM after launch: what the guest has written to and not shared it owns. What is
-/// to be shared the guest shares first, see `scenes::consent` for what becomes of the rest.
+/// The contract of pKVM after launch: the guest owns pages that it has written to and not shared. The
+/// guest shares pages before they become shared; `scenes::consent` shows the other case.
 pub const PKVM_AFTER: [Line; 24] = pkvm(Promise::Refused);
 
-/// The rows of pKVM, and what ZERO comes to for a private page that was written to.
+/// The rows of pKVM; the argument is the result of ZERO for a private page that was written to.
 #[rustfmt::skip]
 const fn pkvm(settled_zero: Promise) -> [Line; 24] {
     use Content::{None, Preserve, Zero};
@@ -72,7 +72,7 @@ const fn pkvm(settled_zero: Promise) -> [Line; 24] {
     ]
 }
 
-/// The real thing on arm64: protected VMs, with the hypervisor of the kernel underneath.
+/// The platform of arm64: protected VMs under the kernel's hypervisor.
 pub const REAL: Platform = Platform {
     name: "pKVM",
     ground: Ground::Real,

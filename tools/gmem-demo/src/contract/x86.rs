@@ -25,7 +25,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::Kvm;
 
-/// What a VM with private memory is called.
+/// The name of a VM with private memory.
 pub const VM: &str = "software-protected";
 
 /// The type to create it with.
@@ -36,7 +36,7 @@ pub fn vm_type(platform: &Platform) -> u64 {
     }
 }
 
-/// Why there is no such VM, if that can be told without making one.
+/// Why such a VM is not possible, if that is known without creating one.
 pub fn missing(kvm: &Kvm, platform: &Platform) -> Option<String> {
     let types = Capabilities::of(kvm).vm_types;
     let has_type = types & 1 << vm_type(platform) != 0;
@@ -107,7 +107,7 @@ pub const SW_PROTECTED: [Line; 24] = {
     ]
 };
 
-/// The contract of SNP before launch, when the platform owns no page that was not launched.
+/// The contract of SNP before launch, when the platform owns only pages of the launch.
 #[rustfmt::skip]
 pub const SNP_BEFORE: [Line; 24] = {
     use Content::{None, Preserve, Zero};
@@ -158,7 +158,7 @@ pub const SNP_AFTER: [Line; 24] = {
         seen(Private, Shared,  Preserve, Written,   Kept,     Keyed),
         seen(Private, Shared,  Zero,     Written,   Zeroes,   Plain),
         seen(Private, Shared,  None,     Written,   Whatever, Keyed),
-        // What the platform owns is left alone, or the request refused.
+        // Owned pages are left alone, or the request is refused.
         seen(Private, Private, Preserve, Written,   Kept,     Plain),
         seen(Private, Private, Zero,     Written,   Refused,  Plain),
         seen(Private, Private, None,     Written,   Kept,     Plain),
@@ -180,7 +180,7 @@ pub const SNP_AFTER: [Line; 24] = {
     ]
 };
 
-/// The contract of TDX before launch, when no page is in the S-EPT that was not launched.
+/// The contract of TDX before launch, when only pages of the launch are in the S-EPT.
 #[rustfmt::skip]
 pub const TDX_BEFORE: [Line; 24] = {
     use Content::{None, Preserve, Zero};
@@ -216,8 +216,8 @@ pub const TDX_BEFORE: [Line; 24] = {
     ]
 };
 
-/// The contract of TDX after launch: what the guest has written to is in the S-EPT, and removing it
-/// from there destroys it.
+/// The contract of TDX after launch: pages that the guest has written to are in the S-EPT, and
+/// removing a page from there destroys its contents.
 #[rustfmt::skip]
 pub const TDX_AFTER: [Line; 24] = {
     use Content::{None, Preserve, Zero};
@@ -253,7 +253,7 @@ pub const TDX_AFTER: [Line; 24] = {
     ]
 };
 
-/// The real thing: software-protected VMs. Their contract is the same before and after launch.
+/// Not simulated: software-protected VMs. Their contract is the same before and after launch.
 pub const REAL: Platform = Platform {
     name: "SW_PROTECTED",
     ground: Ground::Real,

@@ -106,8 +106,8 @@ global_asm!(
     "str w0, [x20]",
     "b gmem_guest_start",
     "gmem_guest_end:",
-    // Takes an argument in w0 and returns it, exclusive-or the checksum of the text: whoever gets
-    // the right answer has run this code over these bytes, now.
+    // Takes an argument in w0 and returns it, exclusive-or the checksum of the text: the caller gets
+    // the right answer only if this code has run over these bytes.
     "gmem_payload_start:",
     "adr x9, gmem_payload_runs",
     "ldr w10, [x9]",
@@ -155,7 +155,7 @@ pub fn program(_platform: &Platform) -> Vec<u8> {
     between(&raw const gmem_guest_start, &raw const gmem_guest_end).to_vec()
 }
 
-/// What the guest gets from its hypercall when the VMM refuses: `SMCCC_RET_INVALID_PARAMETER`.
+/// The result of the guest's hypercall when the VMM refuses: `SMCCC_RET_INVALID_PARAMETER`.
 pub fn refusal(_platform: &Platform, _errno: i32) -> u32 {
     -3i32 as u32
 }

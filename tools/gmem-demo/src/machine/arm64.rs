@@ -57,7 +57,7 @@ const MAIR: u64 = 0xff;
 /// Where the only table is: the guest needs no stack.
 const TABLE: u64 = STACK_TOP - PAGE;
 
-/// That the launch is the guest's first step.
+/// A launch that is the guest's first step.
 pub struct Launch;
 
 impl Launch {
@@ -82,12 +82,12 @@ impl Launch {
     }
 }
 
-/// No launch gives it anything.
+/// The launch gives it no pages.
 pub fn guest_runs_privately(_platform: &Platform) -> bool {
     false
 }
 
-/// No guest here says by an address which kind of memory it means.
+/// Addresses do not select a kind of memory here.
 pub fn private(address: u64) -> u64 {
     address
 }
@@ -99,7 +99,7 @@ pub fn page_tables(_platform: &Platform) -> (u64, Vec<u8>) {
     (TABLE, block.to_le_bytes().to_vec())
 }
 
-/// Runs the vCPU until something is wanted.
+/// Runs the vCPU until it makes a request.
 pub fn next_event(vcpu: &mut VcpuFd) -> Result<Event<'_>, Error> {
     Ok(match vcpu.run()? {
         VcpuExit::MmioRead(guest::MMIO, data) => Event::Ask(data),

@@ -25,15 +25,15 @@ use std::{
     os::fd::AsRawFd, //
 };
 
-/// The policy of the guest: a bit that has to be set, and that there may be more than one thread in
-/// a core.
+/// The policy of the guest: a bit that has to be set, and the permission to run with more than one
+/// thread per core.
 const POLICY: u64 = 1 << 17 | 1 << 16;
 
 /// The firmware, which a launch needs.
 pub struct Firmware(File);
 
 impl Firmware {
-    /// Makes `vm` an SNP guest that has nothing yet, and begins its launch.
+    /// Makes `vm` an SNP guest without memory, and begins its launch.
     pub fn start(vm: &VmFd) -> Result<Self, String> {
         let path = "/dev/sev";
         let device = File::open(path).map_err(|error| format!("opening {path}: {error}"))?;
@@ -47,7 +47,7 @@ impl Firmware {
         Ok(firmware)
     }
 
-    /// Gives private pages to the guest, with what they hold.
+    /// Gives private pages to the guest, with their contents.
     pub fn update(&self, vm: &VmFd, range: Range<u64>) -> Result<(), String> {
         let mut update = kvm_sev_snp_launch_update {
             gfn_start: range.start / PAGE,

@@ -45,7 +45,7 @@ use std::{
     ops::Range, //
 };
 
-/// Runs the vCPU until something is wanted.
+/// Runs the vCPU until it makes a request.
 pub fn next_event(vcpu: &mut VcpuFd) -> Result<Event<'_>, Error> {
     Ok(match vcpu.run()? {
         VcpuExit::IoIn(guest::PORT, data) => Event::Ask(data),
@@ -67,7 +67,7 @@ pub enum Launch {
 }
 
 impl Launch {
-    /// Begins the launch of a VM that has nothing yet.
+    /// Begins the launch of a VM without memory.
     pub fn begin(vm: &VmFd, platform: &Platform) -> Result<Self, String> {
         match platform.ground {
             Ground::Real => Ok(Self::FirstStep),
@@ -78,7 +78,7 @@ impl Launch {
         }
     }
 
-    /// What the VM encrypts with, if it does. It has memory at `address`.
+    /// The VM's key, if it encrypts. It has memory at `address`.
     pub fn key(&self, vm: &VmFd, address: u64) -> io::Result<Key> {
         match self {
             Self::FirstStep | Self::Model(_) => Ok(Key::MODEL),
@@ -86,7 +86,7 @@ impl Launch {
         }
     }
 
-    /// Gives private pages to the guest, with what they hold.
+    /// Gives private pages to the guest, with their contents.
     pub fn add(&self, vm: &VmFd, range: Range<u64>) -> Result<(), String> {
         match self {
             Self::FirstStep => Ok(()),
@@ -107,13 +107,13 @@ impl Launch {
     }
 }
 
-/// Whether the launch gives the guest what it runs on. A guest of SNP has its code and page tables
-/// in private memory, whatever its addresses say.
+/// Whether the launch gives the guest its own pages. A guest of SNP has its code and page tables
+/// in private memory, whatever its addresses select.
 pub fn guest_runs_privately(platform: &Platform) -> bool {
     platform.ground == Ground::SnpSimulated
 }
 
-/// The bit of an address by which a guest says which kind of memory it means: SNP's C-bit, which is
+/// The bit of an address that selects the kind of memory: SNP's C-bit, which is
 /// set for private memory, and TDX's bit that is set for shared memory.
 const KIND: u64 = 1 << 39;
 
@@ -131,7 +131,7 @@ fn kind(platform: &Platform, private: bool) -> u64 {
     }
 }
 
-/// How far behind the guest's memory as shared it has the same as private.
+/// The distance from the guest's shared addresses to its private ones.
 const PRIVATE: u64 = 256 << 20;
 
 /// Where the guest has `address` as private memory.
@@ -139,7 +139,7 @@ pub fn private(address: u64) -> u64 {
     address + PRIVATE
 }
 
-/// Where the guest has what it runs on.
+/// The address of the guest's own pages.
 fn own(platform: &Platform, offset: u64) -> u64 {
     match guest_runs_privately(platform) {
         true => private(address(offset)),
@@ -147,12 +147,12 @@ fn own(platform: &Platform, offset: u64) -> u64 {
     }
 }
 
-/// Present, writable, for everybody; a page of 2 MiB.
+/// Present, writable, for user and kernel; a page of 2 MiB.
 const ENTRY: u64 = 7;
 const LARGE: u64 = 1 << 7;
 
-/// Page tables of three levels, and where they are in the file. They have the guest's memory twice,
-/// one to one as shared and once more as private. A guest without kinds has no paging.
+/// Page tables of three levels, and their place in the file. They map the guest's memory twice,
+/// one to one as shared and again as private. A guest without kinds has no paging.
 pub fn page_tables(platform: &Platform) -> (u64, Vec<u8>) {
     const LARGE_PAGE: u64 = 2 << 20;
     const MEMORY: Range<u64> = address(SLOT.start)..address(SLOT.end);
@@ -182,9 +182,9 @@ pub fn page_tables(platform: &Platform) -> (u64, Vec<u8>) {
 const _: () = assert!(address(GHCB) == guest::GHCB as u64);
 const _: () = assert!(GHCB < FREE);
 
-/// A vCPU at the program's first instruction, in 32-bit protected mode with flat segments; if the
-/// guest says by each address which kind of memory it means, in the compatibility mode of 64 bits,
-/// where page tables can say so.
+/// A vCPU at the program's first instruction, in 32-bit protected mode with flat segments. If
+/// addresses select the kind of memory, in the compatibility mode of 64 bits, whose page tables have
+/// that bit.
 pub fn make_vcpu(kvm: &Kvm, vm: &VmFd, platform: &Platform) -> Result<VcpuFd, Error> {
     let vcpu = vm.create_vcpu(0)?;
     vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
@@ -242,7 +242,7 @@ mod tests {
                 u64::from_le_bytes(tables[at..at + 8].try_into().unwrap())
             };
             assert_eq!(at, TABLES.start);
-            // SNP's tables are private, those here of TDX are shared.
+            // SNP's tables are private, TDX's are shared here.
             assert_eq!(entry(0, 0), KIND | 0x10_3007);
             assert_eq!(entry(1, 0), KIND | 0x10_4007);
             // From 1 MiB to 3 MiB.
