@@ -2,9 +2,9 @@
 
 //! Tests of the tree of the attribute map, which is the kernel's source.
 //!
-//! The model has an element for each page. Memory comes from the test: it can end, it knows how
-//! many nodes there are, and what is freed behind the readers stays readable until the test says
-//! that they are done.
+//! The model has an element for each page. The test provides the memory: allocations can fail, nodes
+//! are counted, and memory that is freed behind readers stays readable until the test ends the
+//! readers.
 
 use std::{
     cell::RefCell,
@@ -43,11 +43,11 @@ const WORDS: usize = 512;
 struct Heap {
     /// Nodes that were allocated and not freed.
     live: HashMap<usize, (Kind, Box<[u64]>)>,
-    /// Those of them that are freed when the readers are done.
+    /// Nodes among them that are freed when the readers are done.
     retired: Vec<usize>,
-    /// How many nodes there is memory for, if that is limited.
+    /// For how many nodes there is memory, if that is limited.
     left: Option<usize>,
-    /// How many were retired since others could run, and the most of it.
+    /// How many nodes were retired since others could run, and the maximum of that.
     at_once: usize,
     most_at_once: usize,
 }
@@ -98,7 +98,7 @@ unsafe impl Memory for Counted {
                 Kind::Bitmap => BITMAP_WORDS,
                 Kind::Table => WORDS,
             };
-            // What nobody has filled is neither private nor shared.
+            // Unfilled memory is neither private nor shared.
             let mut node = vec![0x5a5a_5a5a_5a5a_5a5a; words].into_boxed_slice();
             let at = NonNull::new(node.as_mut_ptr().cast::<()>());
             heap.live.insert(node.as_ptr() as usize, (kind, node));
@@ -129,7 +129,7 @@ unsafe impl Memory for Counted {
     }
 }
 
-/// A tree and what each of its pages is.
+/// A tree, and the expected state of each page.
 struct Model<const FANOUT: usize> {
     tree: Radix<Counted, FANOUT>,
     pages: Vec<Visibility>,
@@ -147,14 +147,14 @@ impl<const FANOUT: usize> Model<FANOUT> {
         }
     }
 
-    /// Makes pages what they become, with no node too many or too few; `false` without memory.
+    /// Sets the state of pages, and checks the number of nodes; `false` without memory.
     fn store(&mut self, start: u64, end: u64, to: Visibility) -> bool {
         let pages = range(start, end);
         // SAFETY: One thread writes and reads.
         let Some(mut spare) = (unsafe { self.tree.reserve(&pages, to) }) else {
             return false;
         };
-        // What is set aside is what is needed: memory ends here.
+        // The reserved nodes must be enough: allocations fail from here on.
         Counted::limit(Some(0));
         // SAFETY: As above.
         assert!(unsafe { self.tree.store(&pages, to, &mut spare) });
@@ -171,7 +171,7 @@ impl<const FANOUT: usize> Model<FANOUT> {
         unsafe { self.tree.load(PageIndex::new(page)) }
     }
 
-    /// Walks the file run by run; returns how many looks that took.
+    /// Walks the file run by run; returns the number of lookups.
     fn check(&self) -> usize {
         let mut at = 0;
         let mut looks = 0;
@@ -223,7 +223,7 @@ fn borders(pages: u64) -> Vec<u64> {
     borders
 }
 
-/// Every range with an end near a border, twice: the second one over what the first one left.
+/// Every range with an end near a border, twice: the second change over the result of the first.
 fn every_range<const FANOUT: usize>(pages: u64, second: &[(u64, u64)]) {
     let ends = borders(pages);
     for initial in [Private, Shared] {
@@ -275,7 +275,7 @@ fn page_by_page() {
     assert_eq!(Counted::of(Kind::Bitmap), 0);
 }
 
-/// Memory ends at each of the nodes that a change takes; the tree is what it was then.
+/// The allocation of each node of a change fails once; the tree has not changed then.
 #[test]
 fn no_memory_for_each_node() {
     let mut model = Model::<2>::new(4096, Private);
@@ -307,7 +307,7 @@ fn no_memory_for_each_node() {
     }
 }
 
-/// A change that has fewer nodes than it takes says so. The pages stay what they were.
+/// A change with too few nodes reports this. The pages do not change.
 #[test]
 fn too_few_nodes() {
     let mut model = Model::<2>::new(4096, Private);
@@ -321,8 +321,8 @@ fn too_few_nodes() {
     model.check();
 }
 
-/// Nobody waits for more than one node to be freed, however many there are: a processor has at most
-/// a table of entries to look at before it lets others run.
+/// Nobody waits for more than one node to be freed, however many there are: a processor reads at most
+/// one table of entries before it lets others run.
 #[test]
 fn others_run_after_each_node() {
     for clear in [false, true] {
@@ -345,7 +345,7 @@ fn others_run_after_each_node() {
     }
 }
 
-/// A reader that found a node before a change that frees it reads on.
+/// A reader that found a node before a change frees it can continue to read.
 #[test]
 fn retired_nodes_stay() {
     let mut model = Model::<2>::new(4096, Private);
@@ -366,7 +366,7 @@ fn retired_nodes_stay() {
     });
 }
 
-/// The largest file there is, with the kernel's fan-out: few nodes, and few looks.
+/// The largest possible file, with the kernel's fan-out: few nodes, and few lookups.
 #[test]
 fn ends_of_the_index_space() {
     let pages = (1 << 51) - 1;
@@ -396,7 +396,7 @@ fn ends_of_the_index_space() {
     Counted::grace();
 }
 
-/// What documents promise about memory: 96 bytes for 2 MiB and a page for 1 GiB.
+/// The bound of api.rst and h52: at most a bitmap for 2 MiB of the file, and a table for 1 GiB.
 #[test]
 fn memory_is_bounded_by_the_file() {
     let mut model = Model::<512>::new(1 << 20, Private);
@@ -412,7 +412,7 @@ fn memory_is_bounded_by_the_file() {
     assert_eq!(Counted::of(Kind::Bitmap), 4 << 9);
 }
 
-/// Tables go with a request that writes much of them, and stay where pages go to and fro.
+/// Tables are freed by a request that writes much of them, and stay where pages change back and forth.
 #[test]
 fn tables_are_not_made_over_and_over() {
     let mut model = Model::<512>::new(1 << 18, Private);
@@ -483,7 +483,7 @@ proptest! {
             Counted::limit(None);
             Counted::grace();
             model.check();
-            // The bound, whatever has happened.
+            // The bound holds after any history.
             prop_assert!(Counted::of(Kind::Bitmap) <= 30_000usize.div_ceil(512));
             prop_assert!(Counted::of(Kind::Table) <= 15 + 4 + 1);
         }

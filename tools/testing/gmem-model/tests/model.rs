@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Tests of guest_memfd's policy crate against models that are too slow to be wrong.
+//! Tests of guest_memfd's policy crate against simple, slow models.
 //!
-//! The models keep one element for each page and look at each of them. They share no code with
-//! the crate, and what they expect is written down from the user-space interface and the content
-//! contract.
+//! The models keep one element for each page and check each of them. They share no code with the
+//! crate. Their expectations follow the user-space interface and the content contract.
 
 #[path = "model/emulation.rs"]
 mod emulation;

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! One page that host and guests fault in while it is converted, freed, or moved to another frame,
-//! in every order that there is.
+//! in every possible order.
 //!
 //! The locks, the sequence and the order of the steps are those of `src/convert.rs`,
 //! `src/fault.rs`, `src/get_pfn.rs`, KVM's MMU and the kernel's `mm/migrate.c`, as `locking.rst`
-//! describes them; everything else about them is left out. All states that can be reached are
+//! describes them; everything else is left out. All reachable states are
 //! visited. This checks the protocol, not the code that follows it, and leaves the order of memory
 //! accesses to the locks.
 //!
-//! A protocol with a step in the wrong place, or without it, has to fail: that is half of the
+//! A protocol with a step in the wrong place, or without it, has to fail. This is half of the
 //! tests.
 //!
-//! Done by hand: loom 0.7.3 let a sequence that is read too late pass.
+//! It does not use loom, as loom 0.7.3 did not find a sequence that is read too late.
 
 use std::collections::HashSet;
 
@@ -36,7 +36,7 @@ enum Step {
     LockShared,
     UnlockShared,
     /// Takes the lock of the folio that the file has here, which the end of its user's last step
-    /// releases. Who waited for it looks again which one that is.
+    /// releases. A waiter then looks again which folio that is.
     LockFolio,
     UnlockFolio,
 
@@ -56,7 +56,7 @@ enum Step {
     MapInUseAnyway,
 
     // Host fault.
-    /// Fault-around does nothing if the lock is not free, and a move comes to nothing.
+    /// Fault-around does nothing if the lock is not free, and a move is given up.
     TryLockShared,
     StopIfPrivate,
     /// Fault-around skips a folio that is locked.
@@ -253,7 +253,7 @@ impl State {
         mapped || self.threads.iter().any(has)
     }
 
-    /// Whoever has the page mapped can write to it, and a copy does not get what he writes.
+    /// Anyone who has the page mapped can write to it after it was copied.
     fn check_copy(&mut self) {
         let guest = self.mapped.is_some() && self.mapped_page == self.page;
         let host = self.host_mapped && self.host_page == self.page;
@@ -265,7 +265,7 @@ impl State {
         self.outdated = false;
     }
 
-    /// What the host had of a page that was moved, or was not.
+    /// Restores the host's mappings of a page after a move that succeeded or failed.
     fn fill_entries(&mut self) {
         if self.host_waits {
             self.host_waits = false;
@@ -293,7 +293,7 @@ fn step(before: &State, id: usize, program: &Program) -> Option<State> {
             thread.exclusive_lock = false;
         }
         LockShared if state.exclusive => return None,
-        // Who has tried to take the lock has nothing.
+        // An attempt to take the lock holds nothing.
         TryLockShared if state.exclusive => stop = true,
         LockShared | TryLockShared => {
             state.readers += 1;
@@ -443,7 +443,7 @@ fn complaint(state: &State) -> Option<&'static str> {
     }
 }
 
-/// Runs `programs` at once on a page that starts as `initial`. Returns what can go wrong.
+/// Runs `programs` at once on a page that starts as `initial`. Returns an error that can occur.
 fn race(initial: Visibility, programs: &[Program]) -> Option<&'static str> {
     let start = State {
         attribute: initial,
@@ -603,7 +603,7 @@ fn mapping_ahead_during_an_invalidation_leaves_a_mapping() {
     assert_eq!(duel(&careless, CONVERT, Shared), STALE);
 }
 
-/// What is unmapped from the host is not, by that, taken from the guest.
+/// Unmapping a page from the host does not take it from the guest.
 #[test]
 fn nobody_zaps_in_the_place_of_the_conversion() {
     let none = without(CONVERT, &[Zap]);
@@ -690,7 +690,7 @@ fn not_taking_the_page_from_the_host_leaks_it() {
     assert_eq!(duel(HOST, &none, Private), LEAKED);
 }
 
-/// The order of locks: who has the folio may not wait for the invalidate lock.
+/// The order of locks: the holder of the folio lock must not wait for the invalidate lock.
 #[test]
 fn waiting_for_the_lock_with_a_locked_folio_is_a_deadlock() {
     let inverted = [
@@ -799,7 +799,7 @@ fn careless(steps: &[Step]) -> Vec<Step> {
     steps
 }
 
-/// Two things keep a move off what the host has: its mappings are references.
+/// Two things prevent a move of a page that the host has mapped: its mappings are references.
 #[test]
 fn copying_what_the_host_still_has_loses_writes() {
     let mapped = without(MOVE, &[LeaveEntries]);
@@ -807,8 +807,8 @@ fn copying_what_the_host_still_has_loses_writes() {
     assert!([LOST, OLD].contains(&moved(&[HOST], &careless(&mapped))));
 }
 
-/// Who waits for the folio has a reference, so the move fails, or looks again which page the file
-/// has. The kernel does both; here is one who does not look.
+/// A task that waits for the folio has a reference, so the move fails; or it looks again which page
+/// the file has. The kernel does both; here a task does not look again.
 #[test]
 fn moving_what_somebody_has_a_reference_to_gives_the_host_the_old_page() {
     let held = [
@@ -822,8 +822,8 @@ fn moving_what_somebody_has_a_reference_to_gives_the_host_the_old_page() {
     assert!([LOST, OLD].contains(&moved(&[&held], &careless(MOVE))));
 }
 
-/// A conversion comes with a reference and goes between the copy and the look at the count: what
-/// ZERO has promised to be gone comes back. References are not enough, the lock keeps it out.
+/// A conversion takes and drops its reference between the copy and the check of the count: the bytes
+/// that ZERO has cleared come back. References are not enough; the lock excludes this.
 #[test]
 fn moving_without_the_invalidate_lock_loses_what_a_conversion_writes() {
     let unlocked = without(MOVE, &[TryLockShared, UnlockShared]);
@@ -833,7 +833,7 @@ fn moving_without_the_invalidate_lock_loses_what_a_conversion_writes() {
     }
 }
 
-/// What a move puts back for the host, a conversion that comes between must have taken away.
+/// A conversion during a move must remove the entries that the move would restore for the host.
 #[test]
 fn converting_around_what_a_move_puts_back_leaks_a_page() {
     let present: Vec<_> = CONVERT

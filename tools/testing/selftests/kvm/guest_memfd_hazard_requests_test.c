@@ -162,7 +162,7 @@ static long h13_slab_kib(void)
 	return kib;
 }
 
-/* A bitmap of attributes takes 96 bytes: two leaked by each request make 1.9 MiB. */
+/* A bitmap of attributes takes at least 96 bytes: two leaked by each request make 1.9 MiB. */
 HAZARD(h13_failed_requests_leak_no_nodes)
 {
 	long before, after;

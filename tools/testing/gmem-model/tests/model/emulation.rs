@@ -3,8 +3,8 @@
 //! The software models of the RMP and of the S-EPT against the architecture's rules, on random
 //! sequences of operations.
 //!
-//! What is expected is kept page by page: whom each page belongs to, and how far its removal has
-//! come. Nothing of the models' own representation is used for it.
+//! The expected state is kept page by page: the owner of each page, and the progress of its removal.
+//! It does not use the models' own representation.
 
 use std::collections::HashMap;
 
@@ -80,7 +80,7 @@ fn rmp_step() -> impl Strategy<Value = (u64, RmpStep)> {
     (pfn, step)
 }
 
-/// What a page is, seen by itself.
+/// The state of a single page.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Owned {
     owner: Option<(u32, u64)>,
@@ -219,7 +219,7 @@ fn sept_step() -> impl Strategy<Value = (u64, SeptStep)> {
     (0u64..4, step)
 }
 
-/// How far a frame's page is on its way out.
+/// The progress of the removal of a frame's page.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     Mapped,
@@ -234,7 +234,7 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// Each page is whose the rules say, and an operation that fails changes nothing.
+    /// Each page has the owner that the rules give, and an operation that fails changes nothing.
     #[test]
     fn rmp_follows_the_rules(steps in prop::collection::vec(rmp_step(), 1..40)) {
         let mut table = Rmp::default();
@@ -266,7 +266,7 @@ proptest! {
         }
     }
 
-    /// A page comes back only after BLOCK and TRACK, and it is the one that was put in.
+    /// A page comes back only after BLOCK and TRACK, and it is the page that was added.
     #[test]
     fn sept_gives_pages_back_in_order(steps in prop::collection::vec(sept_step(), 1..60)) {
         let mut td = sept::Td::new();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Everything that can happen to a file of eight pages.
+//! All requests to a file of eight pages.
 
 use gmem_policy::{
     contract::action,
@@ -51,7 +51,7 @@ fn for_each_map(mut check: impl FnMut(&[Visibility], u64)) {
             .map(|page| VISIBILITIES[(mask >> page & 1) as usize])
             .collect();
         for cuts in 0..1u64 << (PAGES - 1) {
-            // A cut where the visibility changes is no other map than the one without it.
+            // A cut where the visibility changes gives the same map as without it.
             let changes = (mask ^ mask >> 1) & ((1 << (PAGES - 1)) - 1);
             if cuts & changes == 0 {
                 check(&pages, cuts);
@@ -216,8 +216,8 @@ fn queries_agree_with_the_bitmap() {
     });
 }
 
-/// Each combination of mistakes in the struct is answered by the first row of the table that it
-/// meets.
+/// For each combination of mistakes in the struct, the error is that of the first matching row of
+/// the table.
 #[test]
 fn structs_are_refused_in_order() {
     let geometry = geometry();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Maps that make no sense: overlapping, contradicting themselves, pointing elsewhere.
+//! Invalid maps: overlapping, contradicting themselves, pointing elsewhere.
 //!
-//! Nothing about the result is right or wrong then, but what the rest of the kernel relies on has
-//! to hold: the walks end soon, and no page outside the request or the file is named.
+//! Such maps have no right result, but the rest of the kernel relies on this: the walks end soon,
+//! and name no page outside of the request or the file.
 
 use std::cell::Cell;
 
@@ -33,7 +33,7 @@ use crate::map::range;
 
 const PAGE: u64 = 4096;
 
-/// Gives the answers of a script over and over, whatever it is asked.
+/// Returns the answers of a script in a loop, whatever the question.
 struct Script<'a> {
     answers: &'a [Run],
     pages: u64,
@@ -42,7 +42,7 @@ struct Script<'a> {
 }
 
 impl<'a> Script<'a> {
-    /// `limit` is the number of looks after which the test gives up waiting.
+    /// `limit` is the number of lookups after which the test fails.
     fn new(answers: &'a [Run], pages: u64, limit: usize) -> Self {
         Self {
             answers,
@@ -167,7 +167,7 @@ proptest! {
         survive(&answers, pages, start, end, to, pages as usize);
     }
 
-    /// In the largest file there is, a map that points elsewhere ends a walk at once.
+    /// In the largest possible file, a map that points elsewhere ends a walk at once.
     #[test]
     fn elsewhere_in_a_large_file(
         answer in any_run(),

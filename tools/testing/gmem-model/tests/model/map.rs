@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An attribute map as the policy sees it: entries of consecutive pages, stored over one another.
+//! An attribute map for the policy crate: entries of consecutive pages, stored over one another.
 
 use std::cell::Cell;
 
@@ -41,7 +41,7 @@ impl Map {
         }
     }
 
-    /// One entry for as many pages as are equal.
+    /// One entry for each run of equal pages.
     pub(crate) fn canonical(pages: &[Visibility]) -> Self {
         Self::split(pages, 0)
     }
@@ -99,7 +99,7 @@ impl Map {
             .all(|pair| pair[0].visibility != pair[1].visibility)
     }
 
-    /// Stores one entry, cuts off what others have of its pages, and merges it with its neighbours.
+    /// Stores one entry, removes its pages from other entries, and merges it with its neighbours.
     pub(crate) fn store(&mut self, pages: PageRange, visibility: Visibility) {
         assert!(pages.end().get() <= self.page_count(), "inside the file");
         let mut entries = Vec::new();
@@ -128,7 +128,7 @@ impl Map {
         *self = Self::new(entries);
     }
 
-    /// How often the map was looked at since this was last asked.
+    /// How often the map was read since the last call.
     pub(crate) fn take_looks(&self) -> u64 {
         self.looks.take()
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the documents say, page by page and check by check.
+//! The rules of the documents, page by page and check by check.
 
 use std::ops::Range;
 
@@ -34,7 +34,7 @@ impl File {
         Self { pages, bytes }
     }
 
-    /// What a conversion on SW_PROTECTED does, after the content contract.
+    /// The effect of a conversion on SW_PROTECTED, according to the content contract.
     pub(crate) fn convert(
         &mut self,
         range: Range<usize>,
@@ -69,7 +69,7 @@ impl File {
         parts
     }
 
-    /// The largest range around `range` of which all pages are what those of `range` are.
+    /// The largest range around `range` whose pages have the same state.
     pub(crate) fn run_around(&self, range: Range<usize>) -> Range<u64> {
         let is = self.pages[range.start];
         let mut start = range.start;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What holds for files and requests of every size, tried on random ones.
+//! Properties of files and requests of every size, tried on random ones.
 
 use gmem_policy::{
     mapping::Mapping,
@@ -181,7 +181,7 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// What is accepted of KVM_MAP_MEMORY's struct is what makes sense in numbers that have room.
+    /// KVM_MAP_MEMORY's struct is accepted exactly if it is valid in wider arithmetic.
     #[test]
     fn mapping_is_checked(page in page_size(), base in number(), size in number(), odd in 0u64..3) {
         let bytes = page.bytes();
@@ -196,7 +196,7 @@ proptest! {
         prop_assert!(Mapping::parse([base, size, 1 + odd], page).is_err());
     }
 
-    /// What is left ends where the request did, whatever is said to be mapped, and progress ends.
+    /// The rest ends where the request did, whatever is reported as mapped, and progress ends.
     #[test]
     fn mapping_keeps_its_end(
         page in page_size(),
@@ -219,7 +219,7 @@ proptest! {
         }
     }
 
-    /// Hazard 19: pages and bytes correspond as they do in numbers that have room.
+    /// Hazard 19: pages and bytes correspond as in wider arithmetic.
     #[test]
     fn pages_and_bytes(page in page_size(), bytes in number()) {
         let size = u128::from(page.bytes());
@@ -268,7 +268,7 @@ proptest! {
         prop_assert_eq!(u128::from(tail.start().get()), at.clamp(a0, a1 - 1));
     }
 
-    /// What a file accepts as a range and as a page is what arithmetic without overflow accepts.
+    /// A file accepts the same ranges and pages as arithmetic without overflow.
     #[test]
     fn ranges_of_a_file(
         (file, offset, size) in geometry().prop_flat_map(|file| {
@@ -338,8 +338,8 @@ proptest! {
         prop_assert!(Visibility::from_attributes(bits).is_none_or(|is| is.attributes() == bits));
     }
 
-    /// Planning costs a handful of looks, however large the range is and however many runs it
-    /// has; reading what differs costs one look for each run.
+    /// Planning takes a few lookups, however large the range is and however many runs it
+    /// has; reading the differing parts takes one lookup for each run.
     #[test]
     fn cost_is_by_runs(
         map in canonical_map(), a in any::<u64>(), b in any::<u64>(), to in visibility(),
@@ -379,8 +379,8 @@ proptest! {
         prop_assert_eq!(left, differs);
     }
 
-    /// What is stored is what the request is about, if there is a page that is not yet so, in
-    /// files of any size.
+    /// The request's range is stored if a page of it does not have the requested state yet, in files
+    /// of any size.
     #[test]
     fn stores_are_the_request(
         map in canonical_map(), a in any::<u64>(), b in any::<u64>(), to in visibility(),
@@ -404,7 +404,7 @@ proptest! {
         prop_assert!(before.iter().any(differs));
     }
 
-    /// A file of R runs is walked in R questions, each of at most two looks.
+    /// A file of R runs is walked in R questions, each of at most two lookups.
     #[test]
     fn walk_takes_a_question_for_each_run(map in canonical_map()) {
         let file = file_of(&map);
