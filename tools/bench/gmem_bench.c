@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Instructions that guest_memfd costs, per page.
+ * The cost of guest_memfd, in instructions per page.
  *
  * To be run under QEMU's "-icount shift=0", where the time stamp counter
  * counts executed instructions: figures then depend on the kernel alone, and
- * not on the machine that emulates. What runs on a processor for free or
- * nearly so (page walks, TLB flushes) costs nothing here, and a string
+ * not on the machine that emulates. Work that a processor does beside
+ * instructions (page walks, TLB flushes) costs nothing here, and a string
  * instruction counts once per iteration.
  *
- * The program is the same for the C and the Rust guest_memfd. What a kernel
- * cannot do it leaves out. Each line of its output that starts with "bench,"
+ * The program is the same for the C and the Rust guest_memfd. It leaves out what
+ * a kernel does not support. Each line of its output that starts with "bench,"
  * is one figure: name, unit, minimum, median, maximum of the repetitions.
  */
 #include <errno.h>
@@ -32,11 +32,11 @@
 
 #define BENCH_GPA	GMEM_GPA
 #define BENCH_SLOT	GMEM_SLOT
-/* Where data waits that has to survive a change of backing. */
+/* A buffer for data that has to survive a change of backing. */
 #define BOUNCE_GPA	(BENCH_GPA + SZ_1G)
 #define BOUNCE_SLOT	(BENCH_SLOT + 1)
 
-/* TEST_ASSERT() evaluates its arguments even if there is nothing to say. */
+/* TEST_ASSERT() evaluates its arguments even if the condition holds. */
 #define must(cond, fmt, ...)						\
 do {									\
 	if (__builtin_expect(!(cond), 0))				\
@@ -102,7 +102,7 @@ static int by_value(const void *a, const void *b)
 }
 
 /*
- * The first repetition is not counted: it pays for page tables and caches
+ * The first repetition is not counted: it has the cost of page tables and caches
  * that the others find.
  */
 static void __printf(4, 5) figure_print(struct figure *f, u64 per,
@@ -197,8 +197,8 @@ struct machine {
 	enum backing backing;
 	int fd;
 	u64 size;
-	u64 bound;	/* how much of the file the guest has */
-	u8 *hva;	/* of the shared memory, wherever that is */
+	u64 bound;	/* how much of the file is in a memslot */
+	u8 *hva;	/* of the shared memory of either backing */
 	u8 *bounce;
 };
 
@@ -217,7 +217,7 @@ static void run(struct machine *m)
 		    m->vcpu->run->memory_fault.flags);
 }
 
-/* Have the guest execute an order over [first, first + n). */
+/* Let the guest execute an operation on [first, first + n). */
 static void guest_do(struct machine *m, u64 op, u64 first, u64 n)
 {
 	m->order->op = op;
@@ -243,7 +243,7 @@ static void guest_touch_apart(struct machine *m, u64 first, u64 n, u64 step)
 	run(m);
 }
 
-/* Have the guest copy pages to or from the bounce buffer. */
+/* Let the guest copy pages to or from the bounce buffer. */
 static void guest_copy(struct machine *m, bool out, u64 first, u64 n)
 {
 	const u64 a = BENCH_GPA + first * PAGE_SIZE;
@@ -287,7 +287,7 @@ static void guest_populate(struct machine *m, u64 first, u64 n)
 	} while (range.size);
 }
 
-/* The same by KVM_MAP_MEMORY, which C does not have. */
+/* The same with KVM_MAP_MEMORY, which C does not have. */
 static void guest_map(struct machine *m, u64 first, u64 n)
 {
 	struct kvm_memory_mapping range = {
@@ -322,7 +322,7 @@ static u8 *map_shared(struct machine *m, bool huge)
 		return kvm_mmap(m->size, PROT_READ | PROT_WRITE, MAP_SHARED,
 				m->fd);
 
-	/* Huge pages need alignment, and single pages need to be asked for. */
+	/* Huge pages need alignment, and single pages have to be requested. */
 	hva = kvm_mmap(m->size + SZ_2M, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
 	hva = (u8 *)(((u64)hva + SZ_2M - 1) & ~(SZ_2M - 1ULL));
@@ -373,7 +373,7 @@ static void machine_init(struct machine *m, enum backing backing, u64 npages,
 	struct kvm_vcpu *vcpu;
 
 	machine_make_with(m, backing, npages, huge, guest_code, 1, &vcpu);
-	/* Once through the loop, so that the guest's own memory is there. */
+	/* One round of the loop, so that the guest's own memory is mapped. */
 	run(m);
 	guest_do(m, OP_NOTHING, 0, 0);
 }
@@ -409,8 +409,8 @@ static void discard_shared(struct machine *m, u64 first, u64 n)
 }
 
 /*
- * The ioctl of the backing, and nothing else: libkvm's wrappers spend more
- * instructions than some of what is measured.
+ * The ioctl of the backing, and nothing else: libkvm's wrappers take more
+ * instructions than some of the measured operations.
  */
 static void set_attributes(struct machine *m, u64 first, u64 n, bool private,
 			   u64 policy)
@@ -436,8 +436,8 @@ static void set_attributes(struct machine *m, u64 first, u64 n, bool private,
 }
 
 /*
- * All it takes to convert. With two backings that includes giving back the
- * memory that is no longer used.
+ * A whole conversion. With two backings this includes freeing the memory that
+ * is no longer used.
  */
 static void convert(struct machine *m, u64 first, u64 n, bool private,
 		    u64 policy)
@@ -453,7 +453,7 @@ static void convert(struct machine *m, u64 first, u64 n, bool private,
 
 /* --- Faults ------------------------------------------------------------- */
 
-/* Frees all there is, and unmaps it from everybody. */
+/* Frees all memory, which unmaps it from host and guest. */
 static void forget(struct machine *m)
 {
 	punch(m, 0, pages);
@@ -486,7 +486,7 @@ static void bench_guest_fault(enum backing backing, bool private)
 		guest_touch(&m, 0, pages);
 		figure_add(&again, now() - start);
 
-		/* No page is touched whose neighbour was; one entry for each. */
+		/* Pages whose neighbours are not touched; one entry for each. */
 		machine_bind(&m, false);
 		machine_bind(&m, true);
 		guest_touch(&m, 1, 1);
@@ -495,7 +495,7 @@ static void bench_guest_fault(enum backing backing, bool private)
 		figure_add(&apart, now() - start);
 		guest_touch(&m, 0, pages);
 
-		/* No fault at all: what the loop itself and the exit cost. */
+		/* No fault at all: the cost of the loop itself and of the exit. */
 		start = now();
 		guest_touch(&m, 0, pages);
 		figure_add(&present, now() - start);
@@ -512,9 +512,8 @@ static void bench_guest_fault(enum backing backing, bool private)
 }
 
 /*
- * Populating what is allocated, and what the host may write where it is shared:
- * in calls of different sizes, all of the memory each time but for the single
- * page.
+ * Populating allocated memory, which the host may write where it is shared: in calls
+ * of different sizes, and all of the memory each time, except for the single page.
  */
 static void bench_populate(enum backing backing, bool private, bool huge)
 {
@@ -607,7 +606,7 @@ static void bench_host_fault(enum backing backing)
 		host_touch(&m, 0, pages);
 		figure_add(&again, now() - start);
 
-		/* No page is touched whose neighbour was. */
+		/* Pages whose neighbours are not touched. */
 		must(!madvise(m.hva, m.size, MADV_DONTNEED),
 			    "madvise: errno %d", errno);
 		start = now();
@@ -692,7 +691,7 @@ static u64 timed_convert(struct machine *m, u64 n, u64 step, bool private,
 	return now() - start;
 }
 
-/* Conversions of pages that everybody who can has mapped. */
+/* Conversions of pages that guest and host have mapped, if they can. */
 static void bench_convert(enum backing backing, const char *name, u64 policy,
 			  bool attributes_only, bool single)
 {
@@ -719,8 +718,8 @@ static void bench_convert(enum backing backing, const char *name, u64 policy,
 }
 
 /*
- * A guest asks for 64 pages to be converted: exit, conversion, populating, and
- * entry, for the guest to find the pages mapped.  C has KVM_PRE_FAULT_MEMORY.
+ * A guest requests the conversion of 64 pages: exit, conversion, populating, and
+ * entry; the guest then finds the pages mapped.  C uses KVM_PRE_FAULT_MEMORY.
  */
 static void bench_request(enum backing backing)
 {
@@ -755,8 +754,8 @@ static void bench_request(enum backing backing)
 }
 
 /*
- * A file of 1 TiB without a page in it, which the host has mapped and the guest
- * has as its memory, as far as it can address that much.
+ * A file of 1 TiB without pages, which the host has mapped and the guest has as its
+ * memory, as far as it can address that much.
  */
 static void bench_empty(void)
 {
@@ -801,12 +800,12 @@ static void bench_hold(void)
 
 	pages = n;
 	reps = 1;
-	/* NONE does what one of these does, or what neither has to. */
+	/* NONE acts like one of these, or does less. */
 	for (int p = 0; p < 2; p++) {
 		struct figure to_private = {}, to_shared = {};
 		struct machine m;
 
-		/* The page more is what does without a bounce buffer. */
+		/* With one more page, no bounce buffer is needed. */
 		machine_init(&m, IN_PLACE, n + 1, false);
 		for_each_rep(r) {
 			host_touch(&m, 0, n);
@@ -833,7 +832,7 @@ static void bench_hold(void)
 	reps = saved_reps;
 }
 
-/* A page that somebody needs over and over, and the longest that a fault on it took. */
+/* A page that is needed all the time, and the longest time that a fault on it took. */
 struct needer {
 	pthread_t thread;
 	volatile u8 *page;
@@ -858,7 +857,7 @@ static void *need(void *arg)
 	return NULL;
 }
 
-/* How long a request for 1 GiB keeps the host from a page of the file that is not in it. */
+/* How long a request for 1 GiB delays the host's access to a page outside of the range. */
 static void bench_wait(void)
 {
 	const u64 n = SZ_1G / PAGE_SIZE;
@@ -885,9 +884,9 @@ static void bench_wait(void)
 	machine_destroy(&m);
 }
 
-/* --- Attributes that go ------------------------------------------------- */
+/* --- Freeing attributes ------------------------------------------------- */
 
-/* What a task that wants the CPU for itself has had to wait for it. */
+/* How long a task of real-time priority has waited for the CPU. */
 struct watch {
 	pthread_t thread;
 	atomic_bool stop;
@@ -926,7 +925,7 @@ static void watch_start(struct watch *w)
 	pthread_attr_destroy(&attr);
 }
 
-/* @seconds: how long RCU may take to free what is freed behind it. */
+/* @seconds: how long RCU may take to free memory. */
 static u64 watch_stop(struct watch *w, int seconds)
 {
 	sleep(seconds);
@@ -936,9 +935,9 @@ static u64 watch_stop(struct watch *w, int seconds)
 }
 
 /*
- * A million runs in as many bitmaps as they can be in: a page in each 2 MiB. How
- * long does freeing them keep the CPU from others, by a request that makes all
- * pages the same, and by closing the file?
+ * A million runs in the largest number of bitmaps: a page in each 2 MiB. How long do
+ * others wait for the CPU while they are freed, by a request that makes all pages the
+ * same, and by closing the file?
  */
 static void bench_runs(void)
 {
@@ -975,10 +974,9 @@ static void bench_runs(void)
 
 /*
  * To shared, a touch by host and guest, back to private, a touch by the guest.
- * With two backings the VMM does what VMMs do: it sets the attributes and
- * gives back the memory that is no longer used. The bytes are lost on the way;
- * @keep has guest and host carry them over through a bounce buffer that is
- * always shared, which is what keeping them takes there.
+ * With two backings the VMM sets the attributes and frees the memory that is no
+ * longer used, as VMMs do. This loses the bytes. With @keep, guest and host copy
+ * them through a bounce buffer that is always shared.
  */
 enum trip {
 	/* Guest and host fault the pages in when they touch them. */
@@ -1027,7 +1025,7 @@ static void bench_round_trip(enum backing backing, const char *name, u64 policy,
 	u64 start, at;
 
 	machine_init(&m, backing, pages, huge);
-	/* Where every trip starts: private, and used by the guest. */
+	/* The start of each trip: private, and used by the guest. */
 	set_attributes(&m, 0, pages, true, GMEM_PRESERVE);
 	guest_touch(&m, 0, pages);
 
@@ -1042,7 +1040,7 @@ static void bench_round_trip(enum backing backing, const char *name, u64 policy,
 	machine_destroy(&m);
 }
 
-/* Memory that is allocated ahead, so that the guest can have it by large mappings. */
+/* Memory that is allocated ahead, so that the guest can have large mappings of it. */
 static void bench_large(void)
 {
 	struct figure fault = {}, map = {}, to_private = {}, to_shared = {}, one = {}, back = {};
@@ -1078,7 +1076,7 @@ static void bench_large(void)
 		set_attributes(&m, 0, n, false, GMEM_PRESERVE);
 		figure_add(&to_shared, now() - start);
 
-		/* One page of what is mapped large, which is split; and what makes it large again. */
+		/* Converts one page of a large mapping, which is split, and makes it large again. */
 		guest_touch(&m, 0, n);
 		start = now();
 		set_attributes(&m, block / 2, 1, true, GMEM_PRESERVE);
@@ -1097,7 +1095,7 @@ static void bench_large(void)
 	machine_destroy(&m);
 }
 
-/* What entering and leaving the guest costs, which all of the above pay. */
+/* The cost of entering and leaving the guest, which all of the above include. */
 static void bench_exit(enum backing backing)
 {
 	struct figure f = {};
@@ -1127,7 +1125,7 @@ static void tell(const char *file, const char *what)
 	must(f && fputs(what, f) >= 0 && !fclose(f), "%s: errno %d", file, errno);
 }
 
-/* The kinds of lock that the kernel's trace tells apart. */
+/* The kinds of lock in the kernel's trace. */
 enum lock_kind { SEM_READ, SEM_WRITE, SPIN_READ, SPIN_WRITE, OTHER, LOCK_KINDS };
 
 static const char * const lock_name[] = {
@@ -1154,7 +1152,7 @@ static enum lock_kind lock_kind(const char *flags)
 	return spin ? (read ? SPIN_READ : SPIN_WRITE) : (read ? SEM_READ : SEM_WRITE);
 }
 
-/* Adds up for how long tasks waited for locks, as the trace has it. */
+/* Adds up the times in the trace for which tasks waited for locks. */
 static void sum_waits(struct waits *waits)
 {
 	struct { long pid; u64 begin; enum lock_kind kind; } waiting[64] = {};
@@ -1219,10 +1217,9 @@ static void *go_through(void *arg)
 }
 
 /*
- * Two vCPUs go through memory of one file, each through its half, while a third
- * task converts all of it to and fro, 64 pages at a time. If the pages are to be
- * new, it frees them as well. How often does somebody wait for a lock, and for
- * how long?
+ * Two vCPUs go through memory of one file, each through its half, while a third task
+ * converts all of it back and forth, 64 pages at a time. For new pages, it frees them
+ * as well. How often does a task wait for a lock, and for how long?
  */
 static void bench_contend(enum backing backing, bool new)
 {
@@ -1284,7 +1281,7 @@ static void bench_contend(enum backing backing, bool new)
 	machine_destroy(&m);
 }
 
-/* Whether a section was asked for, which all are without -s. */
+/* Whether a section was requested; without -s all are. */
 static bool wanted(const char *section)
 {
 	size_t len = strlen(section);

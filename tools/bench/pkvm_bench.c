@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Instructions that it costs a protected guest on arm64 and its VMM to pass pages
- * back and forth, in place and through a bounce buffer.
+ * The cost of passing pages between a protected guest on arm64 and its VMM, in
+ * instructions: in place and through a bounce buffer.
  *
  * To be run under QEMU's "-icount shift=0" with one CPU: an instruction is a
  * nanosecond of virtual time then, and the counter ticks once in several of
- * them. In place, the guest shares each page, which is an exit, user space
- * converts it and reads it; and back. The same with user space not being told by
- * exits: the guest shares all pages, and they are converted together. Through a bounce buffer, which the guest
- * has shared once and for all in memory that is not guest_memfd's, the guest
- * copies, and user space reads; and back.
+ * them. In place, the guest shares each page, which is an exit, and user space
+ * converts the page and reads it; and back. Without exits, the guest shares all
+ * pages, and they are converted together. The bounce buffer is memory outside of
+ * guest_memfd that the guest has shared once: the guest copies, and user space
+ * reads; and back.
  *
  * Lines that start with "bench," are figures: name, unit, minimum, median,
  * maximum of the repetitions.
@@ -20,7 +20,7 @@
 #include "gmem_pkvm.h"
 
 #define REPS	5
-/* A page of words, without the loads being left out. */
+/* Reads a page of words; the compiler must not omit the loads. */
 #define WORDS	(PG / sizeof(u64))
 
 static u64 ns_per_tick;
@@ -160,7 +160,7 @@ static void measure_bounce_buffer(void)
 	pvm_create(&p, GUEST_MEMFD_FLAG_MMAP, false);
 	own = vm_alloc_pages(p.vm, NPAGES);
 	bounce = vm_alloc_pages(p.vm, NPAGES);
-	/* Before the page tables are the guest's. */
+	/* Translated before the guest owns the page tables. */
 	hva = addr_gva2hva(p.vm, bounce);
 	bounce_gpa = addr_gva2gpa(p.vm, bounce);
 	cpu_start(c);

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 # Draws what table.awk wrote as comma-separated values: for each figure that both kernels have, the cost with the Rust
-# guest_memfd as a part of that with C's. Writes SVG, to be looked at on white and on black.
+# guest_memfd as a part of that with C's. Writes SVG for white and for black backgrounds.
 
 function text(x, y, what, more) {
 	gsub(/&/, "\\&amp;", what); gsub(/</, "\\&lt;", what)
@@ -20,7 +20,7 @@ $1 == "figure" && $11 != "" {
 END {
 	if (!count) exit 1
 	height = top + count * row + 12
-	# Nothing is dearer by more than this, or the bar ends there.
+	# The largest ratio that a bar shows; longer bars end there.
 	longest = 1.25
 	width = left + longest * unit + 150
 	printf "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" font-size=\"12\">\n", width, height, width, height

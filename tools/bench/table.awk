@@ -19,8 +19,8 @@ function read(file, kernel,    line, f, name) {
 				worst_name = name " (" kernel ")"
 			}
 		}
-		# The first run is the one that is shown, and of its repetitions the cheapest: it has the fewest timer
-		# interrupts, which is all that repetitions differ in.
+		# The first run is shown, and of its repetitions the cheapest: it has the fewest timer
+		# interrupts, the only difference between repetitions.
 		if (runs[kernel, name]++ == 0) {
 			value[kernel, name] = f[4]
 			median[kernel, name] = f[5]
@@ -67,7 +67,7 @@ function under(text, name, limit) {
 	result(text " at most " limit, name, sprintf("%.0f", value["rust", name]), value["rust", name] < limit + 0.5 ? "met" : "missed")
 }
 
-# The largest number of pages that were populated in one call.
+# The largest number of pages that one call has populated.
 function largest_of(kind,    i, part, most) {
 	for (i = 1; i <= count; i++)
 		if (index(order[i], "populate/" kind "/map-memory/") == 1) {

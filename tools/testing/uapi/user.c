@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A user of <linux/kvm_gmem.h>, in C and in C++: whatever <linux/kvm.h> has
- * already, and wherever it is included, the interface is the same.
+ * A user of <linux/kvm_gmem.h>, in C and in C++. The interface is the same whatever
+ * <linux/kvm.h> defines itself, and wherever it is included.
  */
 #ifdef KVM_FIRST
 #include <linux/kvm.h>

@@ -24,7 +24,7 @@ struct kvm_memory_attributes2 {
 #define KVM_SET_MEMORY_ATTRIBUTES2	_IOWR(KVMIO,  0xd2, struct kvm_memory_attributes2)
 #define KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES (252)
 
-/* What any later one could have. */
+/* Definitions that a later release could have. */
 #ifdef EVERYTHING
 #define KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_NONE (0)
 #define KVM_SET_MEMORY_ATTRIBUTES2_CONTENT_POLICY_ZERO (1)
