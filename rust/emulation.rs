@@ -110,7 +110,7 @@ enum Model {
 #[pin_data]
 struct Emulation {
     model: Model,
-    /// TDX: KVM mirrors its page table into the S-EPT, and the simulated module is told.
+    /// TDX: KVM mirrors its page table into the S-EPT, through the simulated module.
     mirrored: bool,
     /// The platform's identifier of the guest: SNP's ASID, TDX's HKID.
     id: u32,

@@ -130,7 +130,7 @@ const _: () = assert!(VM_SET_MEMORY_ATTRIBUTES == 0x4020_AED2);
 
 /// The reason why a request is invalid.
 ///
-/// To user space all of these are `EINVAL`. They are told apart so that a test can see the order in
+/// User space gets `EINVAL` for all of these. They are distinct so that a test can see the order in
 /// which they are looked for, which is that of the variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invalid {

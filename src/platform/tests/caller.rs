@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit: a conversion whose caller stops at each step, forgets it, or writes something else.
+//! KUnit: a conversion whose caller stops after each step, forgets a step, or writes something else.
 
 use super::*;
 use crate::content;
@@ -12,7 +12,7 @@ use gmem_sys::kvm::conversion::{
 /// How far a caller goes.
 const STEPS: u32 = 8;
 
-/// Goes `steps` steps of a conversion, and stops.
+/// Does `steps` steps of a conversion, and stops.
 fn go(file: &File<'_>, request: &Request, steps: u32) -> Result<(), Failure> {
     let vm = file.file().vm();
     let action = match request.content() {
@@ -64,8 +64,8 @@ fn go(file: &File<'_>, request: &Request, steps: u32) -> Result<(), Failure> {
 mod hostile_caller {
     use super::*;
 
-    /// Nothing has become what it was not, whatever is left out behind a step; and a caller that
-    /// goes on to the end still can.
+    /// Whatever steps the caller leaves out at the end, no attribute has changed, and the host has no
+    /// private page. A complete conversion is still possible afterwards.
     #[test]
     fn steps_that_are_left_out() -> Result {
         for kind in [Platform::SwProtected, ON_SNP, ON_TDX] {
@@ -95,12 +95,12 @@ mod hostile_caller {
         Ok(())
     }
 
-    /// A step that is forgotten does not keep an invalidation going.
+    /// A forgotten step does not prevent the end of the invalidation.
     #[test]
     fn steps_that_are_forgotten() -> Result {
         let vm = test_vm(Platform::SwProtected)?;
         let file = file_or_return!(&vm, SHARED);
-        // No attribute changes, so that there is no memory to be lost.
+        // No attribute changes, so no memory can leak.
         let request = request(&file, SHARED, Content::Zero)?;
 
         file.file().inode().locked_to_convert(|turn| {
@@ -122,7 +122,7 @@ mod hostile_caller {
         Ok(())
     }
 
-    /// What was not zeroed does not pass for it.
+    /// A page that was not zeroed does not count as zeroed.
     #[test]
     fn zero_that_is_something_else() -> Result {
         for (before, to) in [(SHARED, PRIVATE), (PRIVATE, SHARED), (SHARED, SHARED)] {
@@ -141,7 +141,7 @@ mod hostile_caller {
         Ok(())
     }
 
-    /// The same where no slot shows the pages any more by which a platform could be asked.
+    /// The same where no slot has the pages any more through which a platform could be queried.
     #[test]
     fn dead_vm_without_a_slot() -> Result {
         for kind in [ON_TDX, ON_SNP, Platform::SwProtected] {
@@ -171,7 +171,7 @@ mod hostile_caller {
         Ok(())
     }
 
-    /// Nothing keeps the faults of a file that does not convert in place away from a conversion.
+    /// Faults on a file that does not convert in place take no lock, so such a file is refused.
     #[test]
     fn file_that_does_not_convert_in_place() -> Result {
         for (before, to) in [(PRIVATE, PRIVATE), (SHARED, SHARED), (PRIVATE, SHARED)] {
@@ -192,7 +192,7 @@ mod hostile_caller {
         Ok(())
     }
 
-    /// A dead VM's pages are converted by nobody, though nobody asks whether it is dead.
+    /// Pages of a dead VM are not converted, even if the caller does not check whether it is dead.
     #[test]
     fn dead_vm_that_nobody_asks_about() -> Result {
         for content in POLICIES {
@@ -212,7 +212,7 @@ mod hostile_caller {
     }
 }
 
-/// A vendor that scrambles what is to be zeroed.
+/// A vendor that scrambles pages that should be zeroed.
 struct Scrambler;
 
 #[vtable]

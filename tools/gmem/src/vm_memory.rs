@@ -213,8 +213,8 @@ impl GuestMemoryRegion for GuestRegionGmem {
         let hold = self.region.memory().hold(range)?;
         // SAFETY: The bytes are in the mapping, which lives as long as `self`, which the slice
         // borrows. What else is done to them in this process is atomic, volatile, or a system
-        // call's. That they stay shared is no matter of memory safety, and the slice's own hold
-        // sees to it.
+        // call's. Memory safety does not depend on whether they stay shared, which the slice's
+        // own hold ensures.
         Ok(unsafe { VolatileSlice::with_bitmap(address, count, Some(hold), None) })
     }
 }

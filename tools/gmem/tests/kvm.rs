@@ -123,7 +123,7 @@ fn capabilities_of_a_protected_vm() {
         Feature::ExitMapGpaRange,
     ];
     assert_eq!(capabilities.require(&everything), Ok(()));
-    // Where no hardware has a part in private pages.
+    // Where no platform owns private pages.
     assert_eq!(
         capabilities.has(Feature::Migratable),
         cfg!(target_arch = "x86_64")
@@ -196,7 +196,7 @@ fn a_held_page_is_named_and_can_be_waited_for() {
             offset: Some(5 * PAGE)
         })
     );
-    // Nothing has happened to the pages before it.
+    // The pages before it have not changed.
     assert_eq!(mapping.load(0), 0x5a);
     drop(held);
     file.convert_retrying(0..SIZE, Visibility::Private, Content::Zero, 1000)
@@ -246,7 +246,7 @@ fn a_slot_is_there_until_it_is_dropped() {
     let second = region.bind(&vm, 1).unwrap_err();
     assert_eq!(second.raw_os_error(), Some(libc::EEXIST));
     drop(first);
-    // The state is the file's: it outlives the slot.
+    // The state belongs to the file: it outlives the slot.
     file.convert(0..PAGE, Visibility::Private, Content::Preserve)
         .unwrap();
     let again = region.bind(&vm, 1).unwrap();
@@ -273,7 +273,7 @@ fn reservations(length: u64) -> usize {
     maps.lines().filter(is_one).count()
 }
 
-/// KVM would access whatever else is there.
+/// KVM would access other memory that is there.
 #[test]
 #[ignore = "needs a kernel whose guest_memfd converts in place"]
 fn a_slot_without_a_mapping_has_addresses_of_its_own() {
@@ -410,7 +410,7 @@ fn new_descriptors_are_closed_by_exec() {
     assert!(files >= 5, "{files}");
 }
 
-/// As VMMs have it that do without `kvm-ioctls`.
+/// For VMMs that do not use `kvm-ioctls`.
 #[test]
 #[ignore = "needs a kernel whose guest_memfd converts in place"]
 fn any_descriptor_of_a_vm_will_do() {
@@ -442,7 +442,7 @@ fn a_slot_outlives_what_it_was_made_of() {
     let memory = slot.region().memory().clone();
     let slots = || fdinfo(memory.as_raw_fd()).unwrap().slots.len();
     assert_eq!(slots(), 1);
-    // The VM goes with the slot.
+    // The VM ends with the slot.
     drop(slot);
     assert_eq!(slots(), 0);
 }
@@ -506,7 +506,7 @@ fn a_guests_request_is_served_across_slots() {
     assert_eq!(serve(base, 32, private, Outside::Refuse).ret(), 0);
     assert_eq!(state(&high, 0), (Visibility::Private, 16));
 
-    // Only guests of pKVM give memory back. What it is stays.
+    // Only guests of pKVM give memory back. Its state stays.
     let given_back = private | abi::KVM_MAP_GPA_RANGE_RELINQUISHED;
     let served = serve(base + 15 * PAGE, 2, given_back, Outside::Refuse);
     let expected = match cfg!(target_arch = "aarch64") {
@@ -516,14 +516,14 @@ fn a_guests_request_is_served_across_slots() {
     assert_eq!((served.ret(), served.populated), (expected, None));
     assert_eq!(state(&low, 0), (Visibility::Private, 16));
 
-    // Beyond the regions there is nothing to convert, and nothing is.
+    // Addresses outside of the regions are not converted.
     let served = serve(base, 33, 0, Outside::Refuse);
     assert_eq!(served.ret(), libc::EINVAL as u64);
     assert_eq!(state(&low, 0), (Visibility::Private, 16));
     let served = serve(base, 33, 0, Outside::Skip);
     assert_eq!(served.ret(), 0);
     assert_eq!(state(&low, 0), (Visibility::Shared, 16));
-    // What is in no region is not mapped either.
+    // Addresses outside of the regions are not mapped either.
     assert_eq!(served.populated, mapped);
 }
 
@@ -553,7 +553,7 @@ fn a_hold_keeps_pages_shared() {
     assert_eq!(convert(4..5, Private), Ok(()));
     refused(0..16, 4);
     refused(4..5, 4);
-    // What was held before the refusal is not held any more.
+    // Pages that were held before the refusal are not held any more.
     assert_eq!(convert(0..4, Private), Ok(()));
     assert_eq!(convert(0..16, Shared), Ok(()));
     drop(hold(0..16).unwrap());
@@ -633,7 +633,7 @@ mod memory {
         }
         assert!(!memory.check_range(at(1), 2 * PAGE as usize));
         assert!(memory.check_range(at(0), 2 * PAGE as usize));
-        // The pages beside it are as they were.
+        // The pages beside it have not changed.
         memory.write_slice(&[1; PAGE as usize], at(1)).unwrap();
         memory.write_slice(&[3; PAGE as usize], at(3)).unwrap();
         assert_eq!(convert(2..3, Visibility::Shared), Ok(()));
@@ -714,7 +714,7 @@ mod memory {
                         assert!(error.is_transient(), "{error}");
                         std::thread::yield_now();
                     }
-                    // Mostly it goes on at once. But both answers have to be seen.
+                    // Mostly it continues at once. But both answers have to be seen.
                     while round % 50 == 0 && count.load(Ordering::Relaxed) == before {
                         std::thread::yield_now();
                     }

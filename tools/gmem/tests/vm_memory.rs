@@ -68,13 +68,13 @@ fn memory() -> (Arc<GuestMemfd>, GuestMemoryGmem) {
     (file, regions.guest_memory().unwrap())
 }
 
-/// Whether the page at an offset in the file is kept from becoming private.
+/// Whether the page at an offset in the file cannot become private.
 fn is_held(file: &GuestMemfd, offset: u64) -> bool {
     let to = Visibility::Private;
     let error = file
         .convert(offset..offset + 0x1000, to, Content::Preserve)
         .unwrap_err();
-    // An ordinary file knows no conversion.
+    // An ordinary file does not convert.
     assert!([libc::EAGAIN, libc::ENOTTY].contains(&error.errno));
     error.errno == libc::EAGAIN
 }
@@ -156,7 +156,7 @@ fn a_region_has_bytes_up_to_its_end() {
     assert!(region.get_slice(at(0x3fff), 2).is_err());
     assert!(region.get_slice(at(u64::MAX), 2).is_err());
     assert!(region.get_slice(at(0x4000), 0).unwrap().is_empty());
-    // There is no way to a page that holds nothing.
+    // A page cannot be reached without a hold.
     assert!(region.get_host_address(at(0)).is_err());
     assert!(region.file_offset().is_none());
     assert!(!is_held(&file, 0x4000) && !is_held(&file, 0x7000));

@@ -206,8 +206,8 @@ global_asm!(
     ".globl gmem_payload_start, gmem_payload_runs, gmem_payload_text, gmem_payload_end",
     "gmem_program direct",
     "gmem_program ghcb",
-    // Takes an argument in eax and returns it, exclusive-or the checksum of the text: whoever
-    // gets the right answer has run this code over these bytes, now.
+    // Takes an argument in eax and returns it, exclusive-or the checksum of the text: the caller
+    // gets the right answer only if this code has run over these bytes.
     "gmem_payload_start:",
     "call .Lgmem_payload_here",
     ".Lgmem_payload_here:",

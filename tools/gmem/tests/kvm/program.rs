@@ -4,7 +4,7 @@
 
 use super::*;
 
-/// Runs the program `gmem`, which lies beside this one: whether it succeeded, and what it printed.
+/// Runs the program `gmem`, which is beside this one. Returns whether it succeeded, and its output.
 fn gmem(arguments: &[&str]) -> (bool, String, String) {
     let program = std::env::current_exe().unwrap().with_file_name("gmem");
     let output = std::process::Command::new(program)
@@ -246,7 +246,7 @@ fn program_traces_conversions() {
         "/sys/kernel/tracing/instances/gmem-{}/events/kvm_gmem/kvm_gmem_busy/enable",
         trace.id()
     );
-    // The last thing that it does before it listens.
+    // Its last action before it listens.
     while !std::fs::read_to_string(&enabled).is_ok_and(|on| on.starts_with('1')) {
         std::thread::yield_now();
     }

@@ -348,7 +348,7 @@ GMEM_TEST(without_a_slot_the_vm_decides)
 	TEST_ASSERT_EQ(run->memory_fault.gpa, a->gpa + PS);
 	TEST_ASSERT_EQ(run->memory_fault.flags, KVM_MEMORY_EXIT_FLAG_PRIVATE);
 
-	/* A slot in place ends that; the interrupted read goes on. */
+	/* An in-place slot ends that; the interrupted read continues. */
 	gmem_area_bind(a);
 	r = gmem_guest_resume(vcpu);
 	gmem_guest_ok(vcpu, r);

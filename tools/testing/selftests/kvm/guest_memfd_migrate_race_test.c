@@ -18,7 +18,7 @@
 
 #include "gmem_move.h"
 
-/* Moves pages to and fro until it is told to stop. */
+/* Moves pages back and forth until it is stopped. */
 struct mover {
 	pthread_t thread;
 	struct hz *h;

@@ -381,7 +381,7 @@ static inline u64 gmem_pagemap(const volatile void *hva)
 	return entry;
 }
 
-/* The frame of a page that the host has mapped; 0 if there is none, or only root is told. */
+/* The frame of a page that the host has mapped; 0 if there is none, or without root's rights. */
 static inline u64 gmem_frame_of(const volatile void *hva)
 {
 	u64 entry = gmem_pagemap(hva);
