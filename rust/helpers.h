@@ -167,6 +167,7 @@ enum {
 	GMEM_PLATFORM_PKVM,
 };
 u32 gmem_vm_platform(struct kvm *kvm);
+bool gmem_some_vm_can_move(void);
 bool gmem_vm_can_move(struct kvm *kvm);
 bool gmem_platform_available(u32 platform);
 bool gmem_vm_launched(struct kvm *kvm);

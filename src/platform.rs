@@ -230,7 +230,7 @@ fn mover(platform: Option<Platform>) -> Option<Migrate> {
 fn can_move(vm: Option<&Vm>) -> bool {
     match vm {
         Some(vm) => platform::can_move(vm) && mover(platform::of(vm)).is_some(),
-        None => platform::CAN_MOVE,
+        None => platform::some_can_move(),
     }
 }
 

@@ -40,6 +40,21 @@ u32 gmem_vm_platform(struct kvm *kvm)
 }
 
 /*
+ * Whether there can be VMs here whose memory a copy moves. Under pKVM EL2 has to
+ * know of each frame that any guest has, protected or not, and nobody would tell it.
+ */
+bool gmem_some_vm_can_move(void)
+{
+#if defined(CONFIG_X86_64) && defined(CONFIG_MIGRATION)
+	return true;
+#elif defined(CONFIG_ARM64) && defined(CONFIG_MIGRATION)
+	return !is_protected_kvm_enabled();
+#else
+	return false;
+#endif
+}
+
+/*
  * Whether the memory of such a VM can be moved by a copy, as far as its type
  * tells.  What SEV encrypts depends on where it is: a VM of the default type that
  * becomes an SEV guest has to have its memory pinned
@@ -47,12 +62,12 @@ u32 gmem_vm_platform(struct kvm *kvm)
  */
 bool gmem_vm_can_move(struct kvm *kvm)
 {
-#if defined(CONFIG_X86_64) && defined(CONFIG_MIGRATION)
-	return kvm->arch.vm_type == KVM_X86_DEFAULT_VM ||
-	       kvm->arch.vm_type == KVM_X86_SW_PROTECTED_VM;
-#else
-	return false;
+#ifdef CONFIG_X86
+	if (kvm->arch.vm_type != KVM_X86_DEFAULT_VM &&
+	    kvm->arch.vm_type != KVM_X86_SW_PROTECTED_VM)
+		return false;
 #endif
+	return gmem_some_vm_can_move();
 }
 
 bool gmem_platform_available(u32 platform)

@@ -86,8 +86,11 @@ pub fn can_move(vm: &Vm) -> bool {
     nobodys && unsafe { bindings::gmem_vm_can_move(vm.as_raw()) }
 }
 
-/// Whether there can be VMs here for which [`can_move`] is so: those of the default type are.
-pub const CAN_MOVE: bool = cfg!(all(CONFIG_X86_64, CONFIG_MIGRATION));
+/// Whether there can be VMs here for which [`can_move`] is so: those of the default type are, if any.
+pub fn some_can_move() -> bool {
+    // SAFETY: Asks for a property of this kernel and machine.
+    unsafe { bindings::gmem_some_vm_can_move() }
+}
 
 /// The platform failed after the point of no return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
