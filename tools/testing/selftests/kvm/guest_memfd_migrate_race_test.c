@@ -111,8 +111,8 @@ HAZARD(running_guest)
 	hz_create(&h, COUNTED, GMEM_MOVABLE, 1);
 	for (page = 0; page < COUNTED; page++)
 		*hz_hva(&h, page) = 0;
-	/* The last page is private, so only compaction can move it. */
-	convert(&h, COUNTED - 1, 1, GMEM_PRIVATE, GMEM_ZERO);
+	/* If the last page can be private, only compaction can move it. */
+	may_convert(&h, COUNTED - 1, 1);
 	stop = addr_gva2hva(h.vm, (gva_t)&stop_counting);
 	*stop = 0;
 	kvm_pthread_create(&thread, NULL, counting_guest, &h);
@@ -132,13 +132,16 @@ HAZARD(running_guest)
 	n = gmem_cmd_of(h.vcpus[0])->value;
 	TEST_ASSERT(n < ~0ul - COUNTED, "The guest sees another number in page %lu", ~n);
 	TEST_ASSERT(n, "The guest has not counted");
+#ifdef __x86_64__
 	convert(&h, COUNTED - 1, 1, GMEM_SHARED, GMEM_PRESERVE);
+#endif
 	for (page = 0; page < COUNTED; page++)
 		TEST_ASSERT_EQ(*(volatile u64 *)(hz_hva(&h, page) + 8 * page), n);
 	pr_info("# %lu moves, guest counted to %lu, host to %lu\n", migrated(&h), n, i);
 	mg_destroy(&h);
 }
 
+#ifdef __x86_64__
 /* The attribute stays with the page of the file, whatever frame that has. */
 HAZARD(conversions_between_moves)
 {
@@ -205,6 +208,8 @@ HAZARD(conversions_race_moves)
 	pr_info("# %lu moves, %lu rounds\n", migrated(&h), i);
 	mg_destroy(&h);
 }
+
+#endif /* __x86_64__ */
 
 HAZARD(holes_race_moves)
 {
@@ -327,7 +332,7 @@ HAZARD(killed_while_pages_move)
 		TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "status %#x", status);
 	}
 	/* Nobody waits for locks that the child held. */
-	nodes(KVM_X86_SW_PROTECTED_VM);
+	nodes(DEFAULT_VM);
 }
 
 int main(int argc, char *argv[])

@@ -21,6 +21,12 @@
 /* Bits of a node mask. */
 #define MASK_BITS	8
 
+#ifdef __x86_64__
+#define TYPES_THAT_MOVE	KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM
+#else
+#define TYPES_THAT_MOVE	DEFAULT_VM
+#endif
+
 /* --- Which files can be moved ---------------------------------------------- */
 
 static u64 flags_of(struct kvm_vm *vm)
@@ -47,6 +53,7 @@ static void check_flag(struct kvm_vm *vm, bool can)
 	}
 }
 
+#ifdef __x86_64__
 HAZARD(flag_of_each_type_of_vm)
 {
 	const u64 types = kvm_check_cap(KVM_CAP_VM_TYPES);
@@ -81,6 +88,16 @@ HAZARD(flag_of_emulated_platforms)
 	}
 	HZ_REQUIRE(n, GMEM_NO_EMULATION);
 }
+#else
+/* With pKVM there is no flag: guest_memfd_pkvm_test. */
+HAZARD(flag_of_an_ordinary_vm)
+{
+	struct kvm_vm *vm = vm_create_barebones();
+
+	check_flag(vm, true);
+	kvm_vm_free(vm);
+}
+#endif
 
 /* A line of the file's fdinfo. */
 static bool fdinfo_migratable(int fd)
@@ -100,7 +117,7 @@ static bool fdinfo_migratable(int fd)
 
 HAZARD(fdinfo_says_it)
 {
-	static const u32 types[] = { KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM };
+	static const u32 types[] = { TYPES_THAT_MOVE };
 	struct kvm_vm *vm;
 	int i, fd;
 
@@ -118,16 +135,17 @@ HAZARD(fdinfo_says_it)
 
 /* --- Between nodes ----------------------------------------------------------- */
 
+HAZARD(move_pages_of_a_default_vm)
+{
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	nodes(DEFAULT_VM);
+}
+
+#ifdef __x86_64__
 HAZARD(move_pages_of_a_vm_that_converts)
 {
 	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
 	nodes(KVM_X86_SW_PROTECTED_VM);
-}
-
-HAZARD(move_pages_of_a_default_vm)
-{
-	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
-	nodes(KVM_X86_DEFAULT_VM);
 }
 
 /* move_pages() cannot name pages that the host has not mapped: holes, and private pages. */
@@ -188,6 +206,7 @@ HAZARD(migrate_pages_of_the_process)
 	}
 	mg_destroy(&h);
 }
+#endif
 
 static int bind_to(struct hz *h, int node)
 {
@@ -275,10 +294,12 @@ HAZARD(second_mapping_and_child)
 	TEST_ASSERT_EQ(again[100], 0x42);
 	TEST_ASSERT_EQ(gmem_guest_read(h.vcpus[0], page_gpa(&h, 0) + 100), 0x42);
 
+#ifdef __x86_64__
 	/* A conversion removes both mappings of the page at its new place. */
 	convert(&h, 0, 1, GMEM_PRIVATE, GMEM_PRESERVE);
 	host_refused(&h, 0, 1);
 	gmem_host_assert_refused(again, PG);
+#endif
 	kvm_munmap(again, OFF(2));
 	mg_destroy(&h);
 }
@@ -330,7 +351,7 @@ HAZARD(slot_of_the_mapping)
 	int i;
 
 	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
-	mg_create(&h, KVM_X86_DEFAULT_VM, NPAGES, GMEM_MOVABLE, 1);
+	mg_create(&h, DEFAULT_VM, NPAGES, GMEM_MOVABLE, 1);
 	gmem_area_unbind(&h.a);
 	vm_set_user_memory_region(h.vm, h.a.slot, 0, h.a.gpa, h.a.size, h.a.hva);
 	for (i = 0; i < 2; i++) {
@@ -386,7 +407,7 @@ HAZARD(pinned_page_stays)
 
 HAZARD(file_without_the_flag_stays)
 {
-	static const u32 types[] = { KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM };
+	static const u32 types[] = { TYPES_THAT_MOVE };
 	u64 before[NPAGES], after[NPAGES];
 	struct hz h;
 	int i;
@@ -412,6 +433,7 @@ HAZARD(file_without_the_flag_stays)
 	}
 }
 
+#ifdef __x86_64__
 /* Nobody can read failed memory; after a hole, the page works again. */
 HAZARD(failed_memory_stays)
 {
@@ -458,9 +480,48 @@ HAZARD(failed_memory_stays)
 	mg_destroy(&h);
 }
 
+#endif /* __x86_64__ */
+
 /* --- Compaction, and pages that are taken offline -------------------------------- */
 
 #define SPREAD_PAGES	64
+
+static void put_back(u64 pfn)
+{
+	hz_write_file(DEBUGFS "/hwpoison/unpoison-pfn", "%#lx", pfn);
+}
+
+/* Compaction moves pages that the host has mapped, too. Returns how many were moved. */
+static u64 compact_mapped(u64 between)
+{
+	u64 moved;
+	struct hz h;
+
+	mg_create(&h, DEFAULT_VM, SPREAD_PAGES, GMEM_MOVABLE, 1);
+	spread(&h, SPREAD_PAGES, 8, between, true);
+	guest_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
+	compact();
+	gmem_dirty_free_pages();
+	moved = migrated(&h);
+	guest_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
+	host_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(1));
+	guest_fill(&h, 0, SPREAD_PAGES, GMEM_SEED(2));
+	host_sees(&h, 0, SPREAD_PAGES, GMEM_SEED(2));
+	mg_destroy(&h);
+	return moved;
+}
+
+HAZARD(compaction_moves_pages_of_a_default_vm)
+{
+	u64 between, moved = 0;
+
+	for (between = SZ_16M; between <= SZ_128M && !moved; between *= 2)
+		moved = compact_mapped(between);
+	HZ_REQUIRE(moved, "no page was in compaction's way");
+	pr_info("# %lu of %d pages moved\n", moved, SPREAD_PAGES);
+}
+
+#ifdef __x86_64__
 
 /*
  * Compaction moves pages that the host has not mapped. Returns how many were
@@ -549,10 +610,7 @@ HAZARD(compaction_moves_unused_pages)
 	pr_info("# %lu of %d unused pages moved\n", moved, SPREAD_PAGES);
 }
 
-static void put_back(u64 pfn)
-{
-	hz_write_file(DEBUGFS "/hwpoison/unpoison-pfn", "%#lx", pfn);
-}
+#endif /* __x86_64__ */
 
 HAZARD(soft_offline_replaces_the_page)
 {
@@ -579,11 +637,12 @@ HAZARD(soft_offline_replaces_the_page)
 		put_back(pfn);
 	}
 	guest_fill(&h, 0, 4, GMEM_SEED(2));
-	convert(&h, 0, 4, GMEM_PRIVATE, GMEM_PRESERVE);
+	may_convert(&h, 0, 4);
 	guest_sees(&h, 0, 4, GMEM_SEED(2));
 	mg_destroy(&h);
 }
 
+#ifdef __x86_64__
 /* A block loses its large mapping when one of its pages moves, but no byte. */
 HAZARD(large_mapping_ends)
 {
@@ -615,6 +674,28 @@ HAZARD(large_mapping_ends)
 		mg_destroy(&h);
 	}
 }
+#else
+/* arm64 has no statistics of large mappings. */
+HAZARD(page_of_a_block_moves)
+{
+	const u32 seed = GMEM_SEED(5);
+	const u64 page = 300;
+	struct hz h;
+
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	hz_create(&h, BLOCK_PAGES, GMEM_MOVABLE, 1);
+	gmem_allocate_blocks(h.a.fd, 0, BLOCK);
+	guest_fill(&h, 0, BLOCK_PAGES, seed);
+	host_sees(&h, page, 1, seed);
+	moves(&h, page, 1, !node_of(hz_hva(&h, page)));
+	gmem_dirty_free_pages();
+	guest_sees(&h, 0, BLOCK_PAGES, seed);
+	guest_fill(&h, page, 1, seed + 1);
+	host_sees(&h, page, 1, seed + 1);
+	host_sees(&h, page + 1, BLOCK_PAGES - page - 1, seed);
+	mg_destroy(&h);
+}
+#endif
 
 /* --- Statistics and trace events -------------------------------------------------- */
 

@@ -30,6 +30,20 @@
 
 #define NEEDS_NODES	"needs two NUMA nodes"
 
+#ifdef __x86_64__
+#define DEFAULT_VM	KVM_X86_DEFAULT_VM
+#else
+#define DEFAULT_VM	0
+#endif
+
+/* Makes pages private in a VM of hz_create(), if they can be: those of arm64 do not convert. */
+static inline void may_convert(struct hz *h, u64 page, u64 n)
+{
+#ifdef __x86_64__
+	convert(h, page, n, GMEM_PRIVATE, GMEM_PRESERVE);
+#endif
+}
+
 static inline bool two_nodes(void)
 {
 	return is_multi_numa_node_system();
@@ -90,18 +104,14 @@ static inline u8 *other_memory(u64 size, bool whole)
 /* What hz_create() makes, of a VM of @type. */
 static inline void mg_create(struct hz *h, u32 type, u64 npages, u64 flags, u32 nr_vcpus)
 {
-	const struct vm_shape shape = { .mode = VM_MODE_DEFAULT, .type = type };
 	u32 i;
 
 	memset(h, 0, sizeof(*h));
 	h->npages = npages;
-	h->vm = __vm_create_with_vcpus(shape, nr_vcpus, npages, gmem_guest_code, h->vcpus);
-	gmem_install_sigbus_handler();
+	h->vm = gmem_vm_create_type(type, nr_vcpus, npages, h->vcpus);
 	gmem_area_create(&h->a, h->vm, GMEM_SLOT, GMEM_GPA, OFF(npages), flags);
-	for (i = 0; i < nr_vcpus; i++) {
-		vcpu_args_set(h->vcpus[i], 1, (u64)i);
+	for (i = 0; i < nr_vcpus; i++)
 		gmem_guest_start(h->vcpus[i]);
-	}
 }
 
 static inline void mg_destroy(struct hz *h)
@@ -231,7 +241,9 @@ static inline void nodes(u32 type)
 /* Skips the whole program where pages cannot move. */
 static inline void gmem_require_moves(void)
 {
+#ifdef __x86_64__
 	gmem_require_in_place();
+#endif
 	__TEST_REQUIRE(kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS) & GUEST_MEMFD_FLAG_MIGRATABLE,
 		       "no pages move here (GUEST_MEMFD_FLAG_MIGRATABLE)");
 }

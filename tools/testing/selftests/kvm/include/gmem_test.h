@@ -428,7 +428,6 @@ struct gmem_cmd {
 	u64 bad;
 };
 
-#ifdef __x86_64__
 #define GMEM_MAX_VCPUS 16
 
 static struct gmem_cmd gmem_cmds[GMEM_MAX_VCPUS];
@@ -462,11 +461,13 @@ static void gmem_guest_code(u64 index)
 		case GMEM_OP_CALL:
 			cmd->value = ((u64 (*)(void))cmd->gpa)();
 			break;
+#ifdef __x86_64__
 		case GMEM_OP_MAP_GPA:
 			cmd->value = __kvm_hypercall_map_gpa_range(cmd->gpa,
 								   cmd->size,
 								   cmd->pattern);
 			break;
+#endif
 		default:
 			GUEST_FAIL("Unknown command %lu", (u64)cmd->op);
 		}
@@ -475,6 +476,28 @@ static void gmem_guest_code(u64 index)
 
 /* --- The VM ------------------------------------------------------------- */
 
+/* A VM of @type whose vCPUs execute commands; see gmem_vm_create(). */
+static inline struct kvm_vm *gmem_vm_create_type(u32 type, u32 nr_vcpus, u64 extra_pages,
+						 struct kvm_vcpu **vcpus)
+{
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = type,
+	};
+	struct kvm_vm *vm;
+	u32 i;
+
+	TEST_ASSERT(nr_vcpus <= GMEM_MAX_VCPUS, "Too many vCPUs");
+
+	vm = __vm_create_with_vcpus(shape, nr_vcpus, extra_pages,
+				    gmem_guest_code, vcpus);
+	for (i = 0; i < nr_vcpus; i++)
+		vcpu_args_set(vcpus[i], 1, (u64)i);
+	gmem_install_sigbus_handler();
+	return vm;
+}
+
+#ifdef __x86_64__
 static inline bool gmem_vm_type_supported(void)
 {
 	return kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM);
@@ -496,22 +519,10 @@ static inline void gmem_require_in_place(void)
 static inline struct kvm_vm *gmem_vm_create(u32 nr_vcpus, u64 extra_pages,
 					    struct kvm_vcpu **vcpus)
 {
-	const struct vm_shape shape = {
-		.mode = VM_MODE_DEFAULT,
-		.type = KVM_X86_SW_PROTECTED_VM,
-	};
-	struct kvm_vm *vm;
-	u32 i;
-
-	TEST_ASSERT(nr_vcpus <= GMEM_MAX_VCPUS, "Too many vCPUs");
-
-	vm = __vm_create_with_vcpus(shape, nr_vcpus, extra_pages,
-				    gmem_guest_code, vcpus);
-	for (i = 0; i < nr_vcpus; i++)
-		vcpu_args_set(vcpus[i], 1, (u64)i);
+	struct kvm_vm *vm = gmem_vm_create_type(KVM_X86_SW_PROTECTED_VM, nr_vcpus, extra_pages,
+						vcpus);
 
 	vm_enable_cap(vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE));
-	gmem_install_sigbus_handler();
 	return vm;
 }
 
@@ -713,6 +724,17 @@ static inline u64 gmem_destroyed(struct kvm_vm *vm, gpa_t gpa)
 	return args.value[3];
 }
 
+#else
+
+/* An ordinary VM: protected ones are made in gmem_pkvm.h. */
+static inline struct kvm_vm *gmem_vm_create(u32 nr_vcpus, u64 extra_pages,
+					    struct kvm_vcpu **vcpus)
+{
+	return gmem_vm_create_type(0, nr_vcpus, extra_pages, vcpus);
+}
+
+#endif /* __x86_64__ */
+
 /* --- Memory for the VM --------------------------------------------------- */
 
 /* A guest_memfd, bound to a memslot, and the host's mapping of it if any. */
@@ -729,7 +751,9 @@ struct gmem_area {
 /* KVM_SET_USER_MEMORY_REGION2 for the area; size 0 deletes the slot. */
 static inline int __gmem_area_set_slot(struct gmem_area *a, u64 size)
 {
+#ifdef __x86_64__
 	gmem_bound_set(a->vm, a->gpa, size, a->fd, a->file_offset);
+#endif
 	return __vm_set_user_memory_region2(a->vm, a->slot, KVM_MEM_GUEST_MEMFD,
 					    a->gpa, size, a->hva, a->fd,
 					    a->file_offset) ? errno : 0;
@@ -792,16 +816,20 @@ static inline void gmem_area_destroy(struct gmem_area *a)
 
 /* --- Commands to the guest ---------------------------------------------- */
 
+#ifdef __x86_64__
 /* Those of SNP guests on simulated hardware: gmem_snp.h. */
 static int (*gmem_guest_do_other)(struct kvm_vcpu *vcpu, enum gmem_op op, gpa_t gpa,
 				  u64 size, u64 pattern, u64 pos, u64 value);
 static int (*gmem_guest_resume_other)(struct kvm_vcpu *vcpu);
+#endif
 
 static inline volatile struct gmem_cmd *gmem_cmd_of(struct kvm_vcpu *vcpu)
 {
+#ifdef __x86_64__
 	/* Those of SNP guests are in a shared page; results come back here. */
 	if (vcpu->vm->type == KVM_X86_SNP_VM)
 		return &gmem_cmds[vcpu->id];
+#endif
 	return addr_gva2hva(vcpu->vm, (gva_t)&gmem_cmds[vcpu->id]);
 }
 
@@ -815,21 +843,26 @@ static inline volatile struct gmem_cmd *gmem_cmd_of(struct kvm_vcpu *vcpu)
  */
 static inline int gmem_guest_resume(struct kvm_vcpu *vcpu)
 {
-	volatile struct gmem_cmd *cmd = gmem_cmd_of(vcpu);
 	struct ucall uc;
 	int r;
 
+#ifdef __x86_64__
 	if (vcpu->vm->type == KVM_X86_SNP_VM)
 		return gmem_guest_resume_other(vcpu);
+#endif
 
 	do {
+#ifdef __x86_64__
+		volatile struct gmem_cmd *cmd = gmem_cmd_of(vcpu);
+
 		if (gmem_guest_chooses(vcpu->vm))
 			gmem_guest_decides(vcpu->vm, cmd->gpa, cmd->size);
+#endif
 		r = __vcpu_run(vcpu);
 	} while (r < 0 && (errno == EINTR || errno == EAGAIN));
 	if (r < 0)
 		return -errno;
-	if (vcpu->run->exit_reason != KVM_EXIT_IO)
+	if (vcpu->run->exit_reason != UCALL_EXIT_REASON)
 		return vcpu->run->exit_reason;
 
 	switch (get_ucall(vcpu, &uc)) {
@@ -864,8 +897,10 @@ static inline int __gmem_guest_do(struct kvm_vcpu *vcpu, enum gmem_op op,
 {
 	volatile struct gmem_cmd *cmd = gmem_cmd_of(vcpu);
 
+#ifdef __x86_64__
 	if (vcpu->vm->type == KVM_X86_SNP_VM)
 		return gmem_guest_do_other(vcpu, op, gpa, size, pattern, pos, value);
+#endif
 
 	cmd->op = op;
 	cmd->gpa = gpa;
@@ -963,6 +998,7 @@ do {										\
 			    __i);						\
 } while (0)
 
+#ifdef __x86_64__
 /*
  * Let the guest issue KVM_HC_MAP_GPA_RANGE, and convert for it like a VMM. Only for
  * ranges inside @a.
