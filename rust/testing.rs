@@ -456,7 +456,7 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
     ) -> Result<(HostPage, Result)> {
         self.moved(at, |from, to| {
             // SAFETY: As memory management calls it.
-            unsafe { migrate(self.inode.get(), from, to, vendor) }
+            unsafe { migrate(self.inode.get(), from, to, true, vendor) }
         })
     }
 

@@ -818,6 +818,42 @@ mod caller {
         Ok(())
     }
 
+    /// A page that a platform was given is not copied, and not moved for a VM that was not given it.
+    #[test]
+    fn given_page_is_not_copied() -> Result {
+        TestRmp::reset();
+        let vm = TestVm::new()?;
+        vm.put_on(Platform::Snp(Base::Test), 7)?;
+        let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(());
+        };
+        file.fill(5, 0x5a)?;
+        for asid in [7, 8] {
+            let gfn = BASE + 5;
+            let to = Assignment {
+                gfn: Gfn::new(gfn),
+                asid,
+            };
+            let theirs = RmpEntry {
+                asid,
+                gfn,
+                validated: false,
+            };
+            file.page(5)?.with_frame(|frame| frame.record(to))?;
+            TestRmp::set(&file, 5, Some(theirs))?;
+            let (old, moved) = file.migrate_with(5, |platform, from, to| match asid {
+                7 => copy(platform, from, to),
+                _ => from.relocate_to::<TestRmp>(to),
+            })?;
+            let same = file.page(5)?.is(&old);
+            TestRmp::set(&file, 5, None)?;
+            file.page(5)?.with_frame(|frame| frame.forget());
+            assert_eq!(moved, Err(EBUSY));
+            assert!(same);
+        }
+        Ok(())
+    }
+
     /// Guests have lost their mappings, but the page does not move: the vendor fails, somebody gets a
     /// reference while the page is copied, or the VM is dead.
     #[test]

@@ -119,8 +119,8 @@ impl Operations {
         assert!(!(V::HAS_OWNS && V::HAS_OWNS_MAPPED));
         // Other platforms' private pages in use are mapped without it, and with their neighbours.
         assert!(!V::HAS_MAKE_PRIVATE || V::PLATFORM.owns_pages());
-        // The platform that has the page would have to move it.
-        assert!(!(V::HAS_MIGRATE && (V::HAS_MAKE_PRIVATE || V::HAS_OWNS || V::HAS_OWNS_MAPPED)));
+        // Which pages were given to a platform is known where a table has them.
+        assert!(!V::HAS_MIGRATE || V::HAS_MAKE_PRIVATE == V::HAS_OWNS && !V::HAS_OWNS_MAPPED);
 
         Self {
             convert: convert::convert::<V>,
@@ -175,10 +175,12 @@ fn select(platform: Option<Platform>) -> Option<&'static Operations> {
 
 /// Whether the owner of a page of `inode` is recorded with the page.
 ///
-/// On hardware, the architecture's code handles memory that is not converted in place, as before.
-/// The models have no such code.
+/// On hardware, the architecture's code handles memory that is not converted in place, as before,
+/// unless it can be moved. The models have no such code.
 fn remembers(platform: Option<Platform>, inode: &GmemInode) -> bool {
-    inode.converts_in_place() || platform.is_some_and(|on| on.base() == Base::Model)
+    inode.converts_in_place()
+        || inode.is_migratable()
+        || platform.is_some_and(|on| on.base() == Base::Model)
 }
 
 /// Gives the page of a guest fault, which shows as `gfn`, to the platform if it is private.

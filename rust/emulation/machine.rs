@@ -162,6 +162,11 @@ mod entry_points {
     }
 
     #[no_mangle]
+    extern "C" fn kvm_gmem_rmp_move(from: u64, to: u64) -> c_int {
+        code(table::relocate(from, to))
+    }
+
+    #[no_mangle]
     extern "C" fn kvm_gmem_rmp_reclaim(pfn: u64) -> c_int {
         code(table::reclaim(pfn))
     }

@@ -11,7 +11,9 @@ use crate::{
             self,
             sealed::Sealed,
             Failed,
+            Relocation,
             Rmp,
+            Unmoved,
             Unsplit, //
         },
         vm::{
@@ -235,6 +237,11 @@ pub(super) mod table {
         rmp::launch(&mut *RMP.lock(), pfn)
     }
 
+    /// The end of PAGE_MOVE.
+    pub(in super::super) fn relocate(from: u64, to: u64) -> Result<(), Code> {
+        rmp::relocate(&mut *RMP.lock(), from, to)
+    }
+
     /// The end of PAGE_RECLAIM.
     pub(in super::super) fn reclaim(pfn: u64) -> Result<(), Code> {
         rmp::reclaim(&mut *RMP.lock(), pfn)
@@ -336,6 +343,11 @@ impl Rmp for ModelRmp {
             Code::InUse => Unsplit::InUse,
             _ => Unsplit::Failed,
         })
+    }
+
+    /// No file of such a VM has pages that move.
+    fn relocate(_page: &Relocation<'_>) -> Result<(), Unmoved> {
+        Err(Unmoved::Stays)
     }
 }
 

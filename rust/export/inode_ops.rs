@@ -35,7 +35,7 @@ pub(super) unsafe extern "C" fn migrate_folio<T: GuestMemfd>(
     mapping: *mut bindings::address_space,
     dst: *mut bindings::folio,
     src: *mut bindings::folio,
-    _mode: bindings::migrate_mode,
+    mode: bindings::migrate_mode,
 ) -> c_int {
     // SAFETY: A locked folio is in the mapping, which is one of ours.
     let inode = unsafe { GmemInode::of_mapping(mapping) };
@@ -48,8 +48,9 @@ pub(super) unsafe extern "C" fn migrate_folio<T: GuestMemfd>(
         }
         let src = NonNull::new(src).ok_or(EINVAL)?;
         let dst = NonNull::new(dst).ok_or(EINVAL)?;
+        let may_wait = mode != bindings::migrate_mode_MIGRATE_ASYNC;
         // SAFETY: By the contract of this function.
-        unsafe { migrate(inode, src, dst, T::migrate) }?;
+        unsafe { migrate(inode, src, dst, may_wait, T::migrate) }?;
         Ok(0)
     })
 }

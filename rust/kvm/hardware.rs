@@ -77,6 +77,38 @@ pub enum Unsplit {
     Failed,
 }
 
+/// A page that is to be moved to other memory, which the host has.
+///
+/// No guest has the page in its page tables. Only the code that moves pages makes one.
+pub struct Relocation<'m> {
+    vm: &'m Vm,
+    gfn: Gfn,
+    from: &'m Frame<'m>,
+    to: &'m Frame<'m>,
+}
+
+impl<'m> Relocation<'m> {
+    /// Of the page that the guest of `vm` was given at `gfn`. Both folios are locked.
+    pub(super) fn new(vm: &'m Vm, gfn: Gfn, from: &'m Frame<'_>, to: &'m Frame<'_>) -> Self {
+        Self { vm, gfn, from, to }
+    }
+
+    /// Where it is, and where it is moved to.
+    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    pub(crate) fn frames(&self) -> (&Frame<'_>, &Frame<'_>) {
+        (self.from, self.to)
+    }
+}
+
+/// Why a page was not moved to other memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmoved {
+    /// The guest has it as before.
+    Stays,
+    /// The guest has lost it.
+    Lost,
+}
+
 /// SNP's table with the owners of all pages of the host.
 ///
 /// Updates do not check the previous state, so callers do. Nobody else assigns or takes back the
@@ -120,6 +152,14 @@ pub trait Rmp: sealed::Sealed {
     ///
     /// [`Unsplit`]. The entry is unchanged by this.
     fn smash(frame: &Frame<'_>) -> Result<(), Unsplit>;
+
+    /// Moves a page of a guest's to other memory, with what the table has for it. The memory that the
+    /// guest does not have afterwards is the host's, unless the table says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`Unmoved`].
+    fn relocate(page: &Relocation<'_>) -> Result<(), Unmoved>;
 }
 
 /// TDX's page table of a guest's private pages.
@@ -184,6 +224,16 @@ impl Rmp for HardwareRmp {
             Ok(()) => Ok(()),
             Err(_) if in_use => Err(Unsplit::InUse),
             Err(_) => Err(Unsplit::Failed),
+        }
+    }
+
+    fn relocate(page: &Relocation<'_>) -> Result<(), Unmoved> {
+        let (from, to) = (page.from.pfn().get(), page.to.pfn().get());
+        // SAFETY: The VM is valid, its guest has no mapping of the page, and `to` is nobody's.
+        match unsafe { bindings::gmem_rmp_move(page.vm.as_raw(), page.gfn.get(), from, to) } {
+            0 => Ok(()),
+            code if code == EBUSY.to_errno() => Err(Unmoved::Stays),
+            _ => Err(Unmoved::Lost),
         }
     }
 }

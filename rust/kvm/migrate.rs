@@ -15,16 +15,25 @@ use crate::{
             InvalidateGuard,
             Shared, //
         },
+        binding::Bindings,
         inode::{
             clip,
             GmemInode, //
         }, //
     },
     kvm::{
+        hardware::{
+            Relocation,
+            Rmp,
+            Unmoved, //
+        },
         mmu::InvalidateSpan,
         platform, //
     },
-    mm::folio::Frame,
+    mm::folio::{
+        Assignment,
+        Frame, //
+    },
     trace, //
 };
 use core::{
@@ -40,11 +49,13 @@ use kernel::{
     prelude::*, //
 };
 
-/// A page that is being moved. No guest has it, nor the host in its page tables, and none gets it
-/// while this exists.
+/// A page that is being moved. No guest has it in its page tables, nor the host in theirs, and none
+/// gets it while this exists.
 pub struct Source<'m> {
     folio: NonNull<bindings::folio>,
-    _page: PhantomData<&'m ()>,
+    /// To whom the page was given, which its platform agrees with.
+    given: Option<Assignment>,
+    stable: &'m dyn Bindings,
 }
 
 /// The memory that it is moved to, which holds its last owner's bytes.
@@ -54,7 +65,11 @@ pub struct Destination<'m> {
 }
 
 /// All bytes of the page are in its new memory. Only what puts them there makes one.
-pub struct Moved<'m>(PhantomData<&'m ()>);
+pub struct Moved<'m> {
+    /// The old memory does not have the bytes any more.
+    gone: bool,
+    _page: PhantomData<&'m ()>,
+}
 
 impl<'m> Source<'m> {
     #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
@@ -62,31 +77,77 @@ impl<'m> Source<'m> {
         self.folio.as_ptr()
     }
 
-    /// Copies all bytes. Nobody but the host has a part in the pages of a file that says that they
-    /// can be moved, so the host may.
+    /// Whether the page was given to a platform, which has to move it.
+    pub fn is_given(&self) -> bool {
+        self.given.is_some()
+    }
+
+    /// Copies all bytes of a page in which nobody but the host has a part.
     ///
     /// # Errors
     ///
-    /// `EHWPOISON` if there is a byte that cannot be read.
+    /// `EHWPOISON` if there is a byte that cannot be read; `EBUSY` if the page was given to a platform.
     #[inline]
     pub fn copy_to(self, to: Destination<'m>) -> Result<Moved<'m>> {
+        if self.is_given() {
+            return Err(EBUSY);
+        }
         // SAFETY: Both folios are valid and locked as long as `'m`, the second is nobody else's, and
         // they are of one size.
         to_result(unsafe { bindings::gmem_folio_copy(to.folio.as_ptr(), self.folio.as_ptr()) })?;
-        Ok(Moved(PhantomData))
+        Ok(Moved {
+            gone: false,
+            _page: PhantomData,
+        })
+    }
+
+    /// Has the platform move a page that it was given. If the guest loses the page, so does everybody:
+    /// the VMs that have the file are dead.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if the page was not given to a platform, or if that does not move it; `EIO` if the guest
+    /// has lost it.
+    pub fn relocate_to<R: Rmp>(self, to: Destination<'m>) -> Result<Moved<'m>> {
+        let given = self.given.ok_or(EBUSY)?;
+        let inode = self.stable.inode();
+        let file = inode
+            .files(self.stable)
+            .find(|file| R::asid(file.vm()) == Ok(given.asid))
+            .ok_or(EBUSY)?;
+        // SAFETY: Both folios are valid and locked as long as `'m`, and nobody has the second.
+        let (old, new) = unsafe { (Frame::from_raw(self.folio), Frame::from_raw(to.folio)) };
+        let page = Relocation::new(file.vm(), given.gfn, &old, &new);
+        match R::relocate(&page) {
+            Err(Unmoved::Stays) => return Err(EBUSY),
+            // Nobody but the platform knows where the guest has the page.
+            Ok(()) if R::lookup(&new).is_ok_and(|entry| entry.assigned) => {}
+            Ok(()) | Err(Unmoved::Lost) => {
+                for file in inode.files(self.stable) {
+                    file.vm().kill();
+                }
+                old.leak();
+                return Err(EIO);
+            }
+        }
+        Ok(Moved {
+            gone: true,
+            _page: PhantomData,
+        })
     }
 }
 
 /// Moves a page of a file that can have its pages moved to the memory of `to`. `vendor` moves the
-/// bytes.
+/// bytes. If the caller must not wait, a page that a platform has to move stays.
 ///
 /// The folio is locked, so the invalidate lock must not be waited for: its holder may be waiting for
 /// the folio. With the lock held shared, who holds it exclusively finds each folio where it was.
 ///
 /// # Errors
 ///
-/// `EAGAIN` if somebody has a reference to the page, or holds the invalidate lock exclusively;
-/// `EBUSY` if the page cannot be moved; what `vendor` returns. The file has the page as before then.
+/// `EAGAIN` if somebody has a reference to the page, or holds the invalidate lock exclusively, or if it
+/// takes a wait; `EBUSY` if the page cannot be moved; what `vendor` returns. The file has the page as
+/// before then.
 ///
 /// # Safety
 ///
@@ -97,6 +158,7 @@ pub(crate) unsafe fn migrate(
     inode: &GmemInode,
     from: NonNull<bindings::folio>,
     to: NonNull<bindings::folio>,
+    may_wait: bool,
     vendor: impl for<'m> FnOnce(Option<Platform>, Source<'m>, Destination<'m>) -> Result<Moved<'m>>,
 ) -> Result {
     // SAFETY: By the contract of this function.
@@ -111,7 +173,7 @@ pub(crate) unsafe fn migrate(
     let result = match InvalidateGuard::try_new(inode) {
         Some(guard) => {
             // SAFETY: By the contract of this function.
-            let result = unsafe { migrate_locked(&guard, at, from, to, vendor) };
+            let result = unsafe { migrate_locked(&guard, at, from, to, may_wait, vendor) };
             for file in inode.files(&guard) {
                 file.vm().count_migration(result.is_ok());
             }
@@ -136,24 +198,37 @@ unsafe fn migrate_locked(
     at: PageIndex,
     from: NonNull<bindings::folio>,
     to: NonNull<bindings::folio>,
+    may_wait: bool,
     vendor: impl for<'m> FnOnce(Option<Platform>, Source<'m>, Destination<'m>) -> Result<Moved<'m>>,
 ) -> Result {
     let inode = guard.inode();
     let range = clip(inode, at.get(), at.get().saturating_add(1)).ok_or(EINVAL)?;
 
+    // SAFETY: Both folios are valid and locked, which keeps others from what is remembered of them, as
+    // the invalidate lock keeps out those who hold that exclusively.
+    let (old, new) = unsafe { (Frame::from_raw(from), Frame::from_raw(to)) };
+
     // What is known beforehand costs no guest its mapping.
-    // SAFETY: The folio is valid and locked, which keeps others from what is remembered of it, as the
-    // invalidate lock keeps out those who hold that exclusively.
-    unsafe {
-        let frame = Frame::from_raw(from);
-        let failed = bindings::gmem_folio_hwpoison(from.as_ptr());
-        if failed || frame.is_tied() || platform::is_assigned(&frame) {
-            return Err(EBUSY);
-        }
-        // The caller's reference is the one.
-        if bindings::gmem_folio_excess_refs(from.as_ptr(), 1) != 0 {
+    // SAFETY: The folio is valid.
+    let failed = unsafe { bindings::gmem_folio_hwpoison(from.as_ptr()) };
+    let given = old.assignment();
+    if failed || old.is_tied() || platform::is_assigned(&old) != given.is_some() {
+        return Err(EBUSY);
+    }
+    if let Some(given) = given {
+        if !may_wait {
             return Err(EAGAIN);
         }
+        for file in inode.files(guard) {
+            if !platform::may_move(file.platform(), file.vm(), given.gfn) {
+                return Err(EBUSY);
+            }
+        }
+    }
+    // The caller's reference is the one.
+    // SAFETY: The folio is valid.
+    if unsafe { bindings::gmem_folio_excess_refs(from.as_ptr(), 1) } != 0 {
+        return Err(EAGAIN);
     }
 
     let span = InvalidateSpan::begin(guard, range);
@@ -164,15 +239,24 @@ unsafe fn migrate_locked(
     let (source, destination) = (
         Source {
             folio: from,
-            _page: PhantomData,
+            given,
+            stable: guard,
         },
         Destination {
             folio: to,
             _page: PhantomData,
         },
     );
-    let Moved(_) = vendor(inode.platform(), source, destination)?;
-    // Whoever has got a reference since, by looking into the page cache, has it to the old page.
-    // SAFETY: By the contract of this function. All bytes are there.
-    to_result(unsafe { bindings::gmem_folio_replace(to.as_ptr(), from.as_ptr()) })
+    let moved = vendor(inode.platform(), source, destination).and_then(|moved| {
+        // Whoever has got a reference since, by looking into the page cache, has it to the old page,
+        // and finds that out when it gets the lock. It matters where the page could yet stay.
+        // SAFETY: By the contract of this function. All bytes are there.
+        to_result(unsafe { bindings::gmem_folio_replace(to.as_ptr(), from.as_ptr(), moved.gone) })
+    });
+    // The memory that is free now, which may not be the host's if a platform failed.
+    let free = if moved.is_ok() { &old } else { &new };
+    if platform::is_assigned(free) {
+        free.leak();
+    }
+    moved
 }

@@ -55,17 +55,25 @@ bool gmem_some_vm_can_move(void)
 }
 
 /*
- * Whether the memory of such a VM can be moved by a copy, as far as its type
- * tells.  What SEV encrypts depends on where it is: a VM of the default type that
- * becomes an SEV guest has to have its memory pinned
+ * Whether the memory of such a VM can be moved, by a copy or by the vendor's
+ * module, as far as its type tells.  What SEV encrypts depends on where it is: a
+ * VM of the default type that becomes an SEV guest has to have its memory pinned
  * (KVM_MEMORY_ENCRYPT_REG_REGION), of whatever kind it is.
  */
 bool gmem_vm_can_move(struct kvm *kvm)
 {
 #ifdef CONFIG_X86
-	if (kvm->arch.vm_type != KVM_X86_DEFAULT_VM &&
-	    kvm->arch.vm_type != KVM_X86_SW_PROTECTED_VM)
+	switch (kvm->arch.vm_type) {
+	case KVM_X86_DEFAULT_VM:
+	case KVM_X86_SW_PROTECTED_VM:
+		break;
+	case KVM_X86_SNP_VM:
+		if (!kvm_x86_ops.gmem_move)
+			return false;
+		break;
+	default:
 		return false;
+	}
 #endif
 	return gmem_some_vm_can_move();
 }
@@ -158,6 +166,17 @@ int gmem_rmp_smash(u64 pfn, bool *in_use)
 	return ret;
 }
 
+bool gmem_rmp_may_move(struct kvm *kvm, u64 gfn)
+{
+	return kvm_x86_call(gmem_may_move)(kvm, gfn);
+}
+
+/* -EBUSY if the guest has the page as before, any other error if it has lost it. */
+int gmem_rmp_move(struct kvm *kvm, u64 gfn, u64 from, u64 to)
+{
+	return kvm_x86_call(gmem_move)(kvm, gfn, from, to);
+}
+
 bool gmem_sept_contains(struct kvm *kvm, gfn_t gfn)
 {
 	return kvm_tdp_mmu_mirror_has_leaf(kvm, gfn);
@@ -198,6 +217,16 @@ int gmem_rmp_smash(u64 pfn, bool *in_use)
 {
 	*in_use = false;
 	return -ENODEV;
+}
+
+bool gmem_rmp_may_move(struct kvm *kvm, u64 gfn)
+{
+	return false;
+}
+
+int gmem_rmp_move(struct kvm *kvm, u64 gfn, u64 from, u64 to)
+{
+	return -EBUSY;
 }
 
 /* Without a way to find out, a page is not known to be the host's. */

@@ -76,14 +76,24 @@ pub fn is_available(platform: Platform) -> bool {
 }
 
 /// Whether files of the VM can have pages that move: nothing but the page tables of KVM and of the
-/// host has a part in them, and where they are in memory does not matter to what they hold.
+/// host has a part in them, and where they are in memory does not matter to what they hold; or what
+/// has a part in them moves them.
 pub fn can_move(vm: &Vm) -> bool {
-    let nobodys = match of(vm) {
+    let movable = match of(vm) {
+        Some(Platform::Snp(Base::Hardware)) => true,
         Some(platform) => !platform.owns_pages(),
         None => !vm.has_private_mem(),
     };
     // SAFETY: The VM is valid.
-    nobodys && unsafe { bindings::gmem_vm_can_move(vm.as_raw()) }
+    movable && unsafe { bindings::gmem_vm_can_move(vm.as_raw()) }
+}
+
+/// Whether a VM lets a page move that its platform was given at `gfn`, as far as is known before the
+/// platform is asked to move it.
+pub(crate) fn may_move(platform: Option<Platform>, vm: &Vm, gfn: Gfn) -> bool {
+    // SAFETY: The VM is valid.
+    platform != Some(Platform::Snp(Base::Hardware))
+        || unsafe { bindings::gmem_rmp_may_move(vm.as_raw(), gfn.get()) }
 }
 
 /// Whether there can be VMs here for which [`can_move`] is so: those of the default type are, if any.

@@ -109,13 +109,20 @@ int gmem_folio_copy(struct folio *to, struct folio *from)
  * what is remembered of the page.  Both are locked, so nobody looks at either
  * until it is done.  Returns -EAGAIN, with nothing changed, if there are other
  * references to @from than those of the page cache and the one that memory
- * management holds.
+ * management holds.  If the bytes are @gone from @from it does not fail: what such
+ * references there are is left to those who have them, who have found the folio in
+ * the page cache and look once more when they get the lock.
  */
-int gmem_folio_replace(struct folio *to, struct folio *from)
+int gmem_folio_replace(struct folio *to, struct folio *from, bool gone)
 {
 	void *record = from->private;
-	int err = folio_migrate_mapping(from->mapping, to, from, 0);
+	int err, others = 0;
 
+	do {
+		if (gone)
+			others = folio_ref_count(from) - folio_expected_ref_count(from) - 1;
+		err = folio_migrate_mapping(from->mapping, to, from, others);
+	} while (err && gone);
 	if (err)
 		return err;
 	to->private = record;
@@ -129,7 +136,7 @@ int gmem_folio_copy(struct folio *to, struct folio *from)
 	return -EOPNOTSUPP;
 }
 
-int gmem_folio_replace(struct folio *to, struct folio *from)
+int gmem_folio_replace(struct folio *to, struct folio *from, bool gone)
 {
 	return -EOPNOTSUPP;
 }

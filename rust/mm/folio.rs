@@ -212,10 +212,10 @@ impl Frame<'_> {
         }
     }
 
-    /// Whether the record ties the page to its frame: a platform has it, or it has failed. The record
-    /// that it is zero does not.
+    /// Whether the record ties the page to its frame: a model has it, it was lost, or it has failed. The
+    /// record that it is zero does not, nor that a platform was given it, which may move it.
     pub(crate) fn is_tied(&self) -> bool {
-        self.word() & !ZERO != 0
+        self.word() & !(ZERO | ASSIGNMENT) != 0
     }
 
     /// Whether a software model has the page's state.

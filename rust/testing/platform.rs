@@ -21,9 +21,11 @@ use crate::{
             sealed::Sealed,
             Entry,
             Failed,
+            Relocation,
             Rmp,
             Sept,
             SeptQuestions,
+            Unmoved,
             Unsplit, //
         },
         stand_in::{
@@ -59,6 +61,8 @@ pub enum RmpOperation {
     Unassign,
     /// Splitting an entry of 2M.
     Smash,
+    /// Moving a page, which gives its new memory to the guest and takes the old.
+    Relocate,
 }
 
 /// The RMP's entry for a page.
@@ -261,6 +265,9 @@ impl TestRmp {
     /// The code of PSMASH for an entry that another CPU is changing.
     pub const IN_USE: c_int = 3;
 
+    /// The code of a move by which the guest loses its page.
+    pub const LOST: c_int = 5;
+
     /// Puts the page `at` of a file into an entry of 2M. If that cannot be split, another CPU
     /// splits it if `others_split`.
     ///
@@ -407,6 +414,29 @@ impl Rmp for TestRmp {
                 TestRmp::IN_USE => Unsplit::InUse,
                 _ => Unsplit::Failed,
             })
+        })
+    }
+
+    fn relocate(page: &Relocation<'_>) -> Result<(), Unmoved> {
+        let (from, to) = page.frames();
+        let (from, to) = (from.pfn().get(), to.pfn().get());
+
+        with(|state| {
+            if state.strike(RmpOperation::Relocate).is_err() {
+                return Err(match state.code {
+                    TestRmp::LOST => Unmoved::Lost,
+                    _ => Unmoved::Stays,
+                });
+            }
+            let entry = state.rmp(from).map(|entry| *entry).ok_or(Unmoved::Stays)?;
+            // What fails here the platform does not tell.
+            if state.strike(RmpOperation::Assign).is_ok() {
+                state.set_rmp(to, Some(entry)).map_err(|_| Unmoved::Lost)?;
+            }
+            if state.strike(RmpOperation::Unassign).is_ok() {
+                state.set_rmp(from, None).map_err(|_| Unmoved::Lost)?;
+            }
+            Ok(())
         })
     }
 }

@@ -12,6 +12,8 @@
 //! taken back when it is converted to shared, or freed. Then it is no longer recorded that the
 //! guest had accepted the page. This cannot be restored, so a request cannot be undone after its
 //! first page. A page that cannot be taken back is lost, together with the VM.
+//!
+//! A page that is assigned is moved to other memory by the platform, any other by a copy.
 
 use crate::platform::vendor::Vendor;
 use core::marker::PhantomData;
@@ -21,6 +23,11 @@ use gmem_sys::{
         hardware::{
             Rmp,
             Unsplit, //
+        },
+        migrate::{
+            Destination,
+            Moved,
+            Source, //
         },
         platform::Fatal,
         vm::{
@@ -82,6 +89,14 @@ impl<R: Rmp> Vendor for Snp<R> {
 
     fn make_shared(folio: &FolioRef<'_>) -> Result<(), Fatal> {
         take_back::<R>(&folio.frame())
+    }
+
+    fn migrate<'m>(from: Source<'m>, to: Destination<'m>) -> Result<Moved<'m>> {
+        if from.is_given() {
+            from.relocate_to::<R>(to)
+        } else {
+            from.copy_to(to)
+        }
     }
 
     fn reclaim(frame: &Frame<'_>) -> Result<(), Fatal> {

@@ -216,7 +216,7 @@ fn order_in_block(kind: Platform, initial: Visibility) -> Result<Option<i32>> {
     Ok(Some(order))
 }
 
-/// Moving pages of VMs whose platform owns none.
+/// Moving pages, with and without a platform that owns some.
 #[kunit_tests(kvm_gmem_migrate)]
 mod migrate {
     use super::*;
@@ -226,7 +226,58 @@ mod migrate {
         assert!(mover(None).is_some());
         for &platform in Iterator::chain(Platform::ALL.iter(), &[ON_SNP, ON_TDX]) {
             let moves = mover(Some(platform)).is_some();
-            assert_eq!(moves, platform == Platform::SwProtected);
+            let can = matches!(platform, Platform::SwProtected | Platform::Snp(_));
+            assert_eq!(moves, can);
+        }
+        Ok(())
+    }
+
+    /// A file of a guest that uses page 5, and has accepted it; [`None`] where there can be none.
+    fn used(vm: &TestVm) -> Result<Option<File<'_>>> {
+        let Some(file) = File::migratable(vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(None);
+        };
+        file.fill(5, BYTE)?;
+        drop(file.guest_fault(BASE + 5)?);
+        TestRmp::set(&file, 5, Some(accepted(5)))?;
+        Ok(Some(file))
+    }
+
+    /// A platform that does not move the page leaves it where it is.
+    #[test]
+    fn page_that_is_not_moved_stays() -> Result {
+        let vm = test_vm(ON_SNP)?;
+        let Some(file) = used(&vm)? else {
+            return Ok(());
+        };
+        TestRmp::fail(RmpOperation::Relocate, 0, 1);
+        let (old, moved) = file.migrate(5)?;
+        assert_eq!(moved, Err(EBUSY));
+        assert!(file.page(5)?.is(&old));
+        assert_eq!(TestRmp::entry(&file, 5)?, Some(accepted(5)));
+        assert_eq!((vm.vm().is_dead(), file.lost_pages()), (false, 0));
+        Ok(())
+    }
+
+    /// If the guest loses the page, or does not get it whatever the platform says, the VM is dead and
+    /// nobody gets the page.
+    #[test]
+    fn page_that_is_lost() -> Result {
+        for (operation, code) in [
+            (RmpOperation::Relocate, TestRmp::LOST),
+            (RmpOperation::Assign, 1),
+        ] {
+            let vm = test_vm(ON_SNP)?;
+            let Some(file) = used(&vm)? else {
+                return Ok(());
+            };
+            TestRmp::fail_with(code, operation, 0, 1);
+            let (old, moved) = file.migrate(5)?;
+            assert_eq!(moved, Err(EIO));
+            assert!(file.page(5)?.is(&old));
+            assert_eq!((vm.vm().is_dead(), file.lost_pages()), (true, 1));
+            drop(old);
+            assert_eq!(file.migrate(5)?.1, Err(EBUSY));
         }
         Ok(())
     }

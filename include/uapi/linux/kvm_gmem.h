@@ -222,11 +222,13 @@ struct kvm_gmem_emulate {
  * VMs of type KVM_X86_SNP_VM on simulated hardware
  * (CONFIG_KVM_SNP_SIMULATION): make the next commands of the PSP's firmware
  * fail. value[0] is the command's number, value[1] the status that it returns,
- * value[2] how often; 0 cancels the failure. This affects the firmware of the
- * whole machine, whichever VM issues the command. Of the operations above,
- * these VMs have only QUERY and INJECT. For a page that nobody owns, QUERY
- * returns this VM's identifier in value[2]. In value[3] it returns how many
- * pages of the machine belong to guests.
+ * value[2] how often; 0 cancels the failure. No command has number 0: it stands
+ * for an RMPUPDATE that hands a page of the host to firmware, which fails with
+ * the error value[1]. This affects the firmware of the whole machine, whichever
+ * VM issues the command. Of the operations above, these VMs have only QUERY and
+ * INJECT. For a page that nobody owns, QUERY returns this VM's identifier in
+ * value[2]. In value[3] it returns how many pages of the machine belong to
+ * guests.
  */
 #define KVM_GMEM_EMULATE_OP_COMMAND			7
 

@@ -51,6 +51,8 @@ macro_rules! for_each_emulation_check {
             rmp_smash_keeps_what_was,
             rmp_launch_makes_a_valid_page,
             rmp_reclaim_ends_immutability,
+            rmp_handover_keeps_what_was_accepted,
+            rmp_relocates_what_was_handed_over,
             rmp_belongs_to_one,
             sept_removes_in_order,
             sept_track_is_for_earlier_blocks,
@@ -253,9 +255,58 @@ pub fn rmp_reclaim_ends_immutability() -> Check {
     let refused = Err(rmp::Code::Permission);
     check!(rmp::update(&mut table, 7, rmp::Entry::HYPERVISOR) == refused);
     check!(rmp::reclaim(&mut table, 7) == Ok(()));
-    check!(rmp::lookup(&table, 7).assigned && !rmp::belongs(&table, 7, 1, 0x5000));
+    check!(rmp::belongs(&table, 7, 1, 0x5000) && !rmp::lookup(&table, 7).validated);
     check!(rmp::update(&mut table, 7, rmp::Entry::HYPERVISOR) == Ok(()));
     check!(!rmp::lookup(&table, 7).assigned);
+
+    let firmware = rmp::Entry::assigned(0, 0).immutable();
+    check!(rmp::update(&mut table, 7, firmware) == Ok(()));
+    check!(rmp::reclaim(&mut table, 7) == Ok(()));
+    check!(rmp::lookup(&table, 7) == rmp::Entry::assigned(0, 0));
+    Ok(())
+}
+
+/// A page that its guest has accepted stays so while firmware has it, and for nobody else.
+pub fn rmp_handover_keeps_what_was_accepted() -> Check {
+    let mut table = rmp_table();
+    let entry = rmp::Entry::assigned(1, 0x5000);
+
+    check!(rmp::update(&mut table, 7, entry) == Ok(()));
+    check!(rmp::validate(&mut table, 7, 1, 0x5000) == Ok(()));
+    check!(rmp::update(&mut table, 7, entry.immutable()) == Ok(()));
+    check!(rmp::lookup(&table, 7).validated);
+    check!(rmp::reclaim(&mut table, 7) == Ok(()));
+    check!(rmp::lookup(&table, 7).validated && rmp::belongs(&table, 7, 1, 0x5000));
+    check!(rmp::update(&mut table, 7, rmp::Entry::assigned(1, 0x6000)) == Ok(()));
+    check!(!rmp::lookup(&table, 7).validated);
+    Ok(())
+}
+
+/// A page is moved with what its guest has accepted, to a page for the same place.
+pub fn rmp_relocates_what_was_handed_over() -> Check {
+    let mut table = rmp_table();
+    let refused = Err(rmp::Code::Permission);
+    let entry = rmp::Entry::assigned(1, 0x5000);
+
+    check!(rmp::update(&mut table, 7, entry) == Ok(()));
+    check!(rmp::validate(&mut table, 7, 1, 0x5000) == Ok(()));
+    check!(rmp::relocate(&mut table, 7, 513) == refused);
+    check!(rmp::update(&mut table, 7, entry.immutable()) == Ok(()));
+    check!(rmp::relocate(&mut table, 7, 513) == refused);
+    check!(rmp::relocate(&mut table, 7, 7) == refused);
+    for elsewhere in [
+        rmp::Entry::assigned(2, 0x5000),
+        rmp::Entry::assigned(1, 0x6000),
+    ] {
+        check!(rmp::update(&mut table, 513, elsewhere.immutable()) == Ok(()));
+        check!(rmp::relocate(&mut table, 7, 513) == refused);
+        check!(rmp::reclaim(&mut table, 513) == Ok(()));
+    }
+    check!(rmp::update(&mut table, 513, entry.immutable()) == Ok(()));
+    check!(rmp::relocate(&mut table, 7, 513) == Ok(()));
+    check!(rmp::lookup(&table, 513).validated && rmp::belongs(&table, 513, 1, 0x5000));
+    check!(rmp::lookup(&table, 7) == rmp::Entry::assigned(0, 0).immutable());
+    check!(rmp::relocate(&mut table, 7, 513) == refused);
     Ok(())
 }
 

@@ -153,14 +153,16 @@ pub fn update(table: &mut impl Table, pfn: u64, new: Entry) -> Result<(), Code> 
     if overlaps {
         return Err(Code::Overlap);
     }
-    if table.get(pfn).immutable {
+    let old = table.get(pfn);
+    if old.immutable {
         return Err(Code::Permission);
     }
 
     let written = if new.assigned {
-        // The new owner has not accepted the page yet.
+        // The new owner has not accepted the page yet, unless it is the old one, at the same place.
+        let same = old.assigned && (old.asid, old.gpa, old.size) == (new.asid, new.gpa, new.size);
         Entry {
-            validated: false,
+            validated: same && old.validated,
             ..new
         }
     } else {
@@ -225,21 +227,47 @@ pub fn launch(table: &mut impl Table, pfn: u64) -> Result<(), Code> {
     Ok(())
 }
 
-/// What firmware does in PAGE_RECLAIM: a page that was handed to it has no owner then, and the host
-/// can take it back.
+/// What firmware does in PAGE_RECLAIM: a page that was handed to it is its guest's as before. If there
+/// is none, it has no owner then, and the host can take it back.
 ///
 /// # Errors
 ///
 /// [`Code::Permission`] if the entry was not handed to firmware.
 pub fn reclaim(table: &mut impl Table, pfn: u64) -> Result<(), Code> {
-    at_firmware(table, pfn)?;
+    let entry = at_firmware(table, pfn)?;
+
     table.set(
         pfn,
         Entry {
-            assigned: true,
-            ..Entry::HYPERVISOR
+            immutable: false,
+            ..entry
         },
     );
+    Ok(())
+}
+
+/// What firmware does in PAGE_MOVE: the guest has the page `to` in the place of the page `from`, both
+/// of which were handed to firmware as the guest's. The latter is firmware's.
+///
+/// # Errors
+///
+/// [`Code::Permission`] if they were not, or are not for the same place; nothing has changed then.
+pub fn relocate(table: &mut impl Table, from: u64, to: u64) -> Result<(), Code> {
+    let (old, free) = (at_firmware(table, from)?, at_firmware(table, to)?);
+
+    if from == to || old.asid == 0 || free.validated || (free.asid, free.gpa) != (old.asid, old.gpa)
+    {
+        return Err(Code::Permission);
+    }
+    table.set(
+        to,
+        Entry {
+            validated: old.validated,
+            immutable: false,
+            ..free
+        },
+    );
+    table.set(from, Entry::assigned(0, 0).immutable());
     Ok(())
 }
 

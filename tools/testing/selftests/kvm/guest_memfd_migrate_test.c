@@ -64,7 +64,8 @@ HAZARD(flag_of_each_type_of_vm)
 		if (!(types & BIT_ULL(type)))
 			continue;
 		vm = vm_create_barebones_type(type);
-		check_flag(vm, type == KVM_X86_DEFAULT_VM || type == KVM_X86_SW_PROTECTED_VM);
+		check_flag(vm, type == KVM_X86_DEFAULT_VM || type == KVM_X86_SW_PROTECTED_VM ||
+			       type == KVM_X86_SNP_VM);
 		kvm_vm_free(vm);
 	}
 }

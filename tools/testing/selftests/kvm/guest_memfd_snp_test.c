@@ -16,10 +16,7 @@
 #include <sys/wait.h>
 
 #include "gmem_snp.h"
-#include "kvm_test_harness.h"
-
-#define PG		((u64)PAGE_SIZE)
-#define OFF(page)	((u64)(page) * PG)
+#include "gmem_move.h"
 #define NR_PAGES	32
 #define TIMEOUT		600
 
@@ -218,10 +215,10 @@ SNP_TEST(teardown_gives_all_back)
 
 /* --- The guest ------------------------------------------------------------------ */
 
-#define guest_fill(vcpu, gva, size, pattern, pos)				\
+#define snp_fill(vcpu, gva, size, pattern, pos)				\
 	snp_run_ok(vcpu, __snp_run(vcpu, SNP_OP_FILL, gva, size, pattern, pos, 0))
 
-#define guest_assert(vcpu, gva, size, pattern, pos)				\
+#define snp_check(vcpu, gva, size, pattern, pos)				\
 do {										\
 	snp_run_ok(vcpu, __snp_run(vcpu, SNP_OP_CHECK, gva, size, pattern, pos, 0));	\
 	TEST_ASSERT(snp_cmd_of(vcpu)->bad == GMEM_ALL_GOOD,				\
@@ -260,16 +257,16 @@ SNP_TEST(guest_runs_from_its_vmsa)
 	snp_run_ok(vcpu, snp_resume(vcpu));
 
 	/* A page that the launch has added, and a page that is assigned at its first touch. */
-	guest_assert(vcpu, private_gva(self, 0), PG, GMEM_SEED(1), 0);
+	snp_check(vcpu, private_gva(self, 0), PG, GMEM_SEED(1), 0);
 	assert_rmp(self, 1, KVM_GMEM_EMULATE_STATE_NONE);
-	guest_fill(vcpu, private_gva(self, 1), PG, GMEM_SEED(2), 0);
+	snp_fill(vcpu, private_gva(self, 1), PG, GMEM_SEED(2), 0);
 	assert_rmp(self, 1, KVM_GMEM_EMULATE_STATE_ASSIGNED);
-	guest_assert(vcpu, private_gva(self, 1), PG, GMEM_SEED(2), 0);
+	snp_check(vcpu, private_gva(self, 1), PG, GMEM_SEED(2), 0);
 
 	/* A shared page that both sides see. */
 	gmem_fill(self->a.hva + OFF(2), PG, GMEM_SEED(3), 0);
-	guest_assert(vcpu, gpa(self, 2), PG, GMEM_SEED(3), 0);
-	guest_fill(vcpu, gpa(self, 2), PG, GMEM_SEED(4), 0);
+	snp_check(vcpu, gpa(self, 2), PG, GMEM_SEED(3), 0);
+	snp_fill(vcpu, gpa(self, 2), PG, GMEM_SEED(4), 0);
 	gmem_host_assert(self->a.hva + OFF(2), PG, GMEM_SEED(4), 0);
 	assert_rmp(self, 2, KVM_GMEM_EMULATE_STATE_NONE);
 
@@ -302,11 +299,11 @@ SNP_TEST(file_that_does_not_convert)
 	vm_mem_set_private(self->vm, at, PG);
 	gmem_query(self->vm, at, &q);
 	TEST_ASSERT_EQ(q.value[0], KVM_GMEM_EMULATE_STATE_NONE);
-	guest_fill(vcpu, gva, PG, GMEM_SEED(1), 0);
+	snp_fill(vcpu, gva, PG, GMEM_SEED(1), 0);
 	gmem_query(self->vm, at, &q);
 	TEST_ASSERT_EQ(q.value[0], KVM_GMEM_EMULATE_STATE_ASSIGNED);
 	TEST_ASSERT_EQ(q.value[1], at >> PAGE_SHIFT);
-	guest_assert(vcpu, gva, PG, GMEM_SEED(1), 0);
+	snp_check(vcpu, gva, PG, GMEM_SEED(1), 0);
 }
 
 static void check_page_state_changes(snp_fixture *self, enum snp_op op, u64 n)
@@ -315,15 +312,15 @@ static void check_page_state_changes(snp_fixture *self, enum snp_op op, u64 n)
 	u64 i;
 
 	make_private(self, 0, n);
-	guest_fill(vcpu, private_gva(self, 0), OFF(n), GMEM_SEED(1), 0);
+	snp_fill(vcpu, private_gva(self, 0), OFF(n), GMEM_SEED(1), 0);
 	assert_rmp(self, 0, KVM_GMEM_EMULATE_STATE_ASSIGNED);
 
 	psc(self, vcpu, op, 0, n, PSC_SHARED);
 	for (i = 0; i < n; i++)
 		assert_rmp(self, i, KVM_GMEM_EMULATE_STATE_NONE);
 	gmem_host_assert(self->a.hva, OFF(n), GMEM_KEYED(GMEM_SEED(1)), 0);
-	guest_assert(vcpu, gpa(self, 0), OFF(n), GMEM_KEYED(GMEM_SEED(1)), 0);
-	guest_fill(vcpu, gpa(self, 0), OFF(n), GMEM_SEED(2), 0);
+	snp_check(vcpu, gpa(self, 0), OFF(n), GMEM_KEYED(GMEM_SEED(1)), 0);
+	snp_fill(vcpu, gpa(self, 0), OFF(n), GMEM_SEED(2), 0);
 	gmem_host_assert(self->a.hva, OFF(n), GMEM_SEED(2), 0);
 
 	/* The page is assigned when the guest touches it, not before. */
@@ -331,11 +328,11 @@ static void check_page_state_changes(snp_fixture *self, enum snp_op op, u64 n)
 	gmem_host_assert_refused(self->a.hva, OFF(n));
 	for (i = 0; i < n; i++)
 		assert_rmp(self, i, KVM_GMEM_EMULATE_STATE_NONE);
-	guest_assert(vcpu, private_gva(self, 0), OFF(n), GMEM_KEYED(GMEM_SEED(2)), 0);
+	snp_check(vcpu, private_gva(self, 0), OFF(n), GMEM_KEYED(GMEM_SEED(2)), 0);
 	for (i = 0; i < n; i++)
 		assert_rmp(self, i, KVM_GMEM_EMULATE_STATE_ASSIGNED);
-	guest_fill(vcpu, private_gva(self, 0), OFF(n), GMEM_SEED(3), 0);
-	guest_assert(vcpu, private_gva(self, 0), OFF(n), GMEM_SEED(3), 0);
+	snp_fill(vcpu, private_gva(self, 0), OFF(n), GMEM_SEED(3), 0);
+	snp_check(vcpu, private_gva(self, 0), OFF(n), GMEM_SEED(3), 0);
 }
 
 SNP_TEST(guest_changes_states_by_ghcb)
@@ -511,8 +508,8 @@ SNP_TEST(ap_creation)
 	struct kvm_vcpu *ap = running_ap(self);
 
 	make_private(self, 0, 1);
-	guest_fill(ap, private_gva(self, 0), PG, GMEM_SEED(5), 0);
-	guest_assert(self->vcpus[0], private_gva(self, 0), PG, GMEM_SEED(5), 0);
+	snp_fill(ap, private_gva(self, 0), PG, GMEM_SEED(5), 0);
+	snp_check(self->vcpus[0], private_gva(self, 0), PG, GMEM_SEED(5), 0);
 }
 
 /* The vCPU's state is lost with the page, and KVM looks the page up again. */
@@ -527,7 +524,7 @@ SNP_TEST(h29_vmsa_in_a_hole)
 			  private_gva(self, TEMPLATE), 0));
 	snp_run_ok(ap, snp_resume(ap));
 	make_private(self, 9, 1);
-	guest_fill(ap, private_gva(self, 9), PG, GMEM_SEED(5), 0);
+	snp_fill(ap, private_gva(self, 9), PG, GMEM_SEED(5), 0);
 	gmem_host_assert(self->a.hva, OFF(8), GMEM_SEED(1), 0);
 }
 
@@ -673,7 +670,7 @@ SNP_TEST(firmware_fails_to_update)
 				&status), 0);
 	finish(self);
 	snp_run_ok(self->vcpus[0], snp_resume(self->vcpus[0]));
-	guest_assert(self->vcpus[0], private_gva(self, 0), PG, GMEM_SEED(1), 0);
+	snp_check(self->vcpus[0], private_gva(self, 0), PG, GMEM_SEED(1), 0);
 	kvm_munmap(source, PG);
 }
 
@@ -802,7 +799,7 @@ SNP_TEST(rmpupdate_fails_to_take_back)
 	struct kvm_vcpu *vcpu = running(self);
 
 	make_private(self, 0, 3);
-	guest_fill(vcpu, private_gva(self, 0), OFF(3), GMEM_SEED(1), 0);
+	snp_fill(vcpu, private_gva(self, 0), OFF(3), GMEM_SEED(1), 0);
 	gmem_inject(self->vm, gpa(self, 1), KVM_GMEM_EMULATE_FAIL_UNASSIGN,
 		    KVM_GMEM_EMULATE_ERROR_PERMISSION, 1000);
 	assert_errno(gmem_set(self->a.fd, 0, OFF(3), GMEM_SHARED, GMEM_PRESERVE, &eo), EIO);
@@ -911,10 +908,10 @@ SNP_TEST(zeroed_when_given_up)
 	struct kvm_vcpu *vcpu = running(self);
 
 	make_private(self, 0, 4);
-	guest_fill(vcpu, private_gva(self, 0), OFF(2), GMEM_SEED(1), 0);
+	snp_fill(vcpu, private_gva(self, 0), OFF(2), GMEM_SEED(1), 0);
 	gmem_convert(self->a.fd, 0, OFF(4), GMEM_SHARED, GMEM_ZERO);
 	gmem_host_assert(self->a.hva, OFF(4), 0, 0);
-	guest_assert(vcpu, gpa(self, 0), OFF(4), 0, 0);
+	snp_check(vcpu, gpa(self, 0), OFF(4), 0, 0);
 }
 
 /* The process is killed while its guest runs: all pages of the guest are taken back. */
@@ -941,7 +938,7 @@ SNP_TEST(killed_while_running)
 		snp_vm_launch_update(vm);
 		assert_errno(snp_finish(vm, &fw), 0);
 		snp_run_ok(vcpu, snp_resume(vcpu));
-		guest_fill(vcpu, a.gpa + SNP_PRIVATE, a.size, GMEM_SEED(1), 0);
+		snp_fill(vcpu, a.gpa + SNP_PRIVATE, a.size, GMEM_SEED(1), 0);
 		TEST_ASSERT_EQ(write(ready[1], "r", 1), 1);
 		__snp_run(vcpu, SNP_OP_SPIN, 0, 0, 0, 0, 0);
 		_exit(1);
@@ -956,6 +953,378 @@ SNP_TEST(killed_while_running)
 	while (nr_assigned(self->vm) != before)
 		sched_yield();
 	close(ready[0]);
+}
+
+/* --- Pages that move ------------------------------------------------------------- */
+
+#define SOFT_OFFLINE	"/sys/devices/system/memory/soft_offline_page"
+#define NEEDS_MOVES	"needs simulated SNP, " SOFT_OFFLINE " and HWPOISON_INJECT"
+
+/* A VM whose file can have its pages moved, and where the pages were when the host had them. */
+struct snp_move {
+	snp_fixture snp;
+	u64 frames[NR_PAGES];
+};
+
+static bool snp_moves(void)
+{
+	return snp_is_simulated() && !access(SOFT_OFFLINE, W_OK) && can_poison_pfn();
+}
+
+static snp_fixture *snp_move_create(struct snp_move *m)
+{
+	snp_fixture *snp = &m->snp;
+	u64 i;
+
+	snp->vm = snp_vm_create(ARRAY_SIZE(snp->vcpus), NR_PAGES, snp->vcpus);
+	snp_area_create_with(&snp->a, snp->vm, OFF(NR_PAGES), GMEM_MOVABLE);
+	for (i = 0; i < NR_PAGES; i++) {
+		gmem_fill(snp->a.hva + OFF(i), PG, GMEM_SEED(1), OFF(i));
+		m->frames[i] = gmem_frame_of(snp->a.hva + OFF(i));
+		TEST_ASSERT(m->frames[i], "No frame number of page %lu", i);
+	}
+	return snp;
+}
+
+static void snp_move_destroy(struct snp_move *m)
+{
+	kvm_munmap(m->snp.a.hva, m->snp.a.size);
+	kvm_close(m->snp.a.fd);
+	kvm_vm_free(m->snp.vm);
+}
+
+/*
+ * Has the page replaced by another one, which works without a mapping of the
+ * host's. Returns 0, and the old frame is of no use from then on, or an errno.
+ */
+static int replace(u64 frame)
+{
+	int r = hz_write_file(SOFT_OFFLINE, "%#lx", frame * PG);
+
+	TEST_ASSERT_EQ(has_flag(frame, KPF_HWPOISON), !r);
+	return r;
+}
+
+/* A frame that was replaced is the host's, and can be used again. */
+static void use_again(u64 frame)
+{
+	int r = hz_write_file(DEBUGFS "/hwpoison/unpoison-pfn", "%#lx", frame);
+
+	TEST_ASSERT(!r, "unpoison-pfn: errno %d", r);
+	gmem_dirty_free_pages();
+}
+
+/* The guest has the page somewhere else, with its bytes. */
+static void assert_replaced(struct snp_move *m, u64 page, u64 state, u32 pattern)
+{
+	snp_fixture *snp = &m->snp;
+	u64 moved = migrated(snp);
+	u32 asid = assert_rmp(snp, page, state);
+	int r = replace(m->frames[page]);
+
+	TEST_ASSERT(!r, "soft_offline_page: errno %d (%s)", r, strerror(r));
+	TEST_ASSERT_EQ(migrated(snp), moved + 1);
+	use_again(m->frames[page]);
+	TEST_ASSERT_EQ(assert_rmp(snp, page, state), asid);
+	snp_check(snp->vcpus[0], private_gva(snp, page), PG, pattern, OFF(page));
+}
+
+/* The page is where it was, and the guest has it as before. */
+static void assert_not_replaced(struct snp_move *m, u64 page, u64 state, u32 pattern)
+{
+	snp_fixture *snp = &m->snp;
+	u64 moved = migrated(snp);
+	u32 asid = assert_rmp(snp, page, state);
+	int r = replace(m->frames[page]);
+
+	TEST_ASSERT(r, "The page was replaced");
+	TEST_ASSERT_EQ(migrated(snp), moved);
+	gmem_dirty_free_pages();
+	TEST_ASSERT_EQ(assert_rmp(snp, page, state), asid);
+	snp_check(snp->vcpus[0], private_gva(snp, page), PG, pattern, OFF(page));
+}
+
+/* Pages that the guest has got by LAUNCH_UPDATE, by its first touch, and not yet. */
+HAZARD(private_pages)
+{
+	snp_fixture *snp;
+	struct snp_move m;
+	struct kvm_vcpu *vcpu;
+	u32 status;
+	u64 page;
+
+	HZ_REQUIRE(snp_moves(), NEEDS_MOVES);
+	snp = snp_move_create(&m);
+	make_private(snp, 0, 3);
+	start(snp);
+	assert_errno(snp_update(snp->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa(snp, 0), PG, NULL,
+				&status), 0);
+	finish(snp);
+	vcpu = snp->vcpus[0];
+	snp_run_ok(vcpu, snp_resume(vcpu));
+	snp_fill(vcpu, private_gva(snp, 1), PG, GMEM_SEED(2), OFF(1));
+
+	assert_replaced(&m, 0, KVM_GMEM_EMULATE_STATE_VALIDATED, GMEM_SEED(1));
+	assert_replaced(&m, 1, KVM_GMEM_EMULATE_STATE_ASSIGNED, GMEM_SEED(2));
+	TEST_ASSERT_EQ(replace(m.frames[2]), 0);
+	use_again(m.frames[2]);
+	assert_rmp(snp, 2, KVM_GMEM_EMULATE_STATE_NONE);
+	snp_check(vcpu, private_gva(snp, 2), PG, GMEM_KEYED(GMEM_SEED(1)), OFF(2));
+
+	/* They are like any others where they are now. */
+	for (page = 0; page < 3; page++)
+		snp_fill(vcpu, private_gva(snp, page), PG, GMEM_SEED(3), OFF(page));
+	gmem_host_assert_refused(snp->a.hva, OFF(3));
+	gmem_convert(snp->a.fd, 0, OFF(3), GMEM_SHARED, GMEM_PRESERVE);
+	for (page = 0; page < 3; page++) {
+		assert_rmp(snp, page, KVM_GMEM_EMULATE_STATE_NONE);
+		gmem_host_assert(snp->a.hva + OFF(page), PG, GMEM_KEYED(GMEM_SEED(3)), OFF(page));
+		TEST_ASSERT(gmem_frame_of(snp->a.hva + OFF(page)) != m.frames[page],
+			    "Page %lu is where it was", page);
+	}
+	snp_move_destroy(&m);
+}
+
+HAZARD(shared_pages_between_nodes)
+{
+	snp_fixture *snp;
+	struct snp_move m;
+	struct kvm_vcpu *vcpu;
+	int status[4], node, i;
+	u64 page;
+
+	HZ_REQUIRE(snp_moves(), NEEDS_MOVES);
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	snp = snp_move_create(&m);
+	vcpu = running(snp);
+	for (i = 0; i < 4; i++) {
+		node = !node_of(snp->a.hva);
+		TEST_ASSERT_EQ(move_by(0, snp->a.hva, 4, node, MPOL_MF_MOVE, status), 0);
+		gmem_dirty_free_pages();
+		for (page = 0; page < 4; page++) {
+			TEST_ASSERT_EQ(status[page], node);
+			TEST_ASSERT_EQ(node_of(snp->a.hva + OFF(page)), node);
+		}
+		snp_check(vcpu, gpa(snp, 0), OFF(4), GMEM_SEED(i + 1), 0);
+		gmem_host_assert(snp->a.hva, OFF(4), GMEM_SEED(i + 1), 0);
+		snp_fill(vcpu, gpa(snp, 0), OFF(4), GMEM_SEED(i + 2), 0);
+		gmem_host_assert(snp->a.hva, OFF(4), GMEM_SEED(i + 2), 0);
+	}
+	TEST_ASSERT_EQ(migrated(snp), 16);
+	snp_move_destroy(&m);
+}
+
+/* KVM has the GHCB mapped until the guest goes on. */
+HAZARD(ghcb_stays)
+{
+	snp_fixture *snp;
+	struct snp_move m;
+	struct kvm_vcpu *vcpu;
+	int status = 1000, node;
+
+	HZ_REQUIRE(snp_moves(), NEEDS_MOVES);
+	HZ_REQUIRE(two_nodes(), NEEDS_NODES);
+	snp = snp_move_create(&m);
+	memset(snp->a.hva + OFF(8), 0, OFF(2));
+	vcpu = running(snp);
+	snp_run_ok(vcpu, __snp_run(vcpu, SNP_OP_GHCB, gpa(snp, 8), 0, 0, gpa(snp, 8), 0));
+	stays(snp->a.hva + OFF(8));
+	snp_run_ok(vcpu, __snp_run(vcpu, SNP_OP_GHCB, gpa(snp, 9), 0, 0, gpa(snp, 9), 0));
+	node = !node_of(snp->a.hva + OFF(8));
+	TEST_ASSERT_EQ(move_by(0, snp->a.hva + OFF(8), 1, node, MPOL_MF_MOVE, &status), 0);
+	TEST_ASSERT_EQ(status, node);
+	snp_move_destroy(&m);
+}
+
+/* What a vCPU runs from stays, and what else the guest has does not. */
+HAZARD(vmsa_stays)
+{
+	snp_fixture *snp;
+	struct snp_move m;
+	struct kvm_vcpu *ap;
+	u64 moved;
+	pthread_t thread;
+	void *r;
+
+	HZ_REQUIRE(snp_moves(), NEEDS_MOVES);
+	snp = snp_move_create(&m);
+	ap = running_ap(snp);
+	moved = migrated(snp);
+	TEST_ASSERT_EQ(replace(m.frames[VMSA]), EBUSY);
+	snp_cmd_of(ap)->bad = 0;
+	TEST_ASSERT(!pthread_create(&thread, NULL, spin, ap), "No thread");
+	while (snp_cmd_of(ap)->bad != 1)
+		sched_yield();
+	TEST_ASSERT_EQ(replace(m.frames[VMSA]), EBUSY);
+	TEST_ASSERT_EQ(migrated(snp), moved);
+	TEST_ASSERT_EQ(replace(m.frames[TEMPLATE]), 0);
+	snp_cmd_of(ap)->value = 1;
+	TEST_ASSERT(!pthread_join(thread, &r), "No end of the thread");
+	TEST_ASSERT(!r, "The vCPU: %ld", (long)r);
+	use_again(m.frames[TEMPLATE]);
+
+	/* It has its copy there. */
+	snp_run_ok(snp->vcpus[0], __snp_run(snp->vcpus[0], SNP_OP_COPY, private_gva(snp, VMSA), PG, 0,
+					    private_gva(snp, TEMPLATE), 0));
+	snp_run_ok(ap, snp_resume(ap));
+	snp_run_ok(ap, __snp_run(ap, SNP_OP_READ, gpa(snp, 0), 1, 0, 0, 0));
+	snp_move_destroy(&m);
+}
+
+/* Each step that fails leaves the page where it is, and it moves when asked once more. */
+HAZARD(failing_step_is_undone)
+{
+	snp_fixture *snp;
+	struct snp_move m;
+	struct kvm_vcpu *vcpu;
+	u64 page, before;
+	u32 status;
+
+	HZ_REQUIRE(snp_moves(), NEEDS_MOVES);
+	snp = snp_move_create(&m);
+	make_private(snp, 0, 2);
+	start(snp);
+	assert_errno(snp_update(snp->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, gpa(snp, 0), PG, NULL,
+				&status), 0);
+	finish(snp);
+	vcpu = snp->vcpus[0];
+	snp_run_ok(vcpu, snp_resume(vcpu));
+	snp_fill(vcpu, private_gva(snp, 1), PG, GMEM_SEED(1), OFF(1));
+
+	for (page = 0; page < 2; page++) {
+		const u64 state = page ? KVM_GMEM_EMULATE_STATE_ASSIGNED :
+					 KVM_GMEM_EMULATE_STATE_VALIDATED;
+
+		before = nr_assigned(snp->vm);
+		gmem_inject(snp->vm, gpa(snp, page), KVM_GMEM_EMULATE_FAIL_ASSIGN,
+			    KVM_GMEM_EMULATE_ERROR_INPUT, 1);
+		assert_not_replaced(&m, page, state, GMEM_SEED(1));
+		snp_inject(snp->vm, SNP_HANDOVER, KVM_GMEM_EMULATE_ERROR_INPUT, 1);
+		assert_not_replaced(&m, page, state, GMEM_SEED(1));
+		snp_inject(snp->vm, SNP_PAGE_MOVE, RESOURCE_LIMIT, 1);
+		assert_not_replaced(&m, page, state, GMEM_SEED(1));
+		TEST_ASSERT_EQ(nr_assigned(snp->vm), before);
+
+		/* Firmware keeps the memory that it was given. */
+		snp_inject(snp->vm, SNP_PAGE_MOVE, RESOURCE_LIMIT, 1);
+		snp_inject(snp->vm, SNP_PAGE_RECLAIM, RESOURCE_LIMIT, 1);
+		assert_not_replaced(&m, page, state, GMEM_SEED(1));
+		TEST_ASSERT_EQ(nr_assigned(snp->vm), before + 1);
+
+		assert_replaced(&m, page, state, GMEM_SEED(1));
+		TEST_ASSERT_EQ(nr_assigned(snp->vm), before + 1);
+	}
+	snp_move_destroy(&m);
+}
+
+/* The page has moved, and its old memory is nobody's to use. */
+HAZARD(old_memory_is_kept)
+{
+	snp_fixture *snp;
+	struct snp_move m;
+	struct kvm_vcpu *vcpu;
+
+	HZ_REQUIRE(snp_moves(), NEEDS_MOVES);
+	snp = snp_move_create(&m);
+	vcpu = running(snp);
+	make_private(snp, 0, 2);
+	snp_fill(vcpu, private_gva(snp, 0), OFF(2), GMEM_SEED(1), 0);
+
+	snp_inject(snp->vm, SNP_PAGE_RECLAIM, RESOURCE_LIMIT, 1);
+	TEST_ASSERT_EQ(replace(m.frames[0]), 0);
+	gmem_inject(snp->vm, gpa(snp, 1), KVM_GMEM_EMULATE_FAIL_UNASSIGN,
+		    KVM_GMEM_EMULATE_ERROR_PERMISSION, 1000);
+	TEST_ASSERT_EQ(replace(m.frames[1]), 0);
+	TEST_ASSERT_EQ(migrated(snp), 2);
+	gmem_dirty_free_pages();
+	assert_rmp(snp, 0, KVM_GMEM_EMULATE_STATE_ASSIGNED);
+	assert_rmp(snp, 1, KVM_GMEM_EMULATE_STATE_ASSIGNED);
+	snp_check(vcpu, private_gva(snp, 0), OFF(2), GMEM_SEED(1), 0);
+	snp_fill(vcpu, private_gva(snp, 0), OFF(2), GMEM_SEED(2), 0);
+	gmem_convert(snp->a.fd, 0, OFF(2), GMEM_SHARED, GMEM_PRESERVE);
+	gmem_host_assert(snp->a.hva, OFF(2), GMEM_KEYED(GMEM_SEED(2)), 0);
+	snp_move_destroy(&m);
+}
+
+/* Firmware keeps both: the VM is dead, and nobody gets either. */
+HAZARD(firmware_keeps_both)
+{
+	snp_fixture *snp;
+	struct snp_move m;
+	u64 before;
+	struct kvm_vcpu *vcpu;
+
+	HZ_REQUIRE(snp_moves(), NEEDS_MOVES);
+	snp = snp_move_create(&m);
+	before = nr_assigned(snp->vm);
+	vcpu = running(snp);
+	make_private(snp, 0, 2);
+	snp_fill(vcpu, private_gva(snp, 0), OFF(2), GMEM_SEED(1), 0);
+	snp_inject(snp->vm, SNP_PAGE_MOVE, RESOURCE_LIMIT, 1);
+	snp_inject(snp->vm, SNP_PAGE_RECLAIM, RESOURCE_LIMIT, 2);
+	TEST_ASSERT(replace(m.frames[0]), "The page was replaced");
+	TEST_ASSERT_EQ(__snp_run(vcpu, SNP_OP_READ, private_gva(snp, 1), 1, 0, 0, 0), -EIO);
+	/* It is not tried again. */
+	TEST_ASSERT(replace(m.frames[0]), "The page was replaced");
+	TEST_ASSERT_EQ(migrated(snp), 0);
+	gmem_dirty_free_pages();
+	assert_lost(snp, before, 2);
+	snp_move_destroy(&m);
+}
+
+struct worker {
+	snp_fixture *snp;
+	bool stop;
+};
+
+static void *work(void *arg)
+{
+	struct worker *worker = arg;
+	snp_fixture *snp = worker->snp;
+	struct kvm_vcpu *vcpu = snp->vcpus[0];
+	u64 seed;
+
+	for (seed = 1; !READ_ONCE(worker->stop); seed = seed % 100 + 1) {
+		snp_fill(vcpu, private_gva(snp, 0), OFF(4), GMEM_SEED(seed), 0);
+		snp_check(vcpu, private_gva(snp, 0), OFF(4), GMEM_SEED(seed), 0);
+	}
+	return NULL;
+}
+
+/* A guest that uses its pages while they are replaced. */
+HAZARD(running_guest)
+{
+	snp_fixture *snp;
+	struct snp_move m;
+	struct worker worker = {};
+	u64 frames[NR_PAGES], page, n = 0;
+	pthread_t thread;
+	int i, r;
+
+	HZ_REQUIRE(snp_moves(), NEEDS_MOVES);
+	snp = snp_move_create(&m);
+	worker.snp = snp;
+	running(snp);
+	make_private(snp, 0, 4);
+	snp_fill(snp->vcpus[0], private_gva(snp, 0), OFF(4), GMEM_SEED(1), 0);
+	TEST_ASSERT(!pthread_create(&thread, NULL, work, &worker), "No thread");
+	for (page = 0; page < 4; page++) {
+		/* A vCPU that is about to map the page has a reference to it. */
+		for (i = 0; i < 1000; i++) {
+			r = replace(m.frames[page]);
+			if (!r)
+				break;
+			sched_yield();
+		}
+		TEST_ASSERT(!r, "Page %lu: errno %d", page, r);
+		frames[n++] = m.frames[page];
+	}
+	WRITE_ONCE(worker.stop, true);
+	TEST_ASSERT(!pthread_join(thread, NULL), "No end of the thread");
+	TEST_ASSERT_EQ(migrated(snp), 4);
+	while (n--)
+		use_again(frames[n]);
+	snp_move_destroy(&m);
 }
 
 TEST_HARNESS_MAIN

@@ -100,10 +100,15 @@ fn expect(
     let at = pages[pfn as usize];
     let large = at.large;
     let aligned = pfn == first;
-    let new = |asid, gfn, immutable| Owned {
-        owner: Some((asid, gfn)),
-        immutable,
-        ..Owned::default()
+    // What the owner has accepted stays so, if the page is assigned to it at the same place again.
+    let new = |page: u64, asid, gfn, immutable| {
+        let old = pages[page as usize];
+        Owned {
+            owner: Some((asid, gfn)),
+            immutable,
+            validated: old.owner == Some((asid, gfn)) && old.validated,
+            ..Owned::default()
+        }
     };
 
     match step {
@@ -115,7 +120,7 @@ fn expect(
             asid,
             gfn,
             immutable,
-        } => Ok(vec![(pfn, new(asid, gfn, immutable))]),
+        } => Ok(vec![(pfn, new(pfn, asid, gfn, immutable))]),
         RmpStep::Unassign => Ok(vec![(pfn, Owned::default())]),
         RmpStep::Large { .. } | RmpStep::UnassignLarge | RmpStep::Smash if !aligned => {
             Err(Some(rmp::Code::Input))
@@ -129,7 +134,7 @@ fn expect(
             .map(|page| {
                 let page_of_it = Owned {
                     large: true,
-                    ..new(asid, gfn + page - first, false)
+                    ..new(page, asid, gfn + page - first, false)
                 };
                 (page, page_of_it)
             })

@@ -32,7 +32,10 @@
 #define SNP_LAUNCH_START	0x0a0
 #define SNP_LAUNCH_UPDATE	0x0a1
 #define SNP_LAUNCH_FINISH	0x0a2
+#define SNP_PAGE_MOVE		0x0c2
 #define SNP_PAGE_RECLAIM	0x0c7
+/* Not a command: RMPUPDATE that hands a page of the host's to firmware. */
+#define SNP_HANDOVER		0
 
 static inline u64 snp_rol(u64 value, u32 by)
 {
@@ -326,7 +329,8 @@ static inline void snp_map(struct kvm_vm *vm, u64 gva, gpa_t gpa, u64 size, bool
 }
 
 /* In-place memory, which the guest has mapped twice; takes over the VM's key. */
-static inline void snp_area_create(struct gmem_area *a, struct kvm_vm *vm, u64 size)
+static inline void snp_area_create_with(struct gmem_area *a, struct kvm_vm *vm, u64 size,
+					u64 flags)
 {
 	struct kvm_gmem_emulate query;
 
@@ -335,7 +339,7 @@ static inline void snp_area_create(struct gmem_area *a, struct kvm_vm *vm, u64 s
 	a->slot = GMEM_SLOT;
 	a->gpa = GMEM_GPA;
 	a->size = size;
-	a->fd = vm_create_guest_memfd(vm, size, GMEM_MMAP_SHARED);
+	a->fd = vm_create_guest_memfd(vm, size, flags);
 	a->hva = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, a->fd);
 	gmem_area_bind(a);
 	snp_map(vm, a->gpa, a->gpa, size, false);
@@ -343,6 +347,11 @@ static inline void snp_area_create(struct gmem_area *a, struct kvm_vm *vm, u64 s
 	snp_area = a;
 	gmem_query(vm, a->gpa, &query);
 	gmem_key = SNP_KEY(query.value[2]);
+}
+
+static inline void snp_area_create(struct gmem_area *a, struct kvm_vm *vm, u64 size)
+{
+	snp_area_create_with(a, vm, size, GMEM_MMAP_SHARED);
 }
 
 /* One command of the launch. Returns 0, or the errno, with firmware's status. */
