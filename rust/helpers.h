@@ -167,8 +167,8 @@ enum {
 	GMEM_PLATFORM_PKVM,
 };
 u32 gmem_vm_platform(struct kvm *kvm);
-bool gmem_some_vm_can_move(void);
 bool gmem_vm_can_move(struct kvm *kvm);
+int gmem_vm_move_page(struct kvm *kvm, gfn_t gfn, u64 from, u64 to);
 bool gmem_platform_available(u32 platform);
 bool gmem_vm_launched(struct kvm *kvm);
 void gmem_vm_kill(struct kvm *kvm);

@@ -119,8 +119,8 @@ impl Operations {
         assert!(!(V::HAS_OWNS && V::HAS_OWNS_MAPPED));
         // Other platforms' private pages in use are mapped without it, and with their neighbours.
         assert!(!V::HAS_MAKE_PRIVATE || V::PLATFORM.owns_pages());
-        // Which pages were given to a platform is known where a table has them.
-        assert!(!V::HAS_MIGRATE || V::HAS_MAKE_PRIVATE == V::HAS_OWNS && !V::HAS_OWNS_MAPPED);
+        // Which pages were given to a platform is known where a table has them, or a hypervisor.
+        assert!(!V::HAS_MIGRATE || V::HAS_MAKE_PRIVATE == V::HAS_OWNS);
 
         Self {
             convert: convert::convert::<V>,
@@ -232,7 +232,7 @@ fn mover(platform: Option<Platform>) -> Option<Migrate> {
 fn can_move(vm: Option<&Vm>) -> bool {
     match vm {
         Some(vm) => platform::can_move(vm) && mover(platform::of(vm)).is_some(),
-        None => platform::some_can_move(),
+        None => platform::CAN_MOVE,
     }
 }
 

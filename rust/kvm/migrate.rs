@@ -15,7 +15,6 @@ use crate::{
             InvalidateGuard,
             Shared, //
         },
-        binding::Bindings,
         inode::{
             clip,
             GmemInode, //
@@ -55,7 +54,7 @@ pub struct Source<'m> {
     folio: NonNull<bindings::folio>,
     /// To whom the page was given, which its platform agrees with.
     given: Option<Assignment>,
-    stable: &'m dyn Bindings,
+    span: &'m InvalidateSpan<'m>,
 }
 
 /// The memory that it is moved to, which holds its last owner's bytes.
@@ -86,17 +85,41 @@ impl<'m> Source<'m> {
     ///
     /// # Errors
     ///
-    /// `EHWPOISON` if there is a byte that cannot be read; `EBUSY` if the page was given to a platform.
+    /// `EHWPOISON` if there is a byte that cannot be read; `EBUSY` if the page was given to a platform,
+    /// or if a guest can have it in page tables that the host does not see.
     #[inline]
     pub fn copy_to(self, to: Destination<'m>) -> Result<Moved<'m>> {
-        if self.is_given() {
+        if self.is_given() || self.span.any_platform(Platform::guest_decides) {
             return Err(EBUSY);
         }
+        self.copy(to)
+    }
+
+    fn copy(self, to: Destination<'m>) -> Result<Moved<'m>> {
         // SAFETY: Both folios are valid and locked as long as `'m`, the second is nobody else's, and
         // they are of one size.
         to_result(unsafe { bindings::gmem_folio_copy(to.folio.as_ptr(), self.folio.as_ptr()) })?;
         Ok(Moved {
             gone: false,
+            _page: PhantomData,
+        })
+    }
+
+    /// Has the hypervisor move a page that a guest has in page tables that the host does not see, owned
+    /// or shared. The guest has the page at its address before and after, and waits meanwhile. A page
+    /// that no guest has is copied.
+    ///
+    /// # Errors
+    ///
+    /// What the hypervisor returns; `EHWPOISON` if there is a byte that cannot be read.
+    pub fn move_by_hypervisor(self, to: Destination<'m>) -> Result<Moved<'m>> {
+        // SAFETY: Both folios are valid and locked as long as `'m`.
+        let (old, new) = unsafe { (Frame::from_raw(self.folio), Frame::from_raw(to.folio)) };
+        if !self.span.move_page(old.pfn(), new.pfn())? {
+            return self.copy(to);
+        }
+        Ok(Moved {
+            gone: true,
             _page: PhantomData,
         })
     }
@@ -110,9 +133,9 @@ impl<'m> Source<'m> {
     /// has lost it.
     pub fn relocate_to<R: Rmp>(self, to: Destination<'m>) -> Result<Moved<'m>> {
         let given = self.given.ok_or(EBUSY)?;
-        let inode = self.stable.inode();
-        let file = inode
-            .files(self.stable)
+        let file = self
+            .span
+            .files()
             .find(|file| R::asid(file.vm()) == Ok(given.asid))
             .ok_or(EBUSY)?;
         // SAFETY: Both folios are valid and locked as long as `'m`, and nobody has the second.
@@ -123,9 +146,7 @@ impl<'m> Source<'m> {
             // Nobody but the platform knows where the guest has the page.
             Ok(()) if R::lookup(&new).is_ok_and(|entry| entry.assigned) => {}
             Ok(()) | Err(Unmoved::Lost) => {
-                for file in inode.files(self.stable) {
-                    file.vm().kill();
-                }
+                self.span.kill();
                 old.leak();
                 return Err(EIO);
             }
@@ -220,7 +241,7 @@ unsafe fn migrate_locked(
             return Err(EAGAIN);
         }
         for file in inode.files(guard) {
-            if !platform::may_move(file.platform(), file.vm(), given.gfn) {
+            if !platform::may_move(file.vm(), given.gfn) {
                 return Err(EBUSY);
             }
         }
@@ -240,7 +261,7 @@ unsafe fn migrate_locked(
         Source {
             folio: from,
             given,
-            stable: guard,
+            span: &span,
         },
         Destination {
             folio: to,

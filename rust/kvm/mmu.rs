@@ -35,6 +35,7 @@ use crate::{
         vm::{
             Gfn,
             MmuGuard,
+            Pfn,
             Vm, //
         }, //
     },
@@ -568,6 +569,43 @@ impl<'g> InvalidateSpan<'g> {
                 });
             }
         });
+    }
+
+    /// Has the hypervisor move the page of the range from one frame to another, if a guest has it in
+    /// page tables that the host does not see. Returns whether one has. If not, the page is the
+    /// host's until the span ends.
+    ///
+    /// # Errors
+    ///
+    /// What the hypervisor returns. The page is where it was then: it is at one address of one guest.
+    pub(crate) fn move_page(&self, from: Pfn, to: Pfn) -> Result<bool> {
+        let mut moved = Ok(false);
+        self.for_each_file(|file| {
+            if !file.platform().is_some_and(Platform::guest_decides) {
+                return;
+            }
+            let mmu = file.vm().lock_mmu();
+            self.for_each_gfn_range(file, &self.range, |_, start, end| {
+                for gfn in (start..end).map(Gfn::new) {
+                    if let Ok(false) = moved {
+                        moved = platform::move_page(&mmu, gfn, from, to);
+                    }
+                }
+            });
+        });
+        moved
+    }
+
+    /// The files of the inode, each of another VM or none.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &FileData> {
+        self.stable.inode().files(self.stable)
+    }
+
+    /// Kills the VMs of the files: one of their pages is lost.
+    pub(crate) fn kill(&self) {
+        for file in self.files() {
+            file.vm().kill();
+        }
     }
 
     /// Takes failed memory from guests that have it in page tables that the host does not see,

@@ -40,42 +40,39 @@ u32 gmem_vm_platform(struct kvm *kvm)
 }
 
 /*
- * Whether there can be VMs here whose memory a copy moves. Under pKVM EL2 has to
- * know of each frame that any guest has, protected or not, and nobody would tell it.
+ * Whether the memory of such a VM can be moved, by a copy, the vendor's module or
+ * the hypervisor, as far as its type tells.  What SEV encrypts depends on where it
+ * is: a VM of the default type that becomes an SEV guest has to have its memory
+ * pinned (KVM_MEMORY_ENCRYPT_REG_REGION), of whatever kind it is.  Under pKVM EL2
+ * has to know of each frame that any guest has, and moves those of protected
+ * guests only.
  */
-bool gmem_some_vm_can_move(void)
+bool gmem_vm_can_move(struct kvm *kvm)
 {
-#if defined(CONFIG_X86_64) && defined(CONFIG_MIGRATION)
-	return true;
-#elif defined(CONFIG_ARM64) && defined(CONFIG_MIGRATION)
-	return !is_protected_kvm_enabled();
+#if !defined(CONFIG_MIGRATION)
+	return false;
+#elif defined(CONFIG_X86_64)
+	return kvm->arch.vm_type == KVM_X86_DEFAULT_VM ||
+	       kvm->arch.vm_type == KVM_X86_SW_PROTECTED_VM ||
+	       (kvm->arch.vm_type == KVM_X86_SNP_VM && kvm_x86_ops.gmem_move);
+#elif defined(CONFIG_ARM64)
+	return !is_protected_kvm_enabled() || kvm_vm_is_protected(kvm);
 #else
 	return false;
 #endif
 }
 
 /*
- * Whether the memory of such a VM can be moved, by a copy or by the vendor's
- * module, as far as its type tells.  What SEV encrypts depends on where it is: a
- * VM of the default type that becomes an SEV guest has to have its memory pinned
- * (KVM_MEMORY_ENCRYPT_REG_REGION), of whatever kind it is.
+ * Has the hypervisor move what the guest has at @gfn.  -ENOENT means that @from is
+ * the host's, as far as this VM is concerned.
  */
-bool gmem_vm_can_move(struct kvm *kvm)
+int gmem_vm_move_page(struct kvm *kvm, gfn_t gfn, u64 from, u64 to)
 {
-#ifdef CONFIG_X86
-	switch (kvm->arch.vm_type) {
-	case KVM_X86_DEFAULT_VM:
-	case KVM_X86_SW_PROTECTED_VM:
-		break;
-	case KVM_X86_SNP_VM:
-		if (!kvm_x86_ops.gmem_move)
-			return false;
-		break;
-	default:
-		return false;
-	}
+#ifdef CONFIG_ARM64
+	return pkvm_move_gmem(kvm, gfn, from, to);
+#else
+	return -EOPNOTSUPP;
 #endif
-	return gmem_some_vm_can_move();
 }
 
 bool gmem_platform_available(u32 platform)
@@ -166,9 +163,11 @@ int gmem_rmp_smash(u64 pfn, bool *in_use)
 	return ret;
 }
 
+/* Whether a page of an SNP guest's may move, as far as KVM knows. */
 bool gmem_rmp_may_move(struct kvm *kvm, u64 gfn)
 {
-	return kvm_x86_call(gmem_may_move)(kvm, gfn);
+	return kvm->arch.vm_type != KVM_X86_SNP_VM ||
+	       kvm_x86_call(gmem_may_move)(kvm, gfn);
 }
 
 /* -EBUSY if the guest has the page as before, any other error if it has lost it. */

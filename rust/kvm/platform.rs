@@ -23,6 +23,7 @@ use crate::{
         vm::{
             Gfn,
             MmuGuard,
+            Pfn,
             Vm, //
         }, //
     },
@@ -40,7 +41,10 @@ use gmem_types::{
     },
     visibility::Visibility, //
 };
-use kernel::prelude::*;
+use kernel::{
+    error::to_result,
+    prelude::*, //
+};
 
 /// The number by which the C side knows a platform.
 fn number(platform: Platform) -> u32 {
@@ -76,30 +80,45 @@ pub fn is_available(platform: Platform) -> bool {
 }
 
 /// Whether files of the VM can have pages that move: nothing but the page tables of KVM and of the
-/// host has a part in them, and where they are in memory does not matter to what they hold; or what
-/// has a part in them moves them.
+/// host has a part in them, and where they are in memory does not matter to what they hold; or the
+/// platform that has a part in them moves them.
 pub fn can_move(vm: &Vm) -> bool {
     let movable = match of(vm) {
-        Some(Platform::Snp(Base::Hardware)) => true,
-        Some(platform) => !platform.owns_pages(),
+        Some(platform) => !platform.owns_pages() || platform.moves_pages(),
         None => !vm.has_private_mem(),
     };
     // SAFETY: The VM is valid.
     movable && unsafe { bindings::gmem_vm_can_move(vm.as_raw()) }
 }
 
+/// Whether there can be VMs here for which [`can_move`] is so: those of the default type are on
+/// x86-64, and on arm64 those or protected ones.
+pub const CAN_MOVE: bool = cfg!(all(CONFIG_MIGRATION, any(CONFIG_X86_64, CONFIG_ARM64)));
+
 /// Whether a VM lets a page move that its platform was given at `gfn`, as far as is known before the
 /// platform is asked to move it.
-pub(crate) fn may_move(platform: Option<Platform>, vm: &Vm, gfn: Gfn) -> bool {
+pub(crate) fn may_move(vm: &Vm, gfn: Gfn) -> bool {
     // SAFETY: The VM is valid.
-    platform != Some(Platform::Snp(Base::Hardware))
-        || unsafe { bindings::gmem_rmp_may_move(vm.as_raw(), gfn.get()) }
+    unsafe { bindings::gmem_rmp_may_move(vm.as_raw(), gfn.get()) }
 }
 
-/// Whether there can be VMs here for which [`can_move`] is so: those of the default type are, if any.
-pub fn some_can_move() -> bool {
-    // SAFETY: Asks for a property of this kernel and machine.
-    unsafe { bindings::gmem_some_vm_can_move() }
+/// Has the hypervisor move the page that the VM's guest has at `gfn` from one frame to another.
+/// Returns whether the guest has one. If not, the host has it, and no guest gets it while it is
+/// invalidated.
+///
+/// # Errors
+///
+/// What the hypervisor returns. The page is where it was then.
+pub(crate) fn move_page(mmu: &MmuGuard<'_>, gfn: Gfn, from: Pfn, to: Pfn) -> Result<bool> {
+    // SAFETY: The VM is valid, and its `mmu_lock` held. The hypervisor takes no frame that anybody
+    // else has.
+    let result = to_result(unsafe {
+        bindings::gmem_vm_move_page(mmu.vm().as_raw(), gfn.get(), from.get(), to.get())
+    });
+    match result {
+        Err(error) if error == ENOENT => Ok(false),
+        result => result.map(|()| true),
+    }
 }
 
 /// The platform failed after the point of no return.

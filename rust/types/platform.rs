@@ -67,6 +67,16 @@ impl Platform {
         }
     }
 
+    /// Whether the platform moves pages that it owns to other memory, when it is asked to.
+    #[inline]
+    pub const fn moves_pages(self) -> bool {
+        match self {
+            Self::Snp(base) => matches!(base, Base::Hardware),
+            Self::Pkvm => true,
+            Self::SwProtected | Self::Tdx(_) => false,
+        }
+    }
+
     /// Returns what implements the S-EPT that has the private pages, if there is one.
     #[inline]
     pub const fn sept(self) -> Option<Base> {

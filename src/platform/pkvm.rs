@@ -6,7 +6,8 @@
 //! nothing to do when the file hands the page out. The guest shares it with the host, and takes it
 //! back, by hypercalls to EL2. Conversion moves nothing: it makes the file agree with EL2, and is
 //! refused if EL2 says something else. The host reads contents and EL2 zeroes them: only EL2 can
-//! check the owner of a page and write it in one step.
+//! check the owner of a page and write it in one step. For the same reason EL2 moves the pages that
+//! the guest has, those that it shares as well: only EL2 can keep the guest out meanwhile.
 //!
 //! A guest whose hypercalls are exits to user space (`KVM_CAP_EXIT_HYPERCALL`) can unshare only
 //! pages that are private in the file. Any other guest can take a page back between the check and
@@ -14,6 +15,11 @@
 
 use crate::platform::vendor::Vendor;
 use gmem_sys::kvm::{
+    migrate::{
+        Destination,
+        Moved,
+        Source, //
+    },
     mmu::Mapped,
     platform::{
         Fatal,
@@ -40,5 +46,9 @@ impl Vendor for Pkvm {
 
     fn zero(page: GivenUp<'_>) -> Result<Written<'_>, Fatal> {
         page.zero_by_hypervisor()
+    }
+
+    fn migrate<'m>(from: Source<'m>, to: Destination<'m>) -> Result<Moved<'m>> {
+        from.move_by_hypervisor(to)
     }
 }

@@ -123,7 +123,8 @@ pub(crate) trait Vendor {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Moves all bytes of a page to other memory. No guest has the page, and none gets it meanwhile.
+    /// Moves all bytes of a page to other memory. No guest has the page in page tables of the host's,
+    /// and none gets it there meanwhile.
     /// Called with the folio locked and the invalidate lock held shared. Any allocation of memory
     /// can lead here, so it must not wait for a lock under which others allocate. Without this
     /// operation no file is migratable.
