@@ -218,9 +218,10 @@ int gmem_rmp_smash(u64 pfn, bool *in_use)
 	return -ENODEV;
 }
 
+/* No page was given to an RMP, but by a test. */
 bool gmem_rmp_may_move(struct kvm *kvm, u64 gfn)
 {
-	return false;
+	return true;
 }
 
 int gmem_rmp_move(struct kvm *kvm, u64 gfn, u64 from, u64 to)

@@ -238,14 +238,20 @@ static inline void nodes(u32 type)
 	mg_destroy(&h);
 }
 
-/* Skips the whole program where pages cannot move. */
+/* Skips the whole program where pages of ordinary VMs cannot move. */
 static inline void gmem_require_moves(void)
 {
+	struct kvm_vm *vm;
+	u64 flags;
+
 #ifdef __x86_64__
 	gmem_require_in_place();
 #endif
-	__TEST_REQUIRE(kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS) & GUEST_MEMFD_FLAG_MIGRATABLE,
-		       "no pages move here (GUEST_MEMFD_FLAG_MIGRATABLE)");
+	vm = vm_create_barebones();
+	flags = vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_FLAGS);
+	kvm_vm_free(vm);
+	__TEST_REQUIRE(flags & GUEST_MEMFD_FLAG_MIGRATABLE,
+		       "no pages of ordinary VMs move here (GUEST_MEMFD_FLAG_MIGRATABLE)");
 }
 
 #endif /* SELFTEST_KVM_GMEM_MOVE_H */
