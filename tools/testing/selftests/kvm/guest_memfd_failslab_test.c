@@ -9,7 +9,7 @@
  */
 #include <sys/stat.h>
 
-#include "gmem_test.h"
+#include "gmem_snp.h"
 #include "kvm_test_harness.h"
 
 #define NPAGES		16
@@ -86,6 +86,7 @@ struct env {
 	void *mem;
 	u64 to, policy, error_offset;
 	u64 offset;
+	u64 assigned;
 	u32 page_type;
 };
 
@@ -298,6 +299,26 @@ static void done_convert(struct env *e)
 	gmem_host_assert(e->area.hva + 14 * PS, 2 * PS, GMEM_SEED(1), 14 * PS);
 }
 
+/* All pages are of one kind, which takes no memory to remember: another kind for some does. */
+static void before_first_convert(struct env *e)
+{
+	gmem_convert(e->area.fd, 0, SIZE, GMEM_SHARED, GMEM_PRESERVE);
+	gmem_fill(e->area.hva, SIZE, GMEM_SEED(1), 0);
+	if (!e->to)
+		gmem_convert(e->area.fd, 0, SIZE, GMEM_PRIVATE, GMEM_PRESERVE);
+}
+
+static void failed_first_convert(struct env *e, int error)
+{
+	u64 from = e->to ? GMEM_SHARED : GMEM_PRIVATE;
+
+	TEST_ASSERT_EQ(error, ENOMEM);
+	TEST_ASSERT_EQ(e->error_offset, 2 * PS);
+	gmem_assert_attributes(e->area.fd, 0, SIZE, from);
+	gmem_convert(e->area.fd, 0, SIZE, GMEM_SHARED, GMEM_PRESERVE);
+	gmem_host_assert(e->area.hva, SIZE, GMEM_SEED(1), 0);
+}
+
 static int run_get(struct env *e)
 {
 	return gmem_get(e->area.fd, 4 * PS, NULL, NULL);
@@ -407,6 +428,240 @@ static void done_launch_update(struct env *e)
 	e->offset += PS;
 }
 
+/* --- SNP guests under KVM's own code, on simulated hardware ------------------ */
+
+/* What a guest has got to when the operation begins. */
+enum snp_stage {
+	SNP_CREATED,
+	SNP_STARTED,
+	SNP_LAUNCHED,
+};
+
+/* The operation of a VM that has got there, unless there is one from the last time. */
+static void snp_get_to(struct env *e, enum snp_stage stage)
+{
+	u32 status = 0;
+
+	if (e->vm)
+		return;
+	e->vm = snp_vm_create(1, NPAGES, &e->vcpu);
+	snp_area_create(&e->area, e->vm, SIZE);
+	gmem_fill(e->area.hva, SIZE, GMEM_SEED(1), 0);
+	gmem_convert(e->area.fd, 0, SIZE, GMEM_PRIVATE, GMEM_PRESERVE);
+	e->offset = 0;
+	if (stage >= SNP_STARTED)
+		TEST_ASSERT(!snp_start(e->vm, &status), "LAUNCH_START: %#x", status);
+	if (stage >= SNP_LAUNCHED)
+		snp_launch(e->vm, &e->vcpu, 1);
+}
+
+static void snp_free(struct env *e)
+{
+	kvm_munmap(e->area.hva, e->area.size);
+	kvm_close(e->area.fd);
+	kvm_vm_free(e->vm);
+	e->vm = NULL;
+}
+
+/* How many pages are guests' on this machine. The VM has its program at 0. */
+static u64 snp_nr_assigned(struct env *e)
+{
+	struct kvm_gmem_emulate q;
+
+	gmem_query(e->vm, 0, &q);
+	return q.value[3];
+}
+
+static int run_snp_init(struct env *e)
+{
+	struct kvm_sev_init init = {};
+
+	return snp_command(e->vm, KVM_SEV_INIT2, &init, NULL);
+}
+
+/* The first guest of all has the platform initialised, whose failures are EIO. */
+static void before_snp_init(struct env *e)
+{
+	static bool initialised;
+
+	if (e->vm)
+		return;
+	e->vm = vm_create_barebones_type(KVM_X86_SNP_VM);
+	if (initialised)
+		return;
+	TEST_ASSERT(!run_snp_init(e), "KVM_SEV_INIT2");
+	initialised = true;
+	kvm_vm_free(e->vm);
+	e->vm = vm_create_barebones_type(KVM_X86_SNP_VM);
+}
+
+static void done_snp_init(struct env *e)
+{
+	kvm_vm_free(e->vm);
+	e->vm = NULL;
+}
+
+static void before_snp_vcpu(struct env *e)
+{
+	if (e->vm)
+		return;
+	before_snp_init(e);
+	TEST_ASSERT(!run_snp_init(e), "KVM_SEV_INIT2");
+}
+
+static int run_snp_vcpu(struct env *e)
+{
+	e->fd = __vm_ioctl(e->vm, KVM_CREATE_VCPU, NULL);
+	return e->fd < 0 ? errno : 0;
+}
+
+static void done_snp_vcpu(struct env *e)
+{
+	kvm_close(e->fd);
+	done_snp_init(e);
+}
+
+static void before_snp_start(struct env *e)
+{
+	snp_get_to(e, SNP_CREATED);
+}
+
+static int run_snp_start(struct env *e)
+{
+	return snp_start(e->vm, NULL);
+}
+
+static void done_snp_start(struct env *e)
+{
+	snp_free(e);
+}
+
+static void before_snp_update(struct env *e)
+{
+	snp_get_to(e, SNP_STARTED);
+}
+
+static int run_snp_update(struct env *e)
+{
+	return snp_update(e->vm, KVM_SEV_SNP_PAGE_TYPE_NORMAL, GMEM_GPA + e->offset, PS, e->mem,
+			  NULL);
+}
+
+static void done_snp_update(struct env *e)
+{
+	TEST_ASSERT_EQ(gmem_state(e->vm, GMEM_GPA + e->offset), KVM_GMEM_EMULATE_STATE_VALIDATED);
+	e->offset += PS;
+	if (e->offset == SIZE)
+		snp_free(e);
+}
+
+/* Not a second time: what was measured stays so. */
+static void before_snp_finish(struct env *e)
+{
+	snp_get_to(e, SNP_STARTED);
+	snp_vm_launch_update(e->vm);
+}
+
+static int run_snp_finish(struct env *e)
+{
+	return snp_finish(e->vm, NULL);
+}
+
+static void failed_snp_finish(struct env *e, int error)
+{
+	snp_free(e);
+}
+
+static void done_snp_finish(struct env *e)
+{
+	snp_run_ok(e->vcpu, snp_resume(e->vcpu));
+	snp_free(e);
+}
+
+/* A page that nobody has used, as with a guest that is no SNP guest. */
+static void before_snp_fault(struct env *e)
+{
+	volatile struct snp_cmd *cmd;
+
+	snp_get_to(e, SNP_LAUNCHED);
+	gmem_area_unbind(&e->area);
+	punched(e);
+	gmem_area_bind(&e->area);
+	cmd = snp_cmd_of(e->vcpu);
+	cmd->op = SNP_OP_WRITE;
+	cmd->gva = GMEM_GPA + 7 * PS + SNP_PRIVATE;
+	cmd->value = 0x77;
+}
+
+static void done_snp_fault(struct env *e)
+{
+	TEST_ASSERT_EQ(e->vcpu->run->exit_reason, KVM_EXIT_IO);
+	TEST_ASSERT_EQ(gmem_state(e->vm, GMEM_GPA + 7 * PS), KVM_GMEM_EMULATE_STATE_ASSIGNED);
+	TEST_ASSERT_EQ(gmem_guest_read(e->vcpu, GMEM_GPA + 7 * PS), 0x77);
+}
+
+static void failed_snp_fault(struct env *e, int error)
+{
+	int r = run_guest_fault(e);
+
+	TEST_ASSERT(!r, "KVM_RUN once more: errno %d (%s)", r, strerror(r));
+	done_snp_fault(e);
+}
+
+/* All is private, which takes no memory to remember: the conversion of a part does. */
+static void before_snp_convert(struct env *e)
+{
+	snp_get_to(e, SNP_LAUNCHED);
+	gmem_convert(e->area.fd, 0, SIZE, GMEM_PRIVATE, GMEM_PRESERVE);
+	gmem_guest_fill(e->vcpu, GMEM_GPA + 2 * PS, 8 * PS, GMEM_SEED(2), 0);
+}
+
+static int run_snp_convert(struct env *e)
+{
+	return gmem_set_once(e->area.fd, 4 * PS, 4 * PS, GMEM_SHARED, GMEM_PRESERVE,
+			     &e->error_offset);
+}
+
+static void snp_states_are(struct env *e, u64 page, u64 n, u64 state)
+{
+	for (; n--; page++)
+		TEST_ASSERT_EQ(gmem_state(e->vm, GMEM_GPA + page * PS), state);
+}
+
+static void failed_snp_convert(struct env *e, int error)
+{
+	TEST_ASSERT_EQ(e->error_offset, 4 * PS);
+	gmem_assert_attributes(e->area.fd, 0, SIZE, GMEM_PRIVATE);
+	snp_states_are(e, 2, 8, KVM_GMEM_EMULATE_STATE_ASSIGNED);
+	gmem_guest_assert(e->vcpu, GMEM_GPA + 2 * PS, 8 * PS, GMEM_SEED(2), 0);
+}
+
+static void done_snp_convert(struct env *e)
+{
+	snp_states_are(e, 2, 2, KVM_GMEM_EMULATE_STATE_ASSIGNED);
+	snp_states_are(e, 4, 4, KVM_GMEM_EMULATE_STATE_NONE);
+	snp_states_are(e, 8, 2, KVM_GMEM_EMULATE_STATE_ASSIGNED);
+	gmem_host_assert(e->area.hva + 4 * PS, 4 * PS, GMEM_KEYED(GMEM_SEED(2)), 2 * PS);
+}
+
+/* All pages of the file are the guest's, and nothing but this file has them. */
+static void before_snp_close(struct env *e)
+{
+	snp_get_to(e, SNP_LAUNCHED);
+	gmem_convert(e->area.fd, 0, SIZE, GMEM_PRIVATE, GMEM_PRESERVE);
+	gmem_guest_fill(e->vcpu, GMEM_GPA, SIZE, GMEM_SEED(1), 0);
+	kvm_munmap(e->area.hva, e->area.size);
+	e->fd = e->area.fd;
+	e->assigned = snp_nr_assigned(e);
+}
+
+static void done_snp_close(struct env *e)
+{
+	TEST_ASSERT_EQ(snp_nr_assigned(e), e->assigned - NPAGES);
+	kvm_vm_free(e->vm);
+	e->vm = NULL;
+}
+
 /* --- Tests ---------------------------------------------------------------- */
 
 FIXTURE(failslab) {
@@ -492,12 +747,17 @@ TEST_F(failslab, ranges_are_converted)
 		.name = "convert", .before = before_convert, .run = run_convert,
 		.failed = failed_convert, .done = done_convert,
 	};
+	static const struct operation first = {
+		.name = "first convert", .before = before_first_convert, .run = run_convert,
+		.failed = failed_first_convert, .done = done_convert,
+	};
 	int i;
 
 	for (i = 0; i < 2 * ARRAY_SIZE(policies); i++) {
 		self->e.to = i & 1 ? GMEM_PRIVATE : GMEM_SHARED;
 		self->e.policy = policies[i / 2];
 		fail_each_allocation(&self->e, &convert);
+		fail_each_allocation(&self->e, &first);
 	}
 }
 
@@ -546,6 +806,72 @@ TEST_F(failslab, pages_are_launched)
 		gmem_area_destroy(&e.area);
 		kvm_vm_free(e.vm);
 	}
+}
+
+/*
+ * Each step that a VMM takes with a guest. One that has failed for lack of memory
+ * is taken again with the same VM, but for LAUNCH_FINISH.
+ */
+TEST_F_TIMEOUT(failslab, snp_guests_are_launched_and_run, 600)
+{
+	static const struct operation create[] = {
+		{ .name = "SNP: INIT2", .before = before_snp_init, .run = run_snp_init,
+		  .done = done_snp_init },
+		{ .name = "SNP: vCPU", .before = before_snp_vcpu, .run = run_snp_vcpu,
+		  .done = done_snp_vcpu },
+		{ .name = "SNP: LAUNCH_START", .before = before_snp_start, .run = run_snp_start,
+		  .done = done_snp_start },
+	};
+	static const struct operation update = {
+		.name = "SNP: LAUNCH_UPDATE", .before = before_snp_update, .run = run_snp_update,
+		.failed = failed_launch_update, .done = done_snp_update,
+	};
+	static const struct operation finish = {
+		.name = "SNP: LAUNCH_FINISH", .before = before_snp_finish, .run = run_snp_finish,
+		.failed = failed_snp_finish, .done = done_snp_finish,
+	};
+	static const struct operation run[] = {
+		{ .name = "SNP: guest fault", .before = before_snp_fault, .run = run_guest_fault,
+		  .failed = failed_snp_fault, .done = done_snp_fault },
+		{ .name = "SNP: convert", .before = before_snp_convert, .run = run_snp_convert,
+		  .failed = failed_snp_convert, .done = done_snp_convert },
+		{ .name = "SNP: close", .before = before_snp_close, .run = run_close,
+		  .done = done_snp_close, .never_fails = true },
+	};
+	struct env e = {};
+	u64 before;
+	u8 *source;
+	int i;
+
+	if (!snp_is_simulated())
+		SKIP(return, SNP_NOT_SIMULATED);
+	snp_get_to(&e, SNP_CREATED);
+	before = snp_nr_assigned(&e);
+	snp_free(&e);
+
+	for (i = 0; i < ARRAY_SIZE(create); i++)
+		fail_each_allocation(&e, &create[i]);
+
+	source = kvm_mmap(PS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	memset(source, 0x5a, PS);
+	fail_each_allocation(&e, &update);
+	e.mem = source;
+	fail_each_allocation(&e, &update);
+	kvm_munmap(source, PS);
+	if (e.vm)
+		snp_free(&e);
+
+	fail_each_allocation(&e, &finish);
+
+	for (i = 0; i < ARRAY_SIZE(run); i++)
+		fail_each_allocation(&e, &run[i]);
+
+	if (e.vm)
+		snp_free(&e);
+
+	snp_get_to(&e, SNP_CREATED);
+	TEST_ASSERT_EQ(snp_nr_assigned(&e), before);
+	snp_free(&e);
 }
 
 int main(int argc, char *argv[])
