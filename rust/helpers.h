@@ -29,6 +29,7 @@ typedef int (*kvm_gmem_populate_cb)(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 enum {
 	GMEM_RECORD_ZERO	= 1 << 4,
 	GMEM_RECORD_RETIRED	= 1 << 5,
+	GMEM_RECORD_FAILED	= 1 << 6,
 };
 
 struct folio *gmem_filemap_lock_folio(struct address_space *mapping, pgoff_t index);
@@ -39,11 +40,13 @@ struct folio *gmem_filemap_add_folio(struct address_space *mapping, pgoff_t inde
 void gmem_folio_lock(struct folio *folio);
 void gmem_folio_unlock_put(struct folio *folio);
 bool gmem_folio_uptodate(struct folio *folio);
-bool gmem_folio_hwpoison(struct folio *folio);
+unsigned long gmem_folio_hwpoison(struct folio *folio, unsigned long first, unsigned long nr);
 bool gmem_folio_mapped(struct folio *folio);
 int gmem_folio_prepare(struct folio *folio);
 void gmem_folio_clear(struct folio *folio, unsigned long page);
 void gmem_page_mark_uptodate(struct page *page);
+bool gmem_folio_is_large(struct folio *folio);
+bool gmem_folio_has_hwpoisoned(struct folio *folio);
 void gmem_put_page(struct page *page);
 void gmem_folio_fill(struct folio *folio, unsigned long page, u8 byte);
 int gmem_folio_copy(struct folio *to, struct folio *from);
@@ -75,6 +78,7 @@ int gmem_invalidate_lock_shared_killable(struct address_space *mapping);
 vm_fault_t gmem_fault_lock(struct vm_fault *vmf, struct address_space *mapping);
 bool gmem_fault_follows(struct vm_fault *vmf, bool *missing);
 vm_fault_t gmem_fault_around(struct vm_fault *vmf, pgoff_t last);
+vm_fault_t gmem_fault_one(struct vm_fault *vmf, struct page *page);
 bool gmem_invalidate_trylock_shared(struct address_space *mapping);
 enum {
 	GMEM_FOUND_NOTHING,

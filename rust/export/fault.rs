@@ -46,9 +46,10 @@ pub(crate) unsafe extern "C" fn fault<T: GuestMemfd>(
     }
 
     match T::fault(&mut fault, &stable) {
-        Ok(Served { .. }) if fault.finish() => bindings::vm_fault_reason_VM_FAULT_LOCKED,
-        // The evidence belongs to another fault.
-        Ok(Served { .. }) => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
+        // Without a page, the evidence belongs to another fault.
+        Ok(Served { .. }) => fault
+            .finish()
+            .unwrap_or(bindings::vm_fault_reason_VM_FAULT_SIGBUS),
         // RETRY would mean that mmap_lock was dropped. This value repeats the access.
         Err(e) if e == EAGAIN => bindings::vm_fault_reason_VM_FAULT_NOPAGE,
         Err(e) if e == ENOMEM => bindings::vm_fault_reason_VM_FAULT_OOM,

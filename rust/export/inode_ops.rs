@@ -71,6 +71,9 @@ pub(super) unsafe extern "C" fn error_folio(
         )
     };
 
+    // Memory failure splits folios. If it cannot, as somebody has a reference, it keeps none itself.
+    let is_split = len == 1;
+
     if let Some(range) = clip(inode, start, start.saturating_add(len)) {
         // The folio is locked, so the invalidate lock must not be waited for: its holder may be
         // waiting for the folio. The bindings mutex keeps the slots in place instead.
@@ -83,6 +86,16 @@ pub(super) unsafe extern "C" fn error_folio(
                 unsafe { Frame::from_raw(folio) }.retire();
             }
         }
+        drop(bindings);
+        if !is_split {
+            // Of a folio that is split nothing is mapped. The fault core maps all of the folio at once,
+            // and is told of single pages from here on.
+            inode.unmap(&range);
+        }
+    }
+    if let Some(folio) = NonNull::new(folio).filter(|_| is_split) {
+        // SAFETY: As above.
+        unsafe { Frame::from_raw(folio) }.mark_failed();
     }
     // The folio stays: user space decides what to do about it, and is notified by get_pfn().
     bindings::mf_result_MF_DELAYED as c_int
@@ -123,7 +136,9 @@ unsafe fn take_back<T: GuestMemfd>(folio: *mut bindings::folio) {
     if platform::is_assigned(&frame) {
         frame.leak();
     }
-    stand_in::all().for_each(|other| other.freed(&frame));
+    for frame in frame.all() {
+        stand_in::all().for_each(|other| other.freed(&frame));
+    }
     frame.clear();
 }
 

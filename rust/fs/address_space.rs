@@ -213,6 +213,12 @@ pub struct Refused {
     pub at: PageIndex,
 }
 
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        refused.error
+    }
+}
+
 impl InvalidateGuard<'_, Exclusive> {
     #[inline]
     fn writer(&self) -> Writer<'_> {
@@ -350,7 +356,7 @@ impl InvalidateGuard<'_, Exclusive> {
     ) -> Result<(), Refused> {
         for pages in pages.clone() {
             check_killed(pages.start())?;
-            self.unmap(&pages);
+            self.inode.unmap(&pages);
         }
 
         let mut drains = Drains::new();
@@ -378,7 +384,7 @@ impl InvalidateGuard<'_, Exclusive> {
         let mut next = pages.end();
         if let Some(batch) = self.folios(pages).next_batch() {
             for folio in batch {
-                if !folio.settle(drains, |pages| self.unmap(pages)) {
+                if !folio.settle(drains, |pages| self.inode.unmap(pages)) {
                     let (error, at) = (EAGAIN, folio.pages().start());
                     return Err(Refused { error, at });
                 }
@@ -386,23 +392,6 @@ impl InvalidateGuard<'_, Exclusive> {
             }
         }
         Ok(PageRange::new(next, pages.end()))
-    }
-
-    /// Takes the pages of `range` out of the host's page tables. Also removes the entries that memory
-    /// failure leaves there for pages that it takes out itself.
-    #[inline]
-    pub(crate) fn unmap(&self, range: &PageRange) {
-        // `even_cows`: only shared mappings of the file exist, which have no copies made on write,
-        // but without it the entries of failed memory would stay.
-        // SAFETY: The mapping is valid.
-        unsafe {
-            bindings::unmap_mapping_pages(
-                self.inode.mapping(),
-                range.start().get() as usize,
-                range.len() as usize,
-                true,
-            )
-        }
     }
 }
 
@@ -499,6 +488,25 @@ impl<'a> Stable<'a> {
         // SAFETY: The map is written with the invalidate lock held exclusively only, and this is
         // the shared lock. A file for which nothing is locked has no map.
         self.inode.visibility_for(at, unsafe { Reader::assume() })
+    }
+}
+
+impl GmemInode {
+    /// Takes the pages of `range` out of the host's page tables. Also removes the entries that memory
+    /// failure leaves there for pages that it takes out itself.
+    #[inline]
+    pub(crate) fn unmap(&self, range: &PageRange) {
+        // `even_cows`: only shared mappings of the file exist, which have no copies made on write,
+        // but without it the entries of failed memory would stay.
+        // SAFETY: The mapping is valid.
+        unsafe {
+            bindings::unmap_mapping_pages(
+                self.mapping(),
+                range.start().get() as usize,
+                range.len() as usize,
+                true,
+            )
+        }
     }
 }
 

@@ -16,6 +16,20 @@ static bool gmem_block_has(const void *entry, const struct page *page, unsigned 
 }
 
 /*
+ * The same for a block that is one large folio, whose entry @xas has found.  While
+ * the folio is split its entries are smaller ones, which say nothing here.
+ */
+static bool gmem_block_is_folio(struct xa_state *xas, struct folio *folio, unsigned long used)
+{
+	if (xas_get_order(xas) != GMEM_BLOCK_ORDER ||
+	    (READ_ONCE(folio->flags.f) & used) != used ||
+	    READ_ONCE(folio_page(folio, 1)->flags.f) & BIT(PG_has_hwpoisoned))
+		return false;
+	smp_rmb();
+	return true;
+}
+
+/*
  * Whether the memory of the block with the page @at is in one piece, aligned, and
  * has not failed, and all of it in use if that is asked for; with the first frame.
  *
@@ -39,6 +53,10 @@ bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, 
 	folio = xas_load(&xas);
 	if (!folio || xa_is_internal(folio) || xa_is_value(folio))
 		return false;
+	if (READ_ONCE(folio->flags.f) & BIT(PG_head)) {
+		*pfn = folio_pfn(folio);
+		return gmem_block_is_folio(&xas, folio, used);
+	}
 	*pfn = folio_pfn(folio) - (at - first);
 	if (!IS_ALIGNED(*pfn, nr))
 		return false;

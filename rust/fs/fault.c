@@ -92,3 +92,15 @@ vm_fault_t gmem_fault_around(struct vm_fault *vmf, pgoff_t last)
 
 	return filemap_map_pages(vmf, vmf->pgoff, min(last, vmf->pgoff + nr - 1));
 }
+
+/*
+ * Maps the page of a fault, which the caller has locked, and nothing else of its
+ * folio, in which another page has failed: the fault core would map that, too.
+ */
+vm_fault_t gmem_fault_one(struct vm_fault *vmf, struct page *page)
+{
+	/* All of it was mapped before the failure was known, and is about to be unmapped. */
+	if (pmd_leaf(pmdp_get_lockless(vmf->pmd)))
+		return VM_FAULT_NOPAGE;
+	return vmf_insert_page_mkwrite(vmf, page, vmf->flags & FAULT_FLAG_WRITE);
+}

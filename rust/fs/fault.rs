@@ -145,15 +145,19 @@ impl<'a> HostFault<'a> {
         trace::host_fault(move || (inode.number(), inode.offset_of(at), first_use));
     }
 
-    /// Gives the page to the fault handling core. Returns whether there is one.
+    /// Gives the page to the fault handling core, or maps it. Returns the value for the core; [`None`]
+    /// if there is no page.
     #[inline]
-    pub(crate) fn finish(self) -> bool {
-        let Some(folio) = self.folio else {
-            return false;
-        };
-        // SAFETY: `vmf` is valid; lock and reference go to the fault handling core.
-        unsafe { (*self.vmf).page = folio.into_locked_page() };
-        true
+    pub(crate) fn finish(self) -> Option<bindings::vm_fault_t> {
+        match self.folio?.into_locked_page() {
+            Ok(page) => {
+                // SAFETY: `vmf` is valid; lock and reference go to the fault handling core.
+                unsafe { (*self.vmf).page = page };
+                Some(bindings::vm_fault_reason_VM_FAULT_LOCKED)
+            }
+            // SAFETY: The fault is being handled, and the folio locked until this has returned.
+            Err(folio) => Some(unsafe { bindings::gmem_fault_one(self.vmf, folio.page()) }),
+        }
     }
 }
 

@@ -5,25 +5,71 @@
 #include "../helpers.h"
 
 /*
- * The frame of the page at @index, if its folio is a small one that is in use
- * and has not failed. No lock and no reference is taken: a caller may use the
- * frame only if it can tell that the folio has not left the file since.
+ * The same for a page of a large folio other than the first, whose entry @xas
+ * has found.
+ *
+ * While a large folio is split, each of its pages has an entry of its own that
+ * still says the large folio, for a moment. Whoever takes a reference does not
+ * get one then. Here it is the folio's index that tells.
+ */
+static noinline bool gmem_large_in_use_pfn(const struct xa_state *xas, struct folio *folio,
+					   u64 *pfn)
+{
+	const struct xa_node *node = xas->xa_node;
+	const struct page *page;
+	pgoff_t first;
+
+	if (!node)
+		return false;
+	first = round_down(xas->xa_index, XA_CHUNK_SIZE << node->shift) +
+		((pgoff_t)xas->xa_offset << node->shift);
+	if (READ_ONCE(folio->index) != first)
+		return false;
+	/* What is in use is so as a whole, but memory fails page by page. */
+	page = &folio->page + (xas->xa_index - first);
+	if (!(READ_ONCE(folio->flags.f) & BIT(PG_uptodate)) ||
+	    READ_ONCE(page->flags.f) & __PG_HWPOISON)
+		return false;
+	smp_rmb();
+	*pfn = page_to_pfn(page);
+	return true;
+}
+
+/*
+ * The frame of the page that @xas has found the entry of, if its folio is in use
+ * and the page has not failed. No lock and no reference is taken: a caller may
+ * use the frame only if it can tell that the page has not left the file since.
  *
  * The memory can have another owner before its flags are read, so they are read
  * as a word: the assertions in the tests of other flags need not hold.
  */
-static bool gmem_folio_in_use_pfn(struct folio *folio, u64 *pfn)
+static bool gmem_folio_in_use_pfn(const struct xa_state *xas, struct folio *folio, u64 *pfn)
 {
-	const unsigned long mask = BIT(PG_uptodate) | BIT(PG_head) | __PG_HWPOISON;
+	const unsigned long mask = BIT(PG_uptodate) | __PG_HWPOISON;
 
 	if (!folio || xa_is_internal(folio) || xa_is_value(folio))
 		return false;
+	if (unlikely(READ_ONCE(folio->index) != xas->xa_index))
+		return gmem_large_in_use_pfn(xas, folio, pfn);
 	if ((READ_ONCE(folio->flags.f) & mask) != BIT(PG_uptodate))
 		return false;
 	/* Pairs with the barrier of folio_mark_uptodate(): bytes after the flag. */
 	smp_rmb();
 	*pfn = folio_pfn(folio);
 	return true;
+}
+
+/* The entry of the next page, which can be that of the same folio. */
+static void *gmem_next(struct xa_state *xas)
+{
+	void *entry = xas_next(xas);
+
+	/* xas_next() goes from slot to slot, of which a large folio has several. */
+	if (unlikely(xa_is_sibling(entry))) {
+		xas_set(xas, xas->xa_index);
+		entry = xas_load(xas);
+	}
+	return entry;
 }
 
 u32 gmem_mapping_pfn(struct address_space *mapping, pgoff_t index, u64 *pfn)
@@ -33,7 +79,7 @@ u32 gmem_mapping_pfn(struct address_space *mapping, pgoff_t index, u64 *pfn)
 
 	guard(rcu)();
 	folio = xas_load(&xas);
-	if (gmem_folio_in_use_pfn(folio, pfn))
+	if (gmem_folio_in_use_pfn(&xas, folio, pfn))
 		return GMEM_FOUND_IN_USE;
 	return folio ? GMEM_FOUND_FOLIO : GMEM_FOUND_NOTHING;
 }
@@ -46,8 +92,8 @@ int gmem_mapping_pfns(struct address_space *mapping, pgoff_t index, int nr, u64 
 	int found = 0;
 
 	guard(rcu)();
-	for (folio = xas_load(&xas); found < nr; folio = xas_next(&xas), found++)
-		if (!gmem_folio_in_use_pfn(folio, &pfns[found]))
+	for (folio = xas_load(&xas); found < nr; folio = gmem_next(&xas), found++)
+		if (!gmem_folio_in_use_pfn(&xas, folio, &pfns[found]))
 			break;
 	return found;
 }
@@ -73,6 +119,21 @@ bool gmem_mapping_next(struct address_space *mapping, pgoff_t *index, pgoff_t la
 #define GMEM_LOOKS 1024
 
 /*
+ * Whether the page cache alone has references to a folio, one for each page.
+ * The size of a large one is read after the count, and as a word, too: folios
+ * are split and never made larger, so it had that size when it was counted.
+ */
+static bool gmem_folio_is_counted(struct folio *folio)
+{
+	unsigned long refs = folio_ref_count(folio);
+
+	if (likely(refs == 1))
+		return true;
+	smp_rmb();
+	return READ_ONCE(folio->flags.f) & BIT(PG_head) && refs == folio_large_nr_pages(folio);
+}
+
+/*
  * Finds the first folio at or after *@index and not beyond @last that has a
  * reference besides the page cache's, by its index. After many folios without
  * one, it returns the next folio, whatever its references are.
@@ -94,8 +155,7 @@ bool gmem_mapping_held(struct address_space *mapping, pgoff_t *index, pgoff_t la
 	xas_for_each(&xas, folio, last) {
 		if (xas_retry(&xas, folio) || xa_is_value(folio))
 			continue;
-		/* A large folio has a reference for each of its pages. */
-		if (folio_ref_count(folio) != 1 || ++looks > GMEM_LOOKS) {
+		if (!gmem_folio_is_counted(folio) || ++looks > GMEM_LOOKS) {
 			*index = max(*index, xas.xa_index);
 			return true;
 		}
@@ -118,8 +178,8 @@ bool gmem_mapping_missing(struct address_space *mapping, pgoff_t *index, pgoff_t
 	void *entry;
 
 	guard(rcu)();
-	for (entry = xas_load(&xas); *index <= last && looks++ < GMEM_LOOKS; entry = xas_next(&xas)) {
-		/* The entry of a large folio, too, tells no more than the folio itself. */
+	for (entry = xas_load(&xas); *index <= last && looks++ < GMEM_LOOKS;
+	     entry = gmem_next(&xas)) {
 		if (!entry || xa_is_internal(entry) || xa_is_value(entry))
 			return true;
 		++*index;

@@ -164,11 +164,34 @@ impl<'a> LockedFolio<'a> {
         })
     }
 
-    /// Whether the memory has failed.
+    /// Whether the memory of the page has failed.
     #[inline]
     pub(crate) fn is_poisoned(&self) -> bool {
+        // SAFETY: The folio is valid and contains the page.
+        unsafe { bindings::gmem_folio_hwpoison(self.as_ptr(), self.within(), 1) == self.within() }
+    }
+
+    /// Whether the folio has more pages than one.
+    #[inline]
+    pub(crate) fn is_large(&self) -> bool {
         // SAFETY: The folio is valid.
-        unsafe { bindings::gmem_folio_hwpoison(self.as_ptr()) }
+        unsafe { bindings::gmem_folio_is_large(self.as_ptr()) }
+    }
+
+    /// Where in its folio the page is.
+    #[inline]
+    pub(crate) fn within(&self) -> usize {
+        // SAFETY: The folio is valid and locked. It contains the page, so its index is no higher.
+        self.at.get() as usize - unsafe { bindings::gmem_folio_index(self.as_ptr()) }
+    }
+
+    /// Whether the memory of another page of the folio has failed, and not that of the page.
+    #[inline]
+    fn is_beside_poison(&self) -> bool {
+        // Memory failure sets the folio's flag, too, before it has the host's mappings removed.
+        // SAFETY: The folio is valid.
+        let some = unsafe { bindings::gmem_folio_has_hwpoisoned(self.as_ptr()) };
+        some && !self.is_poisoned()
     }
 
     /// The `struct page`.
@@ -250,11 +273,31 @@ impl<'a> PreparedFolio<'a> {
         self.folio.into_page()
     }
 
-    /// Gives lock and reference to the caller, who maps it for the host.
+    /// Gives lock and reference to the caller, who maps it for the host, with all of its folio if it
+    /// likes.
+    ///
+    /// # Errors
+    ///
+    /// The folio itself if only the page may be mapped, as another one of it has failed.
     #[inline]
-    pub(crate) fn into_locked_page(self) -> *mut bindings::page {
+    pub(crate) fn into_locked_page(self) -> Result<*mut bindings::page, Self> {
+        if self.folio.is_beside_poison() {
+            return Err(self);
+        }
         self.folio.frame().mark_zero(false);
-        self.folio.into_locked_page()
+        Ok(self.folio.into_locked_page())
+    }
+
+    /// The `struct page`, for as long as the folio is locked.
+    #[inline]
+    pub(crate) fn page(&self) -> *mut bindings::page {
+        self.folio.page()
+    }
+
+    /// Whether the folio has more pages than one, all of which are prepared.
+    #[inline]
+    pub(crate) fn is_large(&self) -> bool {
+        self.folio.is_large()
     }
 }
 

@@ -56,11 +56,14 @@ bool gmem_folio_uptodate(struct folio *folio)
 	return folio_test_uptodate(folio);
 }
 
-bool gmem_folio_hwpoison(struct folio *folio)
+bool gmem_folio_is_large(struct folio *folio)
 {
-	/* The other flag is in a second page, which single pages do not have. */
-	return folio_test_hwpoison(folio) ||
-	       (folio_test_large(folio) && folio_test_has_hwpoisoned(folio));
+	return folio_test_large(folio);
+}
+
+bool gmem_folio_has_hwpoisoned(struct folio *folio)
+{
+	return folio_test_large(folio) && folio_test_has_hwpoisoned(folio);
 }
 
 bool gmem_folio_mapped(struct folio *folio)

@@ -389,11 +389,11 @@ impl<'c, 'f> Conversion<'c, 'f, Quiesced> {
             check_killed,
             |_| change.action() != Action::Leave,
             |folio, _| {
-                if folio.is_poisoned() {
-                    let (error, at) = (EHWPOISON, folio.pages().start());
-                    return Err(Refused { error, at });
+                let error = EHWPOISON;
+                match folio.poisoned() {
+                    Some(at) => Err(Refused { error, at }),
+                    None => Ok(()),
                 }
-                Ok(())
             },
         )?;
         Ok(self.then(Checked(())))

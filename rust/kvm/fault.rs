@@ -294,7 +294,8 @@ impl<'a> GuestFault<'a> {
     ) -> Result<GuestPage<'a>> {
         let folio = self.folio(stable)?;
         let max_order = f(&folio)?;
-        let first_use = folio.is_first_use();
+        // The first use of a page of a large folio was that of all of it.
+        let first_use = folio.is_first_use() && !folio.is_large();
         let page = folio.into_page();
         if first_use
             && max_order >= block::ORDER

@@ -231,7 +231,7 @@ unsafe fn migrate_locked(
 
     // What is known beforehand costs no guest its mapping.
     // SAFETY: The folio is valid.
-    let failed = unsafe { bindings::gmem_folio_hwpoison(from.as_ptr()) };
+    let failed = unsafe { bindings::gmem_folio_hwpoison(from.as_ptr(), 0, 1) } == 0;
     let given = old.assignment();
     if failed || old.is_tied() || platform::is_assigned(&old) != given.is_some() {
         return Err(EBUSY);

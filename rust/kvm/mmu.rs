@@ -765,7 +765,7 @@ impl InvalidateGuard<'_, Exclusive> {
         unsafe {
             bindings::truncate_inode_pages_range(self.inode().mapping(), start as i64, end - 1)
         }
-        self.unmap(&range);
+        self.inode().unmap(&range);
     }
 
     /// Takes all pages of the inode out of one file's VM, as the file goes away.

@@ -143,9 +143,13 @@ fn any_stand_in_has_rmp() -> bool {
     stand_in::all().any(|other| other.has_rmp())
 }
 
-/// Whether an RMP has the page as a guest's or firmware's, whatever the page's record says and
-/// whatever its VM is. Always false on a machine without an RMP.
+/// Whether an RMP has the page, or another one of its folio, as a guest's or firmware's, whatever the
+/// page's record says and whatever its VM is. Always false on a machine without an RMP.
 pub(crate) fn is_assigned(frame: &Frame<'_>) -> bool {
+    frame.all().any(|frame| is_assigned_one(&frame))
+}
+
+fn is_assigned_one(frame: &Frame<'_>) -> bool {
     let mut said = stand_in::all().filter_map(|other| other.rmp_entry(frame));
     if said.any(is_taken) {
         return true;

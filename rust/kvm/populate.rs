@@ -193,6 +193,10 @@ impl Populate<'_> {
     ) -> Result {
         let callback = self.callback.ok_or(EINVAL)?;
 
+        // The vendor fills a page, and all of the folio would count as filled.
+        if folio.is_large() {
+            return Err(EINVAL);
+        }
         if platform::is_assigned(&folio.frame()) {
             return Err(EEXIST);
         }

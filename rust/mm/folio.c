@@ -44,6 +44,8 @@ static void gmem_folio_in_use(struct folio *folio)
 /*
  * Zeroes at the first use; the check is on this side because every fault does it.
  * Returns 1 if this was the first use, and -EHWPOISON for memory that failed before.
+ * A large folio is used as a whole: if a page of it has failed, it is not used before
+ * it is split.
  */
 int gmem_folio_prepare(struct folio *folio)
 {
@@ -51,28 +53,40 @@ int gmem_folio_prepare(struct folio *folio)
 
 	if (folio_test_uptodate(folio))
 		return 0;
-	if (folio_test_hwpoison(folio))
+	if (folio_contain_hwpoisoned_page(folio))
 		return -EHWPOISON;
-	for (page = 0; page < nr; page++)
+	for (page = 0; page < nr; page++) {
 		clear_highpage(folio_page(folio, page));
+		if (nr > 1)
+			cond_resched();
+	}
 	gmem_folio_in_use(folio);
 	return 1;
 }
 
-/* The caller's reference keeps the folio in its file until it is dirty. */
-void gmem_page_mark_uptodate(struct page *page)
+/* The first of @nr pages of the folio that has failed, or the number behind them. */
+unsigned long gmem_folio_hwpoison(struct folio *folio, unsigned long first, unsigned long nr)
 {
-	gmem_folio_in_use(page_folio(page));
+	unsigned long page;
+
+	for (page = first; page < first + nr; page++)
+		if (PageHWPoison(folio_page(folio, page)))
+			break;
+	return page;
 }
 
 /*
  * References that are kept for ever to a page that has failed: by memory failure,
- * and by us if a platform may still have it.
+ * and by us if a platform may still have it.  Memory failure keeps none to a large
+ * folio that it could not split, nor to what that is split into later, so the
+ * flag alone does not tell.  What it keeps ends when the flag is taken back.
  */
 static unsigned int gmem_folio_kept_refs(struct folio *folio)
 {
-	return !!folio_test_hwpoison(folio) +
-	       !!(gmem_folio_record(folio) & GMEM_RECORD_RETIRED);
+	unsigned long record = gmem_folio_record(folio);
+
+	return !!(record & GMEM_RECORD_FAILED && folio_test_hwpoison(folio)) +
+	       !!(record & GMEM_RECORD_RETIRED);
 }
 
 /* References beyond those of the page cache, of page tables, kept ones, and the caller's own. */

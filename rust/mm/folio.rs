@@ -60,19 +60,25 @@ pub struct Assignment {
     pub asid: u32,
 }
 
-/// A folio of one page for the platforms: a frame, and its record.
+/// A page for the platforms: a frame, and its record.
 ///
 /// The record is one word in the folio (`folio->private`, which page caches without buffers do not
 /// use). It exists from the first time that the page is given to a platform until the page is
 /// freed, and needs no memory of its own.
 ///
+/// Only in files whose pages are no platform's ([`has_large_folios`]) is a folio more than the page.
+/// There the frame is that of its first page, and [`all`](Self::all) has the others.
+///
+/// [`has_large_folios`]: crate::kvm::platform::has_large_folios
+///
 /// # Invariants
 ///
 /// The folio is valid for as long as `'a`, and nobody else looks at the word: it is either locked,
 /// or the invalidate lock of a file that converts in place is held exclusively, or it is being
-/// freed.
+/// freed. It has the page with the number `page`.
 pub struct Frame<'a> {
     folio: NonNull<bindings::folio>,
+    page: u64,
     _folio: PhantomData<&'a ()>,
 }
 
@@ -91,10 +97,13 @@ const ZERO: u64 = bindings::GMEM_RECORD_ZERO as u64;
 /// The page has failed, and a hypervisor may have it for ever.
 // CAST: As above.
 const RETIRED: u64 = bindings::GMEM_RECORD_RETIRED as u64;
+/// The page has failed, and memory failure keeps a reference to it.
+// CAST: As above.
+const FAILED: u64 = bindings::GMEM_RECORD_FAILED as u64;
 /// Where the gfn is: 40 bits, which is all that a 52-bit physical address has.
-const GFN_SHIFT: u32 = 6;
+const GFN_SHIFT: u32 = 7;
 const GFN_BITS: u32 = 40;
-/// Where the ASID is, in the remaining 18 bits.
+/// Where the ASID is, in the remaining 17 bits.
 const ASID_SHIFT: u32 = GFN_SHIFT + GFN_BITS;
 const ASSIGNMENT: u64 = ASSIGNED | !0 << GFN_SHIFT;
 
@@ -104,11 +113,27 @@ impl Frame<'_> {
     /// `folio` must satisfy the type's invariants for as long as `'a`.
     #[inline]
     pub(crate) unsafe fn from_raw(folio: NonNull<bindings::folio>) -> Self {
-        // INVARIANT: By the contract of this function.
+        // INVARIANT: By the contract of this function. Each folio has a first page.
         Self {
             folio,
+            page: 0,
             _folio: PhantomData,
         }
+    }
+
+    /// All pages of the folio, which has one record.
+    #[inline]
+    pub(crate) fn all(&self) -> impl Iterator<Item = Frame<'_>> {
+        // SAFETY: By the type's invariants.
+        // CAST: A long has 64 bits here.
+        let pages = unsafe { bindings::gmem_folio_nr_pages(self.folio.as_ptr()) as u64 };
+
+        // INVARIANT: The folio has as many pages.
+        (0..pages).map(|page| Frame {
+            folio: self.folio,
+            page,
+            _folio: PhantomData,
+        })
     }
 
     #[inline]
@@ -138,13 +163,13 @@ impl Frame<'_> {
     #[inline]
     pub fn pfn(&self) -> Pfn {
         // SAFETY: By the type's invariants.
-        Pfn::new(unsafe { bindings::gmem_folio_pfn(self.folio.as_ptr()) })
+        Pfn::new(unsafe { bindings::gmem_folio_pfn(self.folio.as_ptr()) } + self.page)
     }
 
-    /// Whether the page has a record.
+    /// Whether the page has a record of what platforms have done with it.
     #[inline]
     pub(crate) fn is_known(&self) -> bool {
-        self.word() != 0
+        self.word() & !FAILED != 0
     }
 
     /// Returns to whom the page was given, if it was given to anybody.
@@ -152,7 +177,7 @@ impl Frame<'_> {
         let word = self.word();
         (word & ASSIGNED != 0).then_some(Assignment {
             gfn: Gfn::new(word >> GFN_SHIFT & ((1 << GFN_BITS) - 1)),
-            // CAST: 18 bits are left.
+            // CAST: 17 bits are left.
             asid: (word >> ASID_SHIFT) as u32,
         })
     }
@@ -210,6 +235,12 @@ impl Frame<'_> {
             // SAFETY: By the type's invariants.
             unsafe { bindings::gmem_folio_get(self.folio.as_ptr()) }
         }
+    }
+
+    /// Records that memory failure keeps a reference to the page for as long as the page is marked as
+    /// failed.
+    pub(crate) fn mark_failed(&self) {
+        self.set(FAILED, true);
     }
 
     /// Whether the record ties the page to its frame: a model has it, it was lost, or it has failed. The
@@ -430,11 +461,21 @@ impl FolioRef<'_> {
         unsafe { bindings::gmem_folio_uptodate(self.as_ptr()) }
     }
 
-    /// Whether the memory has failed.
+    /// The first page that lies in the range and whose memory has failed.
     #[inline]
-    pub fn is_poisoned(&self) -> bool {
-        // SAFETY: The batch holds a reference.
-        unsafe { bindings::gmem_folio_hwpoison(self.as_ptr()) }
+    pub fn poisoned(&self) -> Option<PageIndex> {
+        let (first, pages) = (self.first.get(), self.pages);
+        // SAFETY: The batch holds a reference, and the pages are the folio's.
+        let found = unsafe {
+            bindings::gmem_folio_hwpoison(
+                self.as_ptr(),
+                (pages.start().get() - first) as usize,
+                pages.len() as usize,
+            )
+        };
+        // CAST: The number of a page of the folio.
+        let found = PageIndex::new(first + found as u64);
+        (found < pages.end()).then_some(found)
     }
 
     /// Drains LRU batches as far as necessary to explain the folio's references.
@@ -452,7 +493,8 @@ impl FolioRef<'_> {
         unsafe { bindings::gmem_folio_excess_refs(self.as_ptr(), Self::OWN_REFS) != 0 }
     }
 
-    /// Zeroes the folio's pages that lie in the range. Callers know that the host may.
+    /// Zeroes the folio's pages that lie in the range; sleeps if there are several. Callers know that the
+    /// host may.
     #[inline]
     pub(crate) fn zero(&self) {
         self.each(|page| {
@@ -461,7 +503,8 @@ impl FolioRef<'_> {
         });
     }
 
-    /// Fills the folio's pages that lie in the range. Callers know that the host may.
+    /// Fills the folio's pages that lie in the range; sleeps if there are several. Callers know that the
+    /// host may.
     #[inline]
     pub(crate) fn fill(&self, byte: u8) {
         self.each(|page| {
@@ -475,6 +518,9 @@ impl FolioRef<'_> {
         let first = self.first.get();
         for at in self.pages.start().get()..self.pages.end().get() {
             f((at - first) as usize);
+            if self.pages.len() > 1 {
+                reschedule();
+            }
         }
     }
 }
