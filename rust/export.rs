@@ -68,6 +68,7 @@ impl State {
         Self {
             file: UnsafeCell::new(bindings::file_operations {
                 mmap: Some(file_ops::mmap),
+                get_unmapped_area: Some(file_ops::get_unmapped_area),
                 open: Some(bindings::generic_file_open),
                 release: Some(file_ops::release),
                 fallocate: Some(file_ops::fallocate::<T>),

@@ -41,6 +41,7 @@ void gmem_folio_lock(struct folio *folio);
 void gmem_folio_unlock_put(struct folio *folio);
 bool gmem_folio_uptodate(struct folio *folio);
 unsigned long gmem_folio_hwpoison(struct folio *folio, unsigned long first, unsigned long nr);
+int gmem_folio_split(struct folio *folio);
 bool gmem_folio_mapped(struct folio *folio);
 int gmem_folio_prepare(struct folio *folio);
 void gmem_folio_clear(struct folio *folio, unsigned long page);
@@ -97,9 +98,14 @@ enum {
 	GMEM_BLOCK_POLICY,
 	GMEM_BLOCK_MAPPED,
 	GMEM_BLOCK_SPLIT,
+	GMEM_FOLIO_MADE,
+	GMEM_FOLIO_SPLIT,
+	GMEM_FOLIO_HELD,
 };
 bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, u64 *pfn);
 u32 gmem_mapping_add_block(struct address_space *mapping, pgoff_t index);
+u32 gmem_mapping_add_large(struct address_space *mapping, pgoff_t index);
+bool gmem_mapping_is_large(struct address_space *mapping, pgoff_t at);
 bool gmem_mapping_next(struct address_space *mapping, pgoff_t *index, pgoff_t last);
 bool gmem_mapping_held(struct address_space *mapping, pgoff_t *index, pgoff_t last);
 bool gmem_mapping_missing(struct address_space *mapping, pgoff_t *index, pgoff_t last);
@@ -126,8 +132,11 @@ bool gmem_init_pseudo(struct fs_context *fc, unsigned long magic,
 void gmem_mount_noexec(struct vfsmount *mnt);
 struct super_block *gmem_mount_sb(struct vfsmount *mnt);
 void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
-		     const struct address_space_operations *aops, loff_t size, bool migratable);
+		     const struct address_space_operations *aops, loff_t size, bool migratable,
+		     bool large);
 bool gmem_vma_is_shared(struct vm_area_struct *vma);
+unsigned long gmem_get_unmapped_area(struct file *file, unsigned long addr, unsigned long len,
+				     unsigned long pgoff, unsigned long flags, bool large);
 pgoff_t gmem_vma_index(struct vm_area_struct *vma, unsigned long addr);
 void gmem_warn_stale_slot(void);
 void gmem_warn_migrate(void);
@@ -171,7 +180,8 @@ enum {
 	GMEM_PLATFORM_PKVM,
 };
 u32 gmem_vm_platform(struct kvm *kvm);
-bool gmem_vm_can_move(struct kvm *kvm);
+bool gmem_vm_is_plain(struct kvm *kvm);
+bool gmem_platform_moves(void);
 int gmem_vm_move_page(struct kvm *kvm, gfn_t gfn, u64 from, u64 to);
 bool gmem_platform_available(u32 platform);
 bool gmem_vm_launched(struct kvm *kvm);
@@ -202,6 +212,7 @@ void gmem_trace_convert_end(u64 ino, u64 offset, u64 size, bool to_private, u64 
 			    u64 error_offset);
 void gmem_trace_busy(struct folio *folio, u32 unexplained, int drained);
 void gmem_trace_split(u64 ino, struct kvm *kvm, u64 start, u64 end);
+void gmem_trace_split_folio(u64 ino, u64 offset, int result);
 void gmem_trace_zap(u64 ino, struct kvm *kvm, u64 start, u64 end, u32 kinds);
 void gmem_trace_guest_fault(u64 ino, u64 offset, u64 gfn, bool is_private, bool first_use);
 void gmem_trace_host_fault(u64 ino, u64 offset, bool first_use);

@@ -722,6 +722,7 @@ mod caller {
                 mappable,
                 in_place,
                 migratable: false,
+                large_folios: false,
             })
         };
         let vm = TestVm::new()?;
@@ -886,24 +887,33 @@ mod caller {
         stays(file.migrate_with(5, copy), EBUSY, 3)
     }
 
-    /// Pages that a platform can own do not move, whatever the caller says.
+    /// Pages that a platform can own do not move, whatever the caller says, and each has a folio of its
+    /// own. Nor does a folio move that has more pages.
     #[test]
     fn file_whose_pages_cannot_move() -> Result {
+        let traits = |in_place, (migratable, large_folios)| -> Result<Traits> {
+            Ok(Traits {
+                size: Size::new(PAGE.bytes()).ok_or(EINVAL)?,
+                initial: PRIVATE,
+                mappable: false,
+                in_place,
+                migratable,
+                large_folios,
+            })
+        };
         for kind in [Platform::Snp(Base::Test), Platform::Tdx(Base::Test)] {
             let vm = TestVm::new()?;
             vm.put_on(kind, 7)?;
             for in_place in [false, true] {
-                let traits = Traits {
-                    size: Size::new(PAGE.bytes()).ok_or(EINVAL)?,
-                    initial: PRIVATE,
-                    mappable: false,
-                    in_place,
-                    migratable: true,
-                };
-                assert!(traits.suit(vm.vm(), of(vm.vm())));
-                assert_eq!(create(vm.vm(), traits), Err(EINVAL));
+                for wanted in [(true, false), (false, true)] {
+                    let traits = traits(in_place, wanted)?;
+                    assert!(traits.suit(vm.vm(), of(vm.vm())));
+                    assert_eq!(create(vm.vm(), traits), Err(EINVAL));
+                }
             }
         }
+        let vm = TestVm::new()?;
+        assert_eq!(create(vm.vm(), traits(false, (true, true))?), Err(EINVAL));
         Ok(())
     }
 
@@ -1109,7 +1119,8 @@ mod caller {
         }
         let before = vm.sequence();
         let asked = range(4, 2 * PAGES)?;
-        file.file().inode().locked(|guard| guard.free(&asked));
+        let freed = file.file().inode().locked(|guard| guard.free(&asked));
+        assert!(freed.is_ok());
         assert_eq!((vm.sequence(), vm.invalidations()), (before + 1, 0));
         assert_eq!(file.allocated(), 4);
         assert_eq!(file.guest_fault(BASE + 5)?.byte(), Some(0));

@@ -37,6 +37,11 @@ void gmem_trace_split(u64 ino, struct kvm *kvm, u64 start, u64 end)
 	trace_kvm_gmem_split(ino, kvm->userspace_pid, start, end);
 }
 
+void gmem_trace_split_folio(u64 ino, u64 offset, int result)
+{
+	trace_kvm_gmem_split_folio(ino, offset, result);
+}
+
 void gmem_trace_zap(u64 ino, struct kvm *kvm, u64 start, u64 end, u32 kinds)
 {
 	trace_kvm_gmem_zap(ino, kvm->userspace_pid, start, end, kinds);

@@ -95,6 +95,13 @@ events! {
         end: u64,
     ) = __tracepoint_kvm_gmem_split, gmem_trace_split;
 
+    /// A large folio is split into its pages, or is not: inode, offset, errno, negative.
+    pub(crate) fn split_folio(
+        ino: u64,
+        offset: u64,
+        result: i32,
+    ) = __tracepoint_kvm_gmem_split_folio, gmem_trace_split_folio;
+
     /// Guest mappings are taken away: inode, VM, guest frames, kinds.
     pub(crate) fn zap(
         ino: u64,

@@ -50,6 +50,8 @@ pub const FLAG_MMAP: u64 = bindings::GUEST_MEMFD_FLAG_MMAP as u64;
 pub const FLAG_INIT_SHARED: u64 = bindings::GUEST_MEMFD_FLAG_INIT_SHARED as u64;
 /// `GUEST_MEMFD_FLAG_MIGRATABLE`: the host can move its pages to other memory.
 pub const FLAG_MIGRATABLE: u64 = bindings::GUEST_MEMFD_FLAG_MIGRATABLE as u64;
+/// `GUEST_MEMFD_FLAG_LARGE_FOLIOS`: it can have folios as large as a large mapping.
+pub const FLAG_LARGE_FOLIOS: u64 = bindings::GUEST_MEMFD_FLAG_LARGE_FOLIOS as u64;
 
 /// `FALLOC_FL_KEEP_SIZE`.
 // CAST: A bit far below the sign.

@@ -95,8 +95,8 @@ fn convert_locked<'f, V: Vendor>(
     *outcome = Outcome::of(planned.count()?);
     // 6. Is the platform in the way?
     let accepted = planned.accept(content::owned::<V>(vm, request))?;
-    // 7. Room for the result.
-    let reserved = accepted.reserve()?;
+    // 7. Room for the result; no large folio has pages that change, and others.
+    let reserved = accepted.reserve()?.split()?;
     // 8. Nobody else holds the pages, and the memory that will be written has not failed.
     let checked = reserved.quiesce()?.check()?;
 

@@ -26,7 +26,8 @@ use kernel::prelude::*;
 /// # Errors
 ///
 /// `EOPNOTSUPP` for an unknown mode, `EINVAL` for a range that is not page aligned or (allocating)
-/// not in the file, `EINTR`, `ENOMEM`.
+/// not in the file, `EINTR`, `ENOMEM`; for a hole that has a part of a large folio, also `EAGAIN` if
+/// somebody holds the folio.
 pub(crate) fn fallocate(file: &GmemFile, mode: i32, offset: u64, len: u64) -> Result {
     let inode = file.inode();
     let page = inode.geometry().page_size();
@@ -59,7 +60,7 @@ fn punch_hole(inode: &GmemInode, offset: u64, len: u64) -> Result {
         return Ok(());
     };
     inode.locked_killable(|guard| {
-        guard.free(&range);
+        guard.free(&range)?;
         Ok(())
     })
 }

@@ -87,6 +87,9 @@ pub(crate) fn show(file: &GmemFile, out: &SeqFile) {
 
     seq_print!(out, "gmem-mode:\t{}\n", mode);
     seq_print!(out, "gmem-vendor:\t{}{}\n", vendor, model);
+    if inode.has_large_folios() {
+        seq_print!(out, "gmem-large-folios:\tyes\n");
+    }
     if inode.is_migratable() {
         seq_print!(out, "gmem-migratable:\tyes\n");
     }
@@ -100,6 +103,9 @@ pub(crate) fn show(file: &GmemFile, out: &SeqFile) {
     if let Some(count) = block::Count::of(inode) {
         seq_print!(out, "gmem-contiguous:\t{}\n", bytes(count.contiguous));
         seq_print!(out, "gmem-large:\t{}\n", bytes(count.large));
+        if inode.has_large_folios() {
+            seq_print!(out, "gmem-folios:\t{}\n", bytes(count.folios));
+        }
     }
     file.for_each_binding(|Binding { pages, gfn }| {
         seq_print!(

@@ -18,6 +18,7 @@ use gmem_sys::{
     },
     uapi::{
         FLAG_INIT_SHARED,
+        FLAG_LARGE_FOLIOS,
         FLAG_MIGRATABLE,
         FLAG_MMAP, //
     }, //
@@ -32,7 +33,7 @@ use kernel::prelude::*;
 ///
 /// # Errors
 ///
-/// `EINVAL` for flags that the VM does not support, and for a size that is 0, negative or not page
+/// `EINVAL` for flags that the VM does not support, or not together, and for a size that is 0, negative or not page
 /// aligned; and what creating a file returns.
 pub(crate) fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32> {
     if flags & !supported_flags(Some(vm)) != 0 {
@@ -54,6 +55,7 @@ pub(crate) fn create(vm: &Vm, size: u64, flags: u64) -> Result<i32> {
             mappable,
             in_place: of(vm).is_some() && (mappable || init_shared || host_wide()),
             migratable: flags & FLAG_MIGRATABLE != 0,
+            large_folios: flags & FLAG_LARGE_FOLIOS != 0,
         },
     )
 }

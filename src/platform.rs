@@ -62,6 +62,7 @@ use gmem_sys::{
         CAP_GUEST_MEMFD_FLAGS,
         CAP_MAP_MEMORY,
         CAP_PRE_LAUNCH_FLAGS,
+        FLAG_LARGE_FOLIOS,
         FLAG_MIGRATABLE, //
     }, //
 };
@@ -236,11 +237,24 @@ fn can_move(vm: Option<&Vm>) -> bool {
     }
 }
 
+/// Whether files of a VM can have large folios; without one, whether those of some VM can here.
+fn has_large_folios(vm: Option<&Vm>) -> bool {
+    match vm {
+        Some(vm) => platform::has_large_folios(vm),
+        None => platform::HAS_LARGE_FOLIOS,
+    }
+}
+
 /// The flags that KVM_CREATE_GUEST_MEMFD takes; without a VM, those that some VM takes here.
 pub(crate) fn supported_flags(vm: Option<&Vm>) -> u64 {
-    let own = if can_move(vm) { FLAG_MIGRATABLE } else { 0 };
+    let migratable = if can_move(vm) { FLAG_MIGRATABLE } else { 0 };
+    let large = if has_large_folios(vm) {
+        FLAG_LARGE_FOLIOS
+    } else {
+        0
+    };
 
-    Vm::supported_flags(vm) | own
+    Vm::supported_flags(vm) | migratable | large
 }
 
 /// Moves a page to other memory.

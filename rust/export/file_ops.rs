@@ -63,6 +63,10 @@ pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
     if traits.migratable && !platform::can_move(vm) {
         return Err(EINVAL);
     }
+    // A page is moved by itself (kvm/migrate.rs).
+    if traits.large_folios && (traits.migratable || !platform::has_large_folios(vm)) {
+        return Err(EINVAL);
+    }
     let tables = tables()?;
     // Each of the guards below undoes one step; they are disarmed by forgetting them at the end.
     let fd = FileDescriptorReservation::get_unused_fd_flags(0)?;
@@ -86,6 +90,7 @@ pub fn create(vm: &Vm, traits: Traits) -> Result<i32> {
             tables.address_space_operations(),
             traits.size.bytes() as i64,
             traits.migratable,
+            traits.large_folios,
         );
         GmemInode::set_up(GmemInode::from_vfs(vfs), traits, platform)
     };
@@ -290,4 +295,24 @@ pub(crate) unsafe extern "C" fn mmap(
         }
         Ok(0)
     })
+}
+
+/// The `get_unmapped_area` operation: where the host maps the file, if it leaves that to the kernel.
+/// If the file has large folios, it is aligned like them, so that they are mapped as a whole.
+///
+/// # Safety
+///
+/// To be called by the VFS only.
+pub(crate) unsafe extern "C" fn get_unmapped_area(
+    file: *mut bindings::file,
+    addr: c_ulong,
+    len: c_ulong,
+    pgoff: c_ulong,
+    flags: c_ulong,
+) -> c_ulong {
+    // SAFETY: The VFS has a reference to the file, which is ours. The other arguments are passed on.
+    unsafe {
+        let large = GmemFile::from_raw(file).inode().has_large_folios();
+        bindings::gmem_get_unmapped_area(file, addr, len, pgoff, flags, large)
+    }
 }

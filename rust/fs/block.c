@@ -82,6 +82,18 @@ bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, 
 	return true;
 }
 
+/* Whether the block with the page @at is one folio. */
+bool gmem_mapping_is_large(struct address_space *mapping, pgoff_t at)
+{
+	XA_STATE(xas, &mapping->i_pages, at);
+	void *entry;
+
+	guard(rcu)();
+	entry = xas_load(&xas);
+	return entry && !xa_is_internal(entry) && !xa_is_value(entry) &&
+	       xas_get_order(&xas) == GMEM_BLOCK_ORDER;
+}
+
 /*
  * Adds a block to the file, as folios of one page, if it has no page there.  It does
  * not try hard to get contiguous memory.  If somebody else adds a page meanwhile, or
@@ -120,4 +132,28 @@ u32 gmem_mapping_add_block(struct address_space *mapping, pgoff_t index)
 		cond_resched();
 	}
 	return made;
+}
+
+/* The same as one folio, of which nothing is added if not all of it can be. */
+u32 gmem_mapping_add_large(struct address_space *mapping, pgoff_t index)
+{
+	const gfp_t gfp = mapping_gfp_mask(mapping);
+	const loff_t start = (loff_t)index << PAGE_SHIFT;
+	struct folio *folio;
+	int err;
+
+	if (filemap_range_has_page(mapping, start, start + (PAGE_SIZE << GMEM_BLOCK_ORDER) - 1))
+		return GMEM_BLOCK_OCCUPIED;
+	folio = filemap_alloc_folio(gfp | __GFP_NORETRY | __GFP_NOWARN, GMEM_BLOCK_ORDER, NULL);
+	if (!folio)
+		return GMEM_BLOCK_NO_MEMORY;
+	/* Nothing is remembered of it. */
+	folio->private = NULL;
+	err = filemap_add_folio(mapping, folio, index, gfp);
+	if (!err)
+		folio_unlock(folio);
+	folio_put(folio);
+	if (err)
+		return err == -EEXIST ? GMEM_BLOCK_OCCUPIED : GMEM_BLOCK_NO_MEMORY;
+	return GMEM_FOLIO_MADE;
 }

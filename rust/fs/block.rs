@@ -3,17 +3,23 @@
 //! Blocks: as many pages of a file as one large mapping has, aligned, whose memory is aligned and in
 //! one piece.
 //!
-//! They are folios of one page each, like all others: locks, references, records and failed memory
-//! are per page. A block is only a place in memory, and is not recorded anywhere. The code looks for
-//! one when a guest could have a large mapping. So nothing has to be kept up to date when a page
-//! leaves the file, fails, or is converted.
+//! They are folios of one page each: locks, references, records and failed memory are per page. A
+//! block is only a place in memory, and is not recorded anywhere. The code looks for one when a guest
+//! could have a large mapping. So nothing has to be kept up to date when a page leaves the file,
+//! fails, or is converted.
+//!
+//! In files that were created so, a block can be one large folio instead, which the host maps at
+//! once. **A folio is private or shared as a whole**: it is allocated only for pages of one kind, and
+//! it is split before a part of it is converted. It is split before a part of it is freed, too.
 
 use crate::{
     attribute_map::Reader,
     bindings,
     fs::{
         address_space::{
+            Exclusive,
             InvalidateGuard,
+            Refused,
             Shared,
             Stable, //
         },
@@ -28,7 +34,8 @@ use crate::{
         is_killed,
         reschedule,
         signal_pending, //
-    }, //
+    },
+    trace, //
 };
 use gmem_types::{
     range::{
@@ -177,14 +184,84 @@ impl InvalidateGuard<'_, Shared> {
         if !cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_LARGE) || !fits {
             return false;
         }
-        let made = if inode.policy().is_unset() {
-            // SAFETY: The mapping of a live inode is valid; the pages are in the file.
-            unsafe { bindings::gmem_mapping_add_block(inode.mapping(), at.get() as usize) }
-        } else {
+        // A folio is private or shared as a whole. This is what makes it so; conversions, which are
+        // kept out by the lock, split one before a part of it changes.
+        // SAFETY: The map is written with the lock held exclusively only.
+        let one_kind = || same_around(inode, at, unsafe { Reader::assume() }).is_some();
+        let (mapping, index) = (inode.mapping(), at.get() as usize);
+
+        let made = if !inode.policy().is_unset() {
             bindings::GMEM_BLOCK_POLICY
+        } else if inode.has_large_folios() && one_kind() {
+            // SAFETY: The mapping of a live inode is valid and takes folios of this size; the pages are
+            // in the file, and the first one's index is a multiple of it.
+            unsafe { bindings::gmem_mapping_add_large(mapping, index) }
+        } else {
+            // SAFETY: As above.
+            unsafe { bindings::gmem_mapping_add_block(mapping, index) }
         };
         vm.count_blocks(made, 1);
-        made == bindings::GMEM_BLOCK_MADE
+        matches!(made, bindings::GMEM_BLOCK_MADE | bindings::GMEM_FOLIO_MADE)
+    }
+}
+
+/// How often splitting a folio is tried: a fault that is just being served has a reference.
+const TRIES: u32 = 8;
+
+impl InvalidateGuard<'_, Exclusive> {
+    /// Splits the folio, if it is a large one, that has both the page `at` and the page before, into
+    /// folios of one page; sleeps.
+    ///
+    /// Large folios are added with the lock held shared, and nothing makes a folio larger. So no
+    /// folio has both pages until the lock is released.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if somebody holds the folio, `ENOMEM`; with its first page. No byte and no attribute has
+    /// changed then.
+    #[inline]
+    pub(crate) fn split_at(&self, at: PageIndex) -> Result<(), Refused> {
+        let inode = self.inode();
+        if !inode.has_large_folios() || at.get() >= inode.geometry().pages() {
+            return Ok(());
+        }
+        self.split_large_at(at)
+    }
+
+    /// Out of line, as most files have no large folios.
+    #[inline(never)]
+    fn split_large_at(&self, at: PageIndex) -> Result<(), Refused> {
+        let inode = self.inode();
+        let mut first = at;
+        let mut result = Ok(());
+
+        for tries in (0..TRIES).rev() {
+            let Some(folio) = LockedFolio::find(inode, at) else {
+                return Ok(());
+            };
+            // CAST: Less than the number of the page.
+            first = PageIndex::new(at.get() - folio.within() as u64);
+            if first == at {
+                return Ok(());
+            }
+            result = folio.split(tries == 0);
+            if result != Err(EAGAIN) {
+                break;
+            }
+            reschedule();
+        }
+
+        let errno = result.err().map_or(0, Error::to_errno);
+        trace::split_folio(|| (inode.number(), inode.offset_of(first), errno));
+        let what = if errno == 0 {
+            bindings::GMEM_FOLIO_SPLIT
+        } else {
+            bindings::GMEM_FOLIO_HELD
+        };
+        for file in inode.files(self) {
+            file.vm().count_blocks(what, 1);
+        }
+        result.map_err(|error| Refused { error, at: first })
     }
 }
 
@@ -194,6 +271,8 @@ pub struct Count {
     pub contiguous: u64,
     /// All of the block is in use and of one kind, too, so that one mapping can show it.
     pub large: u64,
+    /// They are one folio.
+    pub folios: u64,
 }
 
 impl Count {
@@ -205,6 +284,7 @@ impl Count {
         let mut count = Self {
             contiguous: 0,
             large: 0,
+            folios: 0,
         };
         if !cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_LARGE) {
             return Some(count);
@@ -220,6 +300,10 @@ impl Count {
             }
             // CAST: An index is an unsigned long, which has 64 bits here.
             let at = PageIndex::new(found as u64);
+            // SAFETY: As above.
+            if unsafe { bindings::gmem_mapping_is_large(inode.mapping(), found) } {
+                count.folios += PAGES;
+            }
             if around(inode, at).is_some() && memory(inode, at, false).is_some() {
                 count.contiguous += PAGES;
                 if Block::find(inode, at, Reader::from(&rcu::read_lock())).is_some() {

@@ -94,6 +94,8 @@ pub struct Traits {
     pub in_place: bool,
     /// Its pages can be moved to other memory (`GUEST_MEMFD_FLAG_MIGRATABLE`).
     pub migratable: bool,
+    /// It can have folios as large as a large mapping (`GUEST_MEMFD_FLAG_LARGE_FOLIOS`).
+    pub large_folios: bool,
 }
 
 impl Traits {
@@ -263,6 +265,7 @@ impl GmemInode {
             mappable: false,
             in_place: false,
             migratable: false,
+            large_folios: false,
         };
 
         self.traits.as_ref().unwrap_or(&NOTHING)
@@ -302,6 +305,12 @@ impl GmemInode {
     #[inline]
     pub fn is_migratable(&self) -> bool {
         self.traits().migratable
+    }
+
+    /// Whether it can have folios of more than one page.
+    #[inline]
+    pub fn has_large_folios(&self) -> bool {
+        self.traits().large_folios
     }
 
     /// The platform of the VM that it was made for, if it is one that this crate knows.

@@ -17,12 +17,14 @@ use crate::{
         Vm, //
     },
     mm::{
+        drain::Drains,
         folio::{
             Frame,
             PageRef, //
         },
         mempolicy::PolicyRef, //
-    }, //
+    },
+    trace, //
 };
 use core::{
     mem::ManuallyDrop,
@@ -192,6 +194,29 @@ impl<'a> LockedFolio<'a> {
         // SAFETY: The folio is valid.
         let some = unsafe { bindings::gmem_folio_has_hwpoisoned(self.as_ptr()) };
         some && !self.is_poisoned()
+    }
+
+    /// Splits the folio into folios of one page, if it has more; sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if somebody else has a reference to it, `ENOMEM`. Nothing has changed then, except that
+    /// host mappings may have been dropped, which fault back.
+    ///
+    /// If it is the `last` attempt, the trace says what it has seen.
+    pub(crate) fn split(self, last: bool) -> Result {
+        // SAFETY: The folio is valid, locked, and has our reference. Those are the first page's
+        // afterwards, which has the same address.
+        let result = to_result(unsafe { bindings::gmem_folio_split(self.as_ptr()) });
+        if last && result == Err(EAGAIN) {
+            // No LRU batch has a large folio.
+            trace::busy(|| {
+                // SAFETY: The folio is valid; one of the references is ours.
+                let held = unsafe { bindings::gmem_folio_excess_refs(self.as_ptr(), 1) };
+                (self.as_ptr(), held, Drains::new().level())
+            });
+        }
+        result
     }
 
     /// The `struct page`.

@@ -58,7 +58,8 @@ void *gmem_alloc_inode(struct super_block *sb, struct kmem_cache *cache)
 }
 
 void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
-		     const struct address_space_operations *aops, loff_t size, bool migratable)
+		     const struct address_space_operations *aops, loff_t size, bool migratable,
+		     bool large)
 {
 	inode->i_op = iops;
 	inode->i_mode |= S_IFREG;
@@ -70,6 +71,8 @@ void gmem_inode_init(struct inode *inode, const struct inode_operations *iops,
 	mapping_set_inaccessible(inode->i_mapping);
 	if (migratable)
 		mapping_set_migratable(inode->i_mapping);
+	if (large)
+		mapping_set_folio_order_range(inode->i_mapping, 0, GMEM_BLOCK_ORDER);
 	/* Inaccessible mappings are supposed to be marked unevictable as well. */
 	WARN_ON_ONCE(!mapping_unevictable(inode->i_mapping));
 }

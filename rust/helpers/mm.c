@@ -135,6 +135,16 @@ void gmem_folio_batch_release(struct folio_batch *batch)
 	folio_batch_release(batch);
 }
 
+unsigned long gmem_get_unmapped_area(struct file *file, unsigned long addr, unsigned long len,
+				     unsigned long pgoff, unsigned long flags, bool large)
+{
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+	if (large)
+		return thp_get_unmapped_area(file, addr, len, pgoff, flags);
+#endif
+	return mm_get_unmapped_area(file, addr, len, pgoff, flags);
+}
+
 bool gmem_vma_is_shared(struct vm_area_struct *vma)
 {
 	const vm_flags_t shared = VM_SHARED | VM_MAYSHARE;

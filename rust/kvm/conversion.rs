@@ -12,6 +12,7 @@
 //! | [`plan`](Turn::plan) | [`Planned`] | the action keeps the policy |
 //! | [`accept`](Conversion::accept) | [`Accepted`] | the vendor was asked about each page |
 //! | [`reserve`](Conversion::reserve) | [`Reserved`] | storing the attributes cannot fail |
+//! | [`split`](Conversion::split) | [`Split`] | no folio has pages that change, and others |
 //! | [`quiesce`](Conversion::quiesce) | [`Quiesced`] | the host has none of the pages that become private |
 //! | [`check`](Conversion::check) | [`Checked`] | no memory that will be written had failed |
 //! | [`invalidate`](Conversion::invalidate) | [`Invalidating`] | no guest gets a page of the range |
@@ -110,8 +111,10 @@ pub struct Conversion<'c, 'f, Step> {
 pub struct Planned(());
 /// Step 6 is done.
 pub struct Accepted(());
-/// Step 7 is done.
+/// Step 7 is done, but for folios.
 pub struct Reserved(());
+/// Step 7 is done.
+pub struct Split(());
 /// Step 8 is done, but for contents.
 pub struct Quiesced(());
 /// Step 8 is done.
@@ -360,6 +363,30 @@ impl<'c, 'f> Conversion<'c, 'f, Accepted> {
 }
 
 impl<'c, 'f> Conversion<'c, 'f, Reserved> {
+    /// Step 7, folios: splits those that the pages that change are only a part of. At most there is
+    /// one at each end of the range, as a folio is private or shared as a whole; and stays so.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` with the first page of a folio that is held elsewhere, `ENOMEM`.
+    #[inline]
+    pub fn split(self) -> Result<Conversion<'c, 'f, Split>, Refused> {
+        let (guard, range) = (self.work.guard, self.work.range());
+        let inode = guard.inode();
+
+        if inode.has_large_folios() {
+            if inode.visibility(range.start()) != self.work.to() {
+                guard.split_at(range.start())?;
+            }
+            if inode.visibility(range.last()) != self.work.to() {
+                guard.split_at(range.end())?;
+            }
+        }
+        Ok(self.then(Split(())))
+    }
+}
+
+impl<'c, 'f> Conversion<'c, 'f, Split> {
     /// Step 8: takes pages that become private from the host. After this nobody else holds them.
     ///
     /// # Errors

@@ -728,17 +728,26 @@ impl InvalidateGuard<'_, Exclusive> {
     /// Frees the folios of the part of `range` that is in the file. Guests lose them first, including
     /// pages that they keep from the host, and pages of a dead VM. The next use finds new, zeroed
     /// pages. They stay private or shared as before.
-    pub fn free(&self, range: &PageRange) {
+    ///
+    /// # Errors
+    ///
+    /// Those of [`split_at`](Self::split_at), for a large folio that is partly in `range`. Nothing has
+    /// been freed then.
+    pub fn free(&self, range: &PageRange) -> Result<(), Refused> {
+        let Some(range) = range.intersect(&self.geometry().whole()) else {
+            return Ok(());
+        };
+        // Of a folio that it could not split, truncation would leave all pages, with their bytes.
+        self.split_at(range.start())?;
+        self.split_at(range.end())?;
         // Before the first folio nothing is mapped. The entries of failed memory were removed when
         // the folio left the file.
-        let range = range
-            .intersect(&self.geometry().whole())
-            .and_then(|range| self.populated(&range));
-        if let Some(range) = range {
+        if let Some(range) = self.populated(&range) {
             let span = InvalidateSpan::begin(self, range);
             span.split(self, iter::once(range));
             self.truncate(span.zap());
         }
+        Ok(())
     }
 
     /// Frees the folios that no guest has any more.

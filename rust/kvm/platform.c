@@ -40,25 +40,31 @@ u32 gmem_vm_platform(struct kvm *kvm)
 }
 
 /*
- * Whether the memory of such a VM can be moved, by a copy, the vendor's module or
- * the hypervisor, as far as its type tells.  What SEV encrypts depends on where it
- * is: a VM of the default type that becomes an SEV guest has to have its memory
- * pinned (KVM_MEMORY_ENCRYPT_REG_REGION), of whatever kind it is.  Under pKVM EL2
- * has to know of each frame that any guest has, and moves those of protected
- * guests only.
+ * Whether nobody but the host has a part in the memory of such a VM, as far as its
+ * type tells.  What SEV encrypts depends on where it is: a VM of the default type
+ * that becomes an SEV guest has to have its memory pinned
+ * (KVM_MEMORY_ENCRYPT_REG_REGION), of whatever kind it is.  Under pKVM EL2 has to
+ * know of each frame that any guest has.
  */
-bool gmem_vm_can_move(struct kvm *kvm)
+bool gmem_vm_is_plain(struct kvm *kvm)
 {
-#if !defined(CONFIG_MIGRATION)
-	return false;
-#elif defined(CONFIG_X86_64)
+#if defined(CONFIG_X86_64)
 	return kvm->arch.vm_type == KVM_X86_DEFAULT_VM ||
-	       kvm->arch.vm_type == KVM_X86_SW_PROTECTED_VM ||
-	       (kvm->arch.vm_type == KVM_X86_SNP_VM && kvm_x86_ops.gmem_move);
+	       kvm->arch.vm_type == KVM_X86_SW_PROTECTED_VM;
 #elif defined(CONFIG_ARM64)
-	return !is_protected_kvm_enabled() || kvm_vm_is_protected(kvm);
+	return !is_protected_kvm_enabled();
 #else
 	return false;
+#endif
+}
+
+/* Whether the vendor's module moves pages that a guest was given, or EL2 does. */
+bool gmem_platform_moves(void)
+{
+#ifdef CONFIG_X86
+	return kvm_x86_ops.gmem_move;
+#else
+	return IS_ENABLED(CONFIG_ARM64);
 #endif
 }
 

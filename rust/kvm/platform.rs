@@ -83,12 +83,19 @@ pub fn is_available(platform: Platform) -> bool {
 /// host has a part in them, and where they are in memory does not matter to what they hold; or the
 /// platform that has a part in them moves them.
 pub fn can_move(vm: &Vm) -> bool {
-    let movable = match of(vm) {
-        Some(platform) => !platform.owns_pages() || platform.moves_pages(),
+    let moves = of(vm).is_some_and(Platform::moves_pages);
+    // SAFETY: Asks for a property of this kernel.
+    CAN_MOVE && (is_plain(vm) || moves && unsafe { bindings::gmem_platform_moves() })
+}
+
+/// Whether nobody but KVM and the host has a part in the pages of the VM's files.
+fn is_plain(vm: &Vm) -> bool {
+    let nobodys = match of(vm) {
+        Some(platform) => !platform.owns_pages(),
         None => !vm.has_private_mem(),
     };
     // SAFETY: The VM is valid.
-    movable && unsafe { bindings::gmem_vm_can_move(vm.as_raw()) }
+    nobodys && unsafe { bindings::gmem_vm_is_plain(vm.as_raw()) }
 }
 
 /// Whether there can be VMs here for which [`can_move`] is so: those of the default type are on
@@ -120,6 +127,20 @@ pub(crate) fn move_page(mmu: &MmuGuard<'_>, gfn: Gfn, from: Pfn, to: Pfn) -> Res
         result => result.map(|()| true),
     }
 }
+
+/// Whether files of the VM can have folios of more than one page. A platform that owns pages is given
+/// them one by one, and each of them has a record of its own.
+pub fn has_large_folios(vm: &Vm) -> bool {
+    HAS_LARGE_FOLIOS && is_plain(vm)
+}
+
+/// Whether there can be VMs here for which [`has_large_folios`] is so. Page caches have large folios
+/// only in kernels that have transparent huge pages.
+pub const HAS_LARGE_FOLIOS: bool = cfg!(all(
+    CONFIG_X86_64,
+    CONFIG_TRANSPARENT_HUGEPAGE,
+    CONFIG_HAVE_KVM_ARCH_GMEM_LARGE
+));
 
 /// The platform failed after the point of no return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -61,6 +61,15 @@ void gmem_vm_count_blocks(struct kvm *kvm, u32 what, u64 nr)
 	case GMEM_BLOCK_SPLIT:
 		stat->gmem_blocks_split += nr;
 		break;
+	case GMEM_FOLIO_MADE:
+		stat->gmem_folios_made += nr;
+		break;
+	case GMEM_FOLIO_SPLIT:
+		stat->gmem_folios_split += nr;
+		break;
+	case GMEM_FOLIO_HELD:
+		stat->gmem_folios_held += nr;
+		break;
 	}
 }
 

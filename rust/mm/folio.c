@@ -76,6 +76,32 @@ unsigned long gmem_folio_hwpoison(struct folio *folio, unsigned long first, unsi
 }
 
 /*
+ * Splits a large folio, which the caller has locked and has a reference to, into
+ * folios of one page.  The host loses its mappings of them, and faults them back.
+ * Of what is remembered, each page has what the folio had.
+ *
+ * Returns -EAGAIN if there are other references, and -ENOMEM.  The lock and the
+ * reference are those of the first page's folio then, and if not, too.
+ */
+int gmem_folio_split(struct folio *folio)
+{
+	int err;
+
+	if (!folio_test_large(folio))
+		return 0;
+	err = split_huge_page_to_order(&folio->page, 0);
+	/* It is in the file, is not being written back, and has no minimum. */
+	WARN_ON_ONCE(err == -EINVAL);
+	return !err || err == -ENOMEM ? err : -EAGAIN;
+}
+
+/* The caller's reference keeps the folio in its file until it is dirty. */
+void gmem_page_mark_uptodate(struct page *page)
+{
+	gmem_folio_in_use(page_folio(page));
+}
+
+/*
  * References that are kept for ever to a page that has failed: by memory failure,
  * and by us if a platform may still have it.  Memory failure keeps none to a large
  * folio that it could not split, nor to what that is split into later, so the

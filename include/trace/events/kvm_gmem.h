@@ -165,6 +165,31 @@ TRACE_EVENT(kvm_gmem_split,
 		  __entry->start, __entry->end)
 );
 
+/*
+ * A large folio of a file, at offset, is split into its pages, as a part of it is
+ * converted or freed; or it is not, as somebody holds it (EAGAIN), or for want of
+ * memory.
+ */
+TRACE_EVENT(kvm_gmem_split_folio,
+	TP_PROTO(u64 ino, u64 offset, int result),
+	TP_ARGS(ino, offset, result),
+
+	TP_STRUCT__entry(
+		__field(u64, ino)
+		__field(u64, offset)
+		__field(int, result)
+	),
+
+	TP_fast_assign(
+		__entry->ino		= ino;
+		__entry->offset		= offset;
+		__entry->result		= result;
+	),
+
+	TP_printk("ino %llu offset 0x%llx result %d", __entry->ino, __entry->offset,
+		  __entry->result)
+);
+
 /* Guest mappings of a file's pages are taken away, in the VM of process pid. */
 TRACE_EVENT(kvm_gmem_zap,
 	TP_PROTO(u64 ino, int pid, u64 start, u64 end, u32 kinds),

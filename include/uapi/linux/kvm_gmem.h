@@ -26,6 +26,17 @@
 #endif
 
 /*
+ * KVM_CREATE_GUEST_MEMFD: memory that is allocated 2 MiB at a time is one folio,
+ * which the host maps and converts at once. In exchange, a request or a hole that
+ * begins or ends within such 2 MiB fails with EAGAIN while somebody has a reference
+ * to them. Cannot be combined with MIGRATABLE. Only where
+ * KVM_CAP_GUEST_MEMFD_FLAGS has it.
+ */
+#ifndef GUEST_MEMFD_FLAG_LARGE_FOLIOS
+#define GUEST_MEMFD_FLAG_LARGE_FOLIOS		(1ULL << 17)
+#endif
+
+/*
  * A newer <linux/kvm.h> may define parts of this itself, which are left out here.
  * The preprocessor cannot test for a struct, so a struct is guarded by its ioctl,
  * which no header has without it.

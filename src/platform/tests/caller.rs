@@ -10,7 +10,7 @@ use gmem_sys::kvm::conversion::{
 };
 
 /// How far a caller goes.
-const STEPS: u32 = 8;
+const STEPS: u32 = 9;
 
 /// Does `steps` steps of a conversion, and stops.
 fn go(file: &File<'_>, request: &Request, steps: u32) -> Result<(), Failure> {
@@ -34,24 +34,28 @@ fn go(file: &File<'_>, request: &Request, steps: u32) -> Result<(), Failure> {
         if steps == 2 {
             return Ok(());
         }
-        let quiesced = reserved.quiesce()?;
+        let split = reserved.split()?;
         if steps == 3 {
             return Ok(());
         }
-        let checked = quiesced.check()?;
+        let quiesced = split.quiesce()?;
         if steps == 4 {
             return Ok(());
         }
+        let checked = quiesced.check()?;
+        if steps == 5 {
+            return Ok(());
+        }
         checked.invalidate(|invalidating| {
-            if steps == 5 {
-                return Ok(());
-            }
-            let asked = invalidating.ask(content::mapped::<Liar>(request))?;
             if steps == 6 {
                 return Ok(());
             }
-            let zapped = asked.zap()?;
+            let asked = invalidating.ask(content::mapped::<Liar>(request))?;
             if steps == 7 {
+                return Ok(());
+            }
+            let zapped = asked.zap()?;
+            if steps == 8 {
                 return Ok(());
             }
             drop(zapped.apply(content::make_shared::<Liar>, |page, _| page.zero())?);
@@ -109,7 +113,8 @@ mod hostile_caller {
             };
             let accepted = planned.accept(content::owned::<Liar>(vm.vm(), &request));
             let reserved = accepted.and_then(Conversion::reserve).map_err(|_| EINVAL)?;
-            let quiesced = reserved.quiesce().map_err(|_| EINVAL)?;
+            let split = reserved.split().map_err(|_| EINVAL)?;
+            let quiesced = split.quiesce().map_err(|_| EINVAL)?;
             let checked = quiesced.check().map_err(|_| EINVAL)?;
             checked.invalidate(|invalidating| {
                 assert_eq!(vm.invalidations(), 1);

@@ -68,6 +68,8 @@ pub const GUEST_MEMFD_FLAG_MMAP: u64 = 1 << 0;
 pub const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 1 << 1;
 /// The host may move the pages of the file to other memory.
 pub const GUEST_MEMFD_FLAG_MIGRATABLE: u64 = 1 << 16;
+/// Memory of the file that is allocated 2 MiB at a time is one folio.
+pub const GUEST_MEMFD_FLAG_LARGE_FOLIOS: u64 = 1 << 17;
 
 /// The hypercall by which a guest asks for a conversion: args are an address in bytes, a number of
 /// pages of 4 KiB, and attributes.

@@ -55,6 +55,10 @@ impl CreateFlags {
     /// NUMA node, or off memory that goes offline. The guest does not notice. Only VMs without a
     /// platform that owns pages support it.
     pub const MIGRATABLE: Self = Self(abi::GUEST_MEMFD_FLAG_MIGRATABLE);
+    /// Memory that is allocated 2 MiB at a time is one unit for the host: it is mapped at once, and
+    /// converted at once. Whoever holds a page of it holds all of it, so that a conversion of a part
+    /// is refused for longer. Not with [`MIGRATABLE`](Self::MIGRATABLE), and for the same VMs.
+    pub const LARGE_FOLIOS: Self = Self(abi::GUEST_MEMFD_FLAG_LARGE_FOLIOS);
 
     /// Flags by number; the kernel refuses those that it does not know.
     pub const fn from_bits(bits: u64) -> Self {
