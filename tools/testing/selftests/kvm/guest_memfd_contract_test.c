@@ -56,14 +56,16 @@ static const struct {
 	const char *name;
 	bool private;
 	bool needs_guest;
+	bool unused;
 } states[NR_STATES] = {
-	[S_NEVER]  = { "shared, never allocated" },
-	[S_FALLOC] = { "shared, fallocated and untouched" },
+	[S_NEVER]  = { "shared, never allocated", .unused = true },
+	[S_FALLOC] = { "shared, fallocated and untouched", .unused = true },
 	[S_READ]   = { "shared, untouched but for a read" },
 	[S_HOST]   = { "shared, written by host" },
 	[S_GUEST]  = { "shared, written by guest", .needs_guest = true },
-	[P_NEVER]  = { "private, never allocated", .private = true },
-	[P_FALLOC] = { "private, fallocated and untouched", .private = true },
+	[P_NEVER]  = { "private, never allocated", .private = true, .unused = true },
+	[P_FALLOC] = { "private, fallocated and untouched", .private = true,
+		       .unused = true },
 	[P_HOST]   = { "private, never mapped, host's bytes", .private = true },
 	[P_READ]   = { "private, mapped by guest", .private = true, .needs_guest = true },
 	[P_GUEST]  = { "private, written by guest", .private = true, .needs_guest = true },
@@ -261,6 +263,7 @@ struct table {
 	enum phase phase;
 	bool scrambles;
 	bool block;	/* the file is 2 MiB of contiguous memory, with the same results */
+	bool folio;	/* and one folio until the first of the pages is converted */
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpu;
 	struct gmem_area a;
@@ -315,6 +318,8 @@ static const char *why_impossible(struct table *t, enum state state)
 		return "no guest runs before launch";
 	if (state == P_LOADED && t->platform == SW_PROTECTED)
 		return "SW_PROTECTED has no launch that takes pages";
+	if (states[state].unused && t->folio)
+		return "the first use of a page is that of its folio";
 	return NULL;
 }
 
@@ -781,7 +786,7 @@ FIXTURE_VARIANT(contract)
 {
 	enum platform platform;
 	enum phase phase;
-	bool block;
+	bool block, folio;
 };
 
 #define CONTRACT_VARIANTS(_name, _platform, ...)				\
@@ -800,6 +805,7 @@ FIXTURE_VARIANT_ADD(contract, _name##_after_launch)				\
 
 CONTRACT_VARIANTS(sw_protected, SW_PROTECTED);
 CONTRACT_VARIANTS(sw_protected_in_a_block, SW_PROTECTED, .block = true);
+CONTRACT_VARIANTS(sw_protected_in_a_folio, SW_PROTECTED, .block = true, .folio = true);
 CONTRACT_VARIANTS(snp, SNP);
 CONTRACT_VARIANTS(tdx, TDX);
 CONTRACT_VARIANTS(tdx_that_zeroes, TDX_ZEROES);
@@ -823,12 +829,18 @@ TEST_F_TIMEOUT(contract, every_cell, TIMEOUT)
 		atomic_fetch_add(&totals->unavailable, NR_CELLS);
 		SKIP(return, GMEM_NO_EMULATION);
 	}
+	if (variant->folio && !(kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS) &
+				GUEST_MEMFD_FLAG_LARGE_FOLIOS)) {
+		atomic_fetch_add(&totals->unavailable, NR_CELLS);
+		SKIP(return, "no large folios here (GUEST_MEMFD_FLAG_LARGE_FOLIOS)");
+	}
 
 	t = calloc(1, sizeof(*t));
 	TEST_ASSERT(t, "No memory");
 	t->platform = variant->platform;
 	t->phase = variant->phase;
 	t->block = variant->block;
+	t->folio = variant->folio;
 	t->scrambles = gmem_scrambles();
 	memset(t->granted, true, sizeof(t->granted));
 	plan_table(t);
@@ -838,11 +850,16 @@ TEST_F_TIMEOUT(contract, every_cell, TIMEOUT)
 		t->npages = SZ_2M / PG;
 	}
 	t->vm = create_vm(t->platform, 1, t->npages, &t->vcpu);
-	area_create(t->platform, &t->a, t->vm, OFF(t->npages));
+	if (t->folio)
+		gmem_area_create(&t->a, t->vm, GMEM_SLOT, GMEM_GPA, OFF(t->npages),
+				 GMEM_MMAP_SHARED | GUEST_MEMFD_FLAG_LARGE_FOLIOS);
+	else
+		area_create(t->platform, &t->a, t->vm, OFF(t->npages));
 	gmem_dirty_free_pages();
 	if (t->block) {
 		gmem_allocate_blocks(t->a.fd, 0, SZ_2M);
-		TEST_ASSERT_EQ(vm_get_stat(t->vm, gmem_blocks_made), 1);
+		TEST_ASSERT_EQ(t->folio ? vm_get_stat(t->vm, gmem_folios_made) :
+					  vm_get_stat(t->vm, gmem_blocks_made), 1);
 	}
 
 	prepare(t, true);

@@ -1,0 +1,745 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Large folios of a guest_memfd, which files have that were created with
+ * GUEST_MEMFD_FLAG_LARGE_FOLIOS: 2M are one folio for the host, and for a
+ * conversion, until a part of them is converted, freed, or fails.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <sys/mman.h>
+#include <sys/wait.h>
+
+#include "gmem_large.h"
+
+#define LARGE		GUEST_MEMFD_FLAG_LARGE_FOLIOS
+
+static void fo_simple(struct lg *l, u64 npages, bool private)
+{
+	lg_create(l, KVM_X86_SW_PROTECTED_VM, npages,
+		  LARGE | (private ? GUEST_MEMFD_FLAG_MMAP : GMEM_MMAP_SHARED), GMEM_GPA, 0, 0);
+}
+
+/* How many large folios there are, and what became of others since the VM was created. */
+#define folios_are(l, want)	TEST_ASSERT_EQ(pages_of(l, "folios"), (want) * PAGES)
+#define folios_were(l, what, want)						\
+	TEST_ASSERT_EQ(vm_get_stat((l)->vm, gmem_folios_##what), want)
+
+/* How much of the file the host has mapped 2M at a time, in pages. */
+static u64 host_large(struct lg *l)
+{
+	unsigned long start, end, kb, sum = 0;
+	bool here = false;
+	char line[256];
+	FILE *f;
+
+	f = fopen("/proc/self/smaps", "r");
+	TEST_ASSERT(f, "smaps: errno %d", errno);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			here = start <= (u64)l->file && (u64)l->file < end;
+		if (here && sscanf(line, "FilePmdMapped: %lu", &kb) == 1)
+			sum += kb;
+	}
+	fclose(f);
+	return sum * 1024 / PG;
+}
+
+/* A folio with its bytes, which the guest has by one mapping. */
+static void fo_filled(struct lg *l, u64 page, u32 pattern)
+{
+	lg_filled(l, page, pattern);
+	folios_are(l, 1);
+}
+
+/* And the host, too. */
+static void fo_shared(struct lg *l, u64 page, u32 pattern)
+{
+	fo_filled(l, page, pattern);
+	h_sees(l, page, PAGES, pattern);
+	TEST_ASSERT_EQ(host_large(l), PAGES);
+}
+
+HAZARD(flag_is_announced_where_it_works)
+{
+	static const u32 types[] = { KVM_X86_SW_PROTECTED_VM, KVM_X86_DEFAULT_VM };
+	const bool thp = !access("/sys/kernel/mm/transparent_hugepage", F_OK);
+	struct kvm_vm *vm;
+	int i, fd;
+
+	for (i = 0; i < ARRAY_SIZE(types); i++) {
+		vm = vm_create_barebones_type(types[i]);
+		TEST_ASSERT_EQ(!!(vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_FLAGS) & LARGE), thp);
+		fd = __vm_create_guest_memfd(vm, BLOCK, GMEM_MMAP_SHARED | LARGE);
+		TEST_ASSERT(thp ? fd >= 0 : fd == -1 && errno == EINVAL, "fd %d, errno %d", fd, errno);
+		if (fd >= 0)
+			kvm_close(fd);
+		/* A page is moved by itself. */
+		fd = __vm_create_guest_memfd(vm, BLOCK, GMEM_MMAP_SHARED | LARGE |
+					     GUEST_MEMFD_FLAG_MIGRATABLE);
+		TEST_ASSERT(fd == -1 && errno == EINVAL, "fd %d, errno %d", fd, errno);
+		kvm_vm_free(vm);
+	}
+}
+
+/* A platform that pages belong to has none. */
+HAZARD(platforms_have_small_folios)
+{
+	static const u32 platforms[] = { KVM_GMEM_EMULATE_SNP, KVM_GMEM_EMULATE_TDX };
+	struct kvm_vm *vm;
+	int i, r, fd;
+
+	for (i = 0; i < ARRAY_SIZE(platforms); i++) {
+		HZ_REQUIRE(gmem_emulates(platforms[i]), "needs CONFIG_KVM_GMEM_EMULATION");
+		vm = vm_create_barebones_type(KVM_X86_SW_PROTECTED_VM);
+		r = gmem_enable_emulation(vm, platforms[i], 0);
+		TEST_ASSERT(!r, "errno %d", r);
+		TEST_ASSERT(!(vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_FLAGS) & LARGE), "announced");
+		fd = __vm_create_guest_memfd(vm, BLOCK, GMEM_MMAP_SHARED | LARGE);
+		TEST_ASSERT(fd == -1 && errno == EINVAL, "fd %d, errno %d", fd, errno);
+		kvm_vm_free(vm);
+	}
+}
+
+/* Of either kind, and of a VM that has but one kind. */
+HAZARD(folio_is_mapped_at_once)
+{
+	struct lg l;
+	int kind;
+
+	for (kind = 0; kind < 3; kind++) {
+		gmem_dirty_free_pages();
+		lg_create(&l, kind == 2 ? KVM_X86_DEFAULT_VM : KVM_X86_SW_PROTECTED_VM, 2 * PAGES,
+			  LARGE | (kind ? GMEM_MMAP_SHARED : GUEST_MEMFD_FLAG_MMAP), GMEM_GPA, 0, 0);
+		fo_filled(&l, PAGES, GMEM_SEED(kind));
+		TEST_ASSERT_EQ(allocated(&l), PAGES);
+		folios_were(&l, made, 1);
+		folios_were(&l, split, 0);
+		became(&l, made, 0);
+		g_sees(&l, PAGES, PAGES, GMEM_SEED(kind));
+		if (kind) {
+			h_sees(&l, PAGES, PAGES, GMEM_SEED(kind));
+			TEST_ASSERT_EQ(host_large(&l), PAGES);
+		} else {
+			gmem_host_assert_refused(l.file + OFF(PAGES), BLOCK);
+		}
+		/* Bytes that were never written are zero. */
+		gmem_guest_assert(l.vcpus[0], gpa_of(&l, PAGES + 1), 64, GMEM_ZEROES, 0);
+		lg_destroy(&l);
+	}
+}
+
+/* The host's first use of a page is that of all. */
+HAZARD(host_uses_a_folio)
+{
+	struct lg l;
+	u8 *mem;
+	u64 i;
+
+	fo_simple(&l, 2 * PAGES, false);
+	gmem_dirty_free_pages();
+	allocate(&l, 0, 2 * PAGES);
+	folios_are(&l, 2);
+	for (i = 0; i < BLOCK; i += 61)
+		TEST_ASSERT_EQ(l.file[i], 0);
+	TEST_ASSERT_EQ(host_large(&l), PAGES);
+	l.file[BLOCK + OFF(77)] = 0x11;
+	TEST_ASSERT_EQ(host_large(&l), 2 * PAGES);
+	TEST_ASSERT_EQ(gmem_guest_read(l.vcpus[0], gpa_of(&l, PAGES + 77)), 0x11);
+	large_is(&l, 1);
+
+	/* Where the kernel maps it, it is aligned; where not, it is mapped small. */
+	mem = kvm_mmap(2 * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, l.a.fd);
+	TEST_ASSERT(!((u64)mem & (BLOCK - 1)), "Mapped at %p", mem);
+	kvm_munmap(mem, 2 * BLOCK);
+	mem = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, l.a.fd, PG);
+	TEST_ASSERT(mem != MAP_FAILED, "mmap: errno %d", errno);
+	TEST_ASSERT_EQ(mem[BLOCK - PG], 0);
+	TEST_ASSERT_EQ(mem[0], 0);
+	kvm_munmap(mem, BLOCK);
+	/* Nobody makes a folio of other pages, or takes it away. */
+	TEST_ASSERT(madvise(l.file, BLOCK, MADV_COLLAPSE), "collapsed");
+	folios_are(&l, 2);
+	lg_destroy(&l);
+}
+
+/* As a whole, there and back: it stays a folio. */
+HAZARD(folio_converts_as_a_whole)
+{
+	const u32 seed = GMEM_SEED(2);
+	struct lg l;
+	int i;
+
+	fo_simple(&l, 2 * PAGES, false);
+	fo_shared(&l, PAGES, seed);
+	for (i = 0; i < 3; i++) {
+		to(&l, PAGES, PAGES, GMEM_PRIVATE);
+		TEST_ASSERT_EQ(host_large(&l), 0);
+		gmem_host_assert_refused(l.file + BLOCK, BLOCK);
+		g_sees(&l, PAGES, PAGES, seed);
+		large_is(&l, 1);
+		to(&l, PAGES, PAGES, GMEM_SHARED);
+		large_is(&l, 0);
+		h_sees(&l, PAGES, PAGES, seed);
+		TEST_ASSERT_EQ(host_large(&l), PAGES);
+		g_sees(&l, PAGES, PAGES, seed);
+		large_is(&l, 1);
+	}
+	/* With the pages around it, of which there are none. */
+	to(&l, 0, 2 * PAGES, GMEM_PRIVATE);
+	to(&l, PAGES - 1, PAGES + 1, GMEM_SHARED);
+	h_sees(&l, PAGES, PAGES, seed);
+	folios_are(&l, 1);
+	gmem_convert(l.a.fd, BLOCK, BLOCK, GMEM_PRIVATE, GMEM_ZERO);
+	g_sees(&l, PAGES, PAGES, GMEM_ZEROES);
+	folios_are(&l, 1);
+	folios_were(&l, split, 0);
+	folios_were(&l, held, 0);
+	lg_destroy(&l);
+}
+
+/* A page of a folio, wherever: it is split, and can be mapped large again. */
+static void borders_of(bool private)
+{
+	const u64 was = private ? GMEM_PRIVATE : GMEM_SHARED;
+	const u64 other = private ? GMEM_SHARED : GMEM_PRIVATE;
+	const u32 seed = GMEM_SEED(9);
+	u64 page;
+	struct lg l;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(borders); i++) {
+		fo_simple(&l, 2 * PAGES, private);
+		if (private)
+			fo_filled(&l, PAGES, seed);
+		else
+			fo_shared(&l, PAGES, seed);
+		page = PAGES + borders[i];
+
+		to(&l, page, 1, other);
+		folios_are(&l, 0);
+		folios_were(&l, split, 1);
+		large_is(&l, 0);
+		blocks_are(&l, 1, 0);
+		TEST_ASSERT_EQ(allocated(&l), PAGES);
+		g_sees(&l, PAGES, PAGES, seed);
+		TEST_ASSERT_EQ(host_large(&l), 0);
+		if (private) {
+			h_sees(&l, page, 1, seed);
+			gmem_host_assert_refused(l.file + BLOCK, OFF(borders[i]));
+			gmem_host_assert_refused(l.file + OFF(page + 1), OFF(2 * PAGES - page - 1));
+		} else {
+			/* Not even when it has the pages next to it. */
+			h_sees(&l, PAGES, borders[i], seed);
+			h_sees(&l, page + 1, PAGES - borders[i] - 1, seed);
+			gmem_host_assert_refused(l.file + OFF(page), PG);
+		}
+
+		to(&l, page, 1, was);
+		g_sees(&l, PAGES, PAGES, seed);
+		large_is(&l, 1);
+		folios_are(&l, 0);
+
+		/* New memory is a folio again. The host has a page table there, and goes on to use it. */
+		TEST_ASSERT(!gmem_punch(l.a.fd, BLOCK, BLOCK), "punch: errno %d", errno);
+		fo_filled(&l, PAGES, seed);
+		if (!private)
+			h_sees(&l, PAGES, PAGES, seed);
+		lg_destroy(&l);
+	}
+}
+
+HAZARD(page_of_private_folio_converts)
+{
+	borders_of(true);
+}
+
+HAZARD(page_of_shared_folio_converts)
+{
+	borders_of(false);
+}
+
+/* At most two are split: those at the ends. */
+HAZARD(range_across_folios_converts)
+{
+	const u32 seed = GMEM_SEED(4);
+	struct lg l;
+	u64 i;
+
+	fo_simple(&l, 4 * PAGES, true);
+	allocate(&l, 0, 4 * PAGES);
+	folios_are(&l, 4);
+	for (i = 0; i < 4; i++)
+		touch(&l, i * PAGES);
+	g_write(&l, 0, 4 * PAGES, seed);
+
+	/* What is so already is not split. */
+	to(&l, 100, 3 * PAGES, GMEM_PRIVATE);
+	gmem_convert(l.a.fd, OFF(PAGES + 5), PG, GMEM_PRIVATE, GMEM_ZERO);
+	folios_are(&l, 4);
+	g_sees(&l, PAGES + 5, 1, GMEM_ZEROES);
+	g_write(&l, PAGES + 5, 1, seed);
+	g_sees(&l, PAGES, PAGES, seed);
+	large_is(&l, 4);
+
+	to(&l, 100, 3 * PAGES, GMEM_SHARED);
+	folios_are(&l, 2);
+	folios_were(&l, split, 2);
+	h_sees(&l, 100, 3 * PAGES, seed);
+	TEST_ASSERT_EQ(host_large(&l), 2 * PAGES);
+	gmem_host_assert_refused(l.file, OFF(100));
+	gmem_host_assert_refused(l.file + OFF(3 * PAGES + 100), BLOCK - OFF(100));
+	g_sees(&l, 0, 4 * PAGES, seed);
+	large_is(&l, 2);
+
+	to(&l, 100, 3 * PAGES, GMEM_PRIVATE);
+	folios_are(&l, 2);
+	folios_were(&l, split, 2);
+	g_sees(&l, 0, 4 * PAGES, seed);
+	large_is(&l, 4);
+	lg_destroy(&l);
+}
+
+/* Memory for pages of both kinds is not one folio. */
+HAZARD(memory_of_two_kinds)
+{
+	struct lg l;
+
+	fo_simple(&l, 2 * PAGES, true);
+	to(&l, 7, 1, GMEM_SHARED);
+	allocate(&l, 0, 2 * PAGES);
+	folios_are(&l, 1);
+	folios_were(&l, made, 1);
+	became(&l, made, 1);
+	h_sees(&l, 7, 1, GMEM_ZEROES);
+	gmem_host_assert_refused(l.file + OFF(6), PG);
+	gmem_host_assert_refused(l.file + OFF(8), PG);
+	lg_destroy(&l);
+}
+
+HAZARD(hole_in_a_folio)
+{
+	const u32 seed = GMEM_SEED(5);
+	struct lg l;
+	u64 page;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(borders); i++) {
+		fo_simple(&l, 3 * PAGES, i & 1);
+		fo_filled(&l, PAGES, seed);
+		page = PAGES + borders[i];
+		TEST_ASSERT(!gmem_punch(l.a.fd, OFF(page), PG), "punch: errno %d", errno);
+		large_is(&l, 0);
+		folios_are(&l, 0);
+		folios_were(&l, split, 1);
+		TEST_ASSERT_EQ(allocated(&l), PAGES - 1);
+		g_sees(&l, PAGES, borders[i], seed);
+		g_sees(&l, page + 1, PAGES - borders[i] - 1, seed);
+		g_sees(&l, page, 1, GMEM_ZEROES);
+		TEST_ASSERT_EQ(allocated(&l), PAGES);
+
+		/* All of it, in a hole that begins before and ends behind it. */
+		TEST_ASSERT(!gmem_punch(l.a.fd, BLOCK, BLOCK), "punch: errno %d", errno);
+		fo_filled(&l, PAGES, seed);
+		TEST_ASSERT(!gmem_punch(l.a.fd, PG, 2 * BLOCK), "punch: errno %d", errno);
+		TEST_ASSERT_EQ(allocated(&l), 0);
+		folios_were(&l, split, 1);
+		large_is(&l, 0);
+		g_sees(&l, PAGES, PAGES, GMEM_ZEROES);
+		lg_destroy(&l);
+	}
+}
+
+/* Who has a page has the folio: nothing of it becomes private, and no part is freed. */
+HAZARD(pinned_folio)
+{
+	const u32 seed = GMEM_SEED(7);
+	struct pin pin;
+	struct lg l;
+	u64 eo;
+	int r;
+
+	fo_simple(&l, 3 * PAGES, false);
+	fo_shared(&l, PAGES, seed);
+	r = pin_page(&pin, PIN_IO_URING, l.file + OFF(PAGES + 100));
+	HZ_REQUIRE(r != ENODEV, "needs io_uring");
+	TEST_ASSERT(!r, "pin: errno %d", r);
+
+	/* The offset is that of the first page that is the request's. */
+	r = gmem_set(l.a.fd, BLOCK, BLOCK, GMEM_PRIVATE, GMEM_PRESERVE, &eo);
+	TEST_ASSERT(r == EAGAIN && eo == BLOCK, "errno %d, error_offset %#lx", r, eo);
+	r = gmem_set(l.a.fd, OFF(PAGES + 300), PG, GMEM_PRIVATE, GMEM_ZERO, &eo);
+	TEST_ASSERT(r == EAGAIN && eo == OFF(PAGES + 300), "errno %d, error_offset %#lx", r, eo);
+	r = gmem_set(l.a.fd, 0, OFF(PAGES + 300), GMEM_PRIVATE, GMEM_NONE, &eo);
+	TEST_ASSERT(r == EAGAIN && eo == BLOCK, "errno %d, error_offset %#lx", r, eo);
+	r = gmem_set(l.a.fd, OFF(PAGES + 300), BLOCK, GMEM_PRIVATE, GMEM_NONE, &eo);
+	TEST_ASSERT(r == EAGAIN && eo == OFF(PAGES + 300), "errno %d, error_offset %#lx", r, eo);
+	r = gmem_punch(l.a.fd, 0, BLOCK + PG);
+	TEST_ASSERT(r == EAGAIN, "punch: errno %d", r);
+	r = gmem_punch(l.a.fd, 2 * BLOCK - PG, BLOCK);
+	TEST_ASSERT(r == EAGAIN, "punch: errno %d", r);
+	/* Nothing has changed. */
+	gmem_assert_attributes(l.a.fd, 0, 3 * BLOCK, GMEM_SHARED);
+	TEST_ASSERT_EQ(allocated(&l), PAGES);
+	folios_are(&l, 1);
+	folios_were(&l, split, 0);
+	TEST_ASSERT(vm_get_stat(l.vm, gmem_folios_held) >= 5, "not counted");
+	g_sees(&l, PAGES, PAGES, seed);
+	h_sees(&l, PAGES, PAGES, seed);
+	large_is(&l, 1);
+
+	unpin_page(&pin);
+	to(&l, PAGES + 300, 1, GMEM_PRIVATE);
+	folios_were(&l, split, 1);
+	g_sees(&l, PAGES, PAGES, seed);
+	h_sees(&l, PAGES, 300, seed);
+	gmem_host_assert_refused(l.file + OFF(PAGES + 300), PG);
+	lg_destroy(&l);
+}
+
+/* A hole that has all of a folio leaves it to who holds it, as with small ones. */
+HAZARD(pinned_folio_in_a_hole)
+{
+	struct pin pin;
+	struct lg l;
+	int r;
+
+	fo_simple(&l, PAGES, false);
+	fo_shared(&l, 0, GMEM_SEED(3));
+	r = pin_page(&pin, PIN_IO_URING, l.file + OFF(100));
+	HZ_REQUIRE(r != ENODEV, "needs io_uring");
+	TEST_ASSERT(!r, "pin: errno %d", r);
+	TEST_ASSERT(!gmem_punch(l.a.fd, 0, BLOCK), "punch: errno %d", errno);
+	TEST_ASSERT_EQ(allocated(&l), 0);
+	fo_filled(&l, 0, GMEM_SEED(4));
+	to(&l, 0, PAGES, GMEM_PRIVATE);
+	unpin_page(&pin);
+	g_sees(&l, 0, PAGES, GMEM_SEED(4));
+	lg_destroy(&l);
+}
+
+/* A child has the same mappings, which end with those of its parent. */
+HAZARD(forked_host)
+{
+	const u32 seed = GMEM_SEED(8);
+	int to_child[2], to_parent[2], status;
+	struct lg l;
+	pid_t pid;
+	char c;
+
+	fo_simple(&l, PAGES, false);
+	fo_shared(&l, 0, seed);
+	TEST_ASSERT(!pipe(to_child) && !pipe(to_parent), "pipe: errno %d", errno);
+	pid = fork();
+	TEST_ASSERT(pid >= 0, "fork: errno %d", errno);
+	if (!pid) {
+		h_sees(&l, 0, PAGES, seed);
+		TEST_ASSERT_EQ(host_large(&l), PAGES);
+		TEST_ASSERT(write(to_parent[1], "", 1) == 1 && read(to_child[0], &c, 1) == 1, "pipe");
+		h_sees(&l, 0, PAGES - 1, seed);
+		TEST_ASSERT(gmem_host_refused(l.file + OFF(511)), "The child has a private page");
+		_exit(0);
+	}
+	TEST_ASSERT(read(to_parent[0], &c, 1) == 1, "pipe");
+	to(&l, 511, 1, GMEM_PRIVATE);
+	TEST_ASSERT(write(to_child[1], "", 1) == 1, "pipe");
+	TEST_ASSERT(waitpid(pid, &status, 0) == pid && !status, "The child: %#x", status);
+	g_sees(&l, 0, PAGES, seed);
+	lg_destroy(&l);
+}
+
+/* Memory failure splits the folio. */
+HAZARD(failed_memory_in_a_folio)
+{
+	const u32 seed = GMEM_SEED(6);
+	u64 page;
+	int i, r;
+
+	HZ_REQUIRE(can_poison_mapped(), "needs MEMORY_FAILURE and root");
+
+	for (i = 0; i < ARRAY_SIZE(borders); i += 2) {
+		struct lg l;
+
+		fo_simple(&l, PAGES, false);
+		fo_shared(&l, 0, seed);
+		page = borders[i];
+		r = poison_mapped(l.file + OFF(page));
+		TEST_ASSERT(!r, "MADV_HWPOISON: errno %d (%s)", r, strerror(r));
+		large_is(&l, 0);
+		folios_are(&l, 0);
+		gmem_host_assert_refused(l.file + OFF(page), PG);
+
+		to(&l, (page + 1) % PAGES, 1, GMEM_PRIVATE);
+		to(&l, (page + 1) % PAGES, 1, GMEM_SHARED);
+		g_sees(&l, 0, page, seed);
+		g_sees(&l, page + 1, PAGES - page - 1, seed);
+		h_sees(&l, 0, page, seed);
+		h_sees(&l, page + 1, PAGES - page - 1, seed);
+		large_is(&l, 0);
+		r = __gmem_guest_do(l.vcpus[0], GMEM_OP_READ, gpa_of(&l, page), 1, 0, 0, 0);
+		TEST_ASSERT(r == -EHWPOISON, "The guest's read: %d", r);
+		/* The reference of memory failure is nobody's. */
+		to(&l, 0, PAGES, GMEM_PRIVATE);
+		gmem_host_assert_refused(l.file, BLOCK);
+		lg_destroy(&l);
+	}
+}
+
+/* The folio is held, so memory failure cannot split it. */
+static void fails_in_a_pinned_folio(u64 page)
+{
+	const u32 seed = GMEM_SEED(6);
+	struct kvm_vcpu *vcpu;
+	struct pin pin, other;
+	struct lg l;
+	u64 eo;
+	int r;
+
+	fo_simple(&l, PAGES, false);
+	fo_shared(&l, 0, seed);
+	r = pin_page(&pin, PIN_IO_URING, l.file + OFF(100));
+	TEST_ASSERT(!r, "pin: errno %d", r);
+	vcpu = vm_vcpu_add(l.vm, 1, gmem_guest_code);
+	vcpu_args_set(vcpu, 1, 1ul);
+	gmem_guest_start(vcpu);
+	r = gmem_host_poison(l.file + OFF(page));
+	TEST_ASSERT(!r, "MADV_HWPOISON: errno %d (%s)", r, strerror(r));
+
+	/* Guest and host lose the page, and have the others, one by one. */
+	large_is(&l, 0);
+	folios_are(&l, 1);
+	blocks_are(&l, 0, 0);
+	TEST_ASSERT_EQ(host_large(&l), 0);
+	h_sees(&l, 0, page, seed);
+	gmem_host_assert_refused(l.file + OFF(page), PG);
+	h_sees(&l, page + 1, PAGES - page - 1, seed);
+	gmem_host_assert_refused(l.file + OFF(page), PG);
+	g_sees(&l, 0, page, seed);
+	g_sees(&l, page + 1, PAGES - page - 1, seed);
+	large_is(&l, 0);
+	TEST_ASSERT_EQ(host_large(&l), 0);
+	/* Another vCPU reads it, as one that has failed tries that again for ever. */
+	r = __gmem_guest_do(vcpu, GMEM_OP_READ, gpa_of(&l, page), 1, 0, 0, 0);
+	TEST_ASSERT(r == -EHWPOISON, "The guest's read: %d", r);
+
+	/* As a whole, and in part, it stays what it is as long as it is held. */
+	r = gmem_set(l.a.fd, 0, BLOCK, GMEM_PRIVATE, GMEM_PRESERVE, &eo);
+	TEST_ASSERT(r == EAGAIN && !eo, "errno %d, error_offset %#lx", r, eo);
+	r = gmem_set(l.a.fd, OFF(7), PG, GMEM_PRIVATE, GMEM_PRESERVE, &eo);
+	TEST_ASSERT(r == EAGAIN && eo == OFF(7), "errno %d, error_offset %#lx", r, eo);
+	unpin_page(&pin);
+
+	/* The pin is not taken for a reference that memory failure keeps. */
+	r = pin_page(&other, PIN_IO_URING, l.file + OFF(50));
+	TEST_ASSERT(!r, "pin: errno %d", r);
+	r = gmem_set(l.a.fd, 0, BLOCK, GMEM_PRIVATE, GMEM_PRESERVE, &eo);
+	TEST_ASSERT(r == EAGAIN && !eo, "errno %d, error_offset %#lx", r, eo);
+	unpin_page(&other);
+
+	/* Contents are not written where memory has failed, and elsewhere. */
+	r = gmem_set(l.a.fd, 0, BLOCK, GMEM_PRIVATE, GMEM_ZERO, &eo);
+	TEST_ASSERT(r == EHWPOISON && eo == OFF(page), "errno %d, error_offset %#lx", r, eo);
+	folios_are(&l, 1);
+	to(&l, 7, 1, GMEM_PRIVATE);
+	folios_are(&l, 0);
+	r = gmem_set(l.a.fd, 0, BLOCK, GMEM_PRIVATE, GMEM_ZERO, &eo);
+	TEST_ASSERT(r == EHWPOISON && eo == OFF(page), "errno %d, error_offset %#lx", r, eo);
+	to(&l, 0, PAGES, GMEM_PRIVATE);
+	g_sees(&l, 0, page, seed);
+	g_sees(&l, page + 1, PAGES - page - 1, seed);
+	r = __gmem_guest_do(l.vcpus[0], GMEM_OP_READ, gpa_of(&l, page), 1, 0, 0, 0);
+	TEST_ASSERT(r == -EHWPOISON, "The guest's read: %d", r);
+	lg_destroy(&l);
+}
+
+HAZARD(failed_memory_in_a_pinned_folio)
+{
+	struct io_uring_params params;
+
+	HZ_REQUIRE(can_poison_mapped(), "needs MEMORY_FAILURE and root");
+	HZ_REQUIRE(ring_create(&params) >= 0, "needs io_uring");
+	/* The first one has the flags of the folio. */
+	fails_in_a_pinned_folio(0);
+	fails_in_a_pinned_folio(200);
+}
+
+/* The page has failed before the folio was used. */
+HAZARD(failed_memory_in_an_unused_folio)
+{
+	struct lg l;
+	int r;
+
+	HZ_REQUIRE(can_poison_mapped(), "needs MEMORY_FAILURE and root");
+	fo_simple(&l, PAGES, false);
+	allocate(&l, 0, PAGES);
+	r = poison_mapped(l.file + OFF(300));
+	TEST_ASSERT(!r, "MADV_HWPOISON: errno %d (%s)", r, strerror(r));
+	folios_are(&l, 0);
+	g_write(&l, 0, 300, GMEM_SEED(1));
+	g_write(&l, 301, PAGES - 301, GMEM_SEED(1));
+	large_is(&l, 0);
+	h_sees(&l, 0, 300, GMEM_SEED(1));
+	h_sees(&l, 301, PAGES - 301, GMEM_SEED(1));
+	lg_destroy(&l);
+}
+
+/* User space has folios split by other means, below the guest. */
+HAZARD(folio_is_split_by_others)
+{
+	const u32 seed = GMEM_SEED(3);
+	struct lg l;
+
+	fo_simple(&l, PAGES, false);
+	fo_shared(&l, 0, seed);
+	HZ_REQUIRE(!madvise(l.file + OFF(17), OFF(3), MADV_PAGEOUT), "needs MADV_PAGEOUT");
+	folios_are(&l, 0);
+	/* The guest has its mapping still, as nothing has moved. */
+	large_is(&l, 1);
+	g_sees(&l, 0, PAGES, seed);
+	h_sees(&l, 0, PAGES, seed);
+	to(&l, 18, 1, GMEM_PRIVATE);
+	g_sees(&l, 0, PAGES, seed);
+	folios_were(&l, split, 0);
+	lg_destroy(&l);
+}
+
+HAZARD(no_memory_for_a_folio)
+{
+	struct lg l;
+
+	HZ_REQUIRE(hz_have_debugfs() && refuse_blocks(false), "needs FAIL_PAGE_ALLOC");
+	fo_simple(&l, 2 * PAGES, true);
+	TEST_ASSERT(refuse_blocks(true), "Cannot refuse");
+	allocate(&l, 0, PAGES);
+	TEST_ASSERT_EQ(allocated(&l), PAGES);
+	maps(&l, PAGES, PAGES);
+	TEST_ASSERT_EQ(allocated(&l), 2 * PAGES);
+	refuse_blocks(false);
+	became(&l, no_memory, 2);
+	folios_were(&l, made, 0);
+	folios_are(&l, 0);
+	g_write(&l, 0, 2 * PAGES, GMEM_SEED(3));
+	g_sees(&l, 0, 2 * PAGES, GMEM_SEED(3));
+	TEST_ASSERT(!gmem_punch(l.a.fd, 0, OFF(2 * PAGES)), "punch");
+	fo_filled(&l, 0, GMEM_SEED(3));
+	lg_destroy(&l);
+}
+
+/* KVM_MAP_MEMORY allocates folios, and maps them at once. */
+HAZARD(folios_are_mapped_ahead)
+{
+	struct lg l;
+	u64 before;
+
+	fo_simple(&l, 4 * PAGES, true);
+	maps(&l, 0, 4 * PAGES);
+	folios_are(&l, 4);
+	large_is(&l, 4);
+	before = faults(&l);
+	g_write(&l, 0, 4 * PAGES, GMEM_SEED(1));
+	g_sees(&l, 0, 4 * PAGES, GMEM_SEED(1));
+	TEST_ASSERT(faults(&l) - before < FEW, "%lu faults", faults(&l) - before);
+	lg_destroy(&l);
+}
+
+/* Folios show at frames that are not aligned like them: many at a time, but small. */
+HAZARD(misaligned_slot)
+{
+	const u32 seed = GMEM_SEED(1);
+	struct lg l;
+
+	lg_create(&l, KVM_X86_SW_PROTECTED_VM, 2 * PAGES, LARGE | GMEM_MMAP_SHARED, GMEM_GPA, 3, 0);
+	allocate(&l, 0, 2 * PAGES);
+	folios_are(&l, 2);
+	g_write(&l, 3, 2 * PAGES - 3, seed);
+	large_is(&l, 0);
+	h_sees(&l, 3, 2 * PAGES - 3, seed);
+	maps(&l, 3, 2 * PAGES - 3);
+	g_sees(&l, 3, 2 * PAGES - 3, seed);
+	to(&l, 3, 2 * PAGES - 3, GMEM_PRIVATE);
+	folios_were(&l, split, 1);
+	folios_are(&l, 1);
+	g_sees(&l, 3, 2 * PAGES - 3, seed);
+	large_is(&l, 0);
+	lg_destroy(&l);
+}
+
+struct reader {
+	pthread_t thread;
+	struct lg *l;
+	struct kvm_vcpu *vcpu;
+	atomic_int *stop;
+};
+
+static void *reads_all_the_time(void *arg)
+{
+	struct reader *r = arg;
+	u64 page = 0;
+
+	while (!atomic_load(r->stop)) {
+		page = page % (PAGES - 1) + 1;
+		gmem_guest_assert(r->vcpu, gpa_of(r->l, 0) + some_at(page), SOME, GMEM_SEED(5),
+				  some_at(page));
+	}
+	return NULL;
+}
+
+/*
+ * Guests fault a folio's pages in, with and without the lock, while it is split, and
+ * the host reads them: nobody is given another page of it.
+ */
+HAZARD(faults_while_a_folio_is_split)
+{
+	const int readers = 2;
+	struct reader r[readers];
+	atomic_int stop;
+	struct kvm_vcpu *vcpu;
+	struct lg l;
+	u64 round;
+	int i;
+
+	fo_simple(&l, PAGES, false);
+	for (i = 0; i < readers; i++) {
+		vcpu = vm_vcpu_add(l.vm, 1 + i, gmem_guest_code);
+		vcpu_args_set(vcpu, 1, (u64)(1 + i));
+		gmem_guest_start(vcpu);
+		r[i] = (struct reader) { .l = &l, .vcpu = vcpu, .stop = &stop };
+	}
+	for (round = 0; round < 30; round++) {
+		allocate(&l, 0, PAGES);
+		folios_are(&l, 1);
+		for (i = 0; i < PAGES; i++)
+			gmem_fill(l.file + some_at(i), SOME, GMEM_SEED(5), some_at(i));
+		atomic_store(&stop, 0);
+		for (i = 0; i < readers; i++)
+			kvm_pthread_create(&r[i].thread, NULL, reads_all_the_time, &r[i]);
+		if (round & 1) {
+			while (gmem_set_once(l.a.fd, 0, PG, GMEM_PRIVATE, GMEM_NONE, NULL) == EAGAIN)
+				sched_yield();
+		} else {
+			madvise(l.file, PG, MADV_PAGEOUT);
+		}
+		h_sees(&l, 1, PAGES - 1, GMEM_SEED(5));
+		atomic_store(&stop, 1);
+		for (i = 0; i < readers; i++)
+			kvm_pthread_join(r[i].thread, NULL);
+		gmem_guest_assert(l.vcpus[0], gpa_of(&l, 0) + some_at(511), SOME, GMEM_SEED(5),
+				  some_at(511));
+		to(&l, 0, PAGES, GMEM_SHARED);
+		TEST_ASSERT(!gmem_punch(l.a.fd, 0, BLOCK), "punch");
+	}
+	lg_destroy(&l);
+}
+
+int main(int argc, char *argv[])
+{
+	gmem_require_in_place();
+	__TEST_REQUIRE(kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS) & LARGE,
+		       "no large folios here (GUEST_MEMFD_FLAG_LARGE_FOLIOS)");
+	return test_harness_run(argc, argv);
+}

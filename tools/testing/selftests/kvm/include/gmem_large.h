@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * A VM whose memory in a guest_memfd can be mapped 2M at a time, for the tests of
+ * large mappings and of large folios.
+ */
+#ifndef SELFTEST_KVM_GMEM_LARGE_H
+#define SELFTEST_KVM_GMEM_LARGE_H
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <sys/mman.h>
+
+#include "gmem_move.h"
+
+#define BLOCK		((u64)SZ_2M)
+#define PAGES		(BLOCK / PG)
+/*
+ * More faults than the guest's own page tables take, and fewer than a block takes that
+ * is mapped page by page, or sixteen pages at a time.
+ */
+#define FEW		24
+/* Bytes to compare: enough to tell pages apart, also if one is shifted. */
+#define SOME		64
+/* Pages at the borders of the block, and of words and nodes of the attribute map. */
+static const u64 borders[] = { 0, 1, 63, 64, 255, 256, 510, 511 };
+
+/* An offset in the page, another one in each page. */
+static inline u64 some_at(u64 page)
+{
+	return OFF(page) + (page * 192 + 7) % (PG - SOME);
+}
+
+/* A VM with a file, a part of which is in a memslot. Page numbers count in the file. */
+struct lg {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpus[1];
+	struct gmem_area a;
+	/* The host's mapping of the whole file. */
+	u8 *file;
+};
+
+static inline u64 large(struct lg *l)
+{
+	return vm_get_stat(l->vm, pages_2m);
+}
+
+#define large_is(l, want)							\
+do {										\
+	u64 __got = large(l), __want = (want);					\
+										\
+	TEST_ASSERT(__got == __want, "%lu mappings of 2M, wanted %lu", __got, __want); \
+} while (0)
+
+/* Statistics of blocks since the VM was created. */
+#define became(l, what, want)							\
+	TEST_ASSERT_EQ(vm_get_stat((l)->vm, gmem_blocks_##what), want)
+
+/* The values of fdinfo, in pages. */
+static inline u64 pages_of(struct lg *l, const char *key)
+{
+	char path[64], line[256], format[64];
+	unsigned long bytes = ~0ul;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", l->a.fd);
+	snprintf(format, sizeof(format), "gmem-%s: %%lu", key);
+	f = fopen(path, "r");
+	TEST_ASSERT(f, "%s cannot be read", path);
+	while (fgets(line, sizeof(line), f))
+		sscanf(line, format, &bytes);
+	fclose(f);
+	TEST_ASSERT(bytes != ~0ul, "No gmem-%s in %s", key, path);
+	return bytes / PG;
+}
+
+#define allocated(l)	pages_of(l, "allocated")
+
+/* How much is contiguous, and how much of that can be mapped large. */
+#define blocks_are(l, contiguous, large)					\
+do {										\
+	TEST_ASSERT_EQ(pages_of(l, "contiguous"), (contiguous) * PAGES);	\
+	TEST_ASSERT_EQ(pages_of(l, "large"), (large) * PAGES);			\
+} while (0)
+
+static inline u64 faults(struct lg *l)
+{
+	return vcpu_get_stat(l->vcpus[0], pf_taken);
+}
+
+static inline gpa_t gpa_of(struct lg *l, u64 page)
+{
+	return l->a.gpa + OFF(page) - l->a.file_offset;
+}
+
+/* A VM of @type with a file of @npages, whose pages [@first, @npages) are at @gpa. */
+static inline void lg_create(struct lg *l, u32 type, u64 npages, u64 flags, gpa_t gpa, u64 first,
+		      u64 hva_off)
+{
+	const struct vm_shape shape = { .mode = VM_MODE_DEFAULT, .type = type };
+	u8 *mem;
+
+	memset(l, 0, sizeof(*l));
+	l->vm = __vm_create_with_vcpus(shape, 1, npages, gmem_guest_code, l->vcpus);
+	vcpu_args_set(l->vcpus[0], 1, 0ul);
+	gmem_install_sigbus_handler();
+
+	l->a.vm = l->vm;
+	l->a.slot = GMEM_SLOT;
+	l->a.gpa = gpa;
+	l->a.size = OFF(npages - first);
+	l->a.file_offset = OFF(first);
+	l->a.fd = vm_create_guest_memfd(l->vm, OFF(npages), flags);
+
+	/* The slot's memory, at hva_off behind an aligned address. */
+	mem = kvm_mmap(OFF(npages) + 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	mem = (u8 *)(((u64)mem + BLOCK - 1) & ~(BLOCK - 1)) + hva_off;
+	l->file = mmap(mem, OFF(npages), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, l->a.fd, 0);
+	TEST_ASSERT(l->file == mem, "mmap(): errno %d", errno);
+	l->a.hva = l->file + OFF(first);
+
+	gmem_area_bind(&l->a);
+	gmem_area_virt_map(&l->a);
+	gmem_guest_start(l->vcpus[0]);
+	large_is(l, 0);
+}
+
+static inline void lg_destroy(struct lg *l)
+{
+	kvm_vm_free(l->vm);
+	kvm_close(l->a.fd);
+}
+
+static inline void allocate(struct lg *l, u64 page, u64 n)
+{
+	gmem_allocate_blocks(l->a.fd, OFF(page), OFF(n));
+}
+
+static inline void g_write(struct lg *l, u64 page, u64 n, u32 pattern)
+{
+	u64 i;
+
+	for (i = page; i < page + n; i++)
+		gmem_guest_fill(l->vcpus[0], gpa_of(l, 0) + some_at(i), SOME, pattern, some_at(i));
+}
+
+#define g_sees(l, page, n, pattern)						\
+do {										\
+	u64 __i, __first = (page), __n = (n);					\
+										\
+	for (__i = __first; __i < __first + __n; __i++)				\
+		gmem_guest_assert((l)->vcpus[0], gpa_of(l, 0) + some_at(__i), SOME, \
+				  pattern, some_at(__i));			\
+} while (0)
+
+#define h_sees(l, page, n, pattern)						\
+do {										\
+	u64 __i, __first = (page), __n = (n);					\
+										\
+	for (__i = __first; __i < __first + __n; __i++)				\
+		gmem_host_assert((l)->file + some_at(__i), SOME, pattern, some_at(__i)); \
+} while (0)
+
+static inline void touch(struct lg *l, u64 page)
+{
+	gmem_guest_read(l->vcpus[0], gpa_of(l, page));
+}
+
+/* A block with bytes that the guest has in one mapping. */
+static inline void lg_filled(struct lg *l, u64 page, u32 pattern)
+{
+	u64 before;
+
+	allocate(l, page, PAGES);
+	gmem_guest_write(l->vcpus[0], gpa_of(l, page + 3), 1);
+	large_is(l, 1);
+	before = faults(l);
+	g_write(l, page, PAGES, pattern);
+	TEST_ASSERT(faults(l) - before < FEW, "%lu faults on mapped pages", faults(l) - before);
+	large_is(l, 1);
+	blocks_are(l, 1, 1);
+}
+
+static inline void to(struct lg *l, u64 page, u64 n, u64 attributes)
+{
+	gmem_convert(l->a.fd, OFF(page), OFF(n), attributes, GMEM_PRESERVE);
+}
+
+/* KVM_MAP_MEMORY; returns the errno, and checks what is left. */
+static inline int map_memory(struct lg *l, u64 page, u64 n, u64 *left)
+{
+	struct kvm_memory_mapping args = {
+		.base_address = gpa_of(l, page),
+		.size = OFF(n),
+	};
+	int i, r;
+
+	gmem_want_blocks();
+	for (i = 0; i < GMEM_MAX_RETRIES; i++) {
+		r = gmem_ioctl(l->vcpus[0]->fd, KVM_MAP_MEMORY, &args);
+		TEST_ASSERT(args.base_address + args.size == gpa_of(l, page + n) &&
+			    args.size <= OFF(n), "%#llx + %#llx is left", args.base_address, args.size);
+		if (!args.size || (r && r != EAGAIN && r != EINTR))
+			break;
+	}
+	*left = args.size;
+	return r;
+}
+
+#define maps(l, page, n)							\
+do {										\
+	u64 __left;								\
+	int __r = map_memory(l, page, n, &__left);				\
+										\
+	TEST_ASSERT(!__r && !__left, "errno %d, %#lx left", __r, __left);	\
+} while (0)
+
+/* Makes allocations of contiguous memory fail from now on, or succeed again. */
+static inline bool refuse_blocks(bool refuse)
+{
+	static const char dir[] = DEBUGFS "/fail_page_alloc/";
+	char path[128];
+	const struct { const char *file; long value; } set[] = {
+		{ "ignore-gfp-wait", 0 }, { "ignore-gfp-highmem", 0 }, { "min-order", 9 },
+		{ "task-filter", 0 }, { "verbose", 0 }, { "times", -1 },
+		{ "probability", refuse ? 100 : 0 },
+	};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(set); i++) {
+		snprintf(path, sizeof(path), "%s%s", dir, set[i].file);
+		if (hz_write_file(path, "%ld", set[i].value))
+			return false;
+	}
+	return true;
+}
+
+#endif /* SELFTEST_KVM_GMEM_LARGE_H */
