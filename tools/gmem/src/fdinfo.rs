@@ -34,6 +34,9 @@ pub struct FdInfo {
     /// How much of that can be mapped large for a guest, because it is in use and all private or all
     /// shared.
     pub large: Option<u64>,
+    /// How much of it is one folio each; [`None`] for files that were not made with
+    /// [`CreateFlags::LARGE_FOLIOS`](crate::CreateFlags::LARGE_FOLIOS).
+    pub folios: Option<u64>,
     /// The memslots that show pages of the file, lowest page first.
     pub slots: Vec<BoundSlot>,
 }
@@ -131,6 +134,7 @@ impl FdInfo {
                 "gmem-migratable" => info.migratable = value == "yes",
                 "gmem-contiguous" => info.contiguous = Some(number()?),
                 "gmem-large" => info.large = Some(number()?),
+                "gmem-folios" => info.folios = Some(number()?),
                 "gmem-slot" => info.slots.push(slot(value).ok_or_else(malformed)?),
                 // Lines that a later kernel adds.
                 _ => (),
@@ -169,7 +173,7 @@ mod tests {
         "pos:\t0\ngmem-mode:\tin-place\ngmem-vendor:\tsnp (model)\ngmem-size:\t65536\n\
         gmem-allocated:\t20480\ngmem-private:\t28672\ngmem-shared:\t36864\ngmem-runs:\t2\n\
         gmem-migratable:\tyes\ngmem-contiguous:\t4194304\ngmem-large:\t2097152\n\
-        gmem-slot:\t0x100020-0x100022 offset 0x1000\n";
+        gmem-folios:\t2097152\ngmem-slot:\t0x100020-0x100022 offset 0x1000\n";
 
     #[test]
     fn all_lines_are_read() {
@@ -186,6 +190,7 @@ mod tests {
             migratable: true,
             contiguous: Some(4194304),
             large: Some(2097152),
+            folios: Some(2097152),
             slots: vec![BoundSlot {
                 gfns: 0x100020..0x100022,
                 offset: 0x1000,
@@ -199,6 +204,8 @@ mod tests {
     fn files_stay_in_their_memory_unless_they_say_otherwise() {
         let text = LINES.replace("gmem-migratable:\tyes\n", "");
         assert!(!FdInfo::parse(&text).unwrap().migratable);
+        let text = LINES.replace("gmem-folios:\t2097152\n", "");
+        assert_eq!(FdInfo::parse(&text).unwrap().folios, None);
     }
 
     #[test]

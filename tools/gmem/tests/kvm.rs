@@ -759,6 +759,7 @@ fn fdinfo_follows_a_file() {
         migratable: false,
         contiguous: Some(0),
         large: Some(0),
+        folios: None,
         slots: vec![BoundSlot {
             gfns: 0x100..0x104,
             offset: 4 * PAGE,

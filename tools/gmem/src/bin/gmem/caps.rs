@@ -80,6 +80,7 @@ impl Type {
             "mmap": self.has(CreateFlags::MMAP),
             "init_shared": self.has(CreateFlags::INIT_SHARED),
             "migratable": self.has(CreateFlags::MIGRATABLE),
+            "large_folios": self.has(CreateFlags::LARGE_FOLIOS),
             "map_memory": self.capabilities.maps_memory,
             "conversions": conversions,
         })

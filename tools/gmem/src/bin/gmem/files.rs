@@ -102,6 +102,7 @@ impl Found {
             "allocated": self.info.allocated,
             "contiguous": self.info.contiguous,
             "large": self.info.large,
+            "folios": self.info.folios,
             "private": self.info.totals.map(|totals| totals.private),
             "shared": self.info.totals.map(|totals| totals.shared),
             "runs": self.info.totals.map(|totals| totals.runs),

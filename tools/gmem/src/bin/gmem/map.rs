@@ -95,9 +95,15 @@ impl Look {
             .large
             .filter(|large| *large != 0)
             .map_or_else(String::new, |large| format!(", {} large", size(large)));
+        let folios = info
+            .folios
+            .filter(|folios| *folios != 0)
+            .map_or_else(String::new, |folios| {
+                format!(", {} in folios", size(folios))
+            });
         let moves = if info.migratable { ", migratable" } else { "" };
         let title = format!(
-            "process {pid}, descriptor {fd}: {}, {} allocated{totals}{large}{moves}",
+            "process {pid}, descriptor {fd}: {}, {} allocated{totals}{large}{folios}{moves}",
             size(info.size),
             size(info.allocated)
         );
@@ -130,6 +136,7 @@ impl Look {
             "migratable": self.info.migratable,
             "contiguous": self.info.contiguous,
             "large": self.info.large,
+            "folios": self.info.folios,
             "runs": runs,
         })
     }
