@@ -332,6 +332,9 @@ static u8 *map_shared(struct machine *m, bool huge)
 	return hva;
 }
 
+/* For the files of the next machine. */
+static u64 more_flags;
+
 static void machine_make_with(struct machine *m, enum backing backing, u64 npages,
 			      bool huge, void *guest, u32 nr, struct kvm_vcpu **vcpus)
 {
@@ -347,9 +350,8 @@ static void machine_make_with(struct machine *m, enum backing backing, u64 npage
 	m->vm = __vm_create_with_vcpus(shape, nr, 2 * pages, guest, vcpus);
 	m->vcpu = vcpus[0];
 	m->order = addr_gva2hva(m->vm, (gva_t)&order);
-	m->fd = vm_create_guest_memfd(m->vm, m->size,
-				      backing == TWO_BACKINGS ? 0 :
-								GMEM_MMAP_SHARED);
+	m->fd = vm_create_guest_memfd(m->vm, m->size, backing == TWO_BACKINGS ? 0 :
+				      GMEM_MMAP_SHARED | more_flags);
 	m->hva = map_shared(m, huge);
 	/* A file may be larger than what guests can address. */
 	m->bound = (m->vm->max_gfn + 1) * PAGE_SIZE - BENCH_GPA;
@@ -1040,9 +1042,13 @@ static void bench_round_trip(enum backing backing, const char *name, u64 policy,
 	machine_destroy(&m);
 }
 
-/* Memory that is allocated ahead, so that the guest can have large mappings of it. */
-static void bench_large(void)
+/*
+ * Memory that is allocated ahead, so that the guest can have it by large mappings: in
+ * small folios, or in large ones.
+ */
+static void bench_large(bool folios)
 {
+	const char *name = folios ? "folios" : "in-place";
 	struct figure fault = {}, map = {}, to_private = {}, to_shared = {}, one = {}, back = {};
 	const u64 block = SZ_2M / PAGE_SIZE, n = pages & ~(block - 1);
 	struct machine m;
@@ -1050,7 +1056,9 @@ static void bench_large(void)
 
 	if (!n)
 		return;
+	more_flags = folios ? GUEST_MEMFD_FLAG_LARGE_FOLIOS : 0;
 	machine_init(&m, IN_PLACE, pages, false);
+	more_flags = 0;
 	for_each_rep(r) {
 		punch(&m, 0, pages);
 		allocate(&m, 0, pages);
@@ -1086,12 +1094,12 @@ static void bench_large(void)
 		guest_touch(&m, block / 2, 1);
 		figure_add(&back, now() - start);
 	}
-	figure_print(&fault, n, PER_PAGE, "large/in-place/guest-fault");
-	figure_print(&map, n, PER_PAGE, "large/in-place/map-memory");
-	figure_print(&to_private, n, PER_PAGE, "large/in-place/to-private/preserve/one-call");
-	figure_print(&to_shared, n, PER_PAGE, "large/in-place/to-shared/preserve/one-call");
-	figure_print(&one, 1, PER_CALL, "large/in-place/to-private/preserve/one-page-split");
-	figure_print(&back, 1, PER_CALL, "large/in-place/guest-fault/one-page-large-again");
+	figure_print(&fault, n, PER_PAGE, "large/%s/guest-fault", name);
+	figure_print(&map, n, PER_PAGE, "large/%s/map-memory", name);
+	figure_print(&to_private, n, PER_PAGE, "large/%s/to-private/preserve/one-call", name);
+	figure_print(&to_shared, n, PER_PAGE, "large/%s/to-shared/preserve/one-call", name);
+	figure_print(&one, 1, PER_CALL, "large/%s/to-private/preserve/one-page-split", name);
+	figure_print(&back, 1, PER_CALL, "large/%s/guest-fault/one-page-large-again", name);
 	machine_destroy(&m);
 }
 
@@ -1385,7 +1393,10 @@ int main(int argc, char **argv)
 		return 0;
 
 	if (wanted("large") && can_map_memory)
-		bench_large();
+		bench_large(false);
+	if (wanted("large") && can_map_memory &&
+	    kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS) & GUEST_MEMFD_FLAG_LARGE_FOLIOS)
+		bench_large(true);
 	if (wanted("empty"))
 		bench_empty();
 	if (wanted("runs"))
