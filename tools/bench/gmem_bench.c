@@ -22,8 +22,10 @@
 #include <time.h>
 #include <unistd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "gmem_test.h"
+#include "numaif.h"
 
 /* The default; a batch is this many pages, and single calls a sixteenth. */
 #define DEFAULT_PAGES	1024
@@ -47,6 +49,8 @@ static u64 pages = DEFAULT_PAGES;
 static int reps = DEFAULT_REPS;
 static bool in_place;
 static bool can_map_memory;
+/* Of files that the host maps. */
+static u64 file_flags = GMEM_MMAP_SHARED;
 static const char *sections;
 
 /* --- Time --------------------------------------------------------------- */
@@ -332,9 +336,6 @@ static u8 *map_shared(struct machine *m, bool huge)
 	return hva;
 }
 
-/* For the files of the next machine. */
-static u64 more_flags;
-
 static void machine_make_with(struct machine *m, enum backing backing, u64 npages,
 			      bool huge, void *guest, u32 nr, struct kvm_vcpu **vcpus)
 {
@@ -350,8 +351,8 @@ static void machine_make_with(struct machine *m, enum backing backing, u64 npage
 	m->vm = __vm_create_with_vcpus(shape, nr, 2 * pages, guest, vcpus);
 	m->vcpu = vcpus[0];
 	m->order = addr_gva2hva(m->vm, (gva_t)&order);
-	m->fd = vm_create_guest_memfd(m->vm, m->size, backing == TWO_BACKINGS ? 0 :
-				      GMEM_MMAP_SHARED | more_flags);
+	m->fd = vm_create_guest_memfd(m->vm, m->size,
+				      backing == TWO_BACKINGS ? 0 : file_flags);
 	m->hva = map_shared(m, huge);
 	/* A file may be larger than what guests can address. */
 	m->bound = (m->vm->max_gfn + 1) * PAGE_SIZE - BENCH_GPA;
@@ -1056,9 +1057,9 @@ static void bench_large(bool folios)
 
 	if (!n)
 		return;
-	more_flags = folios ? GUEST_MEMFD_FLAG_LARGE_FOLIOS : 0;
+	file_flags |= folios ? GUEST_MEMFD_FLAG_LARGE_FOLIOS : 0;
 	machine_init(&m, IN_PLACE, pages, false);
-	more_flags = 0;
+	file_flags = GMEM_MMAP_SHARED;
 	for_each_rep(r) {
 		punch(&m, 0, pages);
 		allocate(&m, 0, pages);
@@ -1289,6 +1290,134 @@ static void bench_contend(enum backing backing, bool new)
 	machine_destroy(&m);
 }
 
+/* --- Moving pages ---------------------------------------------------------- */
+
+#define MOVES		TRACING "instances/moves"
+
+/*
+ * The figures are the time between the two trace events of migrate_pages() in
+ * mm/migrate.c. They leave out what its callers do to find pages and isolate them.
+ */
+static bool moves_can_be_traced(void)
+{
+	if ((mkdir(MOVES, 0700) && errno != EEXIST) ||
+	    access(MOVES "/events/migrate/mm_migrate_pages_start/enable", W_OK))
+		return false;
+	tell(MOVES "/trace_clock", "x86-tsc");
+	tell(MOVES "/events/migrate/mm_migrate_pages_start/enable", "1");
+	tell(MOVES "/events/migrate/mm_migrate_pages/enable", "1");
+	return true;
+}
+
+static void moves_begin(void)
+{
+	tell(MOVES "/trace", " ");
+}
+
+/* Ticks since moves_begin(), in which @n pages were moved. */
+static u64 moves_end(u64 n)
+{
+	u64 start = 0, ticks = 0, moved = 0, stamp, more;
+	FILE *f = fopen(MOVES "/trace", "r");
+	char line[512];
+
+	must(f, "No trace: errno %d", errno);
+	while (fgets(line, sizeof(line), f)) {
+		char *event = strstr(line, ": mm_migrate_pages"), *at = event;
+
+		if (!event)
+			continue;
+		while (at > line && at[-1] != ' ')
+			at--;
+		stamp = strtoull(at, NULL, 10);
+		if (sscanf(event, ": mm_migrate_pages: nr_succeeded=%lu", &more) != 1) {
+			start = stamp;
+			continue;
+		}
+		must(start, "The end of a move, and no start");
+		moved += more;
+		ticks += stamp - start;
+		start = 0;
+	}
+	fclose(f);
+	must(moved == n, "%lu pages were moved, wanted %lu", moved, n);
+	return ticks;
+}
+
+/* All in one call, to the other node. */
+static u64 move_many(u8 *mem, u64 n)
+{
+	void **at = malloc(n * sizeof(*at));
+	int *nodes = malloc(n * sizeof(*nodes)), *status = malloc(n * sizeof(*status));
+	long r;
+	u64 i;
+
+	for (i = 0; i < n; i++)
+		at[i] = mem + i * PAGE_SIZE;
+	must(!move_pages(0, 1, at, NULL, status, 0) && status[0] >= 0, "No node: %d", status[0]);
+	for (i = 0; i < n; i++)
+		nodes[i] = !status[0];
+	moves_begin();
+	r = move_pages(0, n, at, nodes, status, MPOL_MF_MOVE);
+	must(!r, "move_pages: %ld, errno %d", r, errno);
+	free(at);
+	free(nodes);
+	free(status);
+	return moves_end(n);
+}
+
+/* The instruction that folio_mc_copy() uses on a processor with ERMS, as QEMU has it. */
+static void copy_bytes(u8 *to, const u8 *from, u64 size)
+{
+	asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(size) :: "memory");
+}
+
+/* Anonymous memory, for comparison. */
+static void bench_move_anonymous(u64 n)
+{
+	struct figure copy = {}, many = {};
+	u64 start;
+
+	for_each_rep(r) {
+		u8 *mem = kvm_mmap(n * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+		must(!madvise(mem, n * PAGE_SIZE, MADV_NOHUGEPAGE), "madvise: errno %d", errno);
+		memset(mem, r + 1, n * PAGE_SIZE);
+		start = now();
+		copy_bytes(mem, mem + n / 2 * PAGE_SIZE, n / 2 * PAGE_SIZE);
+		figure_add(&copy, now() - start);
+		figure_add(&many, move_many(mem, n));
+		kvm_munmap(mem, n * PAGE_SIZE);
+	}
+	figure_print(&copy, n / 2, PER_PAGE, "move/copy");
+	figure_print(&many, n, PER_PAGE, "move/anonymous");
+}
+
+/*
+ * Pages that the host has mapped, and then the guest as well. Private pages are left out:
+ * move_pages() finds pages by the page tables of processes.
+ */
+static void bench_move(u64 n)
+{
+	struct figure host = {}, both = {};
+	struct machine m;
+
+	file_flags |= GUEST_MEMFD_FLAG_MIGRATABLE;
+	machine_init(&m, IN_PLACE, n, false);
+	file_flags = GMEM_MMAP_SHARED;
+	for_each_rep(r) {
+		host_touch(&m, 0, n);
+		figure_add(&host, move_many(m.hva, n));
+		host_touch(&m, 0, n);
+		guest_touch(&m, 0, n);
+		figure_add(&both, move_many(m.hva, n));
+		punch(&m, 0, n);
+	}
+	figure_print(&host, n, PER_PAGE, "move/in-place/host-mapped");
+	figure_print(&both, n, PER_PAGE, "move/in-place/both-mapped");
+	machine_destroy(&m);
+}
+
 /* Whether a section was requested; without -s all are. */
 static bool wanted(const char *section)
 {
@@ -1388,6 +1517,11 @@ int main(int argc, char **argv)
 		if (wanted("trip"))
 			bench_round_trip(IN_PLACE, "preserve-populated", GMEM_PRESERVE,
 					 POPULATED, false, single);
+	}
+	if (wanted("move") && is_multi_numa_node_system() && moves_can_be_traced()) {
+		bench_move_anonymous(pages);
+		if (in_place && kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS) & GUEST_MEMFD_FLAG_MIGRATABLE)
+			bench_move(pages);
 	}
 	if (!in_place)
 		return 0;

@@ -153,6 +153,7 @@ BEGIN {
 	goal("punching costs at most 1.00 of C", "punch/shared-file/allocated", 1.00)
 	goal("punching costs at most 1.00 of C", "punch/shared-file/one-empty-page", 1.00)
 	goal("allocating costs at most 1.00 of C", "fallocate/shared-file/allocated", 1.00)
+	under("moving a page, copy + 6000:", "move/in-place/both-mapped", int(value["rust", "move/copy"]) + 6000)
 	for (i = 1; i <= count; i++)
 		if (order[i] ~ /^convert-empty-1TiB/ && ("rust", order[i]) in value)
 			result("empty 1 TiB below 20000 instructions", order[i], sprintf("%.0f", value["rust", order[i]]),
