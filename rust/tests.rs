@@ -877,11 +877,14 @@ mod caller {
 
         stays(file.migrate_with(5, Greedy::migrate), ERANGE, 1)?;
         let mut held = None;
+        let mut during = 0;
         let moved = file.migrate_with(5, |platform, from, to| {
             held = Some(from.hold());
+            during = vm.invalidations();
             copy(platform, from, to)
         });
         drop(held);
+        assert_eq!(during, 1);
         stays(moved, EAGAIN, 2)?;
         vm.kill();
         stays(file.migrate_with(5, copy), EBUSY, 3)
