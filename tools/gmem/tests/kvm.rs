@@ -121,13 +121,9 @@ fn capabilities_of_a_protected_vm() {
         Feature::ReadAttributes,
         Feature::MapMemory,
         Feature::ExitMapGpaRange,
+        Feature::Migratable,
     ];
     assert_eq!(capabilities.require(&everything), Ok(()));
-    // Where no platform owns private pages.
-    assert_eq!(
-        capabilities.has(Feature::Migratable),
-        cfg!(target_arch = "x86_64")
-    );
     for support in [capabilities.before_launch, capabilities.after_launch] {
         for to in [Visibility::Shared, Visibility::Private] {
             assert!(support.allows(to, Content::Zero));
