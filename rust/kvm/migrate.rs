@@ -36,6 +36,7 @@ use crate::{
     trace, //
 };
 use core::{
+    cell::Cell,
     marker::PhantomData,
     ptr::NonNull, //
 };
@@ -55,6 +56,8 @@ pub struct Source<'m> {
     /// To whom the page was given, which its platform agrees with.
     given: Option<Assignment>,
     span: &'m InvalidateSpan<'m>,
+    /// Whether the old memory does not have the bytes any more, whatever becomes of the evidence.
+    gone: &'m Cell<bool>,
 }
 
 /// The memory that it is moved to, which holds its last owner's bytes.
@@ -64,11 +67,7 @@ pub struct Destination<'m> {
 }
 
 /// All bytes of the page are in its new memory. Only what puts them there makes one.
-pub struct Moved<'m> {
-    /// The old memory does not have the bytes any more.
-    gone: bool,
-    _page: PhantomData<&'m ()>,
-}
+pub struct Moved<'m>(PhantomData<&'m ()>);
 
 impl<'m> Source<'m> {
     #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
@@ -99,10 +98,7 @@ impl<'m> Source<'m> {
         // SAFETY: Both folios are valid and locked as long as `'m`, the second is nobody else's, and
         // they are of one size.
         to_result(unsafe { bindings::gmem_folio_copy(to.folio.as_ptr(), self.folio.as_ptr()) })?;
-        Ok(Moved {
-            gone: false,
-            _page: PhantomData,
-        })
+        Ok(Moved(PhantomData))
     }
 
     /// Has the hypervisor move a page that a guest has in page tables that the host does not see, owned
@@ -118,10 +114,8 @@ impl<'m> Source<'m> {
         if !self.span.move_page(old.pfn(), new.pfn())? {
             return self.copy(to);
         }
-        Ok(Moved {
-            gone: true,
-            _page: PhantomData,
-        })
+        self.gone.set(true);
+        Ok(Moved(PhantomData))
     }
 
     /// Has the platform move a page that it was given. If the guest loses the page, so does everybody:
@@ -151,10 +145,8 @@ impl<'m> Source<'m> {
                 return Err(EIO);
             }
         }
-        Ok(Moved {
-            gone: true,
-            _page: PhantomData,
-        })
+        self.gone.set(true);
+        Ok(Moved(PhantomData))
     }
 }
 
@@ -257,23 +249,29 @@ unsafe fn migrate_locked(
     if span.zap().is_dead() {
         return Err(EBUSY);
     }
+    let gone = Cell::new(false);
     let (source, destination) = (
         Source {
             folio: from,
             given,
             span: &span,
+            gone: &gone,
         },
         Destination {
             folio: to,
             _page: PhantomData,
         },
     );
-    let moved = vendor(inode.platform(), source, destination).and_then(|moved| {
+    let moved = match vendor(inode.platform(), source, destination) {
+        // Not if the vendor has only dropped the evidence: the platform has the new memory then.
+        Err(error) if !gone.get() => Err(error),
         // Whoever has got a reference since, by looking into the page cache, has it to the old page,
         // and finds that out when it gets the lock. It matters where the page could yet stay.
         // SAFETY: By the contract of this function. All bytes are there.
-        to_result(unsafe { bindings::gmem_folio_replace(to.as_ptr(), from.as_ptr(), moved.gone) })
-    });
+        _ => to_result(unsafe {
+            bindings::gmem_folio_replace(to.as_ptr(), from.as_ptr(), gone.get())
+        }),
+    };
     // The memory that is free now, which may not be the host's if a platform failed.
     let free = if moved.is_ok() { &old } else { &new };
     if platform::is_assigned(free) {
