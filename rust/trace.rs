@@ -95,7 +95,7 @@ events! {
         end: u64,
     ) = __tracepoint_kvm_gmem_split, gmem_trace_split;
 
-    /// A large folio is split into its pages, or is not: inode, offset, errno, negative.
+    /// A large folio is split, or is not: inode, offset, errno, negative.
     pub(crate) fn split_folio(
         ino: u64,
         offset: u64,

@@ -4,6 +4,16 @@
  */
 #include "../helpers.h"
 
+static bool gmem_is_folio(const void *entry)
+{
+	return entry && !xa_is_internal(entry) && !xa_is_value(entry);
+}
+
+static bool gmem_is_large(const struct folio *folio)
+{
+	return READ_ONCE(folio->flags.f) & BIT(PG_head);
+}
+
 /*
  * Whether @entry of a file is @page, with the required flags.  A folio has the
  * address of its first page.  The page can have another owner, as with
@@ -16,25 +26,38 @@ static bool gmem_block_has(const void *entry, const struct page *page, unsigned 
 }
 
 /*
- * The same for a block that is one large folio, whose entry @xas has found.  While
- * the folio is split its entries are smaller ones, which say nothing here.
+ * The order of the large folio that @xas has found, whose first page is @page, if the
+ * folio has the required flag and none of its pages has failed; 0 if not.
+ *
+ * While a folio is split, it loses the flag of failed pages for a moment.  Its
+ * references are frozen then, and its entry has changed already.  So the flag is right
+ * if the folio had a reference after the entry was read, and the entry is the same
+ * afterwards.
  */
-static bool gmem_block_is_folio(struct xa_state *xas, struct folio *folio, unsigned long used)
+static unsigned int gmem_block_folio(struct xa_state *xas, const struct page *page,
+				     unsigned long used)
 {
-	if (xas_get_order(xas) != GMEM_BLOCK_ORDER ||
-	    (READ_ONCE(folio->flags.f) & used) != used ||
-	    READ_ONCE(folio_page(folio, 1)->flags.f) & BIT(PG_has_hwpoisoned))
-		return false;
+	const unsigned int order = xas_get_order(xas);
+
 	smp_rmb();
-	return true;
+	if (!order || !page_ref_count(page))
+		return 0;
+	smp_rmb();
+	if ((READ_ONCE(page->flags.f) & used) != used ||
+	    READ_ONCE(page[1].flags.f) & BIT(PG_has_hwpoisoned))
+		return 0;
+	smp_rmb();
+	return xas_reload(xas) == page && xas_get_order(xas) == order ? order : 0;
 }
 
 /*
  * Whether the memory of the block with the page @at is in one piece, aligned, and
  * has not failed, and all of it in use if that is asked for; with the first frame.
+ * It can be one folio, or several of any size.
  *
- * Pages are mostly used in the order of their addresses, up or down.  So the pages next
- * to @at and the last page are checked first: they tell early that a block is not in use.
+ * Pages are mostly used in the order of their addresses, up or down.  So where @at is in
+ * a small folio, the pages next to it and the last page are checked first: they tell
+ * early that a block is not in use.
  */
 bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, u64 *pfn)
 {
@@ -48,34 +71,47 @@ bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, 
 	const struct page *page;
 	struct folio *folio;
 	unsigned long i, j;
+	unsigned int order;
 
 	guard(rcu)();
 	folio = xas_load(&xas);
-	if (!folio || xa_is_internal(folio) || xa_is_value(folio))
+	if (!gmem_is_folio(folio))
 		return false;
-	if (READ_ONCE(folio->flags.f) & BIT(PG_head)) {
-		*pfn = folio_pfn(folio);
-		return gmem_block_is_folio(&xas, folio, used);
-	}
-	*pfn = folio_pfn(folio) - (at - first);
+	/* A folio is aligned in the file as it is large. */
+	order = gmem_is_large(folio) ? xas_get_order(&xas) : 0;
+	*pfn = folio_pfn(folio) - (round_down(at, 1UL << order) - first);
 	if (!IS_ALIGNED(*pfn, nr))
 		return false;
 	page = pfn_to_page(*pfn);
 
-	for (i = 0; i < ARRAY_SIZE(hints); i++) {
+	for (i = 0; !order && i < ARRAY_SIZE(hints); i++) {
 		xas_set(&xas, hints[i]);
-		if (!gmem_block_has(xas_load(&xas), page + (hints[i] - first), bad | used, used))
+		folio = xas_load(&xas);
+		if (!gmem_block_has(folio, page + (hints[i] - first), bad | used, used) &&
+		    !(gmem_is_folio(folio) && gmem_is_large(folio)))
 			return false;
 	}
-	/* Node by node: each fault on a block comes here, and each page of it costs. */
-	for (i = 0; i < nr; i += XA_CHUNK_SIZE, page += XA_CHUNK_SIZE) {
+	for (i = 0; i < nr;) {
 		xas_set(&xas, first + i);
-		if (xas_load(&xas) != page || !xas.xa_node)
+		if (xas_load(&xas) != page + i || !xas.xa_node)
 			return false;
-		for (j = 0; j < XA_CHUNK_SIZE; j++)
-			if (!gmem_block_has(xa_entry(xas.xa, xas.xa_node, j), page + j, bad | used,
-					    used))
+		if (gmem_is_large((const void *)(page + i))) {
+			order = gmem_block_folio(&xas, page + i, used);
+			if (!order)
 				return false;
+			i += 1UL << order;
+			continue;
+		}
+		/* Node by node: each fault on a block comes here, and each page of it costs. */
+		i -= xas.xa_offset;
+		for (j = xas.xa_offset; j < XA_CHUNK_SIZE; j++)
+			if (!gmem_block_has(xa_entry(xas.xa, xas.xa_node, j), page + (i + j),
+					    bad | used, used))
+				break;
+		/* Perhaps a large folio follows. */
+		if (j == xas.xa_offset)
+			return false;
+		i += j;
 	}
 	/* Pairs with the barrier of folio_mark_uptodate(): bytes after the flag. */
 	smp_rmb();
@@ -90,8 +126,7 @@ bool gmem_mapping_is_large(struct address_space *mapping, pgoff_t at)
 
 	guard(rcu)();
 	entry = xas_load(&xas);
-	return entry && !xa_is_internal(entry) && !xa_is_value(entry) &&
-	       xas_get_order(&xas) == GMEM_BLOCK_ORDER;
+	return gmem_is_folio(entry) && xas_get_order(&xas) == GMEM_BLOCK_ORDER;
 }
 
 /*

@@ -10,7 +10,8 @@
 //!
 //! In files that were created so, a block can be one large folio instead, which the host maps at
 //! once. **A folio is private or shared as a whole**: it is allocated only for pages of one kind, and
-//! it is split before a part of it is converted. It is split before a part of it is freed, too.
+//! it is split before a part of it is converted. It is split before a part of it is freed, too. Then
+//! the block has folios of several sizes, each aligned, which are as large as the splits leave them.
 
 use crate::{
     attribute_map::Reader,
@@ -209,30 +210,54 @@ impl InvalidateGuard<'_, Shared> {
 const TRIES: u32 = 8;
 
 impl InvalidateGuard<'_, Exclusive> {
-    /// Splits the folio, if it is a large one, that has both the page `at` and the page before, into
-    /// folios of one page; sleeps.
+    /// Splits the folios that have pages of `range`, and others, where the range begins if `at_start`,
+    /// and where it ends if `at_end`; sleeps.
     ///
     /// Large folios are added with the lock held shared, and nothing makes a folio larger. So no
-    /// folio has both pages until the lock is released.
+    /// folio is across these ends until the lock is released.
     ///
     /// # Errors
     ///
-    /// `EAGAIN` if somebody holds the folio, `ENOMEM`; with its first page. No byte and no attribute has
+    /// `EAGAIN` if somebody holds a folio, `ENOMEM`; with its first page. No byte and no attribute has
     /// changed then.
     #[inline]
-    pub(crate) fn split_at(&self, at: PageIndex) -> Result<(), Refused> {
-        let inode = self.inode();
-        if !inode.has_large_folios() || at.get() >= inode.geometry().pages() {
+    pub(crate) fn split_around(
+        &self,
+        range: &PageRange,
+        at_start: bool,
+        at_end: bool,
+    ) -> Result<(), Refused> {
+        if !self.inode().has_large_folios() {
             return Ok(());
         }
-        self.split_large_at(at)
+        let (start, end) = (range.start(), range.end());
+        // In the folio that could begin with the range, the range also ends. The split at the end goes
+        // through the start then, and is the only one.
+        let end_is_enough = start.get() != 0 && range.len() >> start.get().trailing_zeros() == 0;
+
+        if at_end && end_is_enough {
+            self.split_at(end)?;
+        }
+        if at_start {
+            self.split_at(start)?;
+        }
+        if at_end && !end_is_enough {
+            self.split_at(end)?;
+        }
+        Ok(())
     }
 
-    /// Out of line, as most files have no large folios.
+    /// Splits the folio, if it is a large one, that has both the page `at` and the page before.
+    ///
+    /// It is out of line, as most files have no large folios.
     #[inline(never)]
-    fn split_large_at(&self, at: PageIndex) -> Result<(), Refused> {
+    fn split_at(&self, at: PageIndex) -> Result<(), Refused> {
         let inode = self.inode();
+        if at.get() >= inode.geometry().pages() {
+            return Ok(());
+        }
         let mut first = at;
+        let mut was_block = false;
         let mut result = Ok(());
 
         for tries in (0..TRIES).rev() {
@@ -240,10 +265,12 @@ impl InvalidateGuard<'_, Exclusive> {
                 return Ok(());
             };
             // CAST: Less than the number of the page.
-            first = PageIndex::new(at.get() - folio.within() as u64);
-            if first == at {
+            let begins = PageIndex::new(at.get() - folio.within() as u64);
+            if begins == at {
                 return Ok(());
             }
+            first = begins;
+            was_block |= folio.pages() == PAGES;
             result = folio.split(tries == 0);
             if result != Err(EAGAIN) {
                 break;
@@ -253,13 +280,15 @@ impl InvalidateGuard<'_, Exclusive> {
 
         let errno = result.err().map_or(0, Error::to_errno);
         trace::split_folio(|| (inode.number(), inode.offset_of(first), errno));
-        let what = if errno == 0 {
-            bindings::GMEM_FOLIO_SPLIT
-        } else {
-            bindings::GMEM_FOLIO_HELD
-        };
-        for file in inode.files(self) {
-            file.vm().count_blocks(what, 1);
+        if errno != 0 || was_block {
+            let what = if errno == 0 {
+                bindings::GMEM_FOLIO_SPLIT
+            } else {
+                bindings::GMEM_FOLIO_HELD
+            };
+            for file in inode.files(self) {
+                file.vm().count_blocks(what, 1);
+            }
         }
         result.map_err(|error| Refused { error, at: first })
     }
@@ -333,12 +362,12 @@ pub(crate) fn prepare_around(stable: &Stable<'_>, at: PageIndex) {
     if memory(inode, at, false).is_none() {
         return;
     }
-    for other in pages.start().get()..pages.end().get() {
-        if is_killed() {
-            return;
-        }
+    let mut next = pages.start().get();
+    while next < pages.end().get() && !is_killed() {
+        let other = LockedFolio::find(inode, PageIndex::new(next));
+        next += other.as_ref().map_or(1, LockedFolio::pages);
         // A page that has failed stays as it is, and so the block small.
-        if let Some(folio) = LockedFolio::find(inode, PageIndex::new(other)) {
+        if let Some(folio) = other {
             let _ = folio.prepare();
         }
         reschedule();

@@ -173,11 +173,12 @@ impl<'a> LockedFolio<'a> {
         unsafe { bindings::gmem_folio_hwpoison(self.as_ptr(), self.within(), 1) == self.within() }
     }
 
-    /// Whether the folio has more pages than one.
+    /// How many pages the folio has.
     #[inline]
-    pub(crate) fn is_large(&self) -> bool {
+    pub(crate) fn pages(&self) -> u64 {
         // SAFETY: The folio is valid.
-        unsafe { bindings::gmem_folio_is_large(self.as_ptr()) }
+        // CAST: A long has 64 bits here.
+        unsafe { bindings::gmem_folio_nr_pages(self.as_ptr()) as u64 }
     }
 
     /// Where in its folio the page is.
@@ -196,18 +197,25 @@ impl<'a> LockedFolio<'a> {
         some && !self.is_poisoned()
     }
 
-    /// Splits the folio into folios of one page, if it has more; sleeps.
+    /// Splits the folio so that one begins with the page, which is not the folio's first; sleeps. The
+    /// others stay as large as possible.
     ///
     /// # Errors
     ///
-    /// `EAGAIN` if somebody else has a reference to it, `ENOMEM`. Nothing has changed then, except that
-    /// host mappings may have been dropped, which fault back.
+    /// `EINVAL` for the first page. `EAGAIN` if somebody else has a reference to the folio, `ENOMEM`.
+    /// Host mappings may have been dropped then, which fault back, and the folio may be in parts
+    /// already.
     ///
     /// If it is the `last` attempt, the trace says what it has seen.
     pub(crate) fn split(self, last: bool) -> Result {
-        // SAFETY: The folio is valid, locked, and has our reference. Those are the first page's
-        // afterwards, which has the same address.
-        let result = to_result(unsafe { bindings::gmem_folio_split(self.as_ptr()) });
+        let within = self.within();
+        if within == 0 {
+            return Err(EINVAL);
+        }
+        // SAFETY: The folio is valid, locked, and has our reference. It has the page, which is not the
+        // first. Lock and reference are those of the first page's folio afterwards, which has the same
+        // address.
+        let result = to_result(unsafe { bindings::gmem_folio_split(self.as_ptr(), within) });
         if last && result == Err(EAGAIN) {
             // No LRU batch has a large folio.
             trace::busy(|| {
@@ -319,10 +327,10 @@ impl<'a> PreparedFolio<'a> {
         self.folio.page()
     }
 
-    /// Whether the folio has more pages than one, all of which are prepared.
+    /// How many pages the folio has, all of which are prepared.
     #[inline]
-    pub(crate) fn is_large(&self) -> bool {
-        self.folio.is_large()
+    pub(crate) fn pages(&self) -> u64 {
+        self.folio.pages()
     }
 }
 

@@ -56,11 +56,6 @@ bool gmem_folio_uptodate(struct folio *folio)
 	return folio_test_uptodate(folio);
 }
 
-bool gmem_folio_is_large(struct folio *folio)
-{
-	return folio_test_large(folio);
-}
-
 bool gmem_folio_has_hwpoisoned(struct folio *folio)
 {
 	return folio_test_large(folio) && folio_test_has_hwpoisoned(folio);

@@ -364,7 +364,8 @@ impl<'c, 'f> Conversion<'c, 'f, Accepted> {
 
 impl<'c, 'f> Conversion<'c, 'f, Reserved> {
     /// Step 7, folios: splits those that the pages that change are only a part of. At most there is
-    /// one at each end of the range, as a folio is private or shared as a whole; and stays so.
+    /// one at each end of the range, as a folio is private or shared as a whole; and stays so. They are
+    /// split at the ends, and otherwise left as large as possible.
     ///
     /// # Errors
     ///
@@ -375,12 +376,8 @@ impl<'c, 'f> Conversion<'c, 'f, Reserved> {
         let inode = guard.inode();
 
         if inode.has_large_folios() {
-            if inode.visibility(range.start()) != self.work.to() {
-                guard.split_at(range.start())?;
-            }
-            if inode.visibility(range.last()) != self.work.to() {
-                guard.split_at(range.end())?;
-            }
+            let changes = |at| inode.visibility(at) != self.work.to();
+            guard.split_around(&range, changes(range.start()), changes(range.last()))?;
         }
         Ok(self.then(Split(())))
     }

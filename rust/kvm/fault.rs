@@ -294,8 +294,8 @@ impl<'a> GuestFault<'a> {
     ) -> Result<GuestPage<'a>> {
         let folio = self.folio(stable)?;
         let max_order = f(&folio)?;
-        // The first use of a page of a large folio was that of all of it.
-        let first_use = folio.is_first_use() && !folio.is_large();
+        // The first use of a page is that of all of its folio, which can be the block.
+        let first_use = folio.is_first_use() && folio.pages() < block::PAGES;
         let page = folio.into_page();
         if first_use
             && max_order >= block::ORDER

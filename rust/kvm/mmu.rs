@@ -731,15 +731,14 @@ impl InvalidateGuard<'_, Exclusive> {
     ///
     /// # Errors
     ///
-    /// Those of [`split_at`](Self::split_at), for a large folio that is partly in `range`. Nothing has
-    /// been freed then.
+    /// Those of [`split_around`](Self::split_around), for a large folio that is partly in `range`.
+    /// Nothing has been freed then.
     pub fn free(&self, range: &PageRange) -> Result<(), Refused> {
         let Some(range) = range.intersect(&self.geometry().whole()) else {
             return Ok(());
         };
         // Of a folio that it could not split, truncation would leave all pages, with their bytes.
-        self.split_at(range.start())?;
-        self.split_at(range.end())?;
+        self.split_around(&range, true, true)?;
         // Before the first folio nothing is mapped. The entries of failed memory were removed when
         // the folio left the file.
         if let Some(range) = self.populated(&range) {

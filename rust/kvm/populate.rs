@@ -194,7 +194,7 @@ impl Populate<'_> {
         let callback = self.callback.ok_or(EINVAL)?;
 
         // The vendor fills a page, and all of the folio would count as filled.
-        if folio.is_large() {
+        if folio.pages() != 1 {
             return Err(EINVAL);
         }
         if platform::is_assigned(&folio.frame()) {

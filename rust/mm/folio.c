@@ -76,20 +76,31 @@ unsigned long gmem_folio_hwpoison(struct folio *folio, unsigned long first, unsi
 }
 
 /*
- * Splits a large folio, which the caller has locked and has a reference to, into
- * folios of one page.  The host loses its mappings of them, and faults them back.
- * Of what is remembered, each page has what the folio had.
+ * Splits a large folio, which the caller has locked and has a reference to, so that
+ * one of the new folios begins with its page @page: into halves, then the half with
+ * that page into halves, and so on.  The host loses its mappings of the folio, and
+ * faults them back.
  *
- * Returns -EAGAIN if there are other references, and -ENOMEM.  The lock and the
- * reference are those of the first page's folio then, and if not, too.
+ * Returns -EAGAIN if there are other references, and -ENOMEM; it may be in parts then,
+ * but not yet as it should.  The lock and the reference are those of the first page's
+ * folio, in any case.
  */
-int gmem_folio_split(struct folio *folio)
+int gmem_folio_split(struct folio *folio, unsigned long page)
 {
+	struct page *at = folio_page(folio, page);
 	int err;
 
-	if (!folio_test_large(folio))
-		return 0;
-	err = split_huge_page_to_order(&folio->page, 0);
+	err = folio_split(folio, __ffs(page), at, NULL);
+	if (err == -ENOMEM) {
+		/* The part that has the page is another folio by now, and not locked. */
+		if (page_folio(at) != folio)
+			return -EAGAIN;
+		/*
+		 * A node of the page cache was to be allocated, with locks held that keep it
+		 * from waiting for memory.  This waits, and splits into folios of one size.
+		 */
+		err = split_huge_page_to_order(&folio->page, __ffs(page));
+	}
 	/* It is in the file, is not being written back, and has no minimum. */
 	WARN_ON_ONCE(err == -EINVAL);
 	return !err || err == -ENOMEM ? err : -EAGAIN;

@@ -166,9 +166,8 @@ TRACE_EVENT(kvm_gmem_split,
 );
 
 /*
- * A large folio of a file, at offset, is split into its pages, as a part of it is
- * converted or freed; or it is not, as somebody holds it (EAGAIN), or for want of
- * memory.
+ * A large folio of a file, at offset, is split, as a part of it is converted or
+ * freed; or it is not, as somebody holds it (EAGAIN), or for want of memory.
  */
 TRACE_EVENT(kvm_gmem_split_folio,
 	TP_PROTO(u64 ino, u64 offset, int result),
