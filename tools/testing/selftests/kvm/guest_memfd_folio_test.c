@@ -264,6 +264,222 @@ HAZARD(page_of_shared_folio_converts)
 	borders_of(false);
 }
 
+/* How many folios of any size the shared pages of a block have, which the host maps for this. */
+static u64 folios_of(struct lg *l, u64 page)
+{
+	u64 i, heads = 0, pfn;
+
+	for (i = page; i < page + PAGES; i++) {
+		*(volatile u8 *)(l->file + OFF(i));
+		pfn = gmem_frame_of(l->file + OFF(i));
+		TEST_ASSERT(pfn, "No frame number of page %lu", i);
+		heads += !has_flag(pfn, KPF_COMPOUND_TAIL);
+	}
+	return heads;
+}
+
+/* A folio is not split more than a request needs: each halving makes one more. */
+HAZARD(rest_of_a_split_folio_is_large)
+{
+	static const struct {
+		u64 first, n, folios;
+	} parts[] = {
+		{ 0, 256, 2 }, { 256, 256, 2 }, { 0, 1, 10 }, { 511, 1, 10 }, { 256, 1, 10 },
+		{ 300, 1, 10 }, { 301, 1, 10 }, { 128, 256, 4 }, { 64, 8, 7 }, { 72, 56, 7 },
+		/* They begin at 96, 100, 104, 108 and 110, and where 96 to 111 are cut off. */
+		{ 100, 10, 10 },
+	};
+	const u32 seed = GMEM_SEED(10);
+	struct lg l;
+	int i;
+
+	HZ_REQUIRE(!access("/proc/kpageflags", R_OK), "needs /proc/kpageflags");
+	fo_simple(&l, 2 * PAGES, false);
+	for (i = 0; i < ARRAY_SIZE(parts); i++) {
+		fo_filled(&l, PAGES, seed);
+		TEST_ASSERT_EQ(folios_of(&l, PAGES), 1);
+		to(&l, PAGES + parts[i].first, parts[i].n, GMEM_PRIVATE);
+		folios_were(&l, split, i + 1);
+		gmem_host_assert_refused(l.file + OFF(PAGES + parts[i].first), OFF(parts[i].n));
+		to(&l, PAGES + parts[i].first, parts[i].n, GMEM_SHARED);
+		TEST_ASSERT_EQ(folios_of(&l, PAGES), parts[i].folios);
+		h_sees(&l, PAGES, PAGES, seed);
+		g_sees(&l, PAGES, PAGES, seed);
+		/* Together they can be mapped as one folio can. */
+		large_is(&l, 1);
+		blocks_are(&l, 1, 1);
+		TEST_ASSERT(!gmem_punch(l.a.fd, BLOCK, BLOCK), "punch: errno %d", errno);
+	}
+	lg_destroy(&l);
+}
+
+/* Ranges of all sizes, one after another, in a block that has folios of all sizes by then. */
+HAZARD(parts_of_parts_convert)
+{
+	const u32 seed = GMEM_SEED(11);
+	u64 attrs[PAGES] = {}, first, n, to_what, i;
+	u32 random = 0x5eed;
+	struct lg l;
+	int round;
+
+	fo_simple(&l, 2 * PAGES, false);
+	fo_shared(&l, PAGES, seed);
+	for (round = 0; round < 40; round++) {
+		first = hz_rand(&random) % PAGES;
+		n = 1 + hz_rand(&random) % (1 << hz_rand(&random) % 9);
+		if (n > PAGES - first)
+			n = PAGES - first;
+		to_what = hz_rand(&random) & 1 ? GMEM_PRIVATE : GMEM_SHARED;
+		to(&l, PAGES + first, n, to_what);
+		for (i = first; i < first + n; i++)
+			attrs[i] = to_what;
+		for (i = 0; i < PAGES; i++) {
+			gmem_assert_attributes(l.a.fd, OFF(PAGES + i), PG, attrs[i]);
+			if (attrs[i])
+				TEST_ASSERT(gmem_host_refused(l.file + OFF(PAGES + i)), "Page %lu", i);
+			else
+				h_sees(&l, PAGES + i, 1, seed);
+		}
+		if (!(round % 10))
+			g_sees(&l, PAGES, PAGES, seed);
+	}
+	to(&l, PAGES, PAGES, GMEM_PRIVATE);
+	g_sees(&l, PAGES, PAGES, seed);
+	large_is(&l, 1);
+	lg_destroy(&l);
+}
+
+/* Once it is split, who has a page has that part only. A part can be freed, and can fail. */
+HAZARD(parts_of_a_folio_are_apart)
+{
+	const u32 seed = GMEM_SEED(12);
+	struct io_uring_params params;
+	struct pin pin;
+	struct lg l;
+	u64 eo;
+	int r;
+
+	HZ_REQUIRE(can_poison_mapped(), "needs MEMORY_FAILURE and root");
+	HZ_REQUIRE(ring_create(&params) >= 0, "needs io_uring");
+	fo_simple(&l, 3 * PAGES, false);
+	fo_shared(&l, PAGES, seed);
+	to(&l, PAGES + 300, 1, GMEM_PRIVATE);
+	to(&l, PAGES + 300, 1, GMEM_SHARED);
+	h_sees(&l, PAGES, PAGES, seed);
+	r = pin_page(&pin, PIN_IO_URING, l.file + OFF(PAGES + 400));
+	TEST_ASSERT(!r, "pin: errno %d", r);
+
+	/* The folio of 128 pages, from 384 on. */
+	to(&l, PAGES + 10, 373, GMEM_PRIVATE);
+	r = gmem_set(l.a.fd, BLOCK, BLOCK, GMEM_PRIVATE, GMEM_PRESERVE, &eo);
+	TEST_ASSERT(r == EAGAIN && eo == OFF(PAGES + 384), "errno %d, error_offset %#lx", r, eo);
+	r = gmem_set(l.a.fd, OFF(PAGES + 450), PG, GMEM_PRIVATE, GMEM_PRESERVE, &eo);
+	TEST_ASSERT(r == EAGAIN && eo == OFF(PAGES + 450), "errno %d, error_offset %#lx", r, eo);
+	r = gmem_punch(l.a.fd, OFF(PAGES + 380), OFF(10));
+	TEST_ASSERT(r == EAGAIN, "punch: errno %d", r);
+	TEST_ASSERT_EQ(allocated(&l), PAGES);
+	unpin_page(&pin);
+
+	TEST_ASSERT(!gmem_punch(l.a.fd, OFF(PAGES + 380), OFF(10)), "punch: errno %d", errno);
+	TEST_ASSERT_EQ(allocated(&l), PAGES - 10);
+	g_sees(&l, PAGES, 380, seed);
+	g_sees(&l, PAGES + 380, 10, GMEM_ZEROES);
+	g_sees(&l, PAGES + 390, 122, seed);
+	h_sees(&l, PAGES + 390, 122, seed);
+
+	r = poison_mapped(l.file + OFF(PAGES + 470));
+	TEST_ASSERT(!r, "MADV_HWPOISON: errno %d (%s)", r, strerror(r));
+	gmem_host_assert_refused(l.file + OFF(PAGES + 470), PG);
+	h_sees(&l, PAGES + 390, 80, seed);
+	h_sees(&l, PAGES + 471, 41, seed);
+	g_sees(&l, PAGES + 390, 80, seed);
+	g_sees(&l, PAGES + 471, 41, seed);
+	r = __gmem_guest_do(l.vcpus[0], GMEM_OP_READ, gpa_of(&l, PAGES + 470), 1, 0, 0, 0);
+	TEST_ASSERT(r == -EHWPOISON, "The guest's read: %d", r);
+	lg_destroy(&l);
+}
+
+/* It was split before anybody used it. The guest's first use is that of all parts, as with a block. */
+HAZARD(unused_folio_in_parts)
+{
+	struct lg l;
+
+	fo_simple(&l, PAGES, false);
+	gmem_dirty_free_pages();
+	allocate(&l, 0, PAGES);
+	to(&l, 300, 1, GMEM_PRIVATE);
+	folios_were(&l, split, 1);
+	to(&l, 300, 1, GMEM_SHARED);
+	touch(&l, 5);
+	large_is(&l, 1);
+	g_sees(&l, 0, PAGES, GMEM_ZEROES);
+	h_sees(&l, 0, PAGES, GMEM_ZEROES);
+	lg_destroy(&l);
+}
+
+/* The memory that splitting a folio takes, nodes of the page cache, which are refused to this task. */
+enum refused { NONE, WHERE_NOBODY_WAITS, ALL };
+
+static bool refuse_nodes(enum refused what)
+{
+	const struct { const char *file; long value; } set[] = {
+		{ DEBUGFS "/failslab/ignore-gfp-wait", what != ALL },
+		{ DEBUGFS "/failslab/cache-filter", 1 }, { DEBUGFS "/failslab/task-filter", 1 },
+		{ DEBUGFS "/failslab/verbose", 0 }, { DEBUGFS "/failslab/times", -1 },
+		{ "/sys/kernel/slab/radix_tree_node/failslab", what != NONE },
+		{ "/proc/self/make-it-fail", what != NONE },
+		{ DEBUGFS "/failslab/probability", what == NONE ? 0 : 100 },
+	};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(set); i++)
+		if (hz_write_file(set[i].file, "%ld", set[i].value))
+			return false;
+	return true;
+}
+
+HAZARD(no_memory_to_split_a_folio)
+{
+	const u32 seed = GMEM_SEED(13);
+	struct lg l;
+	int r, hole;
+	u64 eo;
+
+	HZ_REQUIRE(hz_have_debugfs() && refuse_nodes(NONE), "needs FAILSLAB");
+	fo_simple(&l, 2 * PAGES, false);
+	fo_shared(&l, PAGES, seed);
+	TEST_ASSERT(refuse_nodes(ALL), "Cannot refuse");
+	r = gmem_set(l.a.fd, OFF(PAGES + 301), PG, GMEM_PRIVATE, GMEM_ZERO, &eo);
+	hole = gmem_punch(l.a.fd, OFF(PAGES + 301), PG);
+	refuse_nodes(NONE);
+	TEST_ASSERT(r == ENOMEM && eo == OFF(PAGES + 301), "errno %d, error_offset %#lx", r, eo);
+	TEST_ASSERT(hole == ENOMEM, "punch: errno %d", hole);
+	folios_were(&l, held, 2);
+	folios_were(&l, split, 0);
+	/* Nothing has changed, although it may be in parts. */
+	gmem_assert_attributes(l.a.fd, 0, 2 * BLOCK, GMEM_SHARED);
+	TEST_ASSERT_EQ(allocated(&l), PAGES);
+	h_sees(&l, PAGES, PAGES, seed);
+	g_sees(&l, PAGES, PAGES, seed);
+	large_is(&l, 1);
+
+	/* There is memory for who waits: 64 pages are split in another way. */
+	TEST_ASSERT(!gmem_punch(l.a.fd, BLOCK, BLOCK), "punch: errno %d", errno);
+	fo_filled(&l, PAGES, seed);
+	TEST_ASSERT(refuse_nodes(WHERE_NOBODY_WAITS), "Cannot refuse");
+	r = gmem_set(l.a.fd, OFF(PAGES + 301), PG, GMEM_PRIVATE, GMEM_PRESERVE, &eo);
+	refuse_nodes(NONE);
+	TEST_ASSERT(!r, "errno %d, error_offset %#lx", r, eo);
+	folios_were(&l, split, 1);
+	h_sees(&l, PAGES, 301, seed);
+	gmem_host_assert_refused(l.file + OFF(PAGES + 301), PG);
+	h_sees(&l, PAGES + 302, 210, seed);
+	g_sees(&l, PAGES, PAGES, seed);
+	to(&l, PAGES + 301, 1, GMEM_SHARED);
+	TEST_ASSERT_EQ(folios_of(&l, PAGES), 3 + 64);
+	lg_destroy(&l);
+}
+
 /* At most two are split: those at the ends. */
 HAZARD(range_across_folios_converts)
 {
@@ -568,23 +784,14 @@ HAZARD(failed_memory_in_a_pinned_folio)
 	fails_in_a_pinned_folio(200);
 }
 
-/* The page has failed before the folio was used. */
 HAZARD(failed_memory_in_an_unused_folio)
 {
 	struct lg l;
-	int r;
 
 	HZ_REQUIRE(can_poison_mapped(), "needs MEMORY_FAILURE and root");
 	fo_simple(&l, PAGES, false);
-	allocate(&l, 0, PAGES);
-	r = poison_mapped(l.file + OFF(300));
-	TEST_ASSERT(!r, "MADV_HWPOISON: errno %d (%s)", r, strerror(r));
+	fails_unused(&l);
 	folios_are(&l, 0);
-	g_write(&l, 0, 300, GMEM_SEED(1));
-	g_write(&l, 301, PAGES - 301, GMEM_SEED(1));
-	large_is(&l, 0);
-	h_sees(&l, 0, 300, GMEM_SEED(1));
-	h_sees(&l, 301, PAGES - 301, GMEM_SEED(1));
 	lg_destroy(&l);
 }
 

@@ -285,24 +285,13 @@ HAZARD(failed_memory_in_a_block)
 	}
 }
 
-/* The page fails before the block is used: the first use does not touch it. */
 HAZARD(failed_memory_in_an_unused_block)
 {
 	struct lg l;
-	int r;
 
 	HZ_REQUIRE(can_poison_mapped(), "needs MEMORY_FAILURE and root");
 	lg_simple(&l, PAGES, false);
-	allocate(&l, 0, PAGES);
-	r = poison_mapped(l.file + OFF(300));
-	TEST_ASSERT(!r, "MADV_HWPOISON: errno %d (%s)", r, strerror(r));
-	touch(&l, 5);
-	large_is(&l, 0);
-	g_write(&l, 0, 300, GMEM_SEED(1));
-	g_write(&l, 301, PAGES - 301, GMEM_SEED(1));
-	large_is(&l, 0);
-	h_sees(&l, 0, 300, GMEM_SEED(1));
-	h_sees(&l, 301, PAGES - 301, GMEM_SEED(1));
+	fails_unused(&l);
 	lg_destroy(&l);
 }
 

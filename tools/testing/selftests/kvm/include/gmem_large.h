@@ -217,6 +217,23 @@ do {										\
 	TEST_ASSERT(!__r && !__left, "errno %d, %#lx left", __r, __left);	\
 } while (0)
 
+/* Page 300 fails before anybody has used the file's first block: the first use does not touch it. */
+static inline void fails_unused(struct lg *l)
+{
+	int r;
+
+	allocate(l, 0, PAGES);
+	r = poison_mapped(l->file + OFF(300));
+	TEST_ASSERT(!r, "MADV_HWPOISON: errno %d (%s)", r, strerror(r));
+	touch(l, 5);
+	large_is(l, 0);
+	g_write(l, 0, 300, GMEM_SEED(1));
+	g_write(l, 301, PAGES - 301, GMEM_SEED(1));
+	large_is(l, 0);
+	h_sees(l, 0, 300, GMEM_SEED(1));
+	h_sees(l, 301, PAGES - 301, GMEM_SEED(1));
+}
+
 /* Makes allocations of contiguous memory fail from now on, or succeed again. */
 static inline bool refuse_blocks(bool refuse)
 {
