@@ -179,6 +179,7 @@ enum {
 	GMEM_PLATFORM_PKVM,
 };
 u32 gmem_vm_platform(struct kvm *kvm);
+bool gmem_has_plain_vms(void);
 bool gmem_vm_is_plain(struct kvm *kvm);
 bool gmem_platform_moves(void);
 int gmem_vm_move_page(struct kvm *kvm, gfn_t gfn, u64 from, u64 to);

@@ -241,7 +241,7 @@ fn can_move(vm: Option<&Vm>) -> bool {
 fn has_large_folios(vm: Option<&Vm>) -> bool {
     match vm {
         Some(vm) => platform::has_large_folios(vm),
-        None => platform::HAS_LARGE_FOLIOS,
+        None => platform::can_have_large_folios(),
     }
 }
 

@@ -157,7 +157,9 @@ impl<'a> LockedFolio<'a> {
         let zeroed = unsafe { bindings::gmem_folio_prepare(self.as_ptr()) };
         to_result(zeroed.min(0))?;
         let first_use = zeroed != 0;
-        if first_use && cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK) {
+        // What is remembered of a folio is not of its pages, when it is split. No hypervisor is given
+        // pages of a large one.
+        if first_use && cfg!(CONFIG_HAVE_KVM_ARCH_GMEM_TAKE_BACK) && self.pages() == 1 {
             self.frame().mark_zero(true);
         }
         Ok(PreparedFolio {

@@ -40,22 +40,33 @@ u32 gmem_vm_platform(struct kvm *kvm)
 }
 
 /*
- * Whether nobody but the host has a part in the memory of such a VM, as far as its
- * type tells.  What SEV encrypts depends on where it is: a VM of the default type
- * that becomes an SEV guest has to have its memory pinned
- * (KVM_MEMORY_ENCRYPT_REG_REGION), of whatever kind it is.  Under pKVM EL2 has to
- * know of each frame that any guest has.
+ * Whether there can be VMs here in whose memory nobody but the host has a part.  Under
+ * pKVM EL2 has to know of each frame that any guest has.
  */
-bool gmem_vm_is_plain(struct kvm *kvm)
+bool gmem_has_plain_vms(void)
 {
 #if defined(CONFIG_X86_64)
-	return kvm->arch.vm_type == KVM_X86_DEFAULT_VM ||
-	       kvm->arch.vm_type == KVM_X86_SW_PROTECTED_VM;
+	return true;
 #elif defined(CONFIG_ARM64)
 	return !is_protected_kvm_enabled();
 #else
 	return false;
 #endif
+}
+
+/*
+ * Whether this can be one of them, as far as its type tells.  What SEV encrypts
+ * depends on where it is: a VM of the default type that becomes an SEV guest has to
+ * have its memory pinned (KVM_MEMORY_ENCRYPT_REG_REGION), of whatever kind it is.
+ */
+bool gmem_vm_is_plain(struct kvm *kvm)
+{
+#ifdef CONFIG_X86_64
+	if (kvm->arch.vm_type != KVM_X86_DEFAULT_VM &&
+	    kvm->arch.vm_type != KVM_X86_SW_PROTECTED_VM)
+		return false;
+#endif
+	return gmem_has_plain_vms();
 }
 
 /* Whether the vendor's module moves pages that a guest was given, or EL2 does. */

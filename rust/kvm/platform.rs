@@ -134,10 +134,15 @@ pub fn has_large_folios(vm: &Vm) -> bool {
     HAS_LARGE_FOLIOS && is_plain(vm)
 }
 
-/// Whether there can be VMs here for which [`has_large_folios`] is so. Page caches have large folios
-/// only in kernels that have transparent huge pages.
-pub const HAS_LARGE_FOLIOS: bool = cfg!(all(
-    CONFIG_X86_64,
+/// Whether there can be VMs here for which [`has_large_folios`] is so.
+pub fn can_have_large_folios() -> bool {
+    // SAFETY: Asks for a property of this kernel and machine.
+    HAS_LARGE_FOLIOS && unsafe { bindings::gmem_has_plain_vms() }
+}
+
+/// Page caches have large folios only in kernels that have transparent huge pages. Where the MMU has
+/// no large mappings of guest_memfd there is no use for one.
+const HAS_LARGE_FOLIOS: bool = cfg!(all(
     CONFIG_TRANSPARENT_HUGEPAGE,
     CONFIG_HAVE_KVM_ARCH_GMEM_LARGE
 ));

@@ -64,20 +64,41 @@ PVM_TEST(capabilities)
 	TEST_ASSERT_EQ(kvm_check_cap(KVM_CAP_MEMORY_ATTRIBUTES2_FLAGS), 0x030303);
 }
 
+/* The VM neither announces nor takes the flag, with whatever other flags. */
+static void assert_unknown(int vm, u64 flag)
+{
+	struct kvm_create_guest_memfd args = { .size = SZ_2M };
+	u64 others;
+
+	TEST_ASSERT(!(ioctl(vm, KVM_CHECK_EXTENSION, (void *)KVM_CAP_GUEST_MEMFD_FLAGS) & flag),
+		    "The flag %#lx is announced", flag);
+	for (others = 0; others <= GMEM_MMAP_SHARED; others++) {
+		args.flags = others | flag;
+		assert_errno(gmem_ioctl(vm, KVM_CREATE_GUEST_MEMFD, &args), EINVAL);
+	}
+}
+
 /* EL2 tracks the frame of each page of other VMs, too, and moves only those of protected ones. */
 PVM_TEST(pages_of_other_vms_stay)
 {
 	int kvm = open_kvm_dev_path_or_exit(), ordinary = __real_ioctl(kvm, KVM_CREATE_VM, NULL);
-	struct kvm_create_guest_memfd args = { .size = PG };
-	u64 flags;
 
 	TEST_ASSERT(ordinary >= 0, "KVM_CREATE_VM: %s", strerror(errno));
-	TEST_ASSERT(!(ioctl(ordinary, KVM_CHECK_EXTENSION, (void *)KVM_CAP_GUEST_MEMFD_FLAGS) &
-		      GUEST_MEMFD_FLAG_MIGRATABLE), "The flag is announced");
-	for (flags = 0; flags <= GMEM_MMAP_SHARED; flags++) {
-		args.flags = flags | GUEST_MEMFD_FLAG_MIGRATABLE;
-		assert_errno(gmem_ioctl(ordinary, KVM_CREATE_GUEST_MEMFD, &args), EINVAL);
-	}
+	assert_unknown(ordinary, GUEST_MEMFD_FLAG_MIGRATABLE);
+	close(ordinary);
+	close(kvm);
+}
+
+/* Pages go to guests one by one, of whatever VM. */
+PVM_TEST(no_large_folios)
+{
+	int kvm = open_kvm_dev_path_or_exit(), ordinary = __real_ioctl(kvm, KVM_CREATE_VM, NULL);
+
+	TEST_ASSERT(ordinary >= 0, "KVM_CREATE_VM: %s", strerror(errno));
+	assert_unknown(ordinary, GUEST_MEMFD_FLAG_LARGE_FOLIOS);
+	assert_unknown(self->p.vm->fd, GUEST_MEMFD_FLAG_LARGE_FOLIOS);
+	TEST_ASSERT(!(kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS) & GUEST_MEMFD_FLAG_LARGE_FOLIOS),
+		    "The flag is announced");
 	close(ordinary);
 	close(kvm);
 }

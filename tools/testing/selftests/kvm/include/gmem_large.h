@@ -11,6 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <linux/kernel.h>
+
 #include <sys/mman.h>
 
 #include "gmem_move.h"
@@ -33,19 +35,69 @@ static inline u64 some_at(u64 page)
 	return OFF(page) + (page * 192 + 7) % (PG - SOME);
 }
 
+/* Programs that need more define it before. */
+#ifndef LG_VCPUS
+#define LG_VCPUS	1
+#endif
+
 /* A VM with a file, a part of which is in a memslot. Page numbers count in the file. */
 struct lg {
 	struct kvm_vm *vm;
-	struct kvm_vcpu *vcpus[1];
+	struct kvm_vcpu *vcpus[LG_VCPUS];
 	struct gmem_area a;
 	/* The host's mapping of the whole file. */
 	u8 *file;
 };
 
+#ifdef __x86_64__
+/* How many mappings of 2M there are. */
 static inline u64 large(struct lg *l)
 {
 	return vm_get_stat(l->vm, pages_2m);
 }
+
+static inline u64 faults(struct lg *l)
+{
+	return vcpu_get_stat(l->vcpus[0], pf_taken);
+}
+
+/* Pages that are mapped give no faults. */
+#define few_faults_since(l, before)						\
+	TEST_ASSERT(faults(l) - (before) < FEW, "%lu faults on mapped pages", faults(l) - (before))
+#else
+static inline FILE *lg_stage2(struct kvm_vm *vm)
+{
+	char path[64];
+
+	TEST_ASSERT(hz_have_debugfs(), "No debugfs");
+	snprintf(path, sizeof(path), DEBUGFS "/kvm/%d-%d/stage2_page_tables", getpid(), vm->fd);
+	return fopen(path, "r");
+}
+
+/* There is no statistic on arm64. The blocks of the slot are counted in the page table. */
+static inline u64 large(struct lg *l)
+{
+	FILE *f = lg_stage2(l->vm);
+	u64 start, end, sum = 0;
+	char line[256];
+
+	TEST_ASSERT(f, "stage2_page_tables: errno %d", errno);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx ", &start, &end) != 2 || !strstr(line, " BLK"))
+			continue;
+		start = max(start, (u64)l->a.gpa);
+		end = min(end, (u64)(l->a.gpa + l->a.size));
+		sum += start < end ? end - start : 0;
+	}
+	fclose(f);
+	TEST_ASSERT(!(sum % BLOCK), "%#lx bytes in blocks", sum);
+	return sum / BLOCK;
+}
+
+/* Faults are not counted. What the page table has mapped gives none. */
+#define faults(l)			0ul
+#define few_faults_since(l, before)	((void)(before))
+#endif
 
 #define large_is(l, want)							\
 do {										\
@@ -85,26 +137,26 @@ do {										\
 	TEST_ASSERT_EQ(pages_of(l, "large"), (large) * PAGES);			\
 } while (0)
 
-static inline u64 faults(struct lg *l)
-{
-	return vcpu_get_stat(l->vcpus[0], pf_taken);
-}
-
 static inline gpa_t gpa_of(struct lg *l, u64 page)
 {
 	return l->a.gpa + OFF(page) - l->a.file_offset;
 }
 
-/* A VM of @type with a file of @npages, whose pages [@first, @npages) are at @gpa. */
+/*
+ * A VM of @type with a file of @npages, whose pages [@first, @npages) are at @gpa. Its first
+ * vCPU runs.
+ */
 static inline void lg_create(struct lg *l, u32 type, u64 npages, u64 flags, gpa_t gpa, u64 first,
 		      u64 hva_off)
 {
 	const struct vm_shape shape = { .mode = VM_MODE_DEFAULT, .type = type };
 	u8 *mem;
+	u64 i;
 
 	memset(l, 0, sizeof(*l));
-	l->vm = __vm_create_with_vcpus(shape, 1, npages, gmem_guest_code, l->vcpus);
-	vcpu_args_set(l->vcpus[0], 1, 0ul);
+	l->vm = __vm_create_with_vcpus(shape, LG_VCPUS, npages, gmem_guest_code, l->vcpus);
+	for (i = 0; i < LG_VCPUS; i++)
+		vcpu_args_set(l->vcpus[i], 1, i);
 	gmem_install_sigbus_handler();
 
 	l->a.vm = l->vm;
@@ -178,7 +230,7 @@ static inline void lg_filled(struct lg *l, u64 page, u32 pattern)
 	large_is(l, 1);
 	before = faults(l);
 	g_write(l, page, PAGES, pattern);
-	TEST_ASSERT(faults(l) - before < FEW, "%lu faults on mapped pages", faults(l) - before);
+	few_faults_since(l, before);
 	large_is(l, 1);
 	blocks_are(l, 1, 1);
 }
