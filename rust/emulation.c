@@ -144,6 +144,11 @@ void gmem_pfn_zero(kvm_pfn_t pfn)
 		clear_page(pfn_to_kaddr(pfn));
 }
 
+void gmem_pfn_copy(kvm_pfn_t pfn, kvm_pfn_t source)
+{
+	copy_page(pfn_to_kaddr(pfn), pfn_to_kaddr(source));
+}
+
 void gmem_pfn_copy_from(kvm_pfn_t pfn, struct page *source)
 {
 	copy_page(pfn_to_kaddr(pfn), page_address(source));

@@ -44,6 +44,7 @@ int gmem_direct_map_remove(kvm_pfn_t pfn);
 void gmem_direct_map_restore(kvm_pfn_t pfn);
 void gmem_pfn_combine(kvm_pfn_t pfn, u64 key);
 void gmem_pfn_zero(kvm_pfn_t pfn);
+void gmem_pfn_copy(kvm_pfn_t pfn, kvm_pfn_t source);
 void gmem_pfn_copy_from(kvm_pfn_t pfn, struct page *source);
 void gmem_pfn_copy_to(kvm_pfn_t pfn, struct page *target);
 u32 gmem_pfn_read(kvm_pfn_t pfn);

@@ -222,6 +222,31 @@ static u64 simulated_page_remove(struct simulated_td *td, u64 gpa, int level, u6
 			       "PAGE.REMOVE");
 }
 
+static u64 simulated_page_relocate(struct simulated_td *td, u64 gpa, kvm_pfn_t pfn, u64 *entry,
+				   u64 *state)
+{
+	u64 err = seamcall_page(td, gpa, PG_LEVEL_4K, entry, state);
+
+	if (err)
+		return err;
+	/* As for PAGE.REMOVE. */
+	if (WARN_ON_ONCE(runs_since_before(td->kvm, td->epoch)))
+		return TDX_PREVIOUS_TLB_EPOCH_BUSY | TDX_OPERAND_ID_TD_EPOCH;
+	return seamcall_status(td->kvm, kvm_gmem_module_page_relocate(td->kvm, gpa_to_gfn(gpa), pfn),
+			       "PAGE.RELOCATE");
+}
+
+static u64 simulated_range_unblock(struct simulated_td *td, u64 gpa, int level, u64 *entry,
+				   u64 *state)
+{
+	u64 err = seamcall_page(td, gpa, level, entry, state);
+
+	if (err)
+		return err;
+	return seamcall_status(td->kvm, kvm_gmem_module_range_unblock(td->kvm, gpa_to_gfn(gpa)),
+			       "RANGE.UNBLOCK");
+}
+
 static u64 simulated_page_wbinvd(struct kvm *kvm, kvm_pfn_t pfn)
 {
 	return seamcall_status(kvm, kvm_gmem_module_page_wbinvd(kvm, pfn), "PHYMEM.PAGE.WBINVD");
@@ -289,6 +314,48 @@ int kvm_gmem_mirror_set_spte(struct kvm *kvm, gfn_t gfn, u64 old_spte, u64 new_s
 void kvm_gmem_mirror_free_spt(struct kvm *kvm, struct kvm_mmu_page *sp)
 {
 	tdx_sept_free_private_spt(kvm, sp);
+}
+
+/*
+ * Moves a page to another frame.  tdx.c has nothing like this: the order of the
+ * SEAMCALLs is the simulation's own.  See kvm_tdp_mmu_move_private_pfn() for what is
+ * returned.
+ */
+int kvm_gmem_mirror_move_spte(struct kvm *kvm, gfn_t gfn, u64 old_spte, u64 new_spte,
+			      enum pg_level level)
+{
+	kvm_pfn_t from = spte_to_pfn(old_spte), to = spte_to_pfn(new_spte);
+	struct kvm_tdx *kvm_tdx = to_kvm_tdx(kvm);
+	u64 err, entry, level_state;
+	gpa_t gpa = gfn_to_gpa(gfn);
+
+	if (KVM_BUG_ON(!is_hkid_assigned(kvm_tdx), kvm))
+		return -EIO;
+
+	if (tdh_do_no_vcpus(tdh_mem_range_block, kvm, &kvm_tdx->td, gpa, level, &entry,
+			    &level_state))
+		return -EBUSY;
+
+	/* A page that is not tracked cannot be unblocked either. */
+	tdx_track(kvm);
+	if (kvm->vm_bugged)
+		return -EIO;
+
+	if (tdh_do_no_vcpus(simulated_page_relocate, kvm, &kvm_tdx->td, gpa, to, &entry,
+			    &level_state)) {
+		err = tdh_do_no_vcpus(simulated_range_unblock, kvm, &kvm_tdx->td, gpa, level,
+				      &entry, &level_state);
+		return TDX_BUG_ON(err, TDH_MEM_RANGE_UNBLOCK, kvm) ? -EIO : -EBUSY;
+	}
+
+	/* The guest has its page.  If the host does not get the old frame, nobody does. */
+	if (tdh_phymem_page_wbinvd_hkid((u16)kvm_tdx->hkid, from)) {
+		pr_err_ratelimited("emulation: the old frame of a page is lost\n");
+		get_page(pfn_to_page(from));
+		return 0;
+	}
+	tdx_quirk_reset_paddr(PFN_PHYS(from), PAGE_SIZE);
+	return 0;
 }
 
 /* Like tdx_gmem_post_populate(). */

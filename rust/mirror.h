@@ -36,6 +36,8 @@ int kvm_gmem_module_page_aug(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn);
 int kvm_gmem_module_range_block(struct kvm *kvm, gfn_t gfn);
 int kvm_gmem_module_track(struct kvm *kvm);
 int kvm_gmem_module_page_remove(struct kvm *kvm, gfn_t gfn);
+int kvm_gmem_module_page_relocate(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn);
+int kvm_gmem_module_range_unblock(struct kvm *kvm, gfn_t gfn);
 int kvm_gmem_module_page_wbinvd(struct kvm *kvm, kvm_pfn_t pfn);
 void kvm_gmem_module_page_reset(struct kvm *kvm, kvm_pfn_t pfn);
 #endif

@@ -109,6 +109,32 @@ unsafe extern "C" fn kvm_gmem_module_page_remove(
 
 /// # Safety
 ///
+/// `kvm` must be valid, and `pfn` memory that nobody has, to take the place of the file's page for
+/// `gfn`.
+#[no_mangle]
+unsafe extern "C" fn kvm_gmem_module_page_relocate(
+    kvm: *mut bindings::kvm,
+    gfn: bindings::gfn_t,
+    pfn: bindings::kvm_pfn_t,
+) -> c_int {
+    // SAFETY: By the contract of this function.
+    unsafe { seamcall(kvm, |vm, sept| sept.page_relocate(vm, gfn, Pfn::new(pfn))) }
+}
+
+/// # Safety
+///
+/// `kvm` must be valid.
+#[no_mangle]
+unsafe extern "C" fn kvm_gmem_module_range_unblock(
+    kvm: *mut bindings::kvm,
+    gfn: bindings::gfn_t,
+) -> c_int {
+    // SAFETY: By the contract of this function.
+    unsafe { seamcall(kvm, |vm, sept| sept.range_unblock(vm, gfn)) }
+}
+
+/// # Safety
+///
 /// `kvm` must be valid, and `pfn` a page of one of its files.
 #[no_mangle]
 unsafe extern "C" fn kvm_gmem_module_page_wbinvd(

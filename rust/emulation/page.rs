@@ -27,7 +27,8 @@ const KEY: u64 = bindings::KVM_GMEM_EMULATION_KEY;
 ///
 /// # Invariants
 ///
-/// The page is in the page cache of a guest_memfd, or on its way out of it, for as long as `'a`.
+/// The page is in the page cache of a guest_memfd, or on its way into it or out of it, for as long as
+/// `'a`.
 #[derive(Clone, Copy)]
 pub(super) struct Page<'a>(u64, PhantomData<&'a ()>);
 
@@ -105,6 +106,12 @@ impl<'a> Page<'a> {
     pub(super) unsafe fn copy_from(self, source: *mut bindings::page) {
         // SAFETY: By the type's invariants and the contract of this function.
         unsafe { bindings::gmem_pfn_copy_from(self.0, source) }
+    }
+
+    /// Copies `source` over the page. Neither while hidden.
+    pub(super) fn copy(self, source: Page<'_>) {
+        // SAFETY: By the invariants of both.
+        unsafe { bindings::gmem_pfn_copy(self.0, source.0) }
     }
 
     /// Copies the page over `target`, which is pinned for writing. Not while hidden.

@@ -71,6 +71,12 @@ impl Rows {
         }
     }
 
+    /// Whether a test wants the next `operation` to fail.
+    fn is_due(&self, gfn: u64, operation: Operation) -> bool {
+        let fault = self.0.get(&gfn).and_then(|row| row.fault.as_ref());
+        fault.is_some_and(|fault| fault.is_due(operation))
+    }
+
     /// Tries again once after a failure, as KVM does after it has kicked the vCPUs.
     fn strike_twice(&mut self, gfn: u64, operation: Operation) -> Result<(), Failure> {
         match self.strike(gfn, operation) {
@@ -387,11 +393,45 @@ impl Sept {
         Ok(())
     }
 
+    /// PAGE.RELOCATE. The host gets the old page only after its cache lines are flushed.
+    pub(super) fn page_relocate(&mut self, vm: &Vm, gfn: u64, to: Pfn) -> Result<(), Failure> {
+        self.rows.strike(gfn, Operation::Relocate)?;
+        // Only after a failure is there anything to undo.
+        if self.rows.is_due(gfn, Operation::Unblock) {
+            return Err(Failure::Input);
+        }
+        // SAFETY: Nobody has the page, which takes the place of another one in its file, and mmu_lock is
+        // held.
+        let page = unsafe { Page::from_pfn(to) };
+        if page.is_hidden() || !page.is_prepared() {
+            return Err(Failure::Input);
+        }
+        let from = self.td.relocate(&mut self.rows, gfn, to.get())?;
+        // SAFETY: A page in the table was not given back, so it is the file's still.
+        let old = unsafe { Page::from_pfn(Pfn::new(from)) };
+        old.show();
+        page.copy(old);
+        old.hide()
+            .and_then(|()| page.hide())
+            .map_err(|_| Failure::Input)?;
+        // vCPUs translate by it from here on.
+        let rows = &mut self.rows;
+        Mirror { vm, rows }.set(gfn, Entry::Present { pfn: to.get() });
+        Ok(())
+    }
+
+    /// RANGE.UNBLOCK.
+    pub(super) fn range_unblock(&mut self, vm: &Vm, gfn: u64) -> Result<(), Failure> {
+        self.rows.strike(gfn, Operation::Unblock)?;
+        let rows = &mut self.rows;
+        self.td.unblock(&mut Mirror { vm, rows }, gfn)
+    }
+
     /// PHYMEM.PAGE.WBINVD.
     pub(super) fn page_wbinvd(&mut self, pfn: Pfn) -> Result<(), Failure> {
         self.rows.strike(self.leaving, Operation::Flush)?;
-        // SAFETY: A page that was removed just now was not given back before, so it is the file's
-        // still.
+        // SAFETY: A page that was removed or moved just now was not given back before, so it is the
+        // file's still.
         let page = unsafe { Page::from_pfn(pfn) };
         if !page.is_hidden() {
             return Err(Failure::State);

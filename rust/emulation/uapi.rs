@@ -89,6 +89,8 @@ pub(super) fn sept_fault(value: [u64; 4]) -> Result<Fault<sept::Operation, sept:
         KVM_GMEM_EMULATE_FAIL_TRACK => sept::Operation::Track,
         KVM_GMEM_EMULATE_FAIL_REMOVE => sept::Operation::Remove,
         KVM_GMEM_EMULATE_FAIL_FLUSH => sept::Operation::Flush,
+        KVM_GMEM_EMULATE_FAIL_RELOCATE => sept::Operation::Relocate,
+        KVM_GMEM_EMULATE_FAIL_UNBLOCK => sept::Operation::Unblock,
         _ => return Err(EINVAL),
     };
     let code = match code {

@@ -38,6 +38,11 @@ impl<O: Copy + PartialEq, C: Copy> Fault<O, C> {
         }
     }
 
+    /// Whether the next attempt of `operation` fails.
+    pub fn is_due(&self, operation: O) -> bool {
+        matches!(self.what, Some((what, _)) if what == operation && self.left > 0)
+    }
+
     /// To be called once for each attempt of `operation`.
     ///
     /// # Errors

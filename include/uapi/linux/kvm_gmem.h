@@ -255,8 +255,12 @@ struct kvm_gmem_emulate {
 #define KVM_GMEM_EMULATE_FAIL_BLOCK			5
 #define KVM_GMEM_EMULATE_FAIL_TRACK			6
 #define KVM_GMEM_EMULATE_FAIL_REMOVE			7
-/* TDX_MIRROR: flushing the caches of a removed page fails. */
+/* TDX_MIRROR: flushing the caches of a page that the guest has lost fails. */
 #define KVM_GMEM_EMULATE_FAIL_FLUSH			8
+/* TDX_MIRROR: moving a page to another frame fails. */
+#define KVM_GMEM_EMULATE_FAIL_RELOCATE			9
+/* TDX_MIRROR: the same, and then undoing the steps before fails. */
+#define KVM_GMEM_EMULATE_FAIL_UNBLOCK			10
 
 /* Errors of RMPUPDATE and PSMASH. TDX has BUSY and INPUT. */
 #define KVM_GMEM_EMULATE_ERROR_INPUT			1

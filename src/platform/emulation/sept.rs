@@ -4,7 +4,8 @@
 //!
 //! A page is removed only in the order that the module enforces. First its entry is blocked, so
 //! that no new translation is made. Then TRACK and a kick of the vCPUs by the host make sure that
-//! all earlier translations are gone. Then the page can be removed. There are only 4K pages.
+//! all earlier translations are gone. Then the page can be removed, or moved to another frame, and
+//! only then unblocked. There are only 4K pages.
 
 /// The table's entry for a guest frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +59,10 @@ pub enum Operation {
     Track,
     /// PAGE.REMOVE.
     Remove,
+    /// PAGE.RELOCATE.
+    Relocate,
+    /// RANGE.UNBLOCK.
+    Unblock,
     /// PHYMEM.PAGE.WBINVD, after which the host may use the page.
     Flush,
 }
@@ -170,5 +175,28 @@ impl Td {
             }
             _ => Err(Failure::State),
         }
+    }
+
+    /// PAGE.RELOCATE: the TD has `to` there from now on, with the bytes of the page that it had, which
+    /// is taken away from it and returned. The entry is not blocked any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::State`] unless the entry was blocked and tracked, in this order.
+    pub fn relocate(&self, table: &mut impl Table, gfn: u64, to: u64) -> Result<u64, Failure> {
+        let from = self.remove(table, gfn)?;
+        table.set(gfn, Entry::Present { pfn: to });
+        Ok(from)
+    }
+
+    /// RANGE.UNBLOCK: the page can be used again.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::State`] unless the entry was blocked and tracked, in this order.
+    pub fn unblock(&self, table: &mut impl Table, gfn: u64) -> Result<(), Failure> {
+        let pfn = self.remove(table, gfn)?;
+        table.set(gfn, Entry::Present { pfn });
+        Ok(())
     }
 }

@@ -210,6 +210,8 @@ enum SeptStep {
     Block,
     Track,
     Remove,
+    Relocate(u64),
+    Unblock,
 }
 
 fn sept_step() -> impl Strategy<Value = (u64, SeptStep)> {
@@ -220,16 +222,25 @@ fn sept_step() -> impl Strategy<Value = (u64, SeptStep)> {
         4 => Just(SeptStep::Block),
         3 => Just(SeptStep::Track),
         4 => Just(SeptStep::Remove),
+        3 => (0u64..1000).prop_map(SeptStep::Relocate),
+        2 => Just(SeptStep::Unblock),
     ];
     (0u64..4, step)
 }
 
-/// The progress of the removal of a frame's page.
+/// The progress of the removal of a frame's page, or of its move.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     Mapped,
     Blocked,
     Tracked,
+}
+
+impl Way {
+    /// Whether no vCPU can have a translation. Before the end of the launch none has run.
+    fn is_over(self, runnable: bool) -> bool {
+        self == Way::Tracked || (self == Way::Blocked && !runnable)
+    }
 }
 
 proptest! {
@@ -271,7 +282,8 @@ proptest! {
         }
     }
 
-    /// A page comes back only after BLOCK and TRACK, and it is the page that was added.
+    /// A page comes back, moves or is unblocked only after BLOCK and TRACK, and the page that comes back
+    /// is the one that was added, or the one that it was moved to.
     #[test]
     fn sept_gives_pages_back_in_order(steps in prop::collection::vec(sept_step(), 1..60)) {
         let mut td = sept::Td::new();
@@ -314,18 +326,30 @@ proptest! {
                 SeptStep::Remove => {
                     let removed = td.remove(&mut table, gfn);
                     match frame {
-                        Some((pfn, Way::Tracked)) => {
-                            prop_assert_eq!(removed, Ok(pfn));
-                            (true, Some(None))
-                        }
-                        // No vCPU has run that could have a translation.
-                        Some((pfn, Way::Blocked)) if !runnable => {
+                        Some((pfn, way)) if way.is_over(runnable) => {
                             prop_assert_eq!(removed, Ok(pfn));
                             (true, Some(None))
                         }
                         _ => (removed.is_ok(), None),
                     }
                 }
+                SeptStep::Relocate(to) => {
+                    let moved = td.relocate(&mut table, gfn, to);
+                    match frame {
+                        Some((pfn, way)) if way.is_over(runnable) => {
+                            prop_assert_eq!(moved, Ok(pfn));
+                            (true, Some(Some((to, Way::Mapped))))
+                        }
+                        _ => (moved.is_ok(), None),
+                    }
+                }
+                SeptStep::Unblock => (
+                    td.unblock(&mut table, gfn).is_ok(),
+                    match frame {
+                        Some((pfn, way)) if way.is_over(runnable) => Some(Some((pfn, Way::Mapped))),
+                        _ => None,
+                    },
+                ),
             };
             prop_assert_eq!(ok, expected.is_some(), "{:?} at {}", step, gfn);
             if let Some(expected) = expected {
@@ -334,11 +358,7 @@ proptest! {
             for (gfn, frame) in frames.iter().enumerate() {
                 let entry = sept::Table::get(&table, gfn as u64);
                 prop_assert_eq!(entry.pfn(), frame.map(|(pfn, _)| pfn));
-                let tracked = match frame {
-                    Some((_, Way::Tracked)) => true,
-                    Some((_, Way::Blocked)) => !runnable,
-                    _ => false,
-                };
+                let tracked = frame.is_some_and(|(_, way)| way.is_over(runnable));
                 prop_assert_eq!(td.is_tracked(entry), tracked);
             }
         }
