@@ -232,6 +232,8 @@ bool gmem_rmp_may_move(struct kvm *kvm, u64 gfn);
 int gmem_rmp_move(struct kvm *kvm, u64 gfn, u64 from, u64 to);
 bool gmem_sept_contains(struct kvm *kvm, gfn_t gfn);
 bool gmem_sept_removal_zeroes(void);
+bool gmem_sept_moves(void);
+int gmem_sept_move(struct kvm *kvm, gfn_t gfn, u64 from, u64 to);
 struct file *gmem_slot_get_file(struct kvm_memory_slot *slot);
 struct inode *gmem_slot_inode_rcu(const struct kvm_memory_slot *slot);
 struct file *gmem_slot_file(struct kvm_memory_slot *slot);

@@ -726,6 +726,50 @@ mod caller {
         Ok(())
     }
 
+    /// A page that a guest can have in an S-EPT is not moved by a vendor that overlooks this, and one
+    /// that was given to an RMP not by one that looks into an S-EPT.
+    #[test]
+    fn page_that_a_guest_has_elsewhere() -> Result {
+        for kind in [Platform::Tdx(Base::Test), Platform::Snp(Base::Test)] {
+            TestRmp::reset();
+            let vm = TestVm::new()?;
+            vm.put_on(kind, 7)?;
+            let Some(file) = File::new(&vm, PAGES, PRIVATE, BASE)? else {
+                return Ok(());
+            };
+            file.fill(5, 0x5a)?;
+            let gfn = BASE + 5;
+            let given = kind == Platform::Snp(Base::Test);
+            if given {
+                let to = Assignment {
+                    gfn: Gfn::new(gfn),
+                    asid: 7,
+                };
+                let theirs = RmpEntry {
+                    asid: 7,
+                    gfn,
+                    validated: false,
+                };
+                file.page(5)?.with_frame(|frame| frame.record(to))?;
+                TestRmp::set(&file, 5, Some(theirs))?;
+            }
+            let mut all_stay = true;
+            for vendor in 0..3 {
+                let (old, moved) = file.migrate_with(5, |platform, from, to| match vendor {
+                    0 => copy(platform, from, to),
+                    1 => from.move_by_hypervisor(to),
+                    _ if given => from.move_in_sept(to),
+                    _ => from.relocate_to::<TestRmp>(to),
+                })?;
+                all_stay &= moved == Err(EBUSY) && file.page(5)?.is(&old);
+            }
+            TestRmp::set(&file, 5, None)?;
+            file.page(5)?.with_frame(|frame| frame.forget());
+            assert!(all_stay);
+        }
+        Ok(())
+    }
+
     /// Guests have lost their mappings, but the page does not move: the vendor fails, somebody gets a
     /// reference while the page is copied, or the VM is dead.
     #[test]

@@ -120,8 +120,8 @@ impl Operations {
         assert!(!(V::HAS_OWNS && V::HAS_OWNS_MAPPED));
         // Other platforms' private pages in use are mapped without it, and with their neighbours.
         assert!(!V::HAS_MAKE_PRIVATE || V::PLATFORM.owns_pages());
-        // Which pages were given to a platform is known where a table has them, or a hypervisor.
-        assert!(!V::HAS_MIGRATE || V::HAS_MAKE_PRIVATE == V::HAS_OWNS);
+        // Which pages a platform has is known where a table has them, or if it is asked under `mmu_lock`.
+        assert!(!V::HAS_MIGRATE || !V::HAS_MAKE_PRIVATE || V::HAS_OWNS || V::HAS_OWNS_MAPPED);
 
         Self {
             convert: convert::convert::<V>,

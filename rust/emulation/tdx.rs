@@ -12,7 +12,10 @@ use crate::{
     kvm::{
         hardware::{
             self,
-            Failed, //
+            relocate_in_mirror,
+            Failed,
+            Relocation,
+            Unmoved, //
         },
         memslot::Memslot,
         vm::{
@@ -525,5 +528,21 @@ impl hardware::Sept for ModelSept {
 
     fn removal_zeroes(vm: &Vm) -> bool {
         super::of(vm).is_some_and(|emulation| emulation.remove_zeroes)
+    }
+
+    /// Only KVM's own mirror can be moved.
+    fn moves(vm: &Vm) -> bool {
+        super::of(vm).is_some_and(|emulation| emulation.mirrored)
+    }
+
+    fn prepare_to_move(to: &Frame<'_>) -> Result<(), Failed> {
+        Page::new(to).prepare()
+    }
+
+    fn relocate(mmu: &MmuGuard<'_>, page: &Relocation<'_>) -> Result<bool, Unmoved> {
+        if !Self::moves(mmu.vm()) {
+            return Err(Unmoved::Stays);
+        }
+        relocate_in_mirror(mmu, page)
     }
 }

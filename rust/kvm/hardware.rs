@@ -79,7 +79,7 @@ pub enum Unsplit {
 
 /// A page that is to be moved to other memory, which the host has.
 ///
-/// No guest has the page in its page tables. Only the code that moves pages makes one.
+/// No guest has the page in page tables of the host's. Only the code that moves pages makes one.
 pub struct Relocation<'m> {
     vm: &'m Vm,
     gfn: Gfn,
@@ -88,9 +88,15 @@ pub struct Relocation<'m> {
 }
 
 impl<'m> Relocation<'m> {
-    /// Of the page that the guest of `vm` was given at `gfn`. Both folios are locked.
+    /// Of the page that the guest of `vm` has at `gfn`, or may have. Both folios are locked.
     pub(super) fn new(vm: &'m Vm, gfn: Gfn, from: &'m Frame<'_>, to: &'m Frame<'_>) -> Self {
         Self { vm, gfn, from, to }
+    }
+
+    /// Where the guest has it.
+    #[cfg(CONFIG_KVM_GUEST_MEMFD_KUNIT_TEST)]
+    pub(crate) fn gfn(&self) -> Gfn {
+        self.gfn
     }
 
     /// Where it is, and where it is moved to.
@@ -179,6 +185,24 @@ pub trait Sept: sealed::Sealed {
 
     /// Whether taking a page out leaves zeroes in it.
     fn removal_zeroes(vm: &Vm) -> bool;
+
+    /// Whether pages of the VM can be moved to other memory.
+    fn moves(vm: &Vm) -> bool;
+
+    /// Prepares for a page to be moved to `to`; may sleep, unlike the move itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`].
+    fn prepare_to_move(to: &Frame<'_>) -> Result<(), Failed>;
+
+    /// Moves a page to other memory, if it is in the VM's table, and returns whether it is. The memory
+    /// that the guest does not have afterwards is the host's, or is never freed.
+    ///
+    /// # Errors
+    ///
+    /// [`Unmoved`]. If it is lost, it is where it was, and the VM is dead.
+    fn relocate(mmu: &MmuGuard<'_>, page: &Relocation<'_>) -> Result<bool, Unmoved>;
 }
 
 /// The RMP of this machine.
@@ -259,6 +283,35 @@ impl Sept for HardwareSept {
         // SAFETY: Asks for a property of the machine.
         unsafe { bindings::gmem_sept_removal_zeroes() }
     }
+
+    fn moves(_vm: &Vm) -> bool {
+        // SAFETY: Asks for a property of this kernel.
+        unsafe { bindings::gmem_sept_moves() }
+    }
+
+    fn prepare_to_move(_to: &Frame<'_>) -> Result<(), Failed> {
+        Ok(())
+    }
+
+    fn relocate(mmu: &MmuGuard<'_>, page: &Relocation<'_>) -> Result<bool, Unmoved> {
+        relocate_in_mirror(mmu, page)
+    }
+}
+
+/// Has KVM move a page that it mirrors; the VM can have its pages moved.
+pub(crate) fn relocate_in_mirror(
+    mmu: &MmuGuard<'_>,
+    page: &Relocation<'_>,
+) -> Result<bool, Unmoved> {
+    let (from, to) = (page.from.pfn().get(), page.to.pfn().get());
+    // SAFETY: The VM is valid, and its mmu_lock held. `to` is nobody's, and nobody but the guest uses
+    // the page.
+    match unsafe { bindings::gmem_sept_move(mmu.vm().as_raw(), page.gfn.get(), from, to) } {
+        0 => Ok(true),
+        code if code == ENOENT.to_errno() => Ok(false),
+        code if code == EBUSY.to_errno() => Err(Unmoved::Stays),
+        _ => Err(Unmoved::Lost),
+    }
 }
 
 /// Whether this machine has one.
@@ -267,13 +320,19 @@ pub(super) fn has_hardware_rmp() -> bool {
     unsafe { bindings::gmem_rmp_exists() }
 }
 
-/// The questions about an S-EPT, as functions of one of its implementations.
+/// What is asked of an S-EPT, as functions of one of its implementations.
 #[derive(Clone, Copy)]
 pub(crate) struct SeptQuestions {
     /// [`Sept::contains`].
     pub(crate) contains: fn(&MmuGuard<'_>, Gfn) -> bool,
     /// [`Sept::removal_zeroes`].
     pub(crate) removal_zeroes: fn(&Vm) -> bool,
+    /// [`Sept::moves`].
+    pub(crate) moves: fn(&Vm) -> bool,
+    /// [`Sept::prepare_to_move`].
+    pub(crate) prepare_to_move: fn(&Frame<'_>) -> Result<(), Failed>,
+    /// [`Sept::relocate`].
+    pub(crate) relocate: fn(&MmuGuard<'_>, &Relocation<'_>) -> Result<bool, Unmoved>,
 }
 
 impl SeptQuestions {
@@ -281,6 +340,9 @@ impl SeptQuestions {
         Self {
             contains: S::contains,
             removal_zeroes: S::removal_zeroes,
+            moves: S::moves,
+            prepare_to_move: S::prepare_to_move,
+            relocate: S::relocate,
         }
     }
 }

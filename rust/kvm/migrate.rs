@@ -4,7 +4,8 @@
 //! node, memory that is taken offline or is about to fail.
 //!
 //! Memory management replaces the host's mappings. Guests lose theirs inside an
-//! invalidation, which ends when the file has the new page: both fault it in again.
+//! invalidation, which ends when the file has the new page: both fault it in again. A page in an S-EPT
+//! stays there: taking it out would destroy it.
 //!
 //! C header: [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
 
@@ -49,8 +50,8 @@ use kernel::{
     prelude::*, //
 };
 
-/// A page that is being moved. No guest has it in its page tables, nor the host in theirs, and none
-/// gets it while this exists.
+/// A page that is being moved. No guest has it in page tables of the host's, nor the host in theirs, and
+/// none gets it while this exists. A guest may have it in its S-EPT, or where only a hypervisor sees it.
 pub struct Source<'m> {
     folio: NonNull<bindings::folio>,
     /// To whom the page was given, which its platform agrees with.
@@ -80,15 +81,21 @@ impl<'m> Source<'m> {
         self.given.is_some()
     }
 
+    /// Whether the page was given to a platform, or a guest can have it in page tables of a platform
+    /// for which `keeps` is so.
+    fn may_be_kept(&self, keeps: impl Fn(Platform) -> bool) -> bool {
+        self.is_given() || self.span.any_platform(keeps)
+    }
+
     /// Copies all bytes of a page in which nobody but the host has a part.
     ///
     /// # Errors
     ///
     /// `EHWPOISON` if there is a byte that cannot be read; `EBUSY` if the page was given to a platform,
-    /// or if a guest can have it in page tables that the host does not see.
+    /// or if a guest can have it in page tables that the host does not see, or in an S-EPT.
     #[inline]
     pub fn copy_to(self, to: Destination<'m>) -> Result<Moved<'m>> {
-        if self.is_given() || self.span.any_platform(Platform::guest_decides) {
+        if self.may_be_kept(|platform| platform.guest_decides() || platform.sept().is_some()) {
             return Err(EBUSY);
         }
         self.copy(to)
@@ -107,12 +114,45 @@ impl<'m> Source<'m> {
     ///
     /// # Errors
     ///
-    /// What the hypervisor returns; `EHWPOISON` if there is a byte that cannot be read.
+    /// What the hypervisor returns; `EHWPOISON` if there is a byte that cannot be read; `EBUSY` if a
+    /// guest can have the page elsewhere.
     pub fn move_by_hypervisor(self, to: Destination<'m>) -> Result<Moved<'m>> {
+        if self.may_be_kept(|platform| platform.sept().is_some()) {
+            return Err(EBUSY);
+        }
         // SAFETY: Both folios are valid and locked as long as `'m`.
         let (old, new) = unsafe { (Frame::from_raw(self.folio), Frame::from_raw(to.folio)) };
         if !self.span.move_page(old.pfn(), new.pfn())? {
             return self.copy(to);
+        }
+        self.gone.set(true);
+        Ok(Moved(PhantomData))
+    }
+
+    /// Has the platform move a page that a guest has in its S-EPT. The guest has the page at its address
+    /// before and after, and does not accept it again. A page that no guest has there is copied: none
+    /// gets it there meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if the platform does not move the page, or if a guest can have it elsewhere; `EIO` if the
+    /// VM has died of it; `EHWPOISON` if there is a byte that cannot be read; `ENOMEM`.
+    pub fn move_in_sept(self, to: Destination<'m>) -> Result<Moved<'m>> {
+        if self.may_be_kept(Platform::guest_decides) {
+            return Err(EBUSY);
+        }
+        // SAFETY: Both folios are valid and locked as long as `'m`.
+        let (old, new) = unsafe { (Frame::from_raw(self.folio), Frame::from_raw(to.folio)) };
+        self.span.prepare_to_move(&new)?;
+        match self.span.relocate(&old, &new) {
+            Ok(true) => {}
+            Ok(false) => return self.copy(to),
+            Err(Unmoved::Stays) => return Err(EBUSY),
+            // Where the page is has not changed, and nobody can use it there.
+            Err(Unmoved::Lost) => {
+                self.span.kill();
+                return Err(EIO);
+            }
         }
         self.gone.set(true);
         Ok(Moved(PhantomData))
@@ -228,10 +268,11 @@ unsafe fn migrate_locked(
     if failed || old.is_tied() || platform::is_assigned(&old) != given.is_some() {
         return Err(EBUSY);
     }
+    let in_sept = inode.platform().and_then(Platform::sept).is_some();
+    if (given.is_some() || in_sept) && !may_wait {
+        return Err(EAGAIN);
+    }
     if let Some(given) = given {
-        if !may_wait {
-            return Err(EAGAIN);
-        }
         for file in inode.files(guard) {
             if !platform::may_move(file.vm(), given.gfn) {
                 return Err(EBUSY);
@@ -246,7 +287,7 @@ unsafe fn migrate_locked(
 
     let span = InvalidateSpan::begin(guard, range);
     // What became of the mappings of a VM that has died of it is not known.
-    if span.zap().is_dead() {
+    if span.zap_to_move().is_dead() {
         return Err(EBUSY);
     }
     let gone = Cell::new(false);

@@ -25,6 +25,11 @@ use crate::{
         inode::GmemInode, //
     },
     kvm::{
+        hardware::{
+            Failed,
+            Relocation,
+            Unmoved, //
+        },
         memslot::Memslot,
         platform::{
             self,
@@ -41,7 +46,10 @@ use crate::{
     },
     mm::{
         drain::Drains,
-        folio::FolioRef, //
+        folio::{
+            FolioRef,
+            Frame, //
+        }, //
     },
     trace, //
 };
@@ -293,6 +301,16 @@ impl<'g> InvalidateSpan<'g> {
         Zapped {
             complete: self.only.is_none().then_some(kinds),
             ..zapped
+        }
+    }
+
+    /// Takes mappings like [`zap`](Self::zap), but those by which a guest has pages in its S-EPT: a page
+    /// leaves that without its bytes.
+    pub(crate) fn zap_to_move(&self) -> Zapped<'_> {
+        if self.any_platform(|platform| platform.sept().is_some()) {
+            self.zap_pages(Kinds::Only(Visibility::Shared), iter::once(self.range))
+        } else {
+            self.zap()
         }
     }
 
@@ -589,6 +607,45 @@ impl<'g> InvalidateSpan<'g> {
                 for gfn in (start..end).map(Gfn::new) {
                     if let Ok(false) = moved {
                         moved = platform::move_page(&mmu, gfn, from, to);
+                    }
+                }
+            });
+        });
+        moved
+    }
+
+    /// Prepares for the S-EPTs of the files' VMs to have a page in `to`. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// What the platform returns.
+    pub(crate) fn prepare_to_move(&self, to: &Frame<'_>) -> Result<(), Failed> {
+        for file in self.files() {
+            if let Some(sept) = platform::sept(file.platform()) {
+                (sept.prepare_to_move)(to)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the platform move the page of the range, if a guest has it in its S-EPT. Returns whether one
+    /// has. If not, none gets it there until the span ends.
+    ///
+    /// # Errors
+    ///
+    /// What the platform returns: the page is in one S-EPT at most, at one address.
+    pub(crate) fn relocate(&self, from: &Frame<'_>, to: &Frame<'_>) -> Result<bool, Unmoved> {
+        let mut moved = Ok(false);
+        self.for_each_file(|file| {
+            let Some(sept) = platform::sept(file.platform()) else {
+                return;
+            };
+            let vm = file.vm();
+            let mmu = vm.lock_mmu();
+            self.for_each_gfn_range(file, &self.range, |_, start, end| {
+                for gfn in (start..end).map(Gfn::new) {
+                    if let Ok(false) = moved {
+                        moved = (sept.relocate)(&mmu, &Relocation::new(vm, gfn, from, to));
                     }
                 }
             });

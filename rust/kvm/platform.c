@@ -203,6 +203,21 @@ bool gmem_sept_removal_zeroes(void)
 {
 	return boot_cpu_has_bug(X86_BUG_TDX_PW_MCE);
 }
+
+/* Whether the vendor's module moves pages that are in an S-EPT.  kvm-intel does not. */
+bool gmem_sept_moves(void)
+{
+	return kvm_x86_ops.move_external_spte;
+}
+
+/*
+ * -ENOENT if there is no page at @gfn, -EBUSY if it is where it was, and any other
+ * error if the VM is dead.
+ */
+int gmem_sept_move(struct kvm *kvm, gfn_t gfn, u64 from, u64 to)
+{
+	return kvm_tdp_mmu_move_private_pfn(kvm, gfn, from, to);
+}
 #else
 bool gmem_rmp_exists(void)
 {
@@ -255,5 +270,15 @@ bool gmem_sept_contains(struct kvm *kvm, gfn_t gfn)
 bool gmem_sept_removal_zeroes(void)
 {
 	return false;
+}
+
+bool gmem_sept_moves(void)
+{
+	return false;
+}
+
+int gmem_sept_move(struct kvm *kvm, gfn_t gfn, u64 from, u64 to)
+{
+	return -EBUSY;
 }
 #endif

@@ -83,9 +83,16 @@ pub fn is_available(platform: Platform) -> bool {
 /// host has a part in them, and where they are in memory does not matter to what they hold; or the
 /// platform that has a part in them moves them.
 pub fn can_move(vm: &Vm) -> bool {
-    let moves = of(vm).is_some_and(Platform::moves_pages);
-    // SAFETY: Asks for a property of this kernel.
-    CAN_MOVE && (is_plain(vm) || moves && unsafe { bindings::gmem_platform_moves() })
+    CAN_MOVE && (is_plain(vm) || of(vm).is_some_and(|platform| moves(platform, vm)))
+}
+
+/// Whether a platform that owns pages of the VM moves them.
+fn moves(platform: Platform, vm: &Vm) -> bool {
+    match sept(Some(platform)) {
+        Some(sept) => (sept.moves)(vm),
+        // SAFETY: Asks for a property of this kernel.
+        None => platform.moves_pages() && unsafe { bindings::gmem_platform_moves() },
+    }
 }
 
 /// Whether nobody but KVM and the host has a part in the pages of the VM's files.

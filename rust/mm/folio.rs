@@ -243,10 +243,10 @@ impl Frame<'_> {
         self.set(FAILED, true);
     }
 
-    /// Whether the record ties the page to its frame: a model has it, it was lost, or it has failed. The
-    /// record that it is zero does not, nor that a platform was given it, which may move it.
+    /// Whether the record ties the page to its frame: it was lost, or it has failed. Nothing else does:
+    /// what a platform or a model has, it may move, or the file has no pages that move.
     pub(crate) fn is_tied(&self) -> bool {
-        self.word() & !(ZERO | ASSIGNMENT) != 0
+        self.word() & (LEAKED | RETIRED | FAILED) != 0
     }
 
     /// Whether a software model has the page's state.

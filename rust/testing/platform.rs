@@ -96,6 +96,10 @@ struct State {
     /// Pages in the S-EPT, by gfn: when asked first, and when asked again.
     sept: [Option<(u64, bool, bool)>; ENTRIES],
     removal_zeroes: bool,
+    /// Why pages in the S-EPT are not moved.
+    sept_fails: Unmoved,
+    /// The gfn of the page in the S-EPT that was to be moved last.
+    sept_asked: Option<u64>,
     /// VMs that are on such a platform, by address.
     vms: [Option<(usize, Platform, u32)>; 4],
 }
@@ -111,6 +115,8 @@ impl State {
         overlaps: 0,
         sept: [None; ENTRIES],
         removal_zeroes: false,
+        sept_fails: Unmoved::Stays,
+        sept_asked: None,
         vms: [None; 4],
     };
 
@@ -469,6 +475,16 @@ impl TestSept {
         })
     }
 
+    /// Sets why pages are not moved.
+    pub fn fail_to_move(why: Unmoved) {
+        with(|state| state.sept_fails = why);
+    }
+
+    /// The gfn of the page that was to be moved last.
+    pub fn asked_to_move() -> Option<u64> {
+        with(|state| state.sept_asked)
+    }
+
     /// Sets whether taking a page out leaves zeroes.
     pub fn set_removal_zeroes(zeroes: bool) {
         with(|state| state.removal_zeroes = zeroes);
@@ -497,5 +513,25 @@ impl Sept for TestSept {
 
     fn removal_zeroes(_vm: &Vm) -> bool {
         with(|state| state.removal_zeroes)
+    }
+
+    /// No file of a test is asked for, see [`TestFile::migratable`].
+    fn moves(_vm: &Vm) -> bool {
+        false
+    }
+
+    fn prepare_to_move(_to: &Frame<'_>) -> Result<(), Failed> {
+        Ok(())
+    }
+
+    /// No page of a test moves: it would have to be off the LRU lists.
+    fn relocate(mmu: &MmuGuard<'_>, page: &Relocation<'_>) -> Result<bool, Unmoved> {
+        if !Self::contains(mmu, page.gfn()) {
+            return Ok(false);
+        }
+        with(|state| {
+            state.sept_asked = Some(page.gfn().get());
+            Err(state.sept_fails)
+        })
     }
 }

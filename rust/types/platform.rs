@@ -67,7 +67,8 @@ impl Platform {
         }
     }
 
-    /// Whether the platform moves pages that it owns to other memory, when it is asked to.
+    /// Whether the platform moves pages that it owns to other memory, when it is asked to. Where there
+    /// is an S-EPT, it says so itself.
     #[inline]
     pub const fn moves_pages(self) -> bool {
         match self {

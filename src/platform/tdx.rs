@@ -4,7 +4,8 @@
 //!
 //! KVM's page tables are mirrored into the S-EPT, so a page becomes the guest's when it is mapped
 //! and the host's when it is zapped. This file only has to know which pages are in the S-EPT:
-//! taking such a page out destroys its contents.
+//! taking such a page out destroys its contents. So the platform moves such a page to other memory,
+//! and any other is copied.
 
 use crate::platform::vendor::Vendor;
 use core::marker::PhantomData;
@@ -12,6 +13,11 @@ use gmem_sys::{
     fs::page_cache::PrivatePage,
     kvm::{
         hardware::Sept,
+        migrate::{
+            Destination,
+            Moved,
+            Source, //
+        },
         mmu::Mapped,
         vm::{
             Gfn,
@@ -35,5 +41,9 @@ impl<S: Sept> Vendor for Tdx<S> {
 
     fn make_private(vm: &Vm, gfn: Gfn, page: &PrivatePage<'_>) -> Result {
         Ok(S::prepare(vm, gfn, &page.frame())?)
+    }
+
+    fn migrate<'m>(from: Source<'m>, to: Destination<'m>) -> Result<Moved<'m>> {
+        from.move_in_sept(to)
     }
 }

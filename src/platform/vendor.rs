@@ -124,7 +124,7 @@ pub(crate) trait Vendor {
     }
 
     /// Moves all bytes of a page to other memory. No guest has the page in page tables of the host's,
-    /// and none gets it there meanwhile.
+    /// but a guest may have it in its S-EPT. None gets it in either meanwhile.
     /// Called with the folio locked and the invalidate lock held shared. Any allocation of memory
     /// can lead here, so it must not wait for a lock under which others allocate. Without this
     /// operation no file is migratable.

@@ -3,6 +3,7 @@
 //! KUnit: the vendor of TDX, with injected failures.
 
 use super::*;
+use gmem_sys::kvm::hardware::Unmoved;
 
 #[kunit_tests(kvm_gmem_tdx)]
 mod tdx {
@@ -130,6 +131,60 @@ mod tdx {
         for at in FIRST..END {
             assert_eq!(file.byte(at)?, Some(0));
         }
+        Ok(())
+    }
+
+    /// A file whose pages can move; page 5 has [`BYTE`].
+    fn migratable(vm: &TestVm) -> Result<Option<File<'_>>> {
+        let Some(file) = File::migratable(vm, PAGES, PRIVATE, BASE)? else {
+            return Ok(None);
+        };
+        file.fill(5, BYTE)?;
+        Ok(Some(file))
+    }
+
+    /// A page that the platform does not move is where it was. If the guest cannot use it there, the VM
+    /// is dead.
+    #[test]
+    fn page_that_is_not_moved_stays() -> Result {
+        for (why, error) in [(Unmoved::Stays, EBUSY), (Unmoved::Lost, EIO)] {
+            let vm = test_vm(ON_TDX)?;
+            let Some(file) = migratable(&vm)? else {
+                return Ok(());
+            };
+            for at in 4..=6 {
+                TestSept::set(BASE + at, true, true)?;
+            }
+            TestSept::fail_to_move(why);
+            let (old, moved) = file.migrate(5)?;
+            assert_eq!(moved, Err(error));
+            assert_eq!(TestSept::asked_to_move(), Some(BASE + 5));
+            assert!(file.page(5)?.is(&old));
+            assert_eq!(file.byte(5)?, Some(BYTE));
+            assert_eq!(vm.vm().is_dead(), why == Unmoved::Lost);
+            assert_eq!((vm.invalidations(), file.lost_pages()), (0, 0));
+            drop(old);
+            // Nor does it move when it is tried again.
+            assert_eq!(file.migrate(5)?.1, Err(EBUSY));
+        }
+        Ok(())
+    }
+
+    /// An answer of an earlier request, which was refused, does not tie a page to its memory: the
+    /// platform is asked to move it.
+    #[test]
+    fn page_that_was_asked_about_may_move() -> Result {
+        let vm = test_vm(ON_TDX)?;
+        let Some(file) = migratable(&vm)? else {
+            return Ok(());
+        };
+        TestSept::set(BASE + 5, true, true)?;
+        let request = request(&file, SHARED, Content::Preserve)?;
+        let result = convert::<Tdx<TestSept>>(file.file(), &request);
+        assert_eq!(refusal(&result), Some((EOPNOTSUPP, Some(5))));
+        TestSept::fail_to_move(Unmoved::Stays);
+        assert_eq!(file.migrate(5)?.1, Err(EBUSY));
+        assert_eq!(TestSept::asked_to_move(), Some(BASE + 5));
         Ok(())
     }
 }
