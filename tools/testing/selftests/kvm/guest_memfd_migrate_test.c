@@ -83,7 +83,7 @@ HAZARD(flag_of_emulated_platforms)
 			continue;
 		vm = vm_create_barebones_type(KVM_X86_SW_PROTECTED_VM);
 		TEST_ASSERT_EQ(gmem_enable_emulation(vm, platforms[i], 0), 0);
-		check_flag(vm, false);
+		check_flag(vm, platforms[i] == KVM_GMEM_EMULATE_TDX_MIRROR);
 		kvm_vm_free(vm);
 		n++;
 	}

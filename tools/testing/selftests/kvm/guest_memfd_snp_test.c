@@ -506,7 +506,6 @@ SNP_TEST(measurement)
 
 /* --- Pages that move ------------------------------------------------------------- */
 
-#define SOFT_OFFLINE	"/sys/devices/system/memory/soft_offline_page"
 #define NEEDS_MOVES	"needs simulated SNP, " SOFT_OFFLINE " and HWPOISON_INJECT"
 
 /* A VM whose file can have its pages moved, and where the pages were when the host had them. */
@@ -540,27 +539,6 @@ static void snp_move_destroy(struct snp_move *m)
 	kvm_munmap(m->snp.a.hva, m->snp.a.size);
 	kvm_close(m->snp.a.fd);
 	kvm_vm_free(m->snp.vm);
-}
-
-/*
- * Has the page replaced by another one, which works without a mapping of the
- * host's. Returns 0, and the old frame is of no use from then on, or an errno.
- */
-static int replace(u64 frame)
-{
-	int r = hz_write_file(SOFT_OFFLINE, "%#lx", frame * PG);
-
-	TEST_ASSERT_EQ(has_flag(frame, KPF_HWPOISON), !r);
-	return r;
-}
-
-/* A frame that was replaced is the host's, and can be used again. */
-static void use_again(u64 frame)
-{
-	int r = hz_write_file(DEBUGFS "/hwpoison/unpoison-pfn", "%#lx", frame);
-
-	TEST_ASSERT(!r, "unpoison-pfn: errno %d", r);
-	gmem_dirty_free_pages();
 }
 
 /* The guest has the page somewhere else, with its bytes. */

@@ -210,6 +210,29 @@ static inline bool has_flag(u64 pfn, int flag)
 	return flags & BIT_ULL(flag);
 }
 
+#define SOFT_OFFLINE	"/sys/devices/system/memory/soft_offline_page"
+
+/*
+ * Has the page replaced by another one, which works without a mapping of the
+ * host's. Returns 0, and the old frame is of no use from then on, or an errno.
+ */
+static inline int replace(u64 frame)
+{
+	int r = hz_write_file(SOFT_OFFLINE, "%#lx", frame * PG);
+
+	TEST_ASSERT_EQ(has_flag(frame, KPF_HWPOISON), !r);
+	return r;
+}
+
+/* A frame that was replaced is the host's, and can be used again. */
+static inline void use_again(u64 frame)
+{
+	int r = hz_write_file(DEBUGFS "/hwpoison/unpoison-pfn", "%#lx", frame);
+
+	TEST_ASSERT(!r, "unpoison-pfn: errno %d", r);
+	gmem_dirty_free_pages();
+}
+
 /* Moves a VM's pages to the other node and back; guest and host read and write in between. */
 static inline void nodes(u32 type)
 {
