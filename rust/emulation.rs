@@ -52,10 +52,7 @@ use core::{
     }, //
 };
 use gate::Gate;
-use gmem_policy::emulation::{
-    rmp,
-    sept, //
-};
+use gmem_policy::emulation::sept;
 use gmem_types::platform::{
     Base,
     Platform, //
@@ -609,11 +606,8 @@ fn query(vm: &Vm, emulation: &Emulation, operation: &mut Operation) -> Result {
     let gfn = operation.gfn()?;
     let (state, at, owner) = match emulation.model {
         Model::Snp => {
-            let entry = match find_page(vm, gfn)? {
-                Some(pfn) => snp::lookup(pfn),
-                None => rmp::Entry::HYPERVISOR,
-            };
-            (uapi::rmp_state(&entry), entry.gpa / PAGE, entry.asid)
+            let (state, gfn, owner) = snp::query(find_page(vm, gfn)?);
+            (state, gfn, owner.unwrap_or(0))
         }
         Model::Tdx => {
             let (entry, tracked) = emulation.sept.lock().look(gfn);

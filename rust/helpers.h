@@ -27,6 +27,7 @@ typedef int (*kvm_gmem_populate_cb)(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 
 /* Bits of a folio's record that C uses, too; see Frame for the other bits. */
 enum {
+	GMEM_RECORD_ASSIGNED	= 1 << 0,
 	GMEM_RECORD_ZERO	= 1 << 4,
 	GMEM_RECORD_RETIRED	= 1 << 5,
 	GMEM_RECORD_FAILED	= 1 << 6,
@@ -102,6 +103,7 @@ enum {
 	GMEM_FOLIO_HELD,
 };
 bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, u64 *pfn);
+bool gmem_block_was_given(u64 pfn);
 u32 gmem_mapping_add_block(struct address_space *mapping, pgoff_t index);
 u32 gmem_mapping_add_large(struct address_space *mapping, pgoff_t index);
 bool gmem_mapping_is_large(struct address_space *mapping, pgoff_t at);
@@ -227,6 +229,8 @@ u32 gmem_rmp_asid(struct kvm *kvm);
 int gmem_rmp_lookup(u64 pfn, bool *assigned, bool *large);
 int gmem_rmp_assign(u64 pfn, u64 gfn, u32 asid);
 int gmem_rmp_unassign(u64 pfn);
+int gmem_rmp_assign_block(u64 pfn, u64 gfn, u32 asid);
+int gmem_rmp_unassign_block(u64 pfn);
 int gmem_rmp_smash(u64 pfn, bool *in_use);
 bool gmem_rmp_may_move(struct kvm *kvm, u64 gfn);
 int gmem_rmp_move(struct kvm *kvm, u64 gfn, u64 from, u64 to);

@@ -48,7 +48,10 @@ use core::{
 };
 use gmem_types::{
     platform::Platform,
-    range::PageIndex,
+    range::{
+        PageIndex,
+        PageRange, //
+    },
     visibility::Visibility, //
 };
 use kernel::{
@@ -420,6 +423,18 @@ impl<'v, T: GuestMemfd> TestFile<'v, T> {
         inode.locked_shared(|guard| Ok(guard.allocate_block(self.vm(), PageIndex::new(0))))
     }
 
+    /// Frees the page `at`, like a hole in the file.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`free`](crate::fs::address_space::InvalidateGuard::free).
+    pub fn free(&self, at: u64) -> Result {
+        let inode = self.inode.get();
+        let (start, end) = (PageIndex::new(at), PageIndex::new(at + 1));
+        let range = PageRange::new(start, end).ok_or(EINVAL)?;
+        inode.locked(|guard| guard.free(&range).map_err(|refused| refused.error))
+    }
+
     /// The value of all bytes of the page `at`, private or shared; [`None`] if they differ.
     ///
     /// # Errors
@@ -668,7 +683,7 @@ impl HostPage {
     }
 
     /// Sets or clears the flag that its memory has failed.
-    pub(crate) fn set_failed(&self, failed: bool) {
+    pub fn set_failed(&self, failed: bool) {
         // SAFETY: The reference keeps the page.
         unsafe { bindings::gmem_test_page_set_failed(self.0, failed) }
     }

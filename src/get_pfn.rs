@@ -38,15 +38,20 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
     }
 
     inode.stable(|stable| {
+        let zeroed = fault.with_private_block(stable, |first, block| {
+            platform::make_block_private(on, vm, first, inode, block);
+            block.is_first_use(at)
+        });
         fault.serve(stable, |folio| {
             platform::make_private(on, vm, gfn, stable, folio)?;
-            let first_use = folio.is_first_use();
+            let first_use = folio.is_first_use() || zeroed == Some(true);
+            let of = stable.visibility(at);
             trace::guest_fault(move || {
-                let is_private = stable.visibility(at) == Visibility::Private;
+                let is_private = of == Visibility::Private;
                 let offset = inode.offset_of(at);
                 (inode.number(), offset, gfn.get(), is_private, first_use)
             });
-            Ok(platform::max_mapping_order(on, block::ORDER))
+            Ok(platform::max_mapping_order(on, of, block::ORDER))
         })
     })
 }
@@ -54,12 +59,19 @@ pub(crate) fn get_pfn(fault: GuestFault<'_>) -> Result<GuestPage<'_>> {
 /// Returns the page of the fault if it is in use and no platform has to be given it. Any context.
 #[inline]
 pub(crate) fn in_use<'a>(fault: &GuestFault<'a>) -> Option<GuestPage<'a>> {
-    fault.serve_in_use(platform::max_mapping_order(fault.platform(), block::ORDER))
+    // Of which kind the page is makes no difference where no platform has to be given it.
+    let of = Visibility::Shared;
+    fault.serve_in_use(platform::max_mapping_order(
+        fault.platform(),
+        of,
+        block::ORDER,
+    ))
 }
 
 /// Allocates the pages that KVM_MAP_MEMORY wants, from the page of the fault on, in one piece if
 /// they may be mapped large. Returns whether a fault may map large what is in use there.
 pub(crate) fn allocate_block(fault: &GuestFault<'_>) -> bool {
-    platform::max_mapping_order(fault.platform(), block::ORDER) == block::ORDER
+    let of = fault.inode().visibility(fault.at());
+    platform::max_mapping_order(fault.platform(), of, block::ORDER) == block::ORDER
         && fault.allocate_block()
 }

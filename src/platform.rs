@@ -23,6 +23,7 @@ use gmem_policy::{
 use gmem_sys::{
     fs::{
         address_space::Stable,
+        block::PrivateBlock,
         file::GmemFile,
         inode::GmemInode,
         page_cache::{
@@ -101,6 +102,7 @@ use self::{
 struct Operations {
     convert: for<'f> fn(&'f GmemFile, &Request, &mut Outcome) -> Result<Done<'f>, Failure>,
     make_private: Option<fn(&Vm, Gfn, &PrivatePage<'_>) -> Result>,
+    make_block_private: Option<fn(&Vm, Gfn, &PrivateBlock<'_>) -> Result>,
     populate: Option<fn(&Vm, Gfn) -> Result<Assignment>>,
     max_mapping_order: u8,
     migrate: Option<Migrate>,
@@ -122,11 +124,19 @@ impl Operations {
         assert!(!V::HAS_MAKE_PRIVATE || V::PLATFORM.owns_pages());
         // Which pages a platform has is known where a table has them, or if it is asked under `mmu_lock`.
         assert!(!V::HAS_MIGRATE || !V::HAS_MAKE_PRIVATE || V::HAS_OWNS || V::HAS_OWNS_MAPPED);
+        // What is given as a block is taken back page by page, and mapped as it was given.
+        assert!(!V::HAS_MAKE_BLOCK_PRIVATE || V::HAS_OWNS);
+        assert!(V::HAS_MAKE_BLOCK_PRIVATE == V::PLATFORM.takes_blocks());
 
         Self {
             convert: convert::convert::<V>,
             make_private: if V::HAS_MAKE_PRIVATE {
                 Some(V::make_private)
+            } else {
+                None
+            },
+            make_block_private: if V::HAS_MAKE_BLOCK_PRIVATE {
+                Some(V::make_block_private)
             } else {
                 None
             },
@@ -213,11 +223,33 @@ pub(crate) fn make_private(
     }
 }
 
-/// How large a mapping may be, as far as the platform is concerned, of memory that allows 2 to the
-/// power of `order` pages.
+/// Gives a block of a file, which shows from `gfn` on and of which no page is a platform's, to the
+/// platform. If that fails nothing has changed, or the pages are lost: the page of the fault is given
+/// alone then, which finds out.
+pub(crate) fn make_block_private(
+    platform: Option<Platform>,
+    vm: &Vm,
+    gfn: Gfn,
+    inode: &GmemInode,
+    block: &PrivateBlock<'_>,
+) {
+    if let Some(make) = select(platform).and_then(|vendor| vendor.make_block_private) {
+        if remembers(platform, inode) {
+            let _ = make(vm, gfn, block);
+        }
+    }
+}
+
+/// How large a mapping of pages that are `of` may be, as far as the platform is concerned, of memory
+/// that allows 2 to the power of `order` pages.
 #[inline]
-pub(crate) fn max_mapping_order(platform: Option<Platform>, order: u8) -> u8 {
-    select(platform).map_or(order, |vendor| order.min(vendor.max_mapping_order))
+pub(crate) fn max_mapping_order(platform: Option<Platform>, of: Visibility, order: u8) -> u8 {
+    select(platform).map_or(order, |vendor| {
+        if of == Visibility::Private && vendor.make_block_private.is_some() {
+            return order;
+        }
+        order.min(vendor.max_mapping_order)
+    })
 }
 
 /// How pages of VMs on a platform are moved; [`None`] if they cannot be. Those of VMs without private

@@ -14,8 +14,7 @@ use super::{
         table, //
     },
     uapi,
-    Operation,
-    PAGE, //
+    Operation, //
 };
 use crate::{
     bindings,
@@ -50,18 +49,9 @@ pub(super) fn ioctl(vm: &Vm, asid: u32, arg: UserPointer) -> Result {
     operation.no_range()?;
     match operation.op {
         bindings::KVM_GMEM_EMULATE_OP_QUERY => {
-            let entry = match find_page(vm, operation.gfn()?)? {
-                Some(pfn) => snp::lookup(pfn),
-                None => Entry::HYPERVISOR,
-            };
-            let state = uapi::rmp_state(&entry);
-            let owner = if entry.assigned { entry.asid } else { asid };
-            operation.value = [
-                state.into(),
-                entry.gpa / PAGE,
-                owner.into(),
-                table::assigned(),
-            ];
+            let (state, gfn, owner) = snp::query(find_page(vm, operation.gfn()?)?);
+            let owner = owner.unwrap_or(asid);
+            operation.value = [state.into(), gfn, owner.into(), table::assigned()];
         }
         bindings::KVM_GMEM_EMULATE_OP_INJECT => {
             let fault = uapi::rmp_fault(operation.value)?;

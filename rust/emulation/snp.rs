@@ -2,10 +2,16 @@
 
 //! The RMP of this host, as the model has it.
 
-use super::page::Page;
+use super::{
+    page::Page,
+    uapi, //
+};
 use crate::{
     bindings,
-    fs::page_cache::PrivatePage,
+    fs::{
+        block::PrivateBlock,
+        page_cache::PrivatePage, //
+    },
     kvm::{
         hardware::{
             self,
@@ -145,6 +151,21 @@ pub(super) fn lookup(pfn: Pfn) -> Entry {
     rmp::lookup(&*RMP.lock(), pfn.get())
 }
 
+/// The same as a test sees it, for a page that may not exist: `KVM_GMEM_EMULATE_STATE_*`, the guest's
+/// frame of this page, and the guest.
+pub(super) fn query(pfn: Option<Pfn>) -> (u32, u64, Option<u32>) {
+    let entry = pfn.map_or(Entry::HYPERVISOR, lookup);
+    let within = match (pfn, entry.size) {
+        (Some(pfn), Size::Large) => pfn.get() % LARGE_PAGES,
+        _ => 0,
+    };
+    (
+        uapi::rmp_state(&entry),
+        entry.gpa / super::PAGE + within,
+        entry.assigned.then_some(entry.asid),
+    )
+}
+
 /// The first page of the 2M that a page is in.
 fn first(pfn: u64) -> u64 {
     pfn - pfn % LARGE_PAGES
@@ -214,18 +235,24 @@ pub(super) mod table {
     /// PSMASH.
     pub(in super::super) fn smash(pfn: u64) -> Result<(), Code> {
         let mut rmp = RMP.lock();
-        rmp.strike(pfn, Operation::Smash)?;
+        let operation = Operation::Smash;
+        rmp.strike(pfn, operation)
+            // The page is lost then, which is reported.
+            .inspect_err(|_| pr_warn!("emulation: a test has {operation:?} fail\n"))?;
         rmp::smash(&mut *rmp, pfn)
     }
 
-    /// How many entries are guests'.
+    /// How many pages are guests'.
     pub(in super::super) fn assigned() -> u64 {
         // A chain of iterators would get a symbol whose name is too long for kallsyms.
         let mut guests = 0;
         if let Some(rows) = &RMP.lock().0 {
             for row in rows.values() {
                 if row.entry.assigned && row.entry.asid != 0 {
-                    guests += 1;
+                    guests += match row.entry.size {
+                        Size::Small => 1,
+                        Size::Large => LARGE_PAGES,
+                    };
                 }
             }
         }
@@ -273,6 +300,14 @@ fn transition(pfn: u64, instruction: Instruction) -> Result<(), Code> {
 /// RMPUPDATE.
 fn update(page: Page<'_>, entry: Entry) -> Result<(), Failed> {
     transition(page.pfn(), Instruction::Update(entry)).map_err(failed)
+}
+
+/// The host reads the bytes of the guest that has lost the page as ciphertext.
+fn reveal(page: Page<'_>) {
+    if page.is_hidden() {
+        page.show();
+        page.combine();
+    }
 }
 
 /// Converts an entry for vendors.
@@ -323,15 +358,46 @@ impl Rmp for ModelRmp {
         })
     }
 
-    /// The host reads the guest's bytes as ciphertext.
     fn unassign(frame: &Frame<'_>) -> Result<(), Failed> {
         let page = Page::new(frame);
 
         update(page, Entry::HYPERVISOR)?;
-        if page.is_hidden() {
-            page.show();
-            page.combine();
+        reveal(page);
+        Ok(())
+    }
+
+    fn assign_block(block: &PrivateBlock<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
+        let first = block.first().get();
+
+        reserve(first, LARGE_PAGES)?;
+        for frame in block.frames() {
+            Page::new(&frame).prepare()?;
         }
+        let entry = Entry::assigned(asid, gpa(gfn)).large();
+        transition(first, Instruction::Update(entry)).map_err(failed)?;
+        let mut hidden = 0;
+        for frame in block.frames() {
+            frame.set_model();
+            let page = Page::new(&frame);
+            page.combine();
+            if let Err(failed) = page.hide() {
+                page.combine();
+                block
+                    .frames()
+                    .take(hidden)
+                    .for_each(|frame| reveal(Page::new(&frame)));
+                let _ = rmp::update(&mut *RMP.lock(), first, Entry::HYPERVISOR.large());
+                return Err(failed);
+            }
+            hidden += 1;
+        }
+        Ok(())
+    }
+
+    fn unassign_block(block: &PrivateBlock<'_>) -> Result<(), Failed> {
+        let entry = Entry::HYPERVISOR.large();
+        transition(block.first().get(), Instruction::Update(entry)).map_err(failed)?;
+        block.frames().for_each(|frame| reveal(Page::new(&frame)));
         Ok(())
     }
 

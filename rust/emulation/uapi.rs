@@ -103,18 +103,23 @@ pub(super) fn sept_fault(value: [u64; 4]) -> Result<Fault<sept::Operation, sept:
 
 /// QUERY's `KVM_GMEM_EMULATE_STATE_*` of an RMP entry.
 pub(super) fn rmp_state(entry: &rmp::Entry) -> u32 {
-    match entry {
-        rmp::Entry {
-            assigned: false, ..
-        } => KVM_GMEM_EMULATE_STATE_NONE,
-        rmp::Entry {
-            immutable: true, ..
-        } => KVM_GMEM_EMULATE_STATE_IMMUTABLE,
-        rmp::Entry {
-            validated: true, ..
-        } => KVM_GMEM_EMULATE_STATE_VALIDATED,
-        _ => KVM_GMEM_EMULATE_STATE_ASSIGNED,
-    }
+    let large = match entry.size {
+        rmp::Size::Large => KVM_GMEM_EMULATE_STATE_LARGE,
+        rmp::Size::Small => 0,
+    };
+    large
+        | match entry {
+            rmp::Entry {
+                assigned: false, ..
+            } => KVM_GMEM_EMULATE_STATE_NONE,
+            rmp::Entry {
+                immutable: true, ..
+            } => KVM_GMEM_EMULATE_STATE_IMMUTABLE,
+            rmp::Entry {
+                validated: true, ..
+            } => KVM_GMEM_EMULATE_STATE_VALIDATED,
+            _ => KVM_GMEM_EMULATE_STATE_ASSIGNED,
+        }
 }
 
 /// The same of an entry of the S-EPT, and of whether it was tracked since it is blocked.

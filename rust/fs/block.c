@@ -118,6 +118,21 @@ bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, 
 	return true;
 }
 
+/*
+ * Whether a platform was given a page of the memory of a block.  The caller holds
+ * none of its pages, so it is a hint: they can have another owner by now.
+ */
+bool gmem_block_was_given(u64 pfn)
+{
+	struct page *page = pfn_to_page(pfn);
+	unsigned long i;
+
+	for (i = 0; i < 1UL << GMEM_BLOCK_ORDER; i++)
+		if (READ_ONCE(page[i].private) & GMEM_RECORD_ASSIGNED)
+			return true;
+	return false;
+}
+
 /* Whether the block with the page @at is one folio. */
 bool gmem_mapping_is_large(struct address_space *mapping, pgoff_t at)
 {

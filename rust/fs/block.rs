@@ -8,6 +8,9 @@
 //! could have a large mapping. So nothing has to be kept up to date when a page leaves the file,
 //! fails, or is converted.
 //!
+//! Some platforms are given a block at once, if none of its pages is theirs yet. All of its pages are
+//! locked then, and each of them has a record afterwards, as if it were given alone.
+//!
 //! In files that were created so, a block can be one large folio instead, which the host maps at
 //! once. **A folio is private or shared as a whole**: it is allocated only for pages of one kind, and
 //! it is split before a part of it is converted. It is split before a part of it is freed, too. Then
@@ -25,12 +28,16 @@ use crate::{
             Stable, //
         },
         inode::GmemInode,
-        page_cache::LockedFolio, //
+        page_cache::{
+            LockedFolio,
+            PreparedFolio, //
+        }, //
     },
     kvm::vm::{
         Pfn,
         Vm, //
     },
+    mm::folio::Frame,
     task::{
         is_killed,
         reschedule,
@@ -98,7 +105,6 @@ fn same_around(inode: &GmemInode, at: PageIndex, reader: Reader<'_>) -> Option<R
 pub(crate) struct Block {
     first: Pfn,
     start: PageIndex,
-    visibility: Visibility,
 }
 
 impl Block {
@@ -108,13 +114,7 @@ impl Block {
         Some(Self {
             first: memory(inode, at, true)?,
             start: same.range.start(),
-            visibility: same.visibility,
         })
-    }
-
-    /// What all of its pages are.
-    pub(crate) fn visibility(&self) -> Visibility {
-        self.visibility
     }
 
     /// The frame of the page `at` of the block.
@@ -371,5 +371,71 @@ pub(crate) fn prepare_around(stable: &Stable<'_>, at: PageIndex) {
             let _ = folio.prepare();
         }
         reschedule();
+    }
+}
+
+/// A block that a platform can be given as a whole. All of its pages are prepared, and private for as
+/// long as this exists; their memory is in one piece and has not failed; no platform was given one.
+///
+/// # Invariants
+///
+/// There are [`PAGES`] folios of one page each, in the order of the file. They are in consecutive
+/// frames from `first` on, which is aligned, and locked.
+pub struct PrivateBlock<'p> {
+    first: Pfn,
+    folios: KVec<PreparedFolio<'p>>,
+}
+
+impl<'p> PrivateBlock<'p> {
+    /// Locks the pages of the block with the page `at`, which the file has already, and zeroes those
+    /// that were never used; sleeps. [`None`] if this is no such block.
+    ///
+    /// Folios are locked from the first to the last. Others who lock several of a file, as memory
+    /// management, wait for none of them with another one locked.
+    pub(crate) fn lock(stable: &'p Stable<'_>, at: PageIndex) -> Option<Self> {
+        let inode = stable.inode();
+        // SAFETY: The map is written with the invalidate lock held exclusively only, and this is the
+        // shared lock.
+        let run = same_around(inode, at, unsafe { Reader::assume() })?;
+        if run.visibility != Visibility::Private {
+            return None;
+        }
+        let first = memory(inode, at, false)?;
+        // A later fault on a block whose pages were given one by one locks none of them.
+        // SAFETY: There is memory of a block.
+        if unsafe { bindings::gmem_block_was_given(first.get()) } {
+            return None;
+        }
+
+        // CAST: A small number.
+        let mut folios = KVec::with_capacity(PAGES as usize, GFP_KERNEL).ok()?;
+        for (at, pfn) in (run.range.start().get()..run.range.end().get()).zip(first.get()..) {
+            let folio = LockedFolio::find(inode, PageIndex::new(at))?;
+            let fits = folio.pfn().get() == pfn && folio.pages() == 1 && !folio.is_poisoned();
+            if !fits || folio.frame().assignment().is_some() || is_killed() {
+                return None;
+            }
+            folios.push(folio.prepare().ok()?, GFP_KERNEL).ok()?;
+            reschedule();
+        }
+        // INVARIANT: The range has as many pages, and each of them was checked.
+        Some(Self { first, folios })
+    }
+
+    /// The frames of its pages, with their records.
+    pub fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
+        self.folios.iter().map(PreparedFolio::frame)
+    }
+
+    /// The first frame.
+    pub fn first(&self) -> Pfn {
+        self.first
+    }
+
+    /// Whether the page `at` was zeroed, as nobody had used it before.
+    pub fn is_first_use(&self, at: PageIndex) -> bool {
+        // CAST: Less than the number of its pages.
+        let folio = self.folios.get(within(at.get()) as usize);
+        folio.is_some_and(PreparedFolio::is_first_use)
     }
 }

@@ -323,6 +323,18 @@ impl<'a> PreparedFolio<'a> {
         Ok(self.folio.into_locked_page())
     }
 
+    /// The host's frame of the page.
+    #[inline]
+    pub(crate) fn pfn(&self) -> Pfn {
+        self.folio.pfn()
+    }
+
+    /// The frame of the page, with its record.
+    #[inline]
+    pub(crate) fn frame(&self) -> Frame<'_> {
+        self.folio.frame()
+    }
+
     /// The `struct page`, for as long as the folio is locked.
     #[inline]
     pub(crate) fn page(&self) -> *mut bindings::page {

@@ -11,7 +11,8 @@ use crate::{
         address_space::Stable,
         block::{
             self,
-            Block, //
+            Block,
+            PrivateBlock, //
         },
         file::GmemFile,
         inode::GmemInode,
@@ -22,6 +23,7 @@ use crate::{
     },
     kvm::{
         memslot::Memslot,
+        platform,
         vm::{
             Gfn,
             Pfn,
@@ -156,11 +158,18 @@ impl<'a> GuestFault<'a> {
         self.inode().converts_in_place() || self.is_plain()
     }
 
+    /// Whether pages of this kind are given to the platform: a large mapping must include none that
+    /// it was not given together with the page of the fault.
+    #[inline]
+    fn is_given(&self, of: Visibility) -> bool {
+        of == Visibility::Private && self.platform().is_some_and(Platform::owns_pages)
+    }
+
     /// Whether pages of this kind are mapped one by one, because the platform is given private pages
-    /// one by one: a large mapping would include pages that it was never given.
+    /// one by one.
     #[inline]
     fn is_one_by_one(&self, of: Visibility) -> bool {
-        of == Visibility::Private && self.platform().is_some_and(Platform::owns_pages)
+        self.is_given(of) && !self.platform().is_some_and(Platform::takes_blocks)
     }
 
     /// Whether a large mapping could have `pfn` at the place of the fault, as far as their alignment
@@ -182,11 +191,27 @@ impl<'a> GuestFault<'a> {
             return 0;
         }
         match Block::find(self.inode(), self.at, Reader::from(&rcu::read_lock())) {
-            Some(block) if block.pfn(self.at) == pfn && !self.is_one_by_one(block.visibility()) => {
-                block::ORDER
-            }
+            Some(block) if block.pfn(self.at) == pfn => block::ORDER,
             _ => 0,
         }
+    }
+
+    /// Calls `f` with the block of the page, and the guest frame of its first page, if a platform can
+    /// be given the block as a whole; sleeps. The pages are in the file already: a fault allocates
+    /// one.
+    pub fn with_private_block<R>(
+        &self,
+        stable: &Stable<'_>,
+        f: impl FnOnce(Gfn, &PrivateBlock<'_>) -> R,
+    ) -> Option<R> {
+        let takes = self.platform().is_some_and(Platform::takes_blocks);
+        if !takes || !self.fits || !self.knows_kinds() || !ptr::eq(stable.inode(), self.inode()) {
+            return None;
+        }
+        let block = PrivateBlock::lock(stable, self.at)?;
+        // Where all of the slot's frames are that the mapping covers.
+        let first = Gfn::new(self.gfn.get() - block::within(self.gfn.get()));
+        Some(f(first, &block))
     }
 
     /// The fault is on the first of the pages of a large mapping, all of which are wanted. Allocates
@@ -280,8 +305,9 @@ impl<'a> GuestFault<'a> {
     ///
     /// `f` returns how large a mapping the page may be a part of, as a power of two in pages. The
     /// mapping is no larger than there is evidence for. Private pages that a platform is given get
-    /// small mappings, as `f` sees only one page. The first use of a page of a block that is
-    /// allocated, and could be mapped at once, is the first use of the whole block.
+    /// a large mapping only if the platform has all of the block by one entry, as `f` sees only one
+    /// page. The first use of a page of a block that is allocated, and could be mapped at once, is the
+    /// first use of the whole block.
     ///
     /// # Errors
     ///
@@ -296,16 +322,21 @@ impl<'a> GuestFault<'a> {
         let max_order = f(&folio)?;
         // The first use of a page is that of all of its folio, which can be the block.
         let first_use = folio.is_first_use() && folio.pages() < block::PAGES;
+        let may_be_large = max_order >= block::ORDER && self.may_be_large(folio.pfn());
+        let is_given = may_be_large && self.is_given(stable.visibility(self.at));
+        // Asked with the folio locked. From here on only an invalidation takes the page back. If the
+        // entry is split meanwhile, KVM sees that under mmu_lock.
+        let allowed = if is_given && !platform::is_assigned_in_block(&folio.frame()) {
+            0
+        } else {
+            max_order
+        };
         let page = folio.into_page();
-        if first_use
-            && max_order >= block::ORDER
-            && self.may_be_large(page.pfn())
-            && !self.is_one_by_one(stable.visibility(self.at))
-        {
+        if first_use && may_be_large && !is_given {
             block::prepare_around(stable, self.at);
         }
         Ok(GuestPage {
-            max_order: self.max_order(page.pfn(), max_order),
+            max_order: self.max_order(page.pfn(), allowed),
             pfn: page.pfn(),
             page: Some(page),
             _fault: PhantomData,

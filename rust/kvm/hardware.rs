@@ -12,7 +12,10 @@
 
 use crate::{
     bindings,
-    fs::page_cache::PrivatePage,
+    fs::{
+        block::PrivateBlock,
+        page_cache::PrivatePage, //
+    },
     kvm::vm::{
         Gfn,
         MmuGuard,
@@ -152,6 +155,23 @@ pub trait Rmp: sealed::Sealed {
     /// [`Failed`]. The entry is unchanged.
     fn unassign(frame: &Frame<'_>) -> Result<(), Failed>;
 
+    /// Assigns a block by one entry for 2M, to the guest with `asid` from `gfn` on, which is a multiple
+    /// of 2M. Callers have looked up all of its pages: an entry of a page that is assigned overlaps,
+    /// and the kernel would repeat the update for ever.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`]. No entry has changed.
+    fn assign_block(block: &PrivateBlock<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed>;
+
+    /// Takes back a block that was assigned by one entry, which was not split since, and flushes its
+    /// cache lines.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`]. The entry is unchanged.
+    fn unassign_block(block: &PrivateBlock<'_>) -> Result<(), Failed>;
+
     /// Tries once to split the entry for 2M that the page is in.
     ///
     /// # Errors
@@ -239,6 +259,18 @@ impl Rmp for HardwareRmp {
     fn unassign(frame: &Frame<'_>) -> Result<(), Failed> {
         // SAFETY: The frame is one of a file's.
         outcome(unsafe { bindings::gmem_rmp_unassign(frame.pfn().get()) })
+    }
+
+    fn assign_block(block: &PrivateBlock<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
+        let first = block.first().get();
+        // SAFETY: All pages are private, so the host has no mapping of them and gets none; the platform
+        // checks the rest.
+        outcome(unsafe { bindings::gmem_rmp_assign_block(first, gfn.get(), asid) })
+    }
+
+    fn unassign_block(block: &PrivateBlock<'_>) -> Result<(), Failed> {
+        // SAFETY: All pages of the block are the file's.
+        outcome(unsafe { bindings::gmem_rmp_unassign_block(block.first().get()) })
     }
 
     fn smash(frame: &Frame<'_>) -> Result<(), Unsplit> {

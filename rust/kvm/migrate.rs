@@ -76,6 +76,12 @@ impl<'m> Source<'m> {
         self.folio.as_ptr()
     }
 
+    /// The frame that the page is in, with its record.
+    pub fn frame(&self) -> Frame<'_> {
+        // SAFETY: The folio is valid and locked as long as `'m`.
+        unsafe { Frame::from_raw(self.folio) }
+    }
+
     /// Whether the page was given to a platform, which has to move it.
     pub fn is_given(&self) -> bool {
         self.given.is_some()

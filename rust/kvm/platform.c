@@ -172,6 +172,21 @@ int gmem_rmp_unassign(u64 pfn)
 	return ret;
 }
 
+/* The same for 2M, whose first page and first gfn these are. */
+int gmem_rmp_assign_block(u64 pfn, u64 gfn, u32 asid)
+{
+	return rmp_make_private(pfn, gfn_to_gpa(gfn), PG_LEVEL_2M, asid, false);
+}
+
+int gmem_rmp_unassign_block(u64 pfn)
+{
+	int ret = rmp_make_shared(pfn, PG_LEVEL_2M);
+
+	if (!ret)
+		clflush_cache_range(__va(PFN_PHYS(pfn)), PMD_SIZE);
+	return ret;
+}
+
 int gmem_rmp_smash(u64 pfn, bool *in_use)
 {
 	int ret = psmash(ALIGN_DOWN(pfn, PTRS_PER_PMD));
@@ -240,6 +255,16 @@ int gmem_rmp_assign(u64 pfn, u64 gfn, u32 asid)
 }
 
 int gmem_rmp_unassign(u64 pfn)
+{
+	return -ENODEV;
+}
+
+int gmem_rmp_assign_block(u64 pfn, u64 gfn, u32 asid)
+{
+	return -ENODEV;
+}
+
+int gmem_rmp_unassign_block(u64 pfn)
 {
 	return -ENODEV;
 }

@@ -135,8 +135,8 @@ pub(crate) fn move_page(mmu: &MmuGuard<'_>, gfn: Gfn, from: Pfn, to: Pfn) -> Res
     }
 }
 
-/// Whether files of the VM can have folios of more than one page. A platform that owns pages is given
-/// them one by one, and each of them has a record of its own.
+/// Whether files of the VM can have folios of more than one page. Each page that a platform owns has
+/// a record of its own, also where it is given many at once.
 pub fn has_large_folios(vm: &Vm) -> bool {
     HAS_LARGE_FOLIOS && is_plain(vm)
 }
@@ -188,6 +188,14 @@ fn is_assigned_one(frame: &Frame<'_>) -> bool {
         return true;
     }
     has_hardware_rmp() && is_taken(HardwareRmp::lookup(frame))
+}
+
+/// Whether an RMP has the page as a guest's, in one entry with all of its block.
+pub(crate) fn is_assigned_in_block(frame: &Frame<'_>) -> bool {
+    let whole =
+        |entry: Result<Entry, Failed>| entry.is_ok_and(|entry| entry.assigned && entry.large);
+    let mut said = stand_in::all().filter_map(|other| other.rmp_entry(frame));
+    said.any(whole) || (has_hardware_rmp() && whole(HardwareRmp::lookup(frame)))
 }
 
 /// The S-EPT of a platform's VMs, if they have one.

@@ -83,7 +83,8 @@ pub struct Frame<'a> {
 }
 
 /// The page was given to a guest; the rest of the word says which and where.
-const ASSIGNED: u64 = 1 << 0;
+// CAST: A bit of a small number.
+const ASSIGNED: u64 = bindings::GMEM_RECORD_ASSIGNED as u64;
 /// Set between asking and zapping: the page was in the S-EPT.
 const WAS_IN_SEPT: u64 = 1 << 1;
 /// A software model has the page's state.
@@ -92,7 +93,7 @@ const MODEL: u64 = 1 << 2;
 const LEAKED: u64 = 1 << 3;
 /// The page is zero, and the host had no means to write to it since: a hypervisor that gives it to a
 /// guest makes sure of it.
-// CAST: A bit of a small number.
+// CAST: As above.
 const ZERO: u64 = bindings::GMEM_RECORD_ZERO as u64;
 /// The page has failed, and a hypervisor may have it for ever.
 // CAST: As above.

@@ -10,9 +10,15 @@ use super::{
     TestVm, //
 };
 use crate::{
-    fs::page_cache::{
-        LockedFolio,
-        PrivatePage, //
+    fs::{
+        block::{
+            PrivateBlock,
+            PAGES, //
+        },
+        page_cache::{
+            LockedFolio,
+            PrivatePage, //
+        }, //
     },
     guest_memfd::GuestMemfd,
     kvm::{
@@ -78,6 +84,39 @@ pub struct RmpEntry {
 
 const ENTRIES: usize = 64;
 
+/// Entries of 2M, or the 512 that one was split into.
+#[derive(Clone, Copy)]
+struct Block {
+    /// The first frame.
+    pfn: u64,
+    /// The entry of the first page.
+    entry: RmpEntry,
+    /// It was split.
+    split: bool,
+    /// A bit for each page that has left it since.
+    gone: [u64; (PAGES / 64) as usize],
+}
+
+impl Block {
+    fn bit(&self, pfn: u64) -> Option<(usize, u64)> {
+        let at = pfn.checked_sub(self.pfn).filter(|at| *at < PAGES)?;
+        Some((at as usize / 64, 1 << (at % 64)))
+    }
+
+    fn get(&self, pfn: u64) -> Option<RmpEntry> {
+        let (word, bit) = self.bit(pfn)?;
+        (self.gone[word] & bit == 0).then_some(RmpEntry {
+            gfn: self.entry.gfn + (pfn - self.pfn),
+            ..self.entry
+        })
+    }
+
+    fn pages(&self) -> usize {
+        let gone: u32 = self.gone.iter().map(|word| word.count_ones()).sum();
+        PAGES as usize - gone as usize
+    }
+}
+
 struct State {
     /// Assigned pages, by frame.
     rmp: [Option<(u64, RmpEntry)>; ENTRIES],
@@ -87,11 +126,13 @@ struct State {
     times: u32,
     /// The code that it fails with, as of a C function.
     code: c_int,
-    /// Pages in entries of 2M, by frame.
+    /// Entries of 2M.
+    blocks: [Option<Block>; 2],
+    /// Pages in entries of 2M of which the test has no more pages, by frame.
     large: [Option<u64>; 4],
     /// An entry that could not be split is split by another CPU.
     others_split: bool,
-    /// How often an update of 4K overlapped with an entry of 2M, which the kernel retries for ever.
+    /// How often an update overlapped with an entry of another size, which the kernel retries for ever.
     overlaps: usize,
     /// Pages in the S-EPT, by gfn: when asked first, and when asked again.
     sept: [Option<(u64, bool, bool)>; ENTRIES],
@@ -110,6 +151,7 @@ impl State {
         fails: None,
         times: 0,
         code: 0,
+        blocks: [None; 2],
         large: [None; 4],
         others_split: false,
         overlaps: 0,
@@ -129,17 +171,22 @@ impl State {
             .find_map(|&(of, platform, asid)| (of == at).then_some((platform, asid)))
     }
 
-    fn rmp(&mut self, pfn: u64) -> Option<&mut RmpEntry> {
-        self.rmp
-            .iter_mut()
-            .flatten()
-            .find_map(|(of, entry)| (*of == pfn).then_some(entry))
+    fn rmp(&self, pfn: u64) -> Option<RmpEntry> {
+        let small = |&(of, entry): &(u64, RmpEntry)| (of == pfn).then_some(entry);
+        let large = |block: &Block| block.get(pfn);
+        let found = self.rmp.iter().flatten().find_map(small);
+        found.or_else(|| self.blocks.iter().flatten().find_map(large))
     }
 
     fn set_rmp(&mut self, pfn: u64, entry: Option<RmpEntry>) -> Result<(), Failed> {
         for slot in &mut self.rmp {
             if slot.is_some_and(|(of, _)| of == pfn) {
                 *slot = None;
+            }
+        }
+        for block in self.blocks.iter_mut().flatten() {
+            if let Some((word, bit)) = block.bit(pfn) {
+                block.gone[word] |= bit;
             }
         }
         if let Some(entry) = entry {
@@ -150,10 +197,14 @@ impl State {
     }
 
     fn is_large(&self, pfn: u64) -> bool {
-        self.large.contains(&Some(pfn))
+        let has = |block: &Block| !block.split && block.bit(pfn).is_some();
+        self.large.contains(&Some(pfn)) || self.blocks.iter().flatten().any(has)
     }
 
     fn split(&mut self, pfn: u64) {
+        for block in self.blocks.iter_mut().flatten() {
+            block.split |= block.bit(pfn).is_some();
+        }
         for slot in &mut self.large {
             if *slot == Some(pfn) {
                 *slot = None;
@@ -290,7 +341,7 @@ impl TestRmp {
         })
     }
 
-    /// How often an update of 4K overlapped with an entry of 2M that was not split.
+    /// How often an update overlapped with an entry of another size.
     pub fn overlaps() -> usize {
         with(|state| state.overlaps)
     }
@@ -314,6 +365,11 @@ impl TestRmp {
         });
     }
 
+    /// Lets all operations succeed from now on.
+    pub fn succeed() {
+        with(|state| state.fails = None);
+    }
+
     /// Returns the entry for the page `at` of a file.
     ///
     /// # Errors
@@ -321,7 +377,17 @@ impl TestRmp {
     /// `ENOMEM`.
     pub fn entry<T: GuestMemfd>(file: &TestFile<'_, T>, at: u64) -> Result<Option<RmpEntry>> {
         let pfn = pfn_of(file, at)?;
-        Ok(with(|state| state.rmp(pfn).map(|entry| *entry)))
+        Ok(with(|state| state.rmp(pfn)))
+    }
+
+    /// Whether the page `at` of a file is in an entry of 2M.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn is_large<T: GuestMemfd>(file: &TestFile<'_, T>, at: u64) -> Result<bool> {
+        let pfn = pfn_of(file, at)?;
+        Ok(with(|state| state.is_large(pfn)))
     }
 
     /// Sets the entry for the page `at` of a file.
@@ -359,6 +425,10 @@ impl TestRmp {
     pub(crate) fn give_pfn(pfn: u64, gfn: Gfn, asid: u32) -> Result<(), Failed> {
         with(|state| {
             state.strike(RmpOperation::Assign)?;
+            if state.is_large(pfn) {
+                state.overlaps += 1;
+                return Err(Failed::Platform);
+            }
             let entry = RmpEntry {
                 asid,
                 gfn: gfn.get(),
@@ -370,7 +440,10 @@ impl TestRmp {
 
     /// How many pages are assigned.
     pub fn assigned() -> usize {
-        with(|state| state.rmp.iter().flatten().count())
+        with(|state| {
+            let large: usize = state.blocks.iter().flatten().map(Block::pages).sum();
+            state.rmp.iter().flatten().count() + large
+        })
     }
 }
 
@@ -410,6 +483,48 @@ impl Rmp for TestRmp {
         })
     }
 
+    fn assign_block(block: &PrivateBlock<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed> {
+        let pfn = block.first().get();
+        with(|state| {
+            state.strike(RmpOperation::Assign)?;
+            if (pfn..pfn + PAGES).any(|pfn| state.rmp(pfn).is_some()) {
+                state.overlaps += 1;
+                return Err(Failed::Platform);
+            }
+            for slot in &mut state.blocks {
+                if slot.is_none_or(|old| old.pfn == pfn || old.pages() == 0) {
+                    *slot = Some(Block {
+                        pfn,
+                        entry: RmpEntry {
+                            asid,
+                            gfn: gfn.get(),
+                            validated: false,
+                        },
+                        split: false,
+                        gone: Default::default(),
+                    });
+                    return Ok(());
+                }
+            }
+            Err(Failed::Memory)
+        })
+    }
+
+    fn unassign_block(block: &PrivateBlock<'_>) -> Result<(), Failed> {
+        let pfn = block.first().get();
+        with(|state| {
+            state.strike(RmpOperation::Unassign)?;
+            for slot in &mut state.blocks {
+                if slot.is_some_and(|block| block.pfn == pfn && !block.split) {
+                    *slot = None;
+                    return Ok(());
+                }
+            }
+            state.overlaps += 1;
+            Err(Failed::Platform)
+        })
+    }
+
     fn smash(frame: &Frame<'_>) -> Result<(), Unsplit> {
         with(|state| {
             let done = state.strike(RmpOperation::Smash);
@@ -434,7 +549,10 @@ impl Rmp for TestRmp {
                     _ => Unmoved::Stays,
                 });
             }
-            let entry = state.rmp(from).map(|entry| *entry).ok_or(Unmoved::Stays)?;
+            let entry = state.rmp(from).ok_or(Unmoved::Stays)?;
+            if state.is_large(from) {
+                return Err(Unmoved::Stays);
+            }
             // What fails here the platform does not tell.
             if state.strike(RmpOperation::Assign).is_ok() {
                 state.set_rmp(to, Some(entry)).map_err(|_| Unmoved::Lost)?;

@@ -47,12 +47,22 @@ impl Platform {
     }
 
     /// Whether pages can belong to the platform, so that the host may not write them. They are given
-    /// to it one by one, each by a guest fault of its own.
+    /// to it by guest faults.
     #[inline]
     pub const fn owns_pages(self) -> bool {
         match self {
             Self::SwProtected => false,
             Self::Snp(_) | Self::Tdx(_) | Self::Pkvm => true,
+        }
+    }
+
+    /// Whether the platform can be given many pages at once, and a guest maps them at once then.
+    /// Others are given pages one by one.
+    #[inline]
+    pub const fn takes_blocks(self) -> bool {
+        match self {
+            Self::Snp(_) => true,
+            Self::SwProtected | Self::Tdx(_) | Self::Pkvm => false,
         }
     }
 

@@ -8,9 +8,12 @@
 //! the same place, this is a guest fault after a zap, and there is nothing to do. If it is assigned
 //! otherwise, this is a bug or an attack, and the fault is refused.
 //!
-//! A page is assigned when the guest first uses it as private, not when it is converted. It is
-//! taken back when it is converted to shared, or freed. Then it is no longer recorded that the
-//! guest had accepted the page. This cannot be restored, so a request cannot be undone after its
+//! A page is assigned when the guest first uses it as private, not when it is converted. If none of
+//! its block is assigned yet, all of it is, by one entry for 2M. Such an entry is split before one of
+//! its pages is taken back or moved; the others stay the guest's, as they were.
+//!
+//! A page is taken back when it is converted to shared, or freed. Then it is no longer recorded that
+//! the guest had accepted the page. This cannot be restored, so a request cannot be undone after its
 //! first page. A page that cannot be taken back is lost, together with the VM.
 //!
 //! A page that is assigned is moved to other memory by the platform, any other by a copy.
@@ -18,7 +21,10 @@
 use crate::platform::vendor::Vendor;
 use core::marker::PhantomData;
 use gmem_sys::{
-    fs::page_cache::PrivatePage,
+    fs::{
+        block::PrivateBlock,
+        page_cache::PrivatePage, //
+    },
     kvm::{
         hardware::{
             Rmp,
@@ -52,8 +58,8 @@ pub(super) struct Snp<R: Rmp>(PhantomData<R>);
 impl<R: Rmp> Vendor for Snp<R> {
     const PLATFORM: Platform = Platform::Snp(R::BASE);
 
-    /// Pages are assigned one by one, and no mapping may be larger than its RMP entry. KVM maps
-    /// unassigned pages one by one, too (`sev_gmem_max_mapping_level()`).
+    /// KVM maps unassigned pages one by one (`sev_gmem_max_mapping_level()`), and others as large as
+    /// their entry is.
     const MAX_MAPPING_ORDER: u8 = 0;
 
     fn owns(_vm: &Vm, folio: &FolioRef<'_>) -> Result<bool> {
@@ -66,7 +72,7 @@ impl<R: Rmp> Vendor for Snp<R> {
         let entry = R::lookup(&frame)?;
 
         if !entry.assigned {
-            return Undo::<R>::assign(page, to)?.keep();
+            return Undo::<R>::assign(Given::Page(page), to)?.keep();
         }
         if frame.assignment() == Some(to) {
             return Ok(());
@@ -78,6 +84,17 @@ impl<R: Rmp> Vendor for Snp<R> {
             (pfn, to.gfn.get(), to.asid, known.is_some(), gfn, asid)
         });
         Err(EEXIST)
+    }
+
+    fn make_block_private(vm: &Vm, gfn: Gfn, block: &PrivateBlock<'_>) -> Result {
+        let to = Self::populate(vm, gfn)?;
+
+        for frame in block.frames() {
+            if R::lookup(&frame)?.assigned {
+                return Err(EEXIST);
+            }
+        }
+        Undo::<R>::assign(Given::Block(block), to)?.keep()
     }
 
     fn populate(vm: &Vm, gfn: Gfn) -> Result<Assignment> {
@@ -92,11 +109,14 @@ impl<R: Rmp> Vendor for Snp<R> {
     }
 
     fn migrate<'m>(from: Source<'m>, to: Destination<'m>) -> Result<Moved<'m>> {
-        if from.is_given() {
-            from.relocate_to::<R>(to)
-        } else {
-            from.copy_to(to)
+        if !from.is_given() {
+            return from.copy_to(to);
         }
+        // Firmware moves a page that has an entry of its own. If there is none, the page stays.
+        if R::lookup(&from.frame())?.large {
+            split::<R>(&from.frame()).map_err(|Fatal| EBUSY)?;
+        }
+        from.relocate_to::<R>(to)
     }
 
     fn reclaim(frame: &Frame<'_>) -> Result<(), Fatal> {
@@ -104,27 +124,54 @@ impl<R: Rmp> Vendor for Snp<R> {
     }
 }
 
-/// A page that has just been assigned. Dropping it takes it back: this page and no other, as the
-/// neighbours may be another guest's. A larger folio has one for each page that changed.
+/// What one RMPUPDATE assigns.
+enum Given<'p> {
+    /// A page, by an entry of its own.
+    Page(&'p PrivatePage<'p>),
+    /// A block, by one entry.
+    Block(&'p PrivateBlock<'p>),
+}
+
+impl Given<'_> {
+    /// Calls `f` with each page, and its place among the others.
+    fn each(&self, mut f: impl FnMut(u64, &Frame<'_>) -> Result) -> Result {
+        match self {
+            Self::Page(page) => f(0, &page.frame()),
+            Self::Block(block) => (0..)
+                .zip(block.frames())
+                .try_for_each(|(at, frame)| f(at, &frame)),
+        }
+    }
+}
+
+/// What has just been assigned. Dropping it takes that back: these pages and no others, as the
+/// neighbours may be another guest's, and by an update of the same size.
 struct Undo<'p, R: Rmp> {
-    frame: Frame<'p>,
+    given: Given<'p>,
     to: Assignment,
     _rmp: PhantomData<R>,
 }
 
 impl<'p, R: Rmp> Undo<'p, R> {
-    fn assign(page: &'p PrivatePage<'_>, to: Assignment) -> Result<Self> {
-        R::assign(page, to.gfn, to.asid)?;
+    fn assign(given: Given<'p>, to: Assignment) -> Result<Self> {
+        match given {
+            Given::Page(page) => R::assign(page, to.gfn, to.asid)?,
+            Given::Block(block) => R::assign_block(block, to.gfn, to.asid)?,
+        }
         Ok(Self {
-            frame: page.frame(),
+            given,
             to,
             _rmp: PhantomData,
         })
     }
 
-    /// Records to whom the page was assigned. It cannot be undone after that.
+    /// Records with each page to whom it was assigned. It cannot be undone after that.
     fn keep(self) -> Result {
-        self.frame.record(self.to)?;
+        let Assignment { gfn, asid } = self.to;
+        self.given.each(|at, frame| {
+            let gfn = Gfn::new(gfn.get() + at);
+            frame.record(Assignment { gfn, asid })
+        })?;
         core::mem::forget(self);
         Ok(())
     }
@@ -132,9 +179,17 @@ impl<'p, R: Rmp> Undo<'p, R> {
 
 impl<R: Rmp> Drop for Undo<'_, R> {
     fn drop(&mut self) {
-        if R::unassign(&self.frame).is_err() {
-            self.frame.leak();
-        }
+        let undone = match self.given {
+            Given::Page(page) => R::unassign(&page.frame()),
+            Given::Block(block) => R::unassign_block(block),
+        };
+        let _ = self.given.each(|_, frame| {
+            frame.forget();
+            if undone.is_err() {
+                frame.leak();
+            }
+            Ok(())
+        });
     }
 }
 

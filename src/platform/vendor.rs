@@ -12,7 +12,10 @@ use gmem_policy::{
 };
 use gmem_sys::{
     export::scramble,
-    fs::page_cache::PrivatePage,
+    fs::{
+        block::PrivateBlock,
+        page_cache::PrivatePage, //
+    },
     kvm::{
         migrate::{
             Destination,
@@ -49,14 +52,15 @@ use kernel::{
 ///
 /// The architecture takes pages out of the guests' page tables (`kvm_unmap_gfn_range()`,
 /// `kvm_arch_gmem_invalidate_range()`), before [`make_shared`](Self::make_shared). All pages are
-/// small ones, also where one mapping of a guest covers many.
+/// small ones, also where one mapping of a guest covers many, and one step gives a block.
 #[vtable]
 pub(crate) trait Vendor {
     /// Its rows of the contract.
     const PLATFORM: Platform;
 
     /// Guest fault: how large a mapping may be, as a power of two in pages. KVM and the memory may
-    /// allow less. Private pages that the platform is given are mapped one by one anyway.
+    /// allow less. A mapping of private pages that the platform is given is as large as what it was
+    /// given at once.
     const MAX_MAPPING_ORDER: u8 = u8::MAX;
 
     /// Step 5: what is done to the bytes of pages that the platform does not own, or has given back.
@@ -92,6 +96,17 @@ pub(crate) trait Vendor {
     ///
     /// What the platform returns. The page has not changed then.
     fn make_private(_vm: &Vm, _gfn: Gfn, _page: &PrivatePage<'_>) -> Result {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Guest fault: gives a block to the platform in one step, to be seen from `gfn` on, where no
+    /// platform was given one of its pages. After an error, [`make_private`](Self::make_private) is
+    /// called for the page of the fault. Called with the invalidate lock held shared.
+    ///
+    /// # Errors
+    ///
+    /// What the platform returns. No page has changed then.
+    fn make_block_private(_vm: &Vm, _gfn: Gfn, _block: &PrivateBlock<'_>) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
