@@ -10,7 +10,10 @@
 #include "gmem_snp.h"
 #include "kvm_test_harness.h"
 
+/* Tests of large mappings have more. */
+#ifndef NR_PAGES
 #define NR_PAGES	32
+#endif
 #define TIMEOUT		600
 
 /* Return codes of firmware. */
