@@ -248,6 +248,7 @@ impl Bitmap {
 /// - An entry that points to a node points to one of its level: a bitmap where `1 << BITMAP_SHIFT`
 ///   pages are an entry's, else a table. Such a node was allocated from `M`, is filled, and no
 ///   other entry points to it.
+/// - An entry whose pages are all behind the end of the file points to no node.
 /// - `1 << shift` pages are the root's, which are `pages` at least. The shift is [`BITMAP_SHIFT`] and a
 ///   multiple of `TABLE_SHIFT`, and smaller than 64.
 pub(crate) struct Radix<M, const FANOUT: usize> {
@@ -469,6 +470,11 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
         let (start, end) = self.covered(range);
         // SAFETY: By the contract of this function.
         let Some((slot, bitmap)) = (unsafe { self.bitmap_with(start, end) }) else {
+            if (start, end) == (0, 1 << self.shift) {
+                // SAFETY: By the contract of this function.
+                unsafe { Self::replace(&self.root, self.shift, self.pages, to) };
+                return true;
+            }
             // SAFETY: By the contract of this function.
             return unsafe { Self::write(&self.root, self.shift, start, end, to, spare) };
         };
@@ -476,7 +482,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
         bitmap.set(start - base, end - base, to);
         if bitmap.is_all(to) {
             // SAFETY: By the contract of this function.
-            unsafe { Self::replace(slot, BITMAP_SHIFT, to) };
+            unsafe { Self::replace(slot, BITMAP_SHIFT, BITMAP_PAGES, to) };
         }
         true
     }
@@ -531,7 +537,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
         }
         if (start, end) == (0, 1 << shift) {
             // SAFETY: By the contract of this function.
-            unsafe { Self::replace(slot, shift, to) };
+            unsafe { Self::replace(slot, shift, 1 << shift, to) };
             return true;
         }
 
@@ -573,7 +579,9 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
             let (first, last) = ((start + (1 << below) - 1) >> below, end >> below);
             for at in first..last {
                 // SAFETY: By the contract of this function.
-                unsafe { Self::replace(Self::slot(table, at << below, below), below, to) };
+                unsafe {
+                    Self::replace(Self::slot(table, at << below, below), below, 1 << below, to)
+                };
             }
             // CAST: A table has at most as many entries as a page has bytes.
             last.saturating_sub(first) * COLLAPSE_PART >= FANOUT as u64
@@ -581,7 +589,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
         };
         if all_the_same {
             // SAFETY: By the contract of this function.
-            unsafe { Self::replace(slot, shift, to) };
+            unsafe { Self::replace(slot, shift, 1 << shift, to) };
         }
         true
     }
@@ -590,33 +598,41 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
     ///
     /// # Safety
     ///
-    /// The caller is the only writer. The entry is one of the tree and has `1 << shift` pages.
-    unsafe fn replace(slot: &Slot, shift: u32, to: Visibility) {
+    /// The caller is the only writer. The entry is one of the tree and has `1 << shift` pages, of
+    /// which no more than the first `pages`, of which there are some, are in the file.
+    unsafe fn replace(slot: &Slot, shift: u32, pages: u64, to: Visibility) {
         let old = slot.load();
         slot.store(Entry::All(to));
         // SAFETY: No entry points there any more.
-        unsafe { Self::retire(old, shift) };
+        unsafe { Self::retire(old, shift, pages) };
     }
 
     /// Frees the nodes below an entry.
     ///
-    /// Calls itself once for each level. Lets others run after each node.
+    /// Calls itself once for each level. Lets others run after each node. Most entries have no node:
+    /// it looks at those that can have one, and calls itself for those that have.
     ///
     /// # Safety
     ///
-    /// The entry had `1 << shift` pages, and is no longer in the tree. The caller is the only
-    /// writer.
-    unsafe fn retire(entry: Entry, shift: u32) {
+    /// The entry had `1 << shift` pages, of which no more than the first `pages`, of which there are
+    /// some, are in the file. It is no longer in the tree. The caller is the only writer.
+    unsafe fn retire(entry: Entry, shift: u32, pages: u64) {
         let Entry::Node(node) = entry else {
             return;
         };
         let kind = if shift == BITMAP_SHIFT {
             Kind::Bitmap
         } else {
+            let below = shift - Self::TABLE_SHIFT;
+            // CAST: At most FANOUT.
+            let entries = ((pages - 1) >> below) as usize + 1;
             // SAFETY: Only the calls below free nodes, and this node is freed last.
-            for slot in &unsafe { Self::table(node) }.0 {
-                // SAFETY: No entry points to the table, so none of its entries is in the tree.
-                unsafe { Self::retire(slot.load(), shift - Self::TABLE_SHIFT) };
+            for slot in unsafe { Self::table(node) }.0.iter().take(entries) {
+                let entry = slot.load();
+                if let Entry::Node(_) = entry {
+                    // SAFETY: No entry points to the table, so none of its entries is in the tree.
+                    unsafe { Self::retire(entry, below, 1 << below) };
+                }
             }
             Kind::Table
         };
@@ -632,7 +648,7 @@ impl<M: Memory, const FANOUT: usize> Radix<M, FANOUT> {
     /// The caller is the only writer.
     pub(crate) unsafe fn clear(&self) {
         // SAFETY: By the contract of this function.
-        unsafe { Self::replace(&self.root, self.shift, Visibility::Private) }
+        unsafe { Self::replace(&self.root, self.shift, self.pages, Visibility::Private) }
     }
 }
 
