@@ -26,8 +26,8 @@ static bool gmem_block_has(const void *entry, const struct page *page, unsigned 
 }
 
 /*
- * The order of the large folio that @xas has found, whose first page is @page, if the
- * folio has the required flag and none of its pages has failed; 0 if not.
+ * The order of the large folio that @xas has found, whose first page is @page, if it is
+ * @order, and the folio has the required flag and none of its pages has failed; 0 if not.
  *
  * While a folio is split, it loses the flag of failed pages for a moment.  Its
  * references are frozen then, and its entry has changed already.  So the flag is right
@@ -35,10 +35,8 @@ static bool gmem_block_has(const void *entry, const struct page *page, unsigned 
  * afterwards.
  */
 static unsigned int gmem_block_folio(struct xa_state *xas, const struct page *page,
-				     unsigned long used)
+				     unsigned int order, unsigned long used)
 {
-	const unsigned int order = xas_get_order(xas);
-
 	smp_rmb();
 	if (!order || !page_ref_count(page))
 		return 0;
@@ -68,7 +66,7 @@ bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, 
 	const pgoff_t hints[] = { max(at, first + 1) - 1, min(at + 1, first + nr - 1),
 				  first + nr - 1 };
 	XA_STATE(xas, &mapping->i_pages, at);
-	const struct page *page;
+	const struct page *page, *at_node;
 	struct folio *folio;
 	unsigned long i, j;
 	unsigned int order;
@@ -83,6 +81,8 @@ bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, 
 	if (!IS_ALIGNED(*pfn, nr))
 		return false;
 	page = pfn_to_page(*pfn);
+	if (order == GMEM_BLOCK_ORDER && !gmem_block_folio(&xas, page, order, used))
+		return false;
 
 	for (i = 0; !order && i < ARRAY_SIZE(hints); i++) {
 		xas_set(&xas, hints[i]);
@@ -91,27 +91,27 @@ bool gmem_mapping_block(struct address_space *mapping, pgoff_t at, bool in_use, 
 		    !(gmem_is_folio(folio) && gmem_is_large(folio)))
 			return false;
 	}
-	for (i = 0; i < nr;) {
+	for (i = order == GMEM_BLOCK_ORDER ? nr : 0; i < nr;) {
 		xas_set(&xas, first + i);
 		if (xas_load(&xas) != page + i || !xas.xa_node)
 			return false;
 		if (gmem_is_large((const void *)(page + i))) {
-			order = gmem_block_folio(&xas, page + i, used);
+			order = gmem_block_folio(&xas, page + i, xas_get_order(&xas), used);
 			if (!order)
 				return false;
 			i += 1UL << order;
 			continue;
 		}
 		/* Node by node: each fault on a block comes here, and each page of it costs. */
-		i -= xas.xa_offset;
+		at_node = page + i - xas.xa_offset;
 		for (j = xas.xa_offset; j < XA_CHUNK_SIZE; j++)
-			if (!gmem_block_has(xa_entry(xas.xa, xas.xa_node, j), page + (i + j),
+			if (!gmem_block_has(xa_entry(xas.xa, xas.xa_node, j), at_node + j,
 					    bad | used, used))
 				break;
 		/* Perhaps a large folio follows. */
 		if (j == xas.xa_offset)
 			return false;
-		i += j;
+		i += j - xas.xa_offset;
 	}
 	/* Pairs with the barrier of folio_mark_uptodate(): bytes after the flag. */
 	smp_rmb();

@@ -235,10 +235,13 @@ impl InvalidateGuard<'_, Exclusive> {
         // through the start then, and is the only one.
         let end_is_enough = start.get() != 0 && range.len() >> start.get().trailing_zeros() == 0;
 
+        let at_end = at_end && within(end.get()) != 0;
+
         if at_end && end_is_enough {
             self.split_at(end)?;
         }
-        if at_start {
+        // Folios are no larger than blocks, and aligned like these.
+        if at_start && within(start.get()) != 0 {
             self.split_at(start)?;
         }
         if at_end && !end_is_enough {
@@ -247,15 +250,13 @@ impl InvalidateGuard<'_, Exclusive> {
         Ok(())
     }
 
-    /// Splits the folio, if it is a large one, that has both the page `at` and the page before.
+    /// Splits the folio, if it is a large one, that has both the page `at` and the page before. Between
+    /// blocks there is none.
     ///
     /// It is out of line, as most files have no large folios.
     #[inline(never)]
     fn split_at(&self, at: PageIndex) -> Result<(), Refused> {
         let inode = self.inode();
-        if at.get() >= inode.geometry().pages() {
-            return Ok(());
-        }
         let mut first = at;
         let mut was_block = false;
         let mut result = Ok(());
