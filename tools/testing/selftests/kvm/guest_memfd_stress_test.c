@@ -24,7 +24,7 @@
 /* A hole replaces poisoned pages by fresh ones. */
 static void heal(u64 page)
 {
-	gmem_punch(gmem_fd, page * PAGE_SIZE, PAGE_SIZE);
+	gmem_punch(gmem_fd, offset_of(ctl, page), PAGE_SIZE);
 	count(ctl, PUNCHES);
 }
 
@@ -45,14 +45,14 @@ static void *vcpu_thread(void *arg)
 				    "KVM_RUN: errno %d with exit reason %u", errno,
 				    run->exit_reason);
 			off = run->memory_fault.gpa - GMEM_GPA;
-			TEST_ASSERT(off < NPAGES * PAGE_SIZE,
+			TEST_ASSERT(off < offset_of(ctl, NPAGES),
 				    "Memory fault at %#llx", run->memory_fault.gpa);
 			count(ctl, GUEST_FAULTS);
 			if (errno == EHWPOISON) {
-				TEST_ASSERT(off / PAGE_SIZE >= FIRST_POISON,
+				TEST_ASSERT(page_of(ctl, off) >= FIRST_POISON,
 					    "Page %lu was never poisoned",
-					    (u64)(off / PAGE_SIZE));
-				heal(off / PAGE_SIZE);
+					    page_of(ctl, off));
+				heal(page_of(ctl, off));
 			}
 			sched_yield();
 			continue;
@@ -62,7 +62,7 @@ static void *vcpu_thread(void *arg)
 
 		if (run->exit_reason == KVM_EXIT_MMIO) {
 			off = run->mmio.phys_addr - GMEM_GPA;
-			TEST_ASSERT(off < NPAGES * PAGE_SIZE,
+			TEST_ASSERT(off < offset_of(ctl, NPAGES),
 				    "MMIO at %#llx", run->mmio.phys_addr);
 			count(ctl, SLOT_MISSES);
 			if (run->mmio.is_write)
@@ -98,7 +98,7 @@ static void *vcpu_thread(void *arg)
 
 static volatile u64 *host_word(u64 page, u64 word)
 {
-	return (volatile u64 *)(hva + page * PAGE_SIZE) + word;
+	return (volatile u64 *)(hva + offset_of(ctl, page)) + word;
 }
 
 static bool host_read_word(volatile u64 *p, u64 *w)
@@ -381,7 +381,7 @@ static void check_after_request(u64 who, u64 first, u64 n)
 	for (i = first; i < first + n; i++) {
 		struct page_model *p = &ctl->pages[i];
 		bool private = phase_of(p->state) == PRIVATE;
-		int r = gmem_get(gmem_fd, i * PAGE_SIZE, &attrs, NULL);
+		int r = gmem_get(gmem_fd, offset_of(ctl, i), &attrs, NULL);
 
 		if (r || !!attrs != private)
 			violation(ctl, WRONG_ATTRIBUTES, who, i, attrs, private, r);
@@ -395,12 +395,37 @@ static void check_after_request(u64 who, u64 first, u64 n)
 	}
 }
 
+static bool has_folios(void)
+{
+	return ctl->step > 1;
+}
+
+/*
+ * A part of the file that has pages of the model, and what is between those before and
+ * behind. Without @seed it begins and ends with them.
+ */
+struct part {
+	u64 offset, size;
+};
+
+static struct part part_of(u64 first, u64 n, u64 *seed)
+{
+	u64 start = offset_of(ctl, first), end = offset_of(ctl, first + n);
+
+	if (seed) {
+		end -= next_random(seed) % ctl->step * PAGE_SIZE;
+		if (first)
+			start -= next_random(seed) % ctl->step * PAGE_SIZE;
+	}
+	return (struct part) { start, end - start };
+}
+
 /* The errors that a request may return. */
 static bool may_refuse(int r, u64 page, u64 attrs, u64 policy, bool destroys)
 {
 	switch (r) {
 	case EAGAIN:
-		return attrs;
+		return attrs || has_folios();
 	case EHWPOISON:
 		return destroys && may_be_poisoned(&ctl->pages[page]);
 	case EOPNOTSUPP:
@@ -413,9 +438,10 @@ static bool may_refuse(int r, u64 page, u64 attrs, u64 policy, bool destroys)
 	}
 }
 
-/* With the locks. */
-static void request(u64 who, u64 first, u64 n, u64 attrs, u64 policy)
+/* With the locks. Returns whether it has worked. */
+static bool request(u64 who, u64 first, u64 n, u64 attrs, u64 policy, u64 *seed)
 {
+	const struct part part = part_of(first, n, seed);
 	bool destroys = policy == GMEM_ZERO ||
 			(policy == GMEM_NONE && ctl->scrambles);
 	u64 old_exposed[NPAGES], eo = 0, page;
@@ -423,8 +449,7 @@ static void request(u64 who, u64 first, u64 n, u64 attrs, u64 policy)
 
 	before_request(first, n, attrs, destroys, old_exposed);
 	for (i = 0; i < 50 && r == EAGAIN; i++) {
-		r = gmem_set_once(gmem_fd, first * PAGE_SIZE, n * PAGE_SIZE, attrs,
-				  policy, &eo);
+		r = gmem_set_once(gmem_fd, part.offset, part.size, attrs, policy, &eo);
 		if (r == EAGAIN) {
 			count(ctl, REFUSED_EAGAIN);
 			sched_yield();
@@ -433,8 +458,8 @@ static void request(u64 who, u64 first, u64 n, u64 attrs, u64 policy)
 	after_request(who, first, n, attrs, policy, destroys, !r, old_exposed);
 
 	if (r) {
-		page = eo / PAGE_SIZE;
-		TEST_ASSERT(page >= first && page < first + n,
+		page = page_of(ctl, eo);
+		TEST_ASSERT(eo >= part.offset && eo < part.offset + part.size,
 			    "errno %d (%s): error_offset %#lx is outside pages %lu to %lu",
 			    r, strerror(r), eo, first, first + n - 1);
 		TEST_ASSERT(may_refuse(r, page, attrs, policy, destroys),
@@ -450,6 +475,7 @@ static void request(u64 who, u64 first, u64 n, u64 attrs, u64 policy)
 		count(ctl, CONVERSIONS);
 	}
 	check_after_request(who, first, n);
+	return !r;
 }
 
 /* With the locks: writes bytes to be preserved. */
@@ -481,20 +507,20 @@ static void convert(u64 who, u64 *seed)
 		n = NPAGES - first;
 	if (!try_lock_range(ctl, first, n, who))
 		return;
-	request(who, first, n, attrs, policy);
+	request(who, first, n, attrs, policy, seed);
 	if (ctl->platform && next_random(seed) & 1) {
 		/*
 		 * To private and back, while the guest faults on the pages. The
 		 * bytes depend only on whether the guest gets a page before, or
 		 * while, PRESERVE asks for its owner.
 		 */
-		request(who, first, n, GMEM_SHARED, GMEM_ZERO);
+		request(who, first, n, GMEM_SHARED, GMEM_ZERO, seed);
 		host_write_words(first, n);
 		if (next_random(seed) & 1)
 			STORE(ctl->hot, first << 32 | n);
-		request(who, first, n, GMEM_PRIVATE, GMEM_PRESERVE);
+		request(who, first, n, GMEM_PRIVATE, GMEM_PRESERVE, seed);
 		STORE(ctl->hot, first << 32 | n);
-		request(who, first, n, GMEM_SHARED, GMEM_PRESERVE);
+		request(who, first, n, GMEM_SHARED, GMEM_PRESERVE, seed);
 		STORE(ctl->hot, 0);
 	}
 	unlock_range(ctl, first, n);
@@ -516,25 +542,54 @@ static void *convert_thread(void *arg)
 
 /* --- Holes, slots, poison --------------------------------------------------------------- */
 
+/* Returns whether there is a hole now: not if a folio would be split that is held. */
+static bool punch(u64 first, u64 n, u64 *seed)
+{
+	const struct part part = part_of(first, n, seed);
+	int r = gmem_punch(gmem_fd, part.offset, part.size);
+
+	TEST_ASSERT(!r || (r == EAGAIN && seed && has_folios()), "punch: errno %d", r);
+	if (!r)
+		count(ctl, PUNCHES);
+	return !r;
+}
+
 /* With the locks a hole acts like a request with ZERO that keeps the state. */
-static void punch_locked(u64 who, u64 first, u64 n)
+static void punch_locked(u64 who, u64 first, u64 n, u64 *seed)
 {
 	u64 i;
 
-	if (!try_lock_range(ctl, first, n, who))
-		return;
-	TEST_ASSERT(!gmem_punch(gmem_fd, first * PAGE_SIZE, n * PAGE_SIZE),
-		    "punch: errno %d", errno);
-	for (i = first; i < first + n; i++) {
-		struct page_model *p = &ctl->pages[i];
+	if (punch(first, n, seed)) {
+		for (i = first; i < first + n; i++) {
+			struct page_model *p = &ctl->pages[i];
 
-		set_empty(p);
-		STORE(p->destroyed, p->gen);
-		STORE(p->gen, p->gen + 1);
+			set_empty(p);
+			STORE(p->destroyed, p->gen);
+			STORE(p->gen, p->gen + 1);
+		}
 	}
 	check_after_request(who, first, n);
+}
+
+/*
+ * Makes the pages of a slot a folio again. All others only try to take locks, so that
+ * one may wait for them.
+ */
+static void renew_folio(u64 who, u64 first, u64 attrs)
+{
+	const struct part part = part_of(first, SLOT_PAGES, NULL);
+	u64 n;
+	int r;
+
+	for (n = 0; n < SLOT_PAGES && !LOAD(ctl->stop); n++)
+		while (!try_lock(ctl, first + n, who) && !LOAD(ctl->stop))
+			sched_yield();
+	if (!LOAD(ctl->stop) && request(who, first, n, attrs, GMEM_NONE, NULL)) {
+		punch_locked(who, first, n, NULL);
+		r = gmem_allocate(gmem_fd, part.offset, part.size);
+		TEST_ASSERT(!r, "fallocate: errno %d", r);
+	}
 	unlock_range(ctl, first, n);
-	count(ctl, PUNCHES);
 }
 
 static void *punch_thread(void *arg)
@@ -546,15 +601,18 @@ static void *punch_thread(void *arg)
 		n = 1 + next_random(&seed) % 4;
 		if (next_random(&seed) & 1) {
 			first = next_random(&seed) % (NPAGES - n + 1);
-			punch_locked(who, first, n);
+			if (try_lock_range(ctl, first, n, who)) {
+				punch_locked(who, first, n, &seed);
+				unlock_range(ctl, first, n);
+			}
 		} else {
 			first = FIRST_WILD +
 				next_random(&seed) % (NPAGES - FIRST_WILD - n + 1);
-			TEST_ASSERT(!gmem_punch(gmem_fd, first * PAGE_SIZE,
-						n * PAGE_SIZE),
-				    "punch: errno %d", errno);
-			count(ctl, PUNCHES);
+			punch(first, n, &seed);
 		}
+		if (has_folios() && !(i % HOLES_PER_FOLIO))
+			renew_folio(who, i / HOLES_PER_FOLIO % NR_SLOTS * SLOT_PAGES,
+				    next_random(&seed) & 1 ? GMEM_PRIVATE : GMEM_SHARED);
 		STORE(ctl->progress[who], i + 1);
 	}
 	STORE(ctl->done[who], 1);
@@ -563,12 +621,11 @@ static void *punch_thread(void *arg)
 
 static void set_slot(int i, bool present)
 {
-	u64 off = i * SLOT_PAGES * PAGE_SIZE;
+	const struct part part = part_of(i * SLOT_PAGES, SLOT_PAGES, NULL);
 
 	vm_set_user_memory_region2(vm, GMEM_SLOT + i, KVM_MEM_GUEST_MEMFD,
-				   GMEM_GPA + off,
-				   present ? SLOT_PAGES * PAGE_SIZE : 0, hva + off,
-				   gmem_fd, off);
+				   GMEM_GPA + part.offset, present ? part.size : 0,
+				   hva + part.offset, gmem_fd, part.offset);
 }
 
 static void *slots_thread(void *arg)
@@ -602,7 +659,7 @@ static void move(u64 first, u64 n, int node)
 	u64 i;
 
 	for (i = 0; i < n; i++) {
-		pages[i] = hva + (first + i) * PAGE_SIZE;
+		pages[i] = hva + offset_of(ctl, first + i);
 		nodes[i] = node;
 	}
 	TEST_ASSERT(move_pages(0, n, pages, nodes, status, MPOL_MF_MOVE_ALL) >= 0,
@@ -637,7 +694,7 @@ static int poison(u64 page)
 
 	if (!sigsetjmp(gmem_probe_env, 1)) {
 		gmem_probing = 1;
-		if (madvise(hva + page * PAGE_SIZE, PAGE_SIZE, MADV_HWPOISON) &&
+		if (madvise(hva + offset_of(ctl, page), PAGE_SIZE, MADV_HWPOISON) &&
 		    errno != EBUSY)
 			r = errno;
 	}
@@ -733,10 +790,12 @@ struct storm {
 	const char *name;
 	u32 platform;	/* KVM_GMEM_EMULATE_*, or none */
 	u64 flags;
+	bool large;
 };
 
 static const struct storm storms[] = {
 	{ "sw_protected" },
+	{ "sw_protected_large", .large = true },
 	{ "emulated_snp", KVM_GMEM_EMULATE_SNP },
 	{ "emulated_tdx", KVM_GMEM_EMULATE_TDX },
 	{ "emulated_tdx_zeroing", KVM_GMEM_EMULATE_TDX, KVM_GMEM_EMULATE_REMOVE_ZEROES },
@@ -748,6 +807,7 @@ static bool all_happened(void)
 	static const enum counter stats[] = {
 		HOST_READS, HOST_REFUSED, CONVERSIONS, REFUSED_EAGAIN, PUNCHES, SECRETS,
 		SECRETS_SEEN, GUEST_LOCKED, FORKS, REFUSED_OWNED, KEPT, MOVED,
+		FOLIOS_MADE, FOLIOS_SPLIT,
 	};
 	bool ok = true;
 	int i;
@@ -756,6 +816,7 @@ static bool all_happened(void)
 		if (ctl->stats[stats[i]] ||
 		    (stats[i] == SECRETS_SEEN && ctl->remove_zeroes) ||
 		    (stats[i] == MOVED && !ctl->moves) ||
+		    (stats[i] >= FOLIOS_MADE && !has_folios()) ||
 		    (stats[i] >= REFUSED_OWNED && stats[i] <= KEPT && !ctl->platform))
 			continue;
 		ksft_print_msg("This never happened: %s\n", stat_names[stats[i]]);
@@ -764,7 +825,7 @@ static bool all_happened(void)
 	return ok;
 }
 
-static void create_vm(const struct storm *storm)
+static void create_vm(const struct storm *storm, u64 npages)
 {
 	const struct vm_shape shape = {
 		.mode = VM_MODE_DEFAULT,
@@ -773,10 +834,10 @@ static void create_vm(const struct storm *storm)
 	int i, r;
 
 	if (!storm->platform) {
-		vm = __vm_create_with_vcpus(shape, NR_VCPUS, NPAGES, guest_code, vcpus);
+		vm = __vm_create_with_vcpus(shape, NR_VCPUS, npages, guest_code, vcpus);
 		return;
 	}
-	vm = gmem_vm_create_emulated(storm->platform, storm->flags, NR_VCPUS, NPAGES,
+	vm = gmem_vm_create_emulated(storm->platform, storm->flags, NR_VCPUS, npages,
 				     vcpus);
 	for (i = 0; i < NR_VCPUS; i++)
 		vcpu_arch_set_entry_point(vcpus[i], guest_code);
@@ -795,13 +856,14 @@ static bool run_storm(const struct storm *storm, u64 iterations, u64 seed)
 		[POISON] = poison_thread,
 	};
 	const u64 ctl_size = align_up(sizeof(struct ctl), PAGE_SIZE);
+	const u64 step = storm->large ? LARGE_STEP : 1, size = NPAGES * step * PAGE_SIZE;
 	struct userspace_mem_region *region;
 	pthread_t threads[NR_THREADS];
 	u64 destroyed = 0;
 	bool ok;
 	int i;
 
-	create_vm(storm);
+	create_vm(storm, NPAGES * step);
 
 	/*
 	 * The children test the file's mapping only. Keep copy-on-write away from
@@ -820,19 +882,22 @@ static bool run_storm(const struct storm *storm, u64 iterations, u64 seed)
 	ctl->platform = storm->platform;
 	ctl->remove_zeroes = !!(storm->flags & KVM_GMEM_EMULATE_REMOVE_ZEROES);
 	ctl->scrambles = !storm->platform && gmem_scrambles();
-	ctl->moves = is_multi_numa_node_system() &&
+	ctl->step = step;
+	/* Files with large folios have none that move. */
+	ctl->moves = !storm->large && is_multi_numa_node_system() &&
 		     vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_FLAGS) & GUEST_MEMFD_FLAG_MIGRATABLE;
 	for (i = 0; i < NPAGES; i++) {
 		ctl->pages[i].gen = 1;
 		set_empty(&ctl->pages[i]);
 	}
 
-	gmem_fd = vm_create_guest_memfd(vm, NPAGES * PAGE_SIZE, GMEM_MMAP_SHARED |
+	gmem_fd = vm_create_guest_memfd(vm, size, GMEM_MMAP_SHARED |
+					(storm->large ? GUEST_MEMFD_FLAG_LARGE_FOLIOS : 0) |
 					(ctl->moves ? GUEST_MEMFD_FLAG_MIGRATABLE : 0));
-	hva = kvm_mmap(NPAGES * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, gmem_fd);
+	hva = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, gmem_fd);
 	for (i = 0; i < NR_SLOTS; i++)
 		set_slot(i, true);
-	virt_map(vm, GMEM_GPA, GMEM_GPA, NPAGES);
+	virt_map(vm, GMEM_GPA, GMEM_GPA, NPAGES * step);
 
 	for (i = 0; i < NR_VCPUS; i++)
 		vcpu_args_set(vcpus[i], 2, CTL_GPA, (u64)i);
@@ -843,6 +908,8 @@ static bool run_storm(const struct storm *storm, u64 iterations, u64 seed)
 	for (i = 0; i < NR_THREADS; i++)
 		kvm_pthread_join(threads[i], NULL);
 
+	ctl->stats[FOLIOS_MADE] = vm_get_stat(vm, gmem_folios_made);
+	ctl->stats[FOLIOS_SPLIT] = vm_get_stat(vm, gmem_folios_split);
 	report();
 	if (storm->platform)
 		destroyed = gmem_destroyed(vm, GMEM_GPA);
@@ -851,7 +918,7 @@ static bool run_storm(const struct storm *storm, u64 iterations, u64 seed)
 			       destroyed);
 	ok = !ctl->nr_violations && !destroyed && all_happened();
 
-	kvm_munmap(hva, NPAGES * PAGE_SIZE);
+	kvm_munmap(hva, size);
 	kvm_close(gmem_fd);
 	kvm_vm_free(vm);
 	kvm_munmap(ctl, ctl_size);
@@ -900,6 +967,11 @@ int main(int argc, char *argv[])
 		if (storm->platform && !gmem_emulates(storm->platform)) {
 			ksft_test_result_skip("stress %s: %s\n", storm->name,
 					      GMEM_NO_EMULATION);
+			continue;
+		}
+		if (storm->large && !(kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS) &
+				      GUEST_MEMFD_FLAG_LARGE_FOLIOS)) {
+			ksft_test_result_skip("stress %s: no large folios here\n", storm->name);
 			continue;
 		}
 		ksft_print_msg("%s: %lu iterations, seed %lu\n", storm->name, n, seed);

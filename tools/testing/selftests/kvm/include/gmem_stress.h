@@ -55,6 +55,12 @@
  *
  * The model does not contain moves, as nobody can observe one.
  *
+ * A file with large folios has 16 pages for each page of the model, which is their first
+ * one.  Requests and holes begin and end anywhere between these, so that folios are
+ * split everywhere.  From time to time a block is freed and allocated as a whole, which
+ * makes it a folio again. The model does not contain folios, but for requests to shared
+ * and holes, which fail if a folio is held that they split.
+ *
  * The test runs once on a plain SW_PROTECTED VM, and once on each platform that
  * the kernel emulates, where pages do not move. There the model has more state:
  *
@@ -96,11 +102,16 @@
 #define NR_POISON	4
 #define NR_SLOTS	2
 #define SLOT_PAGES	(NPAGES / NR_SLOTS)
+/* Of a file with large folios, so that a slot is one block. */
+#define LARGE_STEP	(SZ_2M / PAGE_SIZE / SLOT_PAGES)
 #define NR_VCPUS	2
 #define WORDS		(PAGE_SIZE / sizeof(u64))
 
 #define CTL_SLOT	9
 #define CTL_GPA		((gpa_t)SZ_2G)
+
+/* How often a block becomes a folio again: once in so many holes. */
+#define HOLES_PER_FOLIO	8
 
 /* How often a move is a compaction of all memory: once in so many. */
 #define MOVES_PER_COMPACTION 16
@@ -214,6 +225,8 @@ enum counter {
 	FORKS,
 	MOVED,
 	POISONED,
+	FOLIOS_MADE,
+	FOLIOS_SPLIT,
 	NR_STATS,
 };
 
@@ -234,6 +247,8 @@ static const char * const stat_names[] = {
 	[FORKS] = "children",
 	[MOVED] = "pages moved",
 	[POISONED] = "poisoned pages",
+	[FOLIOS_MADE] = "large folios",
+	[FOLIOS_SPLIT] = "large folios split",
 };
 
 struct ctl {
@@ -245,6 +260,8 @@ struct ctl {
 	u64 platform;
 	u64 remove_zeroes;
 	u64 moves;
+	/* How many pages the file has for each page of the model. */
+	u64 step;
 	u64 hot;
 	u64 slot_changes[NR_SLOTS];
 	u64 dropped[NR_VCPUS];
@@ -267,6 +284,18 @@ static struct kvm_vcpu *vcpus[NR_VCPUS];
 #define LOAD(x)		__atomic_load_n(&(x), __ATOMIC_SEQ_CST)
 #define STORE(x, v)	__atomic_store_n(&(x), v, __ATOMIC_SEQ_CST)
 #define ADD(x, v)	__atomic_add_fetch(&(x), v, __ATOMIC_SEQ_CST)
+
+/* Where a page of the model is in the file; for NPAGES, how large the file is. */
+static inline u64 offset_of(struct ctl *c, u64 page)
+{
+	return page * c->step * PAGE_SIZE;
+}
+
+/* The other way round, for an offset between pages of the model as well. */
+static inline u64 page_of(struct ctl *c, u64 offset)
+{
+	return offset / PAGE_SIZE / c->step;
+}
 
 static inline void count(struct ctl *c, enum counter stat)
 {
@@ -491,17 +520,17 @@ static inline void set_empty(struct page_model *p)
 
 /* --- The guest ------------------------------------------------------------------ */
 
-static inline volatile u64 *guest_word(u64 page, u64 word)
+static inline volatile u64 *guest_word(struct ctl *c, u64 page, u64 word)
 {
-	return (volatile u64 *)(GMEM_GPA + page * PAGE_SIZE + word * sizeof(u64));
+	return (volatile u64 *)(GMEM_GPA + offset_of(c, page) + word * sizeof(u64));
 }
 
-static inline u64 guest_read(u64 page, u64 word)
+static inline u64 guest_read(struct ctl *c, u64 page, u64 word)
 {
 	u64 w;
 
 	do {
-		w = *guest_word(page, word);
+		w = *guest_word(c, page, word);
 	} while (w == NO_SLOT);
 	return w;
 }
@@ -515,10 +544,10 @@ static inline void guest_write_checked(struct ctl *c, u64 id, u64 page, u64 w,
 	for (;;) {
 		since = slot_changes(c, page);
 		STORE(c->dropped[id], 0);
-		*guest_word(page, 0) = w;
+		*guest_word(c, page, 0) = w;
 		if (LOAD(c->dropped[id]))
 			continue;
-		got = guest_read(page, 0);
+		got = guest_read(c, page, 0);
 		if (inside && !got && slot_changed(c, page, since))
 			continue;
 		if (got != w && precise(page))
@@ -538,7 +567,7 @@ static inline void guest_locked(struct ctl *c, u64 id, u64 page, u64 *seed)
 		  KVM_GMEM_EMULATION_KEY : 0;
 	enum kind kind = private ? KIND_SECRET : KIND_GUEST;
 	struct words *words = inside ? &p->inside : &p->word0;
-	u64 w = guest_read(page, 0);
+	u64 w = guest_read(c, page, 0);
 
 	if (precise(page) && !may_be(words, w ^ key) &&
 	    !(inside && !w && slot_changed(c, page, p->since)))
@@ -550,7 +579,7 @@ static inline void guest_locked(struct ctl *c, u64 id, u64 page, u64 *seed)
 	p->mapped = private && c->platform;
 
 	/* One more secret, which accesses without the lock may overwrite. */
-	*guest_word(page, 1 + next_random(seed) % (WORDS - 1)) = w;
+	*guest_word(c, page, 1 + next_random(seed) % (WORDS - 1)) = w;
 	count(c, GUEST_LOCKED);
 	if (private)
 		count(c, SECRETS);
@@ -559,7 +588,7 @@ static inline void guest_locked(struct ctl *c, u64 id, u64 page, u64 *seed)
 static inline void guest_unlocked_read(struct ctl *c, u64 id, u64 page, u64 word)
 {
 	struct page_model *p = &c->pages[page];
-	u64 wiping = LOAD(p->wiping), w = guest_read(page, word);
+	u64 wiping = LOAD(p->wiping), w = guest_read(c, page, word);
 
 	if (!word_legal(c, w, page) && !(wiping & 1) && wiping == LOAD(p->wiping))
 		violation(c, MALFORMED_WORD, id, page, w, 0, word);
@@ -594,7 +623,7 @@ static inline void guest_code(struct ctl *c, u64 id)
 			guest_touch_hot(c, id, &seed);
 			break;
 		case 1:
-			*guest_word(page, word) =
+			*guest_word(c, page, word) =
 				make_word(KIND_GUEST, page, c->pages[page].gen);
 			guest_touch_hot(c, id, &seed);
 			break;
