@@ -111,7 +111,7 @@
 #define CTL_GPA		((gpa_t)SZ_2G)
 
 /* How often a block becomes a folio again: once in so many holes. */
-#define HOLES_PER_FOLIO	8
+#define HOLES_PER_FOLIO	4
 
 /* How often a move is a compaction of all memory: once in so many. */
 #define MOVES_PER_COMPACTION 16
