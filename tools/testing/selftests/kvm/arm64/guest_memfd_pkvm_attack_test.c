@@ -8,54 +8,12 @@
 #include <fcntl.h>
 #include <pthread.h>
 
-#include "kvm_test_harness.h"
-#include "gmem_pkvm.h"
-
-/* Seconds, after which a test counts as hung. The sanitised kernel is slow. */
-#define TIMEOUT	300
+#include "gmem_pkvm_fixture.h"
 
 #define GPA2	(GMEM_GPA + 2 * NPAGES * PG)
 
-FIXTURE(attack) {
-	struct pvm p;
-};
-
-FIXTURE_VARIANT(attack) {
-	bool exits;
-};
-
-FIXTURE_VARIANT_ADD(attack, told) {
-	.exits = true,
-};
-
-FIXTURE_VARIANT_ADD(attack, untold) {
-	.exits = false,
-};
-
-FIXTURE_SETUP(attack)
-{
-	pvm_create(&self->p, GUEST_MEMFD_FLAG_MMAP, variant->exits);
-}
-
-FIXTURE_TEARDOWN(attack)
-{
-	pvm_destroy(&self->p);
-}
-
-/* For VMs whose hypercalls exit to user space. */
-FIXTURE(told) {
-	struct pvm p;
-};
-
-FIXTURE_SETUP(told)
-{
-	pvm_create(&self->p, GUEST_MEMFD_FLAG_MMAP, true);
-}
-
-FIXTURE_TEARDOWN(told)
-{
-	pvm_destroy(&self->p);
-}
+PVM_FIXTURES(attack, GUEST_MEMFD_FLAG_MMAP)
+PVM_FIXTURE(told, GUEST_MEMFD_FLAG_MMAP, true)
 
 #define ATTACK(name)		TEST_F_TIMEOUT(attack, name, TIMEOUT)
 #define TOLD_ATTACK(name)	TEST_F_TIMEOUT(told, name, TIMEOUT)
@@ -80,19 +38,6 @@ static void write_bytes(struct cpu *c, u64 offset, const void *bytes, u64 n)
 		c->cmd->value = ((const u8 *)bytes)[i];
 		TEST_ASSERT(cpu_run(c), "A fault");
 	}
-}
-
-/* Runs a hypercall of the guest until it exits to user space. */
-static void until_told(struct cpu *c, enum gmem_op op, u64 offset)
-{
-	struct kvm_run *run = c->vcpu->run;
-
-	c->cmd->op = op;
-	c->cmd->gpa = GMEM_GPA + offset;
-	c->cmd->size = PG;
-	TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
-	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
-	TEST_ASSERT_EQ(run->hypercall.args[0], GMEM_GPA + offset);
 }
 
 /*

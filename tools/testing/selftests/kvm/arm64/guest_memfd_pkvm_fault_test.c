@@ -12,20 +12,8 @@
 
 #include "gmem_pkvm_fixture.h"
 
-/* For tests that need guests without exits. */
-FIXTURE(untold) {
-	struct pvm p;
-};
-
-FIXTURE_SETUP(untold)
-{
-	pvm_create(&self->p, GUEST_MEMFD_FLAG_MMAP, false);
-}
-
-FIXTURE_TEARDOWN(untold)
-{
-	pvm_destroy(&self->p);
-}
+PVM_FIXTURES(pvm, GUEST_MEMFD_FLAG_MMAP)
+PVM_FIXTURE(untold, GUEST_MEMFD_FLAG_MMAP, false)
 
 /* --- KVM_MAP_MEMORY ------------------------------------------------------- */
 

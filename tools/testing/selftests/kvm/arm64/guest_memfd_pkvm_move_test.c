@@ -27,59 +27,10 @@
 #define migrated(p)		vm_get_stat((p)->vm, gmem_migrated)
 #define not_migrated(p)		vm_get_stat((p)->vm, gmem_migrate_failed)
 
-FIXTURE(movable) {
-	struct pvm p;
-};
-
-FIXTURE_VARIANT(movable) {
-	bool exits;
-};
-
-FIXTURE_VARIANT_ADD(movable, told) {
-	.exits = true,
-};
-
-FIXTURE_VARIANT_ADD(movable, untold) {
-	.exits = false,
-};
-
-FIXTURE_SETUP(movable)
-{
-	pvm_create(&self->p, MOVABLE, variant->exits);
-}
-
-FIXTURE_TEARDOWN(movable)
-{
-	pvm_destroy(&self->p);
-}
-
-FIXTURE(told) {
-	struct pvm p;
-};
-
-FIXTURE_SETUP(told)
-{
-	pvm_create(&self->p, MOVABLE, true);
-}
-
-FIXTURE_TEARDOWN(told)
-{
-	pvm_destroy(&self->p);
-}
-
-FIXTURE(untold) {
-	struct pvm p;
-};
-
-FIXTURE_SETUP(untold)
-{
-	pvm_create(&self->p, MOVABLE, false);
-}
-
-FIXTURE_TEARDOWN(untold)
-{
-	pvm_destroy(&self->p);
-}
+PVM_FIXTURES(pvm, GUEST_MEMFD_FLAG_MMAP)
+PVM_FIXTURES(movable, MOVABLE)
+PVM_FIXTURE(told, MOVABLE, true)
+PVM_FIXTURE(untold, MOVABLE, false)
 
 /* --- Where pages are, and what is where they were ---------------------------- */
 
@@ -481,19 +432,6 @@ TEST_F_TIMEOUT(untold, storm, 2 * TIMEOUT)
 }
 
 /* --- What a hostile VMM may try ------------------------------------------------------ */
-
-/* Runs a hypercall of the guest until it exits to user space. */
-static void until_told(struct cpu *c, enum gmem_op op, u64 offset)
-{
-	struct kvm_run *run = c->vcpu->run;
-
-	c->cmd->op = op;
-	c->cmd->gpa = GMEM_GPA + offset;
-	c->cmd->size = PG;
-	TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
-	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
-	TEST_ASSERT_EQ(run->hypercall.args[0], GMEM_GPA + offset);
-}
 
 /* Between the guest's request and the answer: the page that it is about is the one that moves. */
 TEST_F_TIMEOUT(told, moved_while_the_guest_waits, TIMEOUT)

@@ -23,20 +23,8 @@ static struct iovec iov(void *base, u64 len)
 	return (struct iovec){ base, len };
 }
 
-/* For VMs whose hypercalls exit to user space. */
-FIXTURE(told) {
-	struct pvm p;
-};
-
-FIXTURE_SETUP(told)
-{
-	pvm_create(&self->p, GUEST_MEMFD_FLAG_MMAP, true);
-}
-
-FIXTURE_TEARDOWN(told)
-{
-	pvm_destroy(&self->p);
-}
+PVM_FIXTURES(pvm, GUEST_MEMFD_FLAG_MMAP)
+PVM_FIXTURE(told, GUEST_MEMFD_FLAG_MMAP, true)
 
 PVM_TEST(capabilities)
 {

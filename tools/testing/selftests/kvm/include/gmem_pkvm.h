@@ -450,6 +450,32 @@ static inline s64 cpu_hvc(struct cpu *c, u32 function, u64 offset, u64 n, u64 *d
 	return c->cmd->value;
 }
 
+/* KVM_MAP_MEMORY: returns 0 or the errno, and how many pages are left. */
+static inline int map_memory(struct cpu *c, u64 offset, u64 size, u64 *left)
+{
+	struct kvm_memory_mapping args = {
+		.base_address = GMEM_GPA + offset,
+		.size = size,
+	};
+	int r = gmem_ioctl(c->vcpu->fd, KVM_MAP_MEMORY, &args);
+
+	*left = args.size / PG;
+	return r;
+}
+
+/* Runs a hypercall of the guest until it exits to user space. */
+static inline void until_told(struct cpu *c, enum gmem_op op, u64 offset)
+{
+	struct kvm_run *run = c->vcpu->run;
+
+	c->cmd->op = op;
+	c->cmd->gpa = GMEM_GPA + offset;
+	c->cmd->size = PG;
+	TEST_ASSERT(!__vcpu_run(c->vcpu), "KVM_RUN: errno %d", errno);
+	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_HYPERCALL);
+	TEST_ASSERT_EQ(run->hypercall.args[0], GMEM_GPA + offset);
+}
+
 #define cpu_relinquish(c, offset, size)						\
 	TEST_ASSERT_EQ(cpu_do(c, GMEM_OP_RELINQUISH, offset, size, 0), 0)
 #define cpu_share(c, offset, size)						\
