@@ -45,6 +45,7 @@ help:
 	@echo '  NO_COLOR=1            no colours, even on a terminal'
 	@echo '  TIMEOUT=seconds       when a run counts as hung (600)'
 	@echo '  TESTS="name ..."      only these test programs, for check'
+	@echo '  MODES="mode ..."      only these modes of arm64, for check'
 
 setup:
 	@$(vm)/setup
