@@ -181,6 +181,8 @@ static inline void lg_create(struct lg *l, u32 type, u64 npages, u64 flags, gpa_
 
 static inline void lg_destroy(struct lg *l)
 {
+	/* A file that is mapped keeps its VM, and that its place in debugfs. */
+	kvm_munmap(l->file, l->a.file_offset + l->a.size);
 	kvm_vm_free(l->vm);
 	kvm_close(l->a.fd);
 }
