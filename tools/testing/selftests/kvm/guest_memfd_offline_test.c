@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * A host reclaims memory that guests use: it takes a block of memory offline, or a
- * frame out of use that may fail soon.  The guests' pages move, private ones too, and
- * the guests notice nothing.
+ * frame out of use that may fail soon, or a driver allocates contiguous memory.  The
+ * guests' pages move, private ones too, and the guests notice nothing.
  *
- * The machine needs ZONE_MOVABLE, which the kernel's parameter movablecore= creates.
- * tools/vm/check boots with it for this test.
+ * The machine needs ZONE_MOVABLE, which the kernel's parameter movablecore= creates,
+ * and an area for contiguous memory, which cma= creates.  tools/vm/check boots with
+ * both for this test.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -15,6 +16,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include <sys/mman.h>
+#include <sys/mount.h>
 
 #include "gmem_test.h"
 #include "kvm_test_harness.h"
@@ -31,9 +35,17 @@
 #define MEMORY		"/sys/devices/system/memory"
 #define KPF_HWPOISON	19
 
+/* The area that drivers without an area of their own allocate from. */
+#define DEBUGFS		"/sys/kernel/debug"
+#define AREA		DEBUGFS "/cma/reserved"
+/* How often a driver would try to get all of it. */
+#define TRIES		10
+
 /* Memory to allocate in order to reach a block of memory: at most, and at a time. */
-#define FILES		32
+#define FILES		48
 #define FILE_SIZE	((u64)SZ_16M)
+/* What is allocated in one piece, if there is one. */
+#define BLOCK		((u64)SZ_2M)
 
 static u64 read_number(const char *path, int base)
 {
@@ -83,6 +95,9 @@ FIXTURE(offline)
 	struct gmem_area a;
 	/* Of the area's pages, from when all of them were shared. */
 	u64 frames[PAGES];
+	/* Files that have other memory. */
+	int fds[FILES];
+	int files;
 	pthread_t looking;
 	bool stop;
 };
@@ -115,7 +130,7 @@ static void make_half_private(FIXTURE_DATA(offline) *self)
 		self->frames[page] = gmem_frame_of(a->hva + OFF(page));
 		TEST_ASSERT(self->frames[page], "No frame number of a mapped page");
 	}
-	gmem_convert(a->fd, 0, OFF(PRIVATE), GMEM_PRIVATE, GMEM_PRESERVE);
+	gmem_convert(a->fd, a->file_offset, OFF(PRIVATE), GMEM_PRIVATE, GMEM_PRESERVE);
 	gmem_guest_assert(self->vcpus[0], a->gpa, OFF(PAGES), GMEM_SEED(1), 0);
 }
 
@@ -158,7 +173,7 @@ static void assert_moved_out(FIXTURE_DATA(offline) *self, u64 first, u64 last)
 	gmem_guest_fill(self->vcpus[0], a->gpa, OFF(PAGES), GMEM_SEED(2), 0);
 	gmem_host_assert(a->hva + OFF(PRIVATE), OFF(PAGES - PRIVATE), GMEM_SEED(2), OFF(PRIVATE));
 
-	gmem_convert(a->fd, 0, OFF(PRIVATE), GMEM_SHARED, GMEM_PRESERVE);
+	gmem_convert(a->fd, a->file_offset, OFF(PRIVATE), GMEM_SHARED, GMEM_PRESERVE);
 	gmem_host_assert(a->hva, OFF(PAGES), GMEM_SEED(2), 0);
 	for (page = 0; page < PAGES; page++) {
 		frame = gmem_frame_of(a->hva + OFF(page));
@@ -228,11 +243,80 @@ static void run_near(u64 block)
 	TEST_ASSERT(!sched_setaffinity(0, sizeof(cpus), &cpus), "sched_setaffinity: %s", strerror(errno));
 }
 
-TEST_F_TIMEOUT(offline, a_block_of_memory_goes, TIMEOUT)
+/* How many of the first pages from @mem on are in a frame of [@first, @last]. */
+static u64 pages_within(u8 *mem, u64 first, u64 last)
+{
+	u64 page, frame, n = 0;
+
+	for (page = 0; page < PAGES; page++) {
+		mem[OFF(page)] = 1;
+		frame = gmem_frame_of(mem + OFF(page));
+		TEST_ASSERT(frame, "No frame number of a mapped page");
+		n += frame >= first && frame <= last;
+	}
+	return n;
+}
+
+static int create_file(FIXTURE_DATA(offline) *self, u64 flags)
+{
+	int r, fd = vm_create_guest_memfd(self->vm, FILE_SIZE, flags);
+
+	r = gmem_allocate(fd, 0, FILE_SIZE);
+	TEST_ASSERT(!r, "fallocate: %s", strerror(r));
+	return fd;
+}
+
+/* The first block of the file that begins in frames of [@first, @last], or the file's size. */
+static u64 find_within(int fd, u64 first, u64 last)
+{
+	u8 *mem = kvm_mmap(FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	u64 at;
+
+	for (at = 0; at < FILE_SIZE; at += BLOCK) {
+		if (pages_within(mem + at, first, last) == PAGES)
+			break;
+	}
+	kvm_munmap(mem, FILE_SIZE);
+	return at;
+}
+
+/*
+ * Allocates files until a block of one is in frames of [@first, @last], and gives that to
+ * the guest. The others stay until close_others().
+ */
+static void create_within(FIXTURE_DATA(offline) *self, u64 first, u64 last)
 {
 	struct gmem_area *a = &self->a;
-	u64 per_block, block, frame;
-	int fds[FILES], files, r;
+
+	a->vm = self->vm;
+	a->slot = GMEM_SLOT;
+	a->gpa = GMEM_GPA;
+	a->size = BLOCK;
+	for (self->files = 0; self->files < FILES; self->files++) {
+		a->fd = create_file(self, MOVABLE);
+		a->file_offset = find_within(a->fd, first, last);
+		if (a->file_offset < FILE_SIZE)
+			break;
+		self->fds[self->files] = a->fd;
+	}
+	TEST_ASSERT(self->files < FILES, "No file of %lu MiB came from frames %#lx to %#lx",
+		    FILES * FILE_SIZE / SZ_1M, first, last);
+	a->hva = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, a->fd, a->file_offset);
+	TEST_ASSERT(a->hva != MAP_FAILED, "mmap: %s", strerror(errno));
+	gmem_area_bind(a);
+	gmem_area_virt_map(a);
+}
+
+static void close_others(FIXTURE_DATA(offline) *self)
+{
+	while (self->files--)
+		kvm_close(self->fds[self->files]);
+}
+
+TEST_F_TIMEOUT(offline, a_block_of_memory_goes, TIMEOUT)
+{
+	u64 per_block, block, first, last;
+	int r;
 
 	if (access(MEMORY "/block_size_bytes", R_OK))
 		SKIP(return, "memory cannot be offlined (CONFIG_MEMORY_HOTREMOVE)");
@@ -240,43 +324,68 @@ TEST_F_TIMEOUT(offline, a_block_of_memory_goes, TIMEOUT)
 	block = find_block(per_block);
 	if (!block)
 		SKIP(return, "no block of memory is movable (movablecore=)");
+	first = block * per_block;
+	last = first + per_block - 1;
 
-	/* Files are allocated until one begins there. */
 	run_near(block);
-	a->vm = self->vm;
-	a->slot = GMEM_SLOT;
-	a->gpa = GMEM_GPA;
-	a->size = FILE_SIZE;
-	for (files = 0; files < FILES; files++) {
-		a->fd = vm_create_guest_memfd(self->vm, FILE_SIZE, MOVABLE);
-		r = gmem_allocate(a->fd, 0, FILE_SIZE);
-		TEST_ASSERT(!r, "fallocate: %s", strerror(r));
-		a->hva = kvm_mmap(FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, a->fd);
-		a->hva[0] = 1;
-		frame = gmem_frame_of(a->hva);
-		if (frame / per_block == block)
-			break;
-		kvm_munmap(a->hva, FILE_SIZE);
-		fds[files] = a->fd;
-	}
-	TEST_ASSERT(files < FILES, "No page of %lu MiB came from block %lu",
-		    FILES * FILE_SIZE / SZ_1M, block);
-	gmem_area_bind(a);
-	gmem_area_virt_map(a);
+	create_within(self, first, last);
+	close_others(self);
 	make_half_private(self);
-	TEST_ASSERT(self->frames[0] / per_block == block, "The first page is not in block %lu", block);
 
 	keep_looking(self);
 	r = set_block(block, "offline");
 	look_no_more(self);
 	TEST_ASSERT(!r, "Block %lu stays: %s", block, strerror(r));
-	assert_moved_out(self, block * per_block, (block + 1) * per_block - 1);
+	assert_moved_out(self, first, last);
 
 	r = set_block(block, "online_movable");
 	TEST_ASSERT(!r, "Block %lu does not come back: %s", block, strerror(r));
-	gmem_area_destroy(a);
-	while (files--)
-		kvm_close(fds[files]);
+	gmem_area_destroy(&self->a);
+}
+
+/* Drivers get all of an area from which a guest has memory. Some had memory there before. */
+TEST_F_TIMEOUT(offline, contiguous_memory_is_allocated, TIMEOUT)
+{
+	u64 first, last, all, pages, at;
+	int tries, r, fd;
+	u8 *mem;
+
+	if (access(AREA, F_OK) && mount("debugfs", DEBUGFS, "debugfs", 0, NULL) && errno != EBUSY)
+		SKIP(return, "no debugfs");
+	if (access(AREA "/alloc", W_OK))
+		SKIP(return, "no " AREA "/alloc (CONFIG_CMA_DEBUGFS, cma=)");
+	first = read_number(AREA "/base_pfn", 10);
+	all = read_number(AREA "/count", 10);
+	pages = all - read_number(AREA "/used", 10);
+	last = first + all - 1;
+
+	run_near(first * PG / read_number(MEMORY "/block_size_bytes", 16));
+	create_within(self, first, last);
+	/* Now more memory comes from there, if it can be moved. */
+	fd = create_file(self, GMEM_MMAP_SHARED);
+	mem = kvm_mmap(FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	for (at = 0; at < FILE_SIZE; at += OFF(PAGES))
+		TEST_ASSERT_EQ(pages_within(mem + at, first, last), 0);
+	kvm_munmap(mem, FILE_SIZE);
+	kvm_close(fd);
+	fd = create_file(self, MOVABLE);
+	TEST_ASSERT(find_within(fd, first, last) < FILE_SIZE, "Memory comes from elsewhere");
+	kvm_close(fd);
+	close_others(self);
+	make_half_private(self);
+
+	keep_looking(self);
+	/* A vCPU that is about to map a page has a reference to it. */
+	for (tries = 0, r = ENOMEM; tries < TRIES && r; tries++)
+		r = write_number(AREA "/alloc", pages);
+	look_no_more(self);
+	TEST_ASSERT(!r, "%lu pages are not allocated: %s", pages, strerror(r));
+	TEST_ASSERT_EQ(read_number(AREA "/used", 10), all);
+	assert_moved_out(self, first, last);
+
+	r = write_number(AREA "/free", pages);
+	TEST_ASSERT(!r, "The area is not freed: %s", strerror(r));
+	gmem_area_destroy(&self->a);
 }
 
 /* The memory of a file without the flag does not come from ZONE_MOVABLE. */
