@@ -38,6 +38,7 @@ struct folio *gmem_filemap_create_folio(struct address_space *mapping, pgoff_t i
 					struct mempolicy *policy);
 struct folio *gmem_filemap_add_folio(struct address_space *mapping, pgoff_t index,
 				     struct mempolicy *policy);
+void gmem_folio_keep(struct folio *folio);
 void gmem_folio_lock(struct folio *folio);
 void gmem_folio_unlock_put(struct folio *folio);
 bool gmem_folio_uptodate(struct folio *folio);

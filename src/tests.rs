@@ -8,12 +8,18 @@ use gmem_policy::checks;
 #[cfg(CONFIG_KVM_GMEM_EMULATION)]
 use gmem_policy::emulation;
 use gmem_sys::testing::{
-    platform::TestRmp,
+    platform::{
+        RmpOperation,
+        TestRmp, //
+    },
     TestFile,
     TestVm, //
 };
 use gmem_types::{
-    platform::Platform,
+    platform::{
+        Base,
+        Platform, //
+    },
     visibility::Visibility, //
 };
 use kernel::prelude::*;
@@ -29,7 +35,7 @@ mod page_cache {
 
     /// The kernel does not see writes of guests and platforms, as these are not mappings of the host.
     #[test]
-    fn used_pages_cannot_be_dropped() -> Result {
+    fn pages_cannot_be_dropped() -> Result {
         TestRmp::reset();
         let vm = TestVm::new()?;
         vm.put_on(Platform::SwProtected, 0)?;
@@ -48,12 +54,36 @@ mod page_cache {
             // This page is never used.
             file.allocate(3)?;
 
+            assert_eq!(file.drop_clean(), 0);
             assert_eq!(file.allocated(), 4);
-            assert_eq!(file.drop_clean(), 1);
-            assert_eq!(file.allocated(), 3);
             for at in 0..3 {
                 assert_eq!(file.byte(at)?, Some(BYTE));
             }
+        }
+        Ok(())
+    }
+
+    /// The platform cannot say whose a page is. The reference that would keep the page for ever would
+    /// be lost, if the page were dropped.
+    #[test]
+    fn unused_pages_of_an_unknown_owner_cannot_be_dropped() -> Result {
+        TestRmp::reset();
+        let vm = TestVm::new()?;
+        vm.put_on(Platform::Snp(Base::Test), 7)?;
+
+        for initial in [Visibility::Shared, Visibility::Private] {
+            let Some(file) = TestFile::<Gmem>::new(&vm, 2, initial, BASE)? else {
+                return Ok(());
+            };
+            file.allocate(0)?;
+            let page = file.page(1)?;
+            TestRmp::fail(RmpOperation::Lookup, 0, u32::MAX);
+            assert_eq!(file.drop_clean(), 0);
+            assert_eq!(file.allocated(), 2);
+            // A page that leaves the file in another way does keep it.
+            drop(file);
+            assert_eq!(page.references(), 2);
+            TestRmp::fail(RmpOperation::Lookup, u32::MAX, 1);
         }
         Ok(())
     }

@@ -174,10 +174,12 @@ u32 gmem_mapping_add_block(struct address_space *mapping, pgoff_t index)
 		/* A cgroup that has no room for one has none for the next. */
 		if (err != -ENOMEM)
 			err = filemap_add_folio(mapping, folio, index + i, gfp);
-		if (!err)
+		if (!err) {
+			gmem_folio_keep(folio);
 			folio_unlock(folio);
-		else
+		} else {
 			made = err == -ENOMEM ? GMEM_BLOCK_NO_MEMORY : GMEM_BLOCK_OCCUPIED;
+		}
 		folio_put(folio);
 		cond_resched();
 	}
@@ -200,8 +202,10 @@ u32 gmem_mapping_add_large(struct address_space *mapping, pgoff_t index)
 	/* Nothing is remembered of it. */
 	folio->private = NULL;
 	err = filemap_add_folio(mapping, folio, index, gfp);
-	if (!err)
+	if (!err) {
+		gmem_folio_keep(folio);
 		folio_unlock(folio);
+	}
 	folio_put(folio);
 	if (err)
 		return err == -EEXIST ? GMEM_BLOCK_OCCUPIED : GMEM_BLOCK_NO_MEMORY;

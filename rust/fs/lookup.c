@@ -138,10 +138,7 @@ static bool gmem_folio_is_counted(struct folio *folio)
  * reference besides the page cache's, by its index. After many folios without
  * one, it returns the next folio, whatever its references are.
  *
- * No reference is taken: the caller keeps folios that are in use in their
- * file. A folio that is not in use may leave the file. Its memory and its count
- * can belong to another owner then; a second lookup that takes a reference does
- * not find the folio.
+ * No reference is taken: the caller keeps the folios in their file.
  */
 bool gmem_mapping_held(struct address_space *mapping, pgoff_t *index, pgoff_t last)
 {
@@ -168,8 +165,7 @@ bool gmem_mapping_held(struct address_space *mapping, pgoff_t *index, pgoff_t la
 /*
  * Whether a page from *@index to @last has no folio. If so, *@index becomes
  * the first such page. If not, it becomes the index behind the pages that were
- * looked at: all, or many. Only folios that were never used may leave
- * meanwhile.
+ * looked at: all, or many.
  */
 bool gmem_mapping_missing(struct address_space *mapping, pgoff_t *index, pgoff_t last)
 {

@@ -13,8 +13,13 @@ struct folio *gmem_filemap_lock_folio(struct address_space *mapping, pgoff_t ind
 struct folio *gmem_filemap_create_folio(struct address_space *mapping, pgoff_t index,
 					struct mempolicy *policy)
 {
-	return __filemap_get_folio_mpol(mapping, index, FGP_LOCK | FGP_CREAT,
-					mapping_gfp_mask(mapping), policy);
+	struct folio *folio = __filemap_get_folio_mpol(mapping, index, FGP_LOCK | FGP_CREAT,
+						       mapping_gfp_mask(mapping), policy);
+
+	/* One that was found is kept already. */
+	if (!IS_ERR(folio) && !folio_test_dirty(folio))
+		gmem_folio_keep(folio);
+	return folio;
 }
 
 /* For a page that had no folio a moment ago. -EEXIST if it has one now. */
@@ -32,6 +37,7 @@ struct folio *gmem_filemap_add_folio(struct address_space *mapping, pgoff_t inde
 		folio_put(folio);
 		return ERR_PTR(err);
 	}
+	gmem_folio_keep(folio);
 	return folio;
 }
 

@@ -29,15 +29,18 @@ bool kvm_gmem_page_is_zero(struct page *page)
 }
 
 /*
- * From its first use on a folio holds the only copy of its bytes, and a
- * guest's page tables refer to it without being counted: a clean folio that
- * nobody has mapped or holds could be dropped, as by soft offlining. Writes
- * cannot be seen, so each folio in use counts as dirty. Only the flag says so,
- * see noop_dirty_folio().
+ * Keeps memory management from dropping the folio, as it could a clean one that
+ * nobody has mapped or holds: by soft offlining, fadvise() or drop_caches. A folio in
+ * use has the only copy of its bytes, and a guest's page tables refer to it without
+ * being counted. A folio that was never used may still be the platform's, if that
+ * cannot say whose it is. Then it needs a reference that is never dropped, and the
+ * count of a folio that is being dropped is overwritten after ->free_folio().
+ *
+ * Only the flag says so, see noop_dirty_folio(). The caller has locked the folio since
+ * it was added to the file.
  */
-static void gmem_folio_in_use(struct folio *folio)
+void gmem_folio_keep(struct folio *folio)
 {
-	folio_mark_uptodate(folio);
 	folio_set_dirty(folio);
 }
 
@@ -60,7 +63,7 @@ int gmem_folio_prepare(struct folio *folio)
 		if (nr > 1)
 			cond_resched();
 	}
-	gmem_folio_in_use(folio);
+	folio_mark_uptodate(folio);
 	return 1;
 }
 
@@ -106,10 +109,9 @@ int gmem_folio_split(struct folio *folio, unsigned long page)
 	return !err || err == -ENOMEM ? err : -EAGAIN;
 }
 
-/* The caller's reference keeps the folio in its file until it is dirty. */
 void gmem_page_mark_uptodate(struct page *page)
 {
-	gmem_folio_in_use(page_folio(page));
+	folio_mark_uptodate(page_folio(page));
 }
 
 /*
