@@ -5,12 +5,20 @@
  * firmware keeps, and a process that is killed.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include <linux/userfaultfd.h>
+
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "gmem_snp_vm.h"
@@ -218,6 +226,103 @@ SNP_TEST(firmware_keeps_a_vmsa)
 	snp_inject(self->vm, SNP_PAGE_RECLAIM, RESOURCE_LIMIT, 1);
 	assert_errno(snp_finish(self->vm, &status), EIO);
 	TEST_ASSERT_EQ(status, RESOURCE_LIMIT);
+	assert_lost(self, before, 1);
+}
+
+/* A command of the launch in a thread of its own. */
+struct command {
+	struct kvm_vm *vm;
+	u32 id;
+	void *data;
+	pthread_t thread;
+	pid_t tid;
+	int err;
+};
+
+static void *give_command(void *arg)
+{
+	struct command *c = arg;
+
+	WRITE_ONCE(c->tid, gettid());
+	c->err = snp_command(c->vm, c->id, c->data, NULL);
+	return NULL;
+}
+
+static void give(struct command *c)
+{
+	TEST_ASSERT(!pthread_create(&c->thread, NULL, give_command, c), "No thread");
+}
+
+/* Until it waits for a lock: D for disk sleep. */
+static void await_lock(struct command *c)
+{
+	char path[64], text[256], state;
+	int fd;
+
+	do {
+		sched_yield();
+		snprintf(path, sizeof(path), "/proc/self/task/%d/stat", READ_ONCE(c->tid));
+		state = 0;
+		fd = open(path, O_RDONLY);
+		if (fd < 0)
+			continue;
+		memset(text, 0, sizeof(text));
+		if (read(fd, text, sizeof(text) - 1) > 0 && strrchr(text, ')'))
+			state = strrchr(text, ')')[2];
+		close(fd);
+	} while (state != 'D');
+}
+
+static int result_of(struct command *c)
+{
+	TEST_ASSERT(!pthread_join(c->thread, NULL), "No end of the thread");
+	return c->err;
+}
+
+/*
+ * Two LAUNCH_FINISH wait for the VM's lock, and firmware keeps a VMSA in the first: the
+ * second must not use that. The lock is held by a command whose parameters are not there.
+ */
+SNP_TEST(firmware_keeps_a_vmsa_that_others_wait_for)
+{
+	u64 before = nr_assigned(self->vm);
+	u8 *missing = kvm_mmap(PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	struct kvm_sev_snp_launch_finish finish[2] = {};
+	struct command first = { self->vm, KVM_SEV_SNP_LAUNCH_UPDATE, missing };
+	struct command others[2] = {
+		{ self->vm, KVM_SEV_SNP_LAUNCH_FINISH, &finish[0] },
+		{ self->vm, KVM_SEV_SNP_LAUNCH_FINISH, &finish[1] },
+	};
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = {
+		.range = { .start = (u64)missing, .len = PG },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	struct uffdio_zeropage zero = { .range = reg.range };
+	struct pollfd fault = { .events = POLLIN };
+
+	fault.fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (fault.fd < 0)
+		SKIP(return, "no userfaultfd()");
+	TEST_ASSERT(!ioctl(fault.fd, UFFDIO_API, &api), "UFFDIO_API: errno %d", errno);
+	TEST_ASSERT(!ioctl(fault.fd, UFFDIO_REGISTER, &reg), "UFFDIO_REGISTER: errno %d", errno);
+	start(self);
+	snp_vm_launch_update(self->vm);
+	snp_inject(self->vm, SNP_LAUNCH_UPDATE, RESOURCE_LIMIT, 1);
+	snp_inject(self->vm, SNP_PAGE_RECLAIM, RESOURCE_LIMIT, 1);
+
+	give(&first);
+	TEST_ASSERT_EQ(poll(&fault, 1, -1), 1);
+	give(&others[0]);
+	give(&others[1]);
+	await_lock(&others[0]);
+	await_lock(&others[1]);
+	TEST_ASSERT(!ioctl(fault.fd, UFFDIO_ZEROPAGE, &zero), "UFFDIO_ZEROPAGE: errno %d", errno);
+	assert_errno(result_of(&first), EINVAL);
+	assert_errno(result_of(&others[0]), EIO);
+	assert_errno(result_of(&others[1]), EIO);
+	close(fault.fd);
+	kvm_munmap(missing, PG);
 	assert_lost(self, before, 1);
 }
 
