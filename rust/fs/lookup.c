@@ -59,13 +59,27 @@ static bool gmem_folio_in_use_pfn(const struct xa_state *xas, struct folio *foli
 	return true;
 }
 
+/* Whether @xas is at the slot of its index, and not at that of the folio's first page. */
+static bool gmem_at_own_slot(const struct xa_state *xas)
+{
+	struct xa_node *node = xas->xa_node;
+
+	/* Without a node there is one slot, or none. */
+	return xas_not_node(node) ||
+	       xas->xa_offset == ((xas->xa_index >> node->shift) & XA_CHUNK_MASK);
+}
+
 /* The entry of the next page, which can be that of the same folio. */
 static void *gmem_next(struct xa_state *xas)
 {
 	void *entry = xas_next(xas);
 
-	/* xas_next() goes from slot to slot, of which a large folio has several. */
-	if (unlikely(xa_is_sibling(entry))) {
+	/*
+	 * xas_next() goes from slot to slot, of which a large folio has several. xas_load()
+	 * has left it at the folio's first one. If the folio has been split since, the slot
+	 * behind that one has another folio, and is not the index's.
+	 */
+	if (unlikely(xa_is_sibling(entry) || !gmem_at_own_slot(xas))) {
 		xas_set(xas, xas->xa_index);
 		entry = xas_load(xas);
 	}
