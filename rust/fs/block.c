@@ -30,19 +30,19 @@ static bool gmem_block_has(const void *entry, const struct page *page, unsigned 
  * @order, and the folio has the required flag and none of its pages has failed; 0 if not.
  *
  * While a folio is split, it loses the flag of failed pages for a moment.  Its
- * references are frozen then, and its entry has changed already.  So the flag is right
- * if the folio had a reference after the entry was read, and the entry is the same
- * afterwards.
+ * references are frozen before that, and come back when its entry has changed.  So the
+ * flag is right if the folio had a reference after the flag was read, and the entry is
+ * the same after that.
  */
 static unsigned int gmem_block_folio(struct xa_state *xas, const struct page *page,
 				     unsigned int order, unsigned long used)
 {
 	smp_rmb();
-	if (!order || !page_ref_count(page))
+	if (!order || (READ_ONCE(page->flags.f) & used) != used ||
+	    READ_ONCE(page[1].flags.f) & BIT(PG_has_hwpoisoned))
 		return 0;
 	smp_rmb();
-	if ((READ_ONCE(page->flags.f) & used) != used ||
-	    READ_ONCE(page[1].flags.f) & BIT(PG_has_hwpoisoned))
+	if (!page_ref_count(page))
 		return 0;
 	smp_rmb();
 	return xas_reload(xas) == page && xas_get_order(xas) == order ? order : 0;

@@ -281,14 +281,15 @@ impl InvalidateGuard<'_, Exclusive> {
 
         let errno = result.err().map_or(0, Error::to_errno);
         trace::split_folio(|| (inode.number(), inode.offset_of(first), errno));
-        if errno != 0 || was_block {
-            let what = if errno == 0 {
-                bindings::GMEM_FOLIO_SPLIT
-            } else {
-                bindings::GMEM_FOLIO_HELD
-            };
-            for file in inode.files(self) {
-                file.vm().count_blocks(what, 1);
+        // It can be in parts if it is not as it should, too.
+        let is_split = was_block
+            && LockedFolio::find(inode, first).is_some_and(|folio| folio.pages() != PAGES);
+        for file in inode.files(self) {
+            if is_split {
+                file.vm().count_blocks(bindings::GMEM_FOLIO_SPLIT, 1);
+            }
+            if errno != 0 {
+                file.vm().count_blocks(bindings::GMEM_FOLIO_HELD, 1);
             }
         }
         result.map_err(|error| Refused { error, at: first })
