@@ -105,7 +105,7 @@ pub(crate) fn write<'f, V: Vendor>(
 ) -> Result<Written<'f>, Fatal> {
     match action {
         Action::Zero => {
-            outcome.zeroed += 1;
+            outcome.zeroed += page.pages();
             if V::HAS_ZERO {
                 V::zero(page)
             } else {
@@ -113,7 +113,7 @@ pub(crate) fn write<'f, V: Vendor>(
             }
         }
         Action::Scramble => {
-            outcome.scrambled += 1;
+            outcome.scrambled += page.pages();
             page.scramble(SCRAMBLE_BYTE)
         }
         // Not called for this action.

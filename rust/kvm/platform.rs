@@ -147,11 +147,13 @@ pub fn can_have_large_folios() -> bool {
     HAS_LARGE_FOLIOS && unsafe { bindings::gmem_has_plain_vms() }
 }
 
-/// Page caches have large folios only in kernels that have transparent huge pages. Where the MMU has
-/// no large mappings of guest_memfd there is no use for one.
+/// Page caches have large folios only in kernels that have transparent huge pages, and none of 2 MiB
+/// where their nodes are small. Where the MMU has no large mappings of guest_memfd there is no use for
+/// one.
 const HAS_LARGE_FOLIOS: bool = cfg!(all(
     CONFIG_TRANSPARENT_HUGEPAGE,
-    CONFIG_HAVE_KVM_ARCH_GMEM_LARGE
+    CONFIG_HAVE_KVM_ARCH_GMEM_LARGE,
+    not(CONFIG_BASE_SMALL)
 ));
 
 /// The platform failed after the point of no return.
@@ -280,6 +282,11 @@ impl<'f> GivenUp<'f> {
             zeroed: zeroed.then_some(Zeroed),
             host_writes,
         }
+    }
+
+    /// How many pages it has.
+    pub fn pages(&self) -> u64 {
+        self.folio.pages().len()
     }
 
     /// Zeroes all bytes of the folio, unless the platform has done so.
