@@ -208,6 +208,7 @@ HAZARD(folio_converts_as_a_whole)
 {
 	const u32 seed = GMEM_SEED(2);
 	struct lg l;
+	u64 zeroed;
 	int i;
 
 	fo_simple(&l, 2 * PAGES, false);
@@ -230,7 +231,9 @@ HAZARD(folio_converts_as_a_whole)
 	to(&l, PAGES - 1, PAGES + 1, GMEM_SHARED);
 	h_sees(&l, PAGES, PAGES, seed);
 	folios_are(&l, 1);
+	zeroed = vm_get_stat(l.vm, gmem_zeroed_bytes);
 	gmem_convert(l.a.fd, BLOCK, BLOCK, GMEM_PRIVATE, GMEM_ZERO);
+	TEST_ASSERT_EQ(vm_get_stat(l.vm, gmem_zeroed_bytes) - zeroed, BLOCK);
 	g_sees(&l, PAGES, PAGES, GMEM_ZEROES);
 	folios_are(&l, 1);
 	folios_were(&l, split, 0);
