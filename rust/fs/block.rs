@@ -385,7 +385,7 @@ pub(crate) fn prepare_around(stable: &Stable<'_>, at: PageIndex) {
 /// frames from `first` on, which is aligned, and locked.
 pub struct PrivateBlock<'p> {
     first: Pfn,
-    folios: KVec<PreparedFolio<'p>>,
+    folios: KVVec<PreparedFolio<'p>>,
 }
 
 impl<'p> PrivateBlock<'p> {
@@ -410,7 +410,7 @@ impl<'p> PrivateBlock<'p> {
         }
 
         // CAST: A small number.
-        let mut folios = KVec::with_capacity(PAGES as usize, GFP_KERNEL).ok()?;
+        let mut folios = KVVec::with_capacity(PAGES as usize, GFP_KERNEL_ACCOUNT).ok()?;
         for (at, pfn) in (run.range.start().get()..run.range.end().get()).zip(first.get()..) {
             let folio = LockedFolio::find(inode, PageIndex::new(at))?;
             let fits = folio.pfn().get() == pfn && folio.pages() == 1 && !folio.is_poisoned();

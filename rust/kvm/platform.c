@@ -152,8 +152,12 @@ int gmem_rmp_lookup(u64 pfn, bool *assigned, bool *large)
 	int level, ret;
 
 	ret = snp_lookup_rmpentry(pfn, assigned, &level);
-	if (!ret)
-		*large = level > PG_LEVEL_4K;
+	if (ret)
+		return ret;
+	*large = level > PG_LEVEL_4K;
+	/* Of a 2M entry only the first page's counts. */
+	if (*large && !*assigned)
+		ret = snp_lookup_rmpentry(ALIGN_DOWN(pfn, PTRS_PER_PMD), assigned, &level);
 	return ret;
 }
 
@@ -172,10 +176,15 @@ int gmem_rmp_unassign(u64 pfn)
 	return ret;
 }
 
-/* The same for 2M, whose first page and first gfn these are. */
+/*
+ * The same for 2M, whose first page and first gfn these are.  A page of it can be taken
+ * back later only if the direct map is split, which needs memory.
+ */
 int gmem_rmp_assign_block(u64 pfn, u64 gfn, u32 asid)
 {
-	return rmp_make_private(pfn, gfn_to_gpa(gfn), PG_LEVEL_2M, asid, false);
+	int ret = snp_split_direct_map(pfn);
+
+	return ret ?: rmp_make_private(pfn, gfn_to_gpa(gfn), PG_LEVEL_2M, asid, false);
 }
 
 int gmem_rmp_unassign_block(u64 pfn)
