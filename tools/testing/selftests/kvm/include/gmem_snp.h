@@ -58,6 +58,7 @@ enum snp_op {
 	SNP_OP_COPY,		/* size bytes from gva pos to gva, in words */
 	SNP_OP_SPIN,		/* until value is not 0 */
 	SNP_OP_TERMINATE,	/* request the guest's termination */
+	SNP_OP_VMGEXIT,		/* with the GHCB's bytes at pos, and value in the MSR; both get the answer */
 };
 
 struct snp_cmd {
@@ -86,16 +87,20 @@ struct snp_start {
 static struct snp_start snp_starts[SNP_MAX_VCPUS];
 
 #define GHCB_RAX		0x1f8
+#define GHCB_RCX		0x308
 #define GHCB_EXIT_CODE		0x390
 #define GHCB_EXIT_INFO_1	0x398
 #define GHCB_EXIT_INFO_2	0x3a0
 #define GHCB_SCRATCH		0x3a8
 #define GHCB_VALID		0x3f0
 #define GHCB_BUFFER		0x800
+#define GHCB_BUFFER_END		0xff0
 #define GHCB_VERSION		0xffa
+#define GHCB_USAGE		0xffc
 
 #define GHCB_MSR_REG_REQ	0x012
 #define GHCB_MSR_PSC_REQ	0x014
+#define GHCB_MSR_PSC_RESP	0x015
 
 #define VMGEXIT_IOIO		0x7b
 #define VMGEXIT_PSC		0x80000010ULL
@@ -156,6 +161,7 @@ static inline void ghcb_use(struct snp_start *me)
 {
 	snp_msr_call(me->ghcb_gpa | GHCB_MSR_REG_REQ);
 	*(volatile u16 *)(me->ghcb + GHCB_VERSION) = 2;
+	*(volatile u32 *)(me->ghcb + GHCB_USAGE) = 0;
 	snp_msr_write(me->ghcb_gpa);
 }
 
@@ -181,6 +187,14 @@ static inline u64 snp_psc(struct snp_start *me, u64 gpa, u64 size, u64 to)
 	ghcb_put(me->ghcb, GHCB_SCRATCH, me->ghcb_gpa + GHCB_BUFFER);
 	ghcb_call(me, VMGEXIT_PSC, 0, 0);
 	return ghcb_get(me->ghcb, GHCB_EXIT_INFO_2);
+}
+
+static inline void snp_copy(u64 to, u64 from, u64 size)
+{
+	u64 i;
+
+	for (i = 0; i < size; i += sizeof(u64))
+		*(volatile u64 *)(to + i) = *(volatile u64 *)(from + i);
 }
 
 static void snp_guest_code(u64 index)
@@ -233,15 +247,9 @@ static void snp_guest_code(u64 index)
 			me->ghcb = (u8 *)cmd->pos;
 			ghcb_use(me);
 			break;
-		case SNP_OP_COPY: {
-			volatile u64 *from = (volatile u64 *)cmd->pos;
-			volatile u64 *to = (volatile u64 *)cmd->gva;
-			u64 i;
-
-			for (i = 0; i < cmd->size / sizeof(*to); i++)
-				to[i] = from[i];
+		case SNP_OP_COPY:
+			snp_copy(cmd->gva, cmd->pos, cmd->size);
 			break;
-		}
 		case SNP_OP_SPIN:
 			cmd->bad = 1;
 			while (!cmd->value)
@@ -249,6 +257,12 @@ static void snp_guest_code(u64 index)
 			break;
 		case SNP_OP_TERMINATE:
 			snp_msr_call(GHCB_MSR_TERM_REQ);
+			break;
+		case SNP_OP_VMGEXIT:
+			snp_copy((u64)me->ghcb, cmd->pos, PAGE_SIZE);
+			cmd->value = snp_msr_call(cmd->value);
+			snp_copy(cmd->pos, (u64)me->ghcb, PAGE_SIZE);
+			ghcb_use(me);
 			break;
 		}
 	}
