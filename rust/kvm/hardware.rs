@@ -156,12 +156,11 @@ pub trait Rmp: sealed::Sealed {
     fn unassign(frame: &Frame<'_>) -> Result<(), Failed>;
 
     /// Assigns a block by one entry for 2M, to the guest with `asid` from `gfn` on, which is a multiple
-    /// of 2M. Callers have looked up all of its pages: an entry of a page that is assigned overlaps,
-    /// and the kernel would repeat the update for ever.
+    /// of 2M.
     ///
     /// # Errors
     ///
-    /// [`Failed`]. No entry has changed.
+    /// [`Failed`], also if a page of it is assigned by an entry of its own. No entry has changed.
     fn assign_block(block: &PrivateBlock<'_>, gfn: Gfn, asid: u32) -> Result<(), Failed>;
 
     /// Takes back a block that was assigned by one entry, which was not split since, and flushes its

@@ -161,15 +161,33 @@ int gmem_rmp_lookup(u64 pfn, bool *assigned, bool *large)
 	return ret;
 }
 
+/*
+ * rmpupdate() repeats an update that overlaps with an entry of another size, for ever
+ * if nobody changes that one.  So these look whether there is one: 0, or an error.
+ */
+static int gmem_rmp_overlaps(u64 pfn, bool large)
+{
+	bool assigned, is_large;
+	int ret = gmem_rmp_lookup(pfn, &assigned, &is_large);
+
+	if (ret)
+		return ret;
+	return assigned && is_large != large ? RMPUPDATE_FAIL_OVERLAP : 0;
+}
+
 int gmem_rmp_assign(u64 pfn, u64 gfn, u32 asid)
 {
-	return rmp_make_private(pfn, gfn_to_gpa(gfn), PG_LEVEL_4K, asid, false);
+	int ret = gmem_rmp_overlaps(pfn, false);
+
+	return ret ?: rmp_make_private(pfn, gfn_to_gpa(gfn), PG_LEVEL_4K, asid, false);
 }
 
 int gmem_rmp_unassign(u64 pfn)
 {
-	int ret = rmp_make_shared(pfn, PG_LEVEL_4K);
+	int ret = gmem_rmp_overlaps(pfn, false);
 
+	if (!ret)
+		ret = rmp_make_shared(pfn, PG_LEVEL_4K);
 	/* The host's next access must not hit cache lines of the guest. */
 	if (!ret)
 		clflush_cache_range(__va(PFN_PHYS(pfn)), PAGE_SIZE);
@@ -182,15 +200,21 @@ int gmem_rmp_unassign(u64 pfn)
  */
 int gmem_rmp_assign_block(u64 pfn, u64 gfn, u32 asid)
 {
-	int ret = snp_split_direct_map(pfn);
+	int i, ret = 0;
 
+	for (i = 0; i < PTRS_PER_PMD && !ret; i++)
+		ret = gmem_rmp_overlaps(pfn + i, true);
+	if (!ret)
+		ret = snp_split_direct_map(pfn);
 	return ret ?: rmp_make_private(pfn, gfn_to_gpa(gfn), PG_LEVEL_2M, asid, false);
 }
 
 int gmem_rmp_unassign_block(u64 pfn)
 {
-	int ret = rmp_make_shared(pfn, PG_LEVEL_2M);
+	int ret = gmem_rmp_overlaps(pfn, true);
 
+	if (!ret)
+		ret = rmp_make_shared(pfn, PG_LEVEL_2M);
 	if (!ret)
 		clflush_cache_range(__va(PFN_PHYS(pfn)), PMD_SIZE);
 	return ret;

@@ -208,7 +208,7 @@ fn take_back<R: Rmp>(frame: &Frame<'_>) -> Result<(), Fatal> {
 }
 
 /// Splits the entry for 2M that a page is in. An update of the page alone would overlap with an
-/// entry that was not split, and the kernel would repeat the update for ever.
+/// entry that was not split.
 fn split<R: Rmp>(frame: &Frame<'_>) -> Result<(), Fatal> {
     /// Far more than any change of an entry takes.
     const TRIES: u32 = 1000;
