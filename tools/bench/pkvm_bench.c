@@ -9,7 +9,8 @@
  * converts the page and reads it; and back. Without exits, the guest shares all
  * pages, and they are converted together. The bounce buffer is memory outside of
  * guest_memfd that the guest has shared once: the guest copies, and user space
- * reads; and back.
+ * reads; and back. What giving pages to the guest for the first time costs is
+ * measured with KVM_MAP_MEMORY, without the guest's exits.
  *
  * Lines that start with "bench," are figures: name, unit, minimum, median,
  * maximum of the repetitions.
@@ -176,11 +177,32 @@ static void measure_bounce_buffer(void)
 	pvm_destroy(&p);
 }
 
+/* Pages become the guest's that were allocated and never used. Each round has a VM. */
+static void measure_donation(void)
+{
+	u64 ticks[REPS + 1], left;
+	struct pvm p;
+	int i, r;
+
+	for (i = 0; i <= REPS; i++) {
+		pvm_create(&p, GUEST_MEMFD_FLAG_MMAP, false);
+		cpu_start(&p.cpu[0]);
+		assert_errno(gmem_allocate(p.fd, 0, NPAGES * PG), 0);
+		ticks[i] = now();
+		r = map_memory(&p.cpu[0], 0, NPAGES * PG, &left);
+		ticks[i] = now() - ticks[i];
+		TEST_ASSERT(!r && !left, "KVM_MAP_MEMORY: errno %d, %lu pages left", r, left);
+		pvm_destroy(&p);
+	}
+	figure("pkvm/donate/map-memory", ticks + 1);
+}
+
 int main(void)
 {
 	calibrate();
 	measure_in_place("pkvm/to-host/in-place", "pkvm/to-guest/in-place", true);
 	measure_in_place("pkvm/to-host/in-place-untold", "pkvm/to-guest/in-place-untold", false);
 	measure_bounce_buffer();
+	measure_donation();
 	return 0;
 }
