@@ -63,7 +63,7 @@ fn has_block(file: &File<'_>) -> Result<bool> {
 const ORDER: i32 = block::ORDER as i32;
 
 #[kunit_tests(kvm_gmem_snp_block)]
-mod snp_block {
+mod one_entry {
     use super::*;
 
     /// The first fault gives all pages, by one update, and later ones find them.
@@ -138,7 +138,7 @@ mod snp_block {
             match what {
                 0 => {
                     let asked = request(&file, SHARED, Content::Preserve)?;
-                    drop(convert::<Snp<TestRmp>>(file.file(), &asked));
+                    let _ = convert::<Snp<TestRmp>>(file.file(), &asked);
                 }
                 1 => file.free(9)?,
                 _ => broken.set_failed(true),
