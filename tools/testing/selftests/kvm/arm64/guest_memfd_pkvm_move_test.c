@@ -196,12 +196,9 @@ TEST_F_TIMEOUT(movable, shared_pages, TIMEOUT)
 		}
 	}
 	/* The guest takes them back, from where they are now. */
-	if (p->exits) {
-		cpu_unshare(c, 0, 16 * PG);
-	} else {
+	if (!p->exits)
 		gmem_convert(p->fd, 0, 16 * PG, GMEM_PRIVATE, GMEM_PRESERVE);
-		cpu_unshare(c, 0, 16 * PG);
-	}
+	cpu_unshare(c, 0, 16 * PG);
 	cpu_check(c, 0, 16 * PG, GMEM_SEED(5));
 	cpu_fill(c, 0, 16 * PG, GMEM_SEED(6));
 	assert_errno(gmem_set_once(p->fd, 0, PG, GMEM_SHARED, GMEM_PRESERVE, NULL), EPERM);
