@@ -271,6 +271,20 @@ do {										\
 	TEST_ASSERT(!__r && !__left, "errno %d, %#lx left", __r, __left);	\
 } while (0)
 
+/* The block's memory has failed in a page. Its other pages have their bytes, and small mappings. */
+static inline void only_one_fails(struct lg *l, u64 page, u32 seed)
+{
+	int r;
+
+	g_sees(l, 0, page, seed);
+	g_sees(l, page + 1, PAGES - page - 1, seed);
+	h_sees(l, 0, page, seed);
+	h_sees(l, page + 1, PAGES - page - 1, seed);
+	large_is(l, 0);
+	r = __gmem_guest_do(l->vcpus[0], GMEM_OP_READ, gpa_of(l, page), 1, 0, 0, 0);
+	TEST_ASSERT(r == -EHWPOISON, "The guest's read: %d", r);
+}
+
 /* Page 300 fails before anybody has used the file's first block: the first use does not touch it. */
 static inline void fails_unused(struct lg *l)
 {
